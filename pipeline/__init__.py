@@ -1,0 +1,1 @@
+"""Both stages chained: recipes, evaluation, the demo."""

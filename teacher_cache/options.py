@@ -1,0 +1,132 @@
+"""Settings classes as command-line options, and errors as exit codes.
+
+A settings class (pydantic) is the only place where an option's name, type, default, bounds and help stand.
+"""
+
+import difflib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
+from rich.console import Console
+from rich.markup import escape
+
+from teacher_cache.errors import RppError, UsageError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:
+    """Build settings from outside values.
+
+    Raises:
+        UsageError: one line that names each wrong option, its value and why.
+    """
+    try:
+        return settings(**values)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            name = "--" + str(problem["loc"][-1]).replace("_", "-") if problem["loc"] else settings.__name__
+            missing = problem["type"] == "missing"
+            problems.append(
+                f"{name} is missing" if missing else f"{name} {problem['input']!r}: {problem['msg']}"
+            )
+        raise UsageError("; ".join(problems)) from error
+
+
+def from_flat(settings: type[Settings], values: dict[str, Any]) -> Settings:
+    """Build settings, nested ones included, from the flat names that options and recipes use.
+
+    Raises:
+        UsageError: as `validated`, and for a name that no field has.
+    """
+    known = _flat_fields(settings, frozenset())
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        raise UsageError(f"no such setting: {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
+    return validated(settings, _nest(settings, values))
+
+
+def settings_options(settings: type[Settings], hidden: frozenset[str] = frozenset()) -> Callable[..., Any]:
+    """Decorator: a command `f(settings, **others)` gets one option for each field of the settings class.
+
+    Nested settings are flattened. Fields in `hidden` get no option.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        fields = _flat_fields(settings, hidden)
+        own = list(inspect.signature(command).parameters.values())[1:]
+
+        def run(**values: Any) -> Any:
+            chosen = {name: values.pop(name) for name in fields}
+            return command(from_flat(settings, chosen), **values)
+
+        parameters = [_parameter(name, field) for name, field in fields.items()] + own
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+        )
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _is_settings(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _flat_fields(settings: type[BaseModel], hidden: frozenset[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        if _is_settings(field.annotation):
+            fields.update(_flat_fields(typing.cast(type[BaseModel], field.annotation), hidden))
+        elif name not in hidden:
+            fields[name] = field
+    return fields
+
+
+def _nest(settings: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, field in settings.model_fields.items():
+        if _is_settings(field.annotation):
+            nested[name] = _nest(typing.cast(type[BaseModel], field.annotation), values)
+        elif name in values:
+            nested[name] = values[name]
+    return nested
+
+
+def _parameter(name: str, field: Any) -> inspect.Parameter:
+    annotation = field.annotation
+    alternatives = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if isinstance(annotation, types.UnionType) and len(alternatives) > 1:
+        annotation = str  # the settings class parses it ("all" or a number)
+        if type(None) in typing.get_args(field.annotation):
+            annotation = str | None
+    option = typer.Option(help=field.description)
+    default = inspect.Parameter.empty if field.default is PydanticUndefined else field.default
+    if annotation is str and default is not inspect.Parameter.empty:
+        default = str(default)
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        annotation=Annotated[annotation, option],
+        default=default,
+    )
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run a command line; errors that a user can act on become one line and their exit code."""
+    try:
+        app()
+    except RppError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(error.exit_code)

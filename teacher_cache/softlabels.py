@@ -1,0 +1,160 @@
+"""Stored arrays -> teacher logits and soft labels.
+
+Shapes: B rows, C classes (C' a subset of them), D embedding. Only the encoding `factored` exists: the logit
+tensor z = s · F·Wᵀ is kept as its exact factors, so every temperature and every subset of classes is exact
+up to the float16 rounding of F.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teacher_cache.errors import UsageError
+from teacher_cache.images import SampleTable
+from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
+from teacher_cache.vocabulary import Vocabulary
+
+Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
+
+
+def factored_logits(
+    features_BD: Tensor, class_features_CD: Tensor, logit_scale: float, classes: Tensor | None = None
+) -> Tensor:
+    """Teacher logits z = s · f·w, [B, C'] float32, on the features' device.
+
+    Args:
+        features_BD: unit image features as stored, any float type.
+        class_features_CD: unit class features, float32.
+        classes: indices of the classes wanted, [C'] int64; all without it.
+    """
+    chosen_CD = class_features_CD if classes is None else class_features_CD[classes]
+    # float32 also under autocast: rounding to bfloat16 here would cost a tenth of a logit at scale 100
+    with torch.autocast(features_BD.device.type, enabled=False):
+        return logit_scale * (features_BD.float() @ chosen_CD.T)
+
+
+class TeacherCache:
+    """A finished cache, read only. `len(cache)` is the number of samples."""
+
+    def __init__(self, store: CacheStore) -> None:
+        self.store = store
+        missing = store.missing()
+        if missing:
+            raise UsageError(
+                f"the cache {store.path} is not complete: {len(missing)} of {store.header.parts} parts are "
+                "missing; run rpp-cache build again, it goes on where it stopped"
+            )
+
+    def __len__(self) -> int:
+        return self.store.header.samples
+
+    @property
+    def path(self) -> Path:
+        """Where the cache lies."""
+        return self.store.path
+
+    @property
+    def header(self) -> CacheHeader:
+        """What the cache is of."""
+        return self.store.header
+
+    @property
+    def num_views(self) -> int:
+        """Views a sample."""
+        return self.store.header.views
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """Model, weights, preprocessing, logit scale and precision of the teacher."""
+        return self.store.header.teacher
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor s of the teacher logits."""
+        return float(self.teacher["logit_scale"])
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The default vocabulary: the one that the labels index."""
+        return self.store.vocabulary()
+
+    @cached_property
+    def class_features(self) -> Tensor:
+        """Unit class features of the default vocabulary, [C, D] float32."""
+        return torch.from_numpy(self.store.class_features())
+
+    @property
+    def samples(self) -> SampleTable:
+        """Keys, places and labels of the samples."""
+        return self.store.samples
+
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """Hard labels in the default vocabulary, [N]; -1 = none."""
+        return np.asarray(self.store.array("labels")[:])
+
+    @cached_property
+    def valid(self) -> NDArray[np.bool_]:
+        """Which samples could be read, [N]."""
+        return np.asarray(self.store.array("valid")[:])
+
+    def image_features(self, rows: Rows, view: int = 0) -> Tensor:
+        """Unit image features of the teacher, [B, D] float16."""
+        return torch.from_numpy(self._read("image_features", rows, view))
+
+    def crops(self, rows: Rows, view: int = 0) -> NDArray[np.uint16]:
+        """Stored crops, [B, 5] uint16; `views.py` says what they mean."""
+        return self._read("crops", rows, view)
+
+    def logits(self, rows: Rows, view: int = 0, classes: Tensor | None = None) -> Tensor:
+        """Teacher logits of the given rows, [B, C'] float32.
+
+        Args:
+            rows: sample rows in any order.
+            view: which view of them.
+            classes: [C'] int64 class indices; all classes without it.
+
+        Raises:
+            UsageError: a row or view that the cache does not have.
+        """
+        features = self.image_features(rows, view)
+        return factored_logits(features, self.class_features, self.logit_scale, classes)
+
+    def soft_labels(
+        self, rows: Rows, temperature: float = 1.0, view: int = 0, classes: Tensor | None = None
+    ) -> Tensor:
+        """softmax(z / T) over the classes asked for, [B, C'] float32; each row sums to 1."""
+        return torch.softmax(self.logits(rows, view, classes) / temperature, dim=-1)
+
+    def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
+        """Rows of a per-view array: every chunk that is needed is read once, whole."""
+        if not 0 <= view < self.num_views:
+            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
+        wanted = np.arange(len(self))[rows] if isinstance(rows, slice | int) else np.asarray(rows)
+        wanted = np.atleast_1d(wanted).astype(np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise UsageError(f"rows {wanted.min()} to {wanted.max()} asked of a cache of {len(self)} samples")
+        array = self.store.array(name)
+        result = np.empty((len(wanted), *array.shape[2:]), dtype=array.dtype)
+        blocks = wanted // CHUNK_ROWS
+        for block in np.unique(blocks):
+            here = blocks == block
+            start = int(block) * CHUNK_ROWS
+            chunk = np.asarray(array[start : start + CHUNK_ROWS, view])
+            result[here] = chunk[wanted[here] - start]
+        return result
+
+
+def open_cache(path: str | Path) -> TeacherCache:
+    """Open a finished cache for reading.
+
+    Raises:
+        UsageError: no cache there, an unfinished one, or one of a newer format.
+    """
+    return TeacherCache(CacheStore.open(Path(path)))

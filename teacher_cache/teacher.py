@@ -1,0 +1,108 @@
+"""A frozen open_clip model -> unit image features and unit class features.
+
+Shapes: B batch, C classes, D embedding, T tokens, W text width.
+"""
+
+from typing import Any, Literal
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from teacher_cache.errors import UnsupportedTowerError
+from teacher_cache.openclip import LoadedModel, TextParts, text_parts
+from teacher_cache.views import ViewRenderer, normalise
+from teacher_cache.vocabulary import Vocabulary
+
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+class Teacher:
+    """The teacher on one device: pixels and names in, unit features out. Nothing here has a gradient."""
+
+    def __init__(self, loaded: LoadedModel, device: torch.device, precision: Precision = "fp32") -> None:
+        self.loaded = loaded
+        self.device = device
+        self.precision = precision
+        self.model = loaded.model.to(device)
+        self.renderer = ViewRenderer(loaded.preprocess)
+        try:
+            self._text: TextParts | None = text_parts(self.model)
+        except UnsupportedTowerError:
+            self._text = None  # any tower can teach; it then runs over all its positions
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @torch.inference_mode()
+    def image_features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Unit image features [B, D] float32 of uint8 pixels [B, 3, H, W]."""
+        preprocess = self.loaded.preprocess
+        pixels = pixels_BCHW.to(self.device, non_blocking=True)
+        with self._autocast():
+            features = self.model.encode_image(normalise(pixels, preprocess.mean, preprocess.std))
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_text(self, tokens_BT: Tensor, normalize: bool = False) -> Tensor:
+        """Text features [B, D] float32; as the model's own `encode_text`, without the positions behind the
+        last end-of-text: in a causal tower nothing that is read depends on them."""
+        with self._autocast():
+            if self._text is None:
+                features = self.model.encode_text(tokens_BT)
+            else:
+                features = _encode_trimmed(self._text, tokens_BT)
+        return F.normalize(features.float(), dim=-1) if normalize else features.float()
+
+    def class_features(self, vocabulary: Vocabulary, classes_per_batch: int = 256) -> Tensor:
+        """Unit class features [C, D] float32 on the CPU: open_clip's zero-shot classifier, that is the mean
+        over templates of unit text features, made unit again."""
+        per_batch = max(1, classes_per_batch // len(vocabulary.templates))
+        weights_DC = open_clip.build_zero_shot_classifier(
+            self,
+            self.loaded.tokenizer,
+            vocabulary.names,
+            vocabulary.templates,
+            num_classes_per_batch=per_batch,
+            device=self.device,
+        )
+        features: Tensor = weights_DC.T.float().contiguous().cpu()
+        return features
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies this teacher, as the cache records it."""
+        preprocess = self.loaded.preprocess
+        return {
+            "model": self.loaded.name,
+            "pretrained": self.loaded.pretrained,
+            "weights_digest": self.loaded.digest,
+            "image_size": list(self.renderer.size),
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+            "resize_mode": preprocess.resize_mode,
+            "logit_scale": self.loaded.logit_scale,
+            "precision": self.precision,
+            "quick_gelu": self.loaded.config["quick_gelu"],
+        }
+
+
+def _encode_trimmed(parts: TextParts, tokens_BT: Tensor) -> Tensor:
+    positions_B = parts.pool_positions(tokens_BT)
+    length = int(positions_B.max()) + 1
+    x_BTW = parts.token_embedding(tokens_BT[:, :length]) + parts.positional_embedding[:length]
+    mask = parts.attn_mask[:length, :length]
+    for block in parts.blocks:
+        x_BTW = block(x_BTW, attn_mask=mask)
+    pooled_BW = parts.ln_final(x_BTW[torch.arange(len(x_BTW), device=x_BTW.device), positions_B])
+    return parts.project(pooled_BW)

@@ -1,0 +1,265 @@
+"""Class names, ids and templates, in the order of the class indices.
+
+Reads ImageNet's names from timm's ImageNetInfo or the user's own file. Which image belongs to which class
+is decided in `images.py`.
+"""
+
+import csv
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from timm.data import ImageNetInfo
+
+from teacher_cache.errors import UsageError
+
+Lemma = Literal["first", "last", "shortest", "all"]
+Duplicates = Literal["lemma", "definition", "keep", "error"]
+
+# timm calls the 21,841 synsets of the fall 2011 release imagenet-22k and keeps imagenet-21k for Google's
+# list of 21,843, which holds two synsets without images. Whoever says ImageNet-21K here means the release.
+IMAGENETS = {
+    "imagenet-21k": "imagenet-22k",
+    "imagenet-22k": "imagenet-22k",
+    "imagenet-21k-goog": "imagenet-21k-goog",
+    "imagenet-21k-p": "imagenet-21k-miil",
+    "imagenet-12k": "imagenet-12k",
+    "imagenet-1k": "imagenet-1k",
+}
+TEMPLATE_SETS = {"imagenet": OPENAI_IMAGENET_TEMPLATES, "imagenet-simple": SIMPLE_IMAGENET_TEMPLATES}
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Ordered class names; index c of every array's class axis is `names[c]`.
+
+    Attributes:
+        names: what the text tower reads, [C].
+        ids: what image sources call the class: the synset, or the name where there is no id, [C].
+        templates: texts with one `{}` for the name; class features are averaged over them.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[str, ...]
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    _index: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def duplicate_names(self) -> dict[str, int]:
+        """Names that several classes share, with their number of classes."""
+        return {name: count for name, count in Counter(self.names).items() if count > 1}
+
+    def index_of(self, label: str) -> int | None:
+        """Class index of an id or, failing that, of a name (case and `_` do not matter); None if unknown.
+
+        A name that several classes share resolves to none of them.
+        """
+        if not self._index:
+            shared = {_fold(name) for name in self.duplicate_names}
+            self._index.update({_fold(n): c for c, n in enumerate(self.names) if _fold(n) not in shared})
+            self._index.update({_fold(identity): c for c, identity in enumerate(self.ids)})
+        return self._index.get(_fold(label))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the cache records it."""
+        return {"names": list(self.names), "ids": list(self.ids), "templates": list(self.templates)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> "Vocabulary":
+        """From what `to_json` gave."""
+        return cls(tuple(record["names"]), tuple(record["ids"]), tuple(record["templates"]))
+
+
+def _fold(label: str) -> str:
+    return " ".join(label.replace("_", " ").split()).casefold()
+
+
+def load_vocabulary(
+    source: str | Path,
+    templates: str = DEFAULT_TEMPLATE,
+    lemma: Lemma = "first",
+    duplicates: Duplicates = "lemma",
+) -> Vocabulary:
+    """Class names by ImageNet's name or from a file.
+
+    Args:
+        source: one of `IMAGENETS`, or a file: `.txt` (a name a line), `.csv`/`.tsv` (a `name` column and
+            perhaps an `id`, `synset` or `wnid` column; without a header the columns are id, name or name
+            alone), `.json` (a list of names, an object index -> name, id -> name, or index -> [id, name] as
+            Keras has it).
+        templates: one text with `{}`, a file with one a line (or a JSON list), or `imagenet` /
+            `imagenet-simple` for open_clip's own sets of 80 and 7.
+        lemma: which of a synset's names is used: the first, the last, the shortest, or all of them joined
+            by commas. Only ImageNet's names have several.
+        duplicates: what happens to a name that an earlier class has already. `lemma` takes the class's next
+            free lemma and keeps the name if there is none; `definition` then adds the definition's first
+            clause; `keep` leaves all as they are; `error` refuses.
+
+    Raises:
+        UsageError: unknown name, unreadable file, empty or doubled ids, a template without `{}`.
+    """
+    texts = load_templates(templates)
+    if str(source).lower() in IMAGENETS:
+        info = ImageNetInfo(IMAGENETS[str(source).lower()])
+        ids = list(info.label_names())
+        lemmas = [_lemmas(info.label_name_to_description(i)) for i in ids]
+        definitions = {i: info.label_name_to_description(i, detailed=True).split(": ", 1)[1] for i in ids}
+    else:
+        ids, names = _read_names(Path(source))
+        lemmas, definitions = [[name] for name in names], {}
+    chosen = _choose_names(ids, lemmas, definitions, lemma, duplicates)
+    return Vocabulary(tuple(chosen), tuple(ids), texts)
+
+
+def _lemmas(description: str) -> list[str]:
+    return [lemma.strip() for lemma in description.split(",") if lemma.strip()]
+
+
+def _choose_names(
+    ids: list[str],
+    lemmas: list[list[str]],
+    definitions: dict[str, str],
+    lemma: Lemma,
+    duplicates: Duplicates,
+) -> list[str]:
+    choose = {
+        "first": lambda options: options[0],
+        "last": lambda options: options[-1],
+        "shortest": lambda options: min(options, key=len),
+        "all": ", ".join,
+    }[lemma]
+    names = [choose(options) for options in lemmas]
+    if duplicates == "keep":
+        return names
+    if duplicates == "error":
+        counts = Counter(names)
+        doubled = [f"'{name}' ({count} classes)" for name, count in counts.items() if count > 1]
+        if doubled:
+            more = f" and {len(doubled) - 5} more" if len(doubled) > 5 else ""
+            raise UsageError(f"class names occur twice: {', '.join(doubled[:5])}{more}")
+        return names
+    taken = set(names)
+    seen: set[str] = set()
+    for c, name in enumerate(names):
+        if name in seen:
+            free = [option for option in lemmas[c] if option not in taken]
+            if free:
+                names[c] = free[0]
+            elif duplicates == "definition" and ids[c] in definitions:
+                names[c] = f"{name}, {definitions[ids[c]].split(';')[0].split(',')[0]}"
+            taken.add(names[c])
+        seen.add(names[c])
+    return names
+
+
+def load_templates(templates: str) -> tuple[str, ...]:
+    """Templates from one text with `{}`, a file, or the name of one of open_clip's sets.
+
+    Raises:
+        UsageError: neither of those, or a template without exactly one `{}` (`{c}` counts as `{}`).
+    """
+    if templates in TEMPLATE_SETS:
+        return tuple(template("{}") for template in TEMPLATE_SETS[templates])
+    texts = [templates]
+    if "{" not in templates:
+        path = Path(templates).expanduser()
+        if not path.is_file():
+            raise UsageError(
+                f"templates '{templates}': not a text with {{}}, not a file, not one of "
+                f"{', '.join(TEMPLATE_SETS)}"
+            )
+        content = path.read_text(encoding="utf-8")
+        texts = json.loads(content) if path.suffix == ".json" else content.splitlines()
+        texts = [text for text in texts if text.strip()]
+    texts = [text.replace("{c}", "{}") for text in texts]
+    wrong = [text for text in texts if text.count("{}") != 1]
+    if wrong or not texts:
+        raise UsageError(
+            f"a template needs exactly one {{}} for the class name: '{(wrong or [templates])[0]}'"
+        )
+    return tuple(texts)
+
+
+def _read_names(path: Path) -> tuple[list[str], list[str]]:
+    if not path.is_file():
+        raise UsageError(
+            f"vocabulary '{path}': no such file, and no known name ({', '.join(IMAGENETS)})",
+        )
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"vocabulary {path} is not UTF-8: {error}") from error
+    if path.suffix == ".json":
+        pairs = _pairs_of_json(content, path)
+    elif path.suffix in (".csv", ".tsv"):
+        pairs = _pairs_of_csv(content, path)
+    else:
+        pairs = [(line.strip(), line.strip()) for line in content.splitlines() if line.strip()]
+    if not pairs:
+        raise UsageError(f"vocabulary {path} holds no class name")
+    empty = [c for c, (_, name) in enumerate(pairs) if not name.strip()]
+    if empty:
+        raise UsageError(f"vocabulary {path}: class {empty[0]} has no name")
+    ids, names = [identity for identity, _ in pairs], [name for _, name in pairs]
+    # A text file's ids are its names; doubled names are then told apart by their index.
+    doubled = {identity for identity, count in Counter(ids).items() if count > 1}
+    if doubled and ids != names:
+        raise UsageError(f"vocabulary {path}: the id '{min(doubled)}' stands for several classes")
+    ids = [f"{identity}#{c}" if identity in doubled else identity for c, identity in enumerate(ids)]
+    return ids, names
+
+
+def _pairs_of_csv(content: str, path: Path) -> list[tuple[str, str]]:
+    rows = list(csv.reader(content.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
+    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    if not rows:
+        return []
+    header = [cell.lower() for cell in rows[0]]
+    if "name" in header:
+        name_column = header.index("name")
+        id_column = next((header.index(h) for h in ("id", "synset", "wnid") if h in header), name_column)
+        rows = rows[1:]
+    else:
+        id_column, name_column = 0, min(1, len(rows[0]) - 1)
+    short = next((r for r, row in enumerate(rows) if len(row) <= max(id_column, name_column)), None)
+    if short is not None:
+        raise UsageError(f"vocabulary {path}: row {short + 1} has too few columns: {rows[short]}")
+    return [(row[id_column], row[name_column]) for row in rows]
+
+
+def _pairs_of_json(content: str, path: Path) -> list[tuple[str, str]]:
+    try:
+        data = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"vocabulary {path} is not JSON: {error}") from error
+    shape = UsageError(
+        f"vocabulary {path}: expected a list of names, or an object index -> name, id -> name or "
+        "index -> [id, name]"
+    )
+    if isinstance(data, list):
+        items: list[tuple[str, Any]] = [("", value) for value in data]
+    elif isinstance(data, dict):
+        items = list(data.items())
+        if all(key.isdecimal() for key in data):
+            items = [("", data[str(c)]) for c in range(len(data)) if str(c) in data]
+            if len(items) != len(data):
+                raise UsageError(f"vocabulary {path}: the indices do not run from 0 to {len(data) - 1}")
+    else:
+        raise shape
+    pairs = []
+    for identity, value in items:
+        if isinstance(value, str):
+            pairs.append((identity or value, value))
+        elif isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
+            pairs.append((value[0], value[1].replace("_", " ")))
+        else:
+            raise shape
+    return pairs
