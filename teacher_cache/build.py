@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from dask.distributed import (
     Client,
-    FutureCancelledError,
     KilledWorker,
     LocalCluster,
     as_completed,
     get_worker,
 )
+from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field

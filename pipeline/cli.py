@@ -1,0 +1,85 @@
+"""`rpp`: both stages chained, evaluation, the demo."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.demo.compare import DemoSettings, demo_table, run_demo
+from pipeline.recipe import load_recipe
+from pipeline.run import run_recipe
+from student_train.evaluate import EvalSettings, evaluate
+from teacher_cache.options import run_app, settings_options
+
+app = typer.Typer(
+    help="Prompt pretraining of CLIP from a teacher that runs once.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+console = Console(soft_wrap=True)
+remarks = Console(stderr=True, soft_wrap=True)
+
+
+def note(line: str) -> None:
+    """A line for the user, on standard error."""
+    remarks.print(line, markup=False, highlight=False)
+
+
+@app.command()
+def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: Json = False) -> None:
+    """Build the cache, train, evaluate. Called again, it goes on where it stopped.
+
+    Example: rpp run recipes/imagenet21k-vitb16-all-classes.toml
+    """
+    results = run_recipe(load_recipe(recipe), note)
+    if as_json:
+        print(json.dumps(results, ensure_ascii=False))
+        return
+    console.print(evaluation_table(results["evals"]))
+
+
+@app.command("eval")
+@settings_options(EvalSettings)
+def eval_command(settings: EvalSettings, as_json: Json = False) -> None:
+    """Accuracy of a student, or of the frozen model (--student zero-shot --cache ./zarr).
+
+    Example: rpp eval --student runs/t2 --images 'val/*.tar' --classes imagenet-1k
+    """
+    result = evaluate(settings)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    console.print(evaluation_table([result]))
+
+
+@app.command()
+@settings_options(DemoSettings)
+def demo(settings: DemoSettings, as_json: Json = False) -> None:
+    """The main job on packaged pictures: cache, nine trainings, a table. About three minutes on two cores.
+
+    Example: rpp demo --out ./rpp-demo
+    """
+    results = run_demo(settings, note)
+    if as_json:
+        print(json.dumps(results, ensure_ascii=False))
+        return
+    console.print(demo_table(results))
+
+
+def evaluation_table(evals: list[dict[str, Any]]) -> Table:
+    """One row an evaluation."""
+    table = Table("student", "images", "classes", "samples", "top-1 %", "top-5 %", "unreadable")
+    for result in evals:
+        figures = [f"{100 * result[name]:.2f}" for name in ("top1", "top5")]
+        counts = [str(result[name]) for name in ("classes", "samples")]
+        table.add_row(result["student"], result["images"], *counts, *figures, str(result["skipped"]))
+    return table
+
+
+def main() -> None:
+    """Entry point of `rpp`."""
+    run_app(app)

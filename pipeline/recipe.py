@@ -1,0 +1,80 @@
+"""A TOML recipe -> validated settings of both stages and of the evaluations.
+
+The tables `[build]`, `[train]` and `[[eval]]` take the names of the commands' options, with `_` for `-`.
+"""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from student_train.evaluate import EvalSettings
+from student_train.train import TrainSettings
+from teacher_cache.build import BuildSettings
+from teacher_cache.errors import UsageError
+from teacher_cache.options import from_flat
+
+
+class Recipe(BaseModel):
+    """Everything that one experiment needs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    build: BuildSettings
+    train: TrainSettings
+    evals: list[EvalSettings]
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe. `$NAME` and `${NAME}` in strings are environment variables; paths are relative to where
+    the command runs. `train.cache`, `eval.cache` and `eval.student` follow from `build.out` and `train.out`.
+
+    Raises:
+        UsageError: not TOML, an unknown table or setting, a missing one, an environment variable not set.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the recipe {path} is not TOML: {error}") from error
+    unknown = set(tables) - {"build", "train", "eval"}
+    if unknown or not isinstance(tables.get("build"), dict) or not isinstance(tables.get("train"), dict):
+        raise UsageError(
+            f"the recipe {path} needs the tables [build] and [train], may have [[eval]]"
+            + (f", and does not know [{min(unknown)}]" if unknown else "")
+        )
+    tables = _expand(tables, path)
+    build = _table(BuildSettings, tables["build"], f"{path} [build]")
+    train = _table(TrainSettings, {"cache": build.out, **tables["train"]}, f"{path} [train]")
+    if train.out is None:
+        raise UsageError(f"{path} [train] needs out: the run's folder")
+    evaluations = [
+        _table(EvalSettings, {"cache": build.out, "student": str(train.out), **table}, f"{path} [[eval]]")
+        for table in tables.get("eval", [])
+    ]
+    return Recipe(build=build, train=train, evals=evaluations)
+
+
+def _table(settings: Any, values: dict[str, Any], where: str) -> Any:
+    try:
+        return from_flat(settings, values)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
+def _expand(value: Any, path: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expandvars(value)
+    left = re.search(r"\$\{?(\w+)\}?", expanded)
+    if left:
+        raise UsageError(f"{path}: the environment variable {left[1]} is not set (in '{value}')")
+    return expanded

@@ -1,0 +1,46 @@
+"""`rpp-train`: train a student on a cache."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from student_train.train import SETTINGS, TrainSettings, train
+from teacher_cache.options import run_app, settings_options
+
+app = typer.Typer(
+    help="Stage two: a frozen CLIP with prompts learns from hard labels and cached soft labels.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+@settings_options(TrainSettings)
+def train_command(
+    settings: TrainSettings,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output")] = False,
+) -> None:
+    """Train prompts on a cache. Without further options: the teacher's own model, its images, both towers.
+
+    Example: rpp-train --cache ./zarr --temperature 2 --soft-weight 1 --out runs/t2
+    """
+    result = train(settings)
+    if as_json:
+        print(json.dumps(result.__dict__, default=str))
+        return
+    console = Console(soft_wrap=True)
+    never_read = json.loads((result.out / SETTINGS).read_text(encoding="utf-8"))["never_read"]
+    for line in never_read:
+        console.print(f"note: {line}", markup=False)
+    console.print(
+        f"{result.out}: {result.steps} steps from {result.mode}, {result.samples_per_second:.0f} samples/s, "
+        f"{result.seconds:.1f} s of which {result.wait_seconds:.1f} s waiting for data, last loss "
+        f"{result.loss:.4f}",
+        markup=False,
+    )
+
+
+def main() -> None:
+    """Entry point of `rpp-train`."""
+    run_app(app)

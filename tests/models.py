@@ -1,0 +1,112 @@
+"""Small real open_clip models for the tests: real configs, seeded weights whose features differ visibly."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from teacher_cache.openclip import LoadedModel, load_model
+
+_VISION = {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 32}
+_TEXT = {"context_length": 77, "vocab_size": 49408, "layers": 3, "width": 64, "heads": 2}
+_CUSTOM_BLOCKS = {
+    "ls_init_value": 0.5,
+    "qk_norm": True,
+    "scale_heads": True,
+    "scale_attn_inner": True,
+    "scale_attn": True,
+    "scale_fc": True,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "gelu": {"embed_dim": 48, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    "quickgelu": {"embed_dim": 48, "quick_gelu": True, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    # CustomTextCLIP, every option of the custom block, pooling at the EOS token and over the patches.
+    "custom": {
+        "embed_dim": 48,
+        "custom_text": True,
+        "vision_cfg": {
+            **_VISION,
+            **_CUSTOM_BLOCKS,
+            "pool_type": "avg",
+            "final_ln_after_pool": True,
+            "no_ln_pre": True,
+        },
+        "text_cfg": {**_TEXT, **_CUSTOM_BLOCKS, "pool_type": "eos", "eos_id": 49407, "proj_bias": True},
+    },
+    # Attention pooling, patch dropout (off in evaluation), no text projection.
+    "attn-pool": {
+        "embed_dim": 64,
+        "custom_text": True,
+        "vision_cfg": {
+            **_VISION,
+            "ls_init_value": 0.5,
+            "patch_dropout": 0.5,
+            "attentional_pool": True,
+            "attn_pooler_heads": 2,
+            "attn_pooler_queries": 4,
+        },
+        "text_cfg": {**_TEXT, "proj_type": "none", "norm_kwargs": {"eps": 1e-6}},
+    },
+    # open_clip 3.3 has this attention but cannot run it (torch.bmm of four dimensions).
+    "cosine": {
+        "embed_dim": 48,
+        "vision_cfg": {**_VISION, "scaled_cosine_attn": True},
+        "text_cfg": {**_TEXT, "scaled_cosine_attn": True},
+    },
+    "siglip-text": {
+        "embed_dim": 48,
+        "custom_text": True,
+        "vision_cfg": _VISION,
+        "text_cfg": {**_TEXT, "no_causal_mask": True, "pool_type": "last"},
+    },
+    "resnet": {
+        "embed_dim": 48,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+        "text_cfg": _TEXT,
+    },
+}
+
+
+def write_model(folder: Path, config_name: str, seed: int = 0) -> Path:
+    """Write the model as a folder that `load_model` takes; returns the folder.
+
+    open_clip's own initial values leave the features of two texts nearly equal, which would hide errors:
+    here matrices keep the size of their input and norms, biases and embeddings vary.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = CONFIGS[config_name]
+    preprocess = {"size": 32, "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    record = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(record))
+    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name == "logit_scale" or name.endswith("attn.logit_scale"):
+                parameter.add_(0.1 * noise)
+            elif "embedding" in name or name.endswith("attn_pool.query"):
+                parameter.copy_(0.5 * noise)
+            elif "proj" in name and parameter.ndim == 2 and not name.endswith("weight"):
+                parameter.copy_(noise / parameter.shape[0] ** 0.5)  # applied from the right
+            elif parameter.ndim >= 2 and parameter.shape[1:].numel() > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            else:  # norms, layer scales, head scales
+                parameter.mul_(1 + 0.2 * noise)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@functools.cache
+def loaded(config_name: str, seed: int = 0) -> LoadedModel:
+    """The model, loaded once; nobody may change its weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(f"local-dir:{write_model(Path(folder), config_name, seed)}")
