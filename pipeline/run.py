@@ -30,11 +30,9 @@ def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]
     on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
     trained = train(continued(recipe.train))
     on_note(f"run {trained.out}: {trained.steps} steps from {trained.mode}, last loss {trained.loss:.4f}")
-    evals: list[dict[str, Any]] = []
-    for settings in with_zero_shot(recipe.evals):
-        evals.append(evaluate(settings))
-    results = {"build": built.__dict__, "train": trained.__dict__, "evals": evals}
-    results = json.loads(json.dumps(results, default=str))
+    evals = [evaluate(settings) for settings in with_zero_shot(recipe.evals)]
+    found = {"build": built.__dict__, "train": trained.__dict__, "evals": evals}
+    results: dict[str, Any] = json.loads(json.dumps(found, default=str))
     write_results(trained.out, results)
     return results
 

@@ -24,23 +24,26 @@ class PromptSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    towers: Literal["both", "text", "vision"] = Field("both", description="Towers that get prompts.")
+    towers: Literal["both", "text", "vision"] = Field(default="both", description="Towers that get prompts.")
     structure: Literal["qkv", "shared"] = Field(
-        "qkv", description="Separate prompts for query, key and value (RPP), or one for all three (IVLP)."
+        default="qkv",
+        description="Separate prompts for query, key and value (RPP), or one for all three (IVLP).",
     )
     carry: Literal["replace", "residual"] = Field(
-        "replace",
+        default="replace",
         description="Between blocks: replace the prompt positions by the block's own prompts (as published), "
         "or carry them on and add the block's own prompts to what its norm reads.",
     )
     depth: int | None = Field(
-        None, ge=0, description=f"First blocks with prompts of their own; default {DEFAULT_DEPTH} or all."
+        default=None,
+        ge=0,
+        description=f"First blocks with prompts of their own; default {DEFAULT_DEPTH} or all.",
     )
-    length: int = Field(4, ge=1, description="Prompt positions of a tower.")
+    length: int = Field(default=4, ge=1, description="Prompt positions of a tower.")
     init: str = Field(
-        "a photo of a",
-        description="Words whose token embeddings the text prompts start from; positions beyond them start "
-        "random. Without text prompts these words stand before each class name.",
+        default="a photo of a",
+        description="Words whose token embeddings the text prompts start from; prompt positions beyond them "
+        "start random. Without text prompts these words stand before each class name.",
     )
 
     def depth_of(self, tower: Tower, blocks: int) -> int:
@@ -54,7 +57,9 @@ class PromptSettings(BaseModel):
         if self.depth is None:
             return min(DEFAULT_DEPTH, blocks)
         if self.depth > blocks:
-            raise UsageError(f"prompt depth {self.depth} is more than the {blocks} blocks of the {tower} tower")
+            raise UsageError(
+                f"prompt depth {self.depth} is more than the {blocks} blocks of the {tower} tower"
+            )
         return self.depth
 
 

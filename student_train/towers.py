@@ -39,8 +39,12 @@ def _project(block: Any, x_BTW: Tensor, part: str) -> tuple[Tensor, ...]:
     begin = "qkv".index(part) * width
     rows = slice(begin, begin + len(part) * width)
     bias = None if attn.in_proj_bias is None else attn.in_proj_bias[rows]
-    projected = F.linear(x_BTW, attn.in_proj_weight[rows], bias).unflatten(-1, (-1, attn.num_heads, width // attn.num_heads))
-    return tuple(_norm_heads(attn, heads, name) for heads, name in zip(projected.unbind(-3), part, strict=True))
+    projected = F.linear(x_BTW, attn.in_proj_weight[rows], bias).unflatten(
+        -1, (-1, attn.num_heads, width // attn.num_heads)
+    )
+    return tuple(
+        _norm_heads(attn, heads, name) for heads, name in zip(projected.unbind(-3), part, strict=True)
+    )
 
 
 def _norm_heads(attn: Any, x_BTNH: Tensor, name: str) -> Tensor:
@@ -49,7 +53,9 @@ def _norm_heads(attn: Any, x_BTNH: Tensor, name: str) -> Tensor:
         return x_BTNH
     if getattr(attn, "logit_scale", None) is not None:  # scaled cosine attention
         x_BTNH = F.normalize(x_BTNH, dim=-1)
-        return x_BTNH * attn.logit_scale.clamp(max=attn.logit_scale_max).exp()[:, 0] if name == "q" else x_BTNH
+        return (
+            x_BTNH * attn.logit_scale.clamp(max=attn.logit_scale_max).exp()[:, 0] if name == "q" else x_BTNH
+        )
     normed: Tensor = getattr(attn, f"ln_{name}", torch.nn.Identity())(x_BTNH)
     return normed
 
@@ -108,13 +114,14 @@ class _PromptedRows:
     def attention_inputs(self, block: Any, number: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Residual [B, rows, W] and query [B, rows, N, H] of the first `rows` rows, key and value of all."""
         own = self.own[number - 1] if self.own is not None and number <= self.depth else None
-        tokens, carried = (self.x, None) if own is None else (self.x[:, : self.rows], self.x[:, self.rows :])
+        tokens = self.x if own is None else self.x[:, : self.rows]
         normed = block.ln_1(tokens)
         residual = tokens[:, :rows]
         (q,) = _project(block, normed[:, :rows], "q")
         k, v = _project(block, normed, "kv")
         if own is None:
             return residual, q, k, v
+        carried = self.x[:, self.rows :]  # without rows under `replace`
         prompt_rows = carried + own[:, None] if self.residual else own[:, None]  # [3, B or 1, n, W]
         (prompt_k,), (prompt_v,) = (_project(block, block.ln_1(prompt_rows["qkv".index(s)]), s) for s in "kv")
         batch = self.x.shape[0]
@@ -203,7 +210,9 @@ def encode_text(
         ids_R = torch.cat([tokens_BT[members, 1 : 1 + t].flatten() for members, (_, t) in texts]).to(device)
         positions_R = torch.cat([torch.arange(first, first + t).repeat(g) for g, t in groups]).to(device)
         if checkpoint and torch.is_grad_enabled():
-            features.append(run_checkpointed(_own_tokens, parts, prefix, ids_R, positions_R, groups, use_reentrant=False))
+            features.append(
+                run_checkpointed(_own_tokens, parts, prefix, ids_R, positions_R, groups, use_reentrant=False)
+            )
         else:
             features.append(_own_tokens(parts, prefix, ids_R, positions_R, groups))
     return torch.cat(features)[order_B.argsort().to(device)]
@@ -225,7 +234,7 @@ def _check_texts(tokens_BT: Tensor, lengths_B: Tensor, first: int, parts: TextPa
 def _chunks(order_B: Tensor, lengths_B: Tensor) -> tuple[Tensor, ...]:
     """The texts from short to long, in pieces of about CHUNK_ROWS rows."""
     number_B = (lengths_B[order_B].cumsum(0) - 1) // CHUNK_ROWS
-    return order_B.split(number_B.unique_consecutive(return_counts=True)[1].tolist())
+    return torch.split(order_B, number_B.unique_consecutive(return_counts=True)[1].tolist())
 
 
 def _own_tokens(
@@ -238,6 +247,7 @@ def _own_tokens(
     """Features of some texts, [sum of G, D]. `groups`: (G, T) in the order of the rows, R = sum of G · T."""
     x = parts.token_embedding(ids_R) + parts.positional_embedding[positions_R]
     ends = torch.tensor([t for g, t in groups for _ in range(g)]).cumsum(0).to(x.device) - 1
+    block: Any
     for number, (block, (prefix_k, prefix_v)) in enumerate(zip(parts.blocks, prefix, strict=True), start=1):
         normed = block.ln_1(x)
         k, v = _project(block, normed, "kv")
@@ -261,7 +271,7 @@ def _own_tokens(
 def _by_text(x_RNH: Tensor, groups: list[tuple[int, int]]) -> list[Tensor]:
     """Rows -> [G, T, N, H] for each group; T is 1 where each text has its pooled row alone."""
     per_text = [t if len(x_RNH) == sum(g * t for g, t in groups) else 1 for _, t in groups]
-    split = x_RNH.split([g * t for (g, _), t in zip(groups, per_text, strict=True)])
+    split = torch.split(x_RNH, [g * t for (g, _), t in zip(groups, per_text, strict=True)])
     return [rows.unflatten(0, (-1, t)) for rows, t in zip(split, per_text, strict=True)]
 
 

@@ -472,7 +472,7 @@ def stop_signals() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, before[number])
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
     try:
         before = {number: signal.signal(number, note) for number in numbers}
     except ValueError:  # not in the main thread: the caller handles signals

@@ -14,7 +14,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
-from student_train.student import load_student
 
 from student_train.evaluate import (
     FeatureModel,
@@ -25,6 +24,7 @@ from student_train.evaluate import (
 )
 from student_train.join import subset_classes
 from student_train.prompts import PromptSettings
+from student_train.student import load_student
 from student_train.train import TrainSettings, train
 from teacher_cache.build import BuildSettings, build_cache
 from teacher_cache.images import SampleTable, index_images

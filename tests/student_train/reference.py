@@ -44,7 +44,9 @@ def attention(attn: Any, x_q: Tensor, x_k: Tensor, x_v: Tensor, mask: Tensor | N
     return out @ attn.out_proj.weight.T + attn.out_proj.bias
 
 
-def block_forward(block: Any, x: Tensor, own: Own | None, at: slice, carry: str, mask: Tensor | None) -> Tensor:
+def block_forward(
+    block: Any, x: Tensor, own: Own | None, at: slice, carry: str, mask: Tensor | None
+) -> Tensor:
     """One block; `own` are its prompts [n, W] for query, key and value, which stand at positions `at`."""
 
     def rep(prompt: Tensor) -> Tensor:
@@ -61,7 +63,9 @@ def block_forward(block: Any, x: Tensor, own: Own | None, at: slice, carry: str,
     return y + block.ls_2(block.mlp(norm(block.ln_2, y)))
 
 
-def run_blocks(blocks: Any, x: Tensor, own: Own, start: Tensor | None, at: slice, mask: Tensor | None) -> Tensor:
+def run_blocks(
+    blocks: Any, x: Tensor, own: Own, start: Tensor | None, at: slice, mask: Tensor | None
+) -> Tensor:
     if start is not None:
         x = x.clone()
         x[:, at] = start

@@ -1,0 +1,1 @@
+"""The packaged demo: pictures, a tiny teacher, and the comparison they serve."""

@@ -1,0 +1,265 @@
+"""PromptedCLIP: a frozen open_clip model with prompts in its towers, used as one uses open_clip's CLIP.
+
+Knows how prompts begin, how names become tokens, and how a student is stored. How the towers run is in
+`towers.py`.
+
+Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower width.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from student_train import towers
+from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
+from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
+
+STUDENT = "student.safetensors"
+FORMAT = "rpp-student-1"
+
+log = logging.getLogger(__name__)
+
+
+class PromptedCLIP(nn.Module):
+    """A student: the frozen CLIP and, as its only learnable parameters, the prompts.
+
+    Attributes:
+        base: the frozen model with its tokenizer and preprocessing.
+        settings: what prompts it has.
+        prompts: `Prompts` by tower, "text" and "vision"; a tower without prompts is missing.
+    """
+
+    def __init__(self, base: LoadedModel, settings: PromptSettings, seed: int = 0) -> None:
+        """Args:
+        base: the model; its weights are frozen here.
+        settings: towers, structure, carry, depth, length, first words.
+        seed: of the random initial values.
+
+        Raises:
+            UnsupportedTowerError: a tower that is to be prompted is not one that can be.
+            UsageError: a prompt depth or length that the tower has no room for.
+        """
+        super().__init__()
+        self.base, self.settings = base, settings
+        self.clip = base.model.eval().requires_grad_(False)
+        self.prompts = nn.ModuleDict()
+        device = self.logit_scale.device
+        if settings.towers != "vision":
+            parts = text_parts(self.clip)
+            if depth := settings.depth_of("text", len(parts.blocks)):
+                generator = torch.Generator().manual_seed(2 * seed)
+                first_nW = self._first_text_prompt(parts, generator)
+                self.prompts["text"] = Prompts(settings, depth, first_nW, generator)
+        if settings.towers != "text":
+            visual = vision_transformer(self.clip)
+            if depth := settings.depth_of("vision", len(visual.transformer.resblocks)):
+                generator = torch.Generator().manual_seed(2 * seed + 1)
+                width = visual.class_embedding.shape[0]
+                first_nW = INIT_STD * torch.randn(settings.length, width, generator=generator)
+                self.prompts["vision"] = Prompts(settings, depth, first_nW, generator)
+        self.prompts.to(device)
+
+    def _first_text_prompt(self, parts: TextParts, generator: torch.Generator) -> Tensor:
+        """Embeddings of the settings' first words at positions 1..n, random ones behind them; [n, W]."""
+        n = self.settings.length
+        room = parts.positional_embedding.shape[0] - 3  # SOT, one token of a name, EOT
+        if n > room:
+            raise UsageError(
+                f"prompt length {n} leaves no room for a name; the text tower holds at most {room}"
+            )
+        tokens_T = self.base.tokenizer([self.settings.init])[0]
+        words_T = tokens_T[1 : int(parts.pool_positions(tokens_T[None]))][:n]
+        embedding = parts.token_embedding.weight
+        first_nW = INIT_STD * torch.randn(n, embedding.shape[1], generator=generator)
+        first_nW[: len(words_T)] = embedding[words_T.to(embedding.device)].cpu()
+        return first_nW + parts.positional_embedding[1 : 1 + n].cpu()
+
+    def train(self, mode: bool = True) -> "PromptedCLIP":
+        """As any module's, but the frozen towers stay in evaluation mode (no dropout of patches)."""
+        super().train(mode)
+        self.clip.eval()
+        return self
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Natural logarithm of s, as open_clip keeps it; frozen."""
+        return cast(Tensor, self.clip.logit_scale)
+
+    @property
+    def tokenizer(self) -> Any:
+        """open_clip's tokenizer of the model."""
+        return self.base.tokenizer
+
+    @property
+    def context_length(self) -> int:
+        """Positions of the text tower; the prompts take n of them."""
+        return self.base.context_length
+
+    def tower_prompts(self, tower: Tower) -> Prompts | None:
+        """The prompts of one tower, or None."""
+        return cast(Prompts, self.prompts[tower]) if tower in self.prompts else None
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Image features [B, D] of images [B, 3, H, W], normalised as the model's preprocessing does."""
+        prompts = self.tower_prompts("vision")
+        if prompts is None:
+            features: Tensor = self.clip.encode_image(images)
+        else:
+            features = towers.encode_image(self.clip.visual, prompts, images)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Text features [B, D] of tokens [B, T] int64, as open_clip's tokenizer gives them.
+
+        The prompts are put behind the start-of-text token.
+
+        Raises:
+            UsageError: a text has no room for the prompts; `tokenize_names` makes tokens that have.
+        """
+        try:
+            parts = text_parts(self.clip)
+        except UnsupportedTowerError:  # without prompts any text tower serves
+            features: Tensor = self.clip.encode_text(tokens)
+        else:
+            features = towers.encode_text(parts, self.tower_prompts("text"), tokens)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit image features, unit text features and the factor s, as open_clip's CLIP returns them."""
+        image_features, text_features = self.encode_image(image, True), self.encode_text(text, True)
+        return image_features, text_features, self.logit_scale.exp()
+
+    def tokenize_names(self, names: Sequence[str]) -> Tensor:
+        """Tokens [C, T] int64 of 'NAME.' for each class name, with room for the prompts (as CoOp).
+
+        Without text prompts the settings' first words stand before the name. A name that is too long loses
+        its last tokens before the full stop; how many names did is logged as a warning.
+        """
+        prompts = self.tower_prompts("text")
+        before = "" if prompts else f"{self.settings.init} "
+        tokens_CT = self.tokenizer([f"{before}{name}." for name in names])
+        length = self.context_length - (prompts.length if prompts else 0)
+        try:
+            parts = text_parts(self.clip)
+        except UnsupportedTowerError:
+            return cast(Tensor, tokens_CT)
+        ends_C = parts.pool_positions(tokens_CT)
+        # The tokenizer itself cuts at the context length: a text that fills it may have lost its full stop.
+        long_C = (ends_C >= length) | (ends_C == self.context_length - 1)
+        if long_C.any():
+            log.warning(
+                "%d of %d class names are too long for the text tower and are cut", long_C.sum(), len(names)
+            )
+            full_stop, end = self.tokenizer(["."])[0, 1:3].tolist()
+            tokens_CT[long_C, length - 2 :] = 0
+            tokens_CT[long_C, length - 2] = full_stop
+            tokens_CT[long_C, length - 1] = end
+        return cast(Tensor, tokens_CT)
+
+    @torch.no_grad()
+    def class_features(self, names: Sequence[str]) -> Tensor:
+        """Unit class features [C, D] of class names."""
+        return self.encode_text(self.tokenize_names(names).to(self.logit_scale.device), normalize=True)
+
+    def describe_dead(self) -> list[str]:
+        """One line a tower about query prompts that nothing reads and that therefore never change."""
+        lines = []
+        for name in self.prompts:
+            prompts = cast(Prompts, self.prompts[name])
+            tower: Any = (
+                text_parts(self.clip).blocks if name == "text" else self.clip.visual.transformer.resblocks
+            )
+            dead = dead_query_blocks(self.settings, prompts.depth, len(tower))
+            if dead:
+                blocks = f"block {dead[0]}" if len(dead) == 1 else f"blocks {dead[0]} to {dead[-1]}"
+                lines.append(
+                    f"{name}: nothing reads the query prompts of {blocks} (of {prompts.depth} prompted) "
+                    f"under carry {self.settings.carry}; their gradient is zero"
+                )
+        return lines
+
+
+def save_student(student: PromptedCLIP, folder: Path) -> Path:
+    """Write the prompts and what they belong to as `student.safetensors`, complete or not at all."""
+    metadata = {
+        "format": FORMAT,
+        "prompts": student.settings.model_dump_json(),
+        "model": student.base.name,
+        "pretrained": json.dumps(student.base.pretrained),
+        "weights_digest": student.base.digest,
+    }
+    tensors = {
+        f"{tower}.{name}": tensor.cpu().contiguous()
+        for tower, prompts in student.prompts.items()
+        for name, tensor in cast(Prompts, prompts).tensors().items()
+    }
+    path = folder / STUDENT
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+    return path
+
+
+def load_student(
+    path: str | Path,
+    model: str | None = None,
+    pretrained: str | None = None,
+    device: torch.device | str = "cpu",
+) -> PromptedCLIP:
+    """Load a student that `rpp-train` has written.
+
+    Args:
+        path: the run's folder, or its `student.safetensors`.
+        model: where the frozen model is now, if not where it was at training.
+        pretrained: its tag or weights file now, likewise.
+        device: where the student goes.
+
+    Raises:
+        UsageError: no student there, a file that is none, or a frozen model with other weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / STUDENT).is_file() and (path / "settings.json").is_file():
+            raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
+        path = path / STUDENT
+    if not path.is_file():
+        raise UsageError(f"no student at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if metadata.get("format") != FORMAT:
+            raise UsageError(f"{path} is not a student (format {metadata.get('format')}, not {FORMAT})")
+        settings = PromptSettings.model_validate_json(metadata["prompts"])
+    except (SafetensorError, ValidationError, KeyError) as error:
+        raise UsageError(f"{path} is damaged or not a student: {str(error).splitlines()[0]}") from error
+    if model is None:
+        model, pretrained = metadata["model"], pretrained or json.loads(metadata["pretrained"])
+    base = load_model(model, pretrained, device)
+    if base.digest != metadata["weights_digest"]:
+        raise UsageError(
+            f"the student {path} was trained on weights {metadata['weights_digest']}, but {base.name} has "
+            f"{base.digest}"
+        )
+    student = PromptedCLIP(base, settings)
+    expected = {
+        f"{t}.{n}": x for t, p in student.prompts.items() for n, x in cast(Prompts, p).tensors().items()
+    }
+    if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
+        raise UsageError(
+            f"{path} does not hold the prompts that its settings name: {', '.join(sorted(tensors))}"
+        )
+    for name, tensor in expected.items():
+        tensor.copy_(tensors[name])
+    return student.eval()

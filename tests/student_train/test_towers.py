@@ -1,0 +1,233 @@
+"""The fast towers against the plain ones of `reference.py`, and against open_clip's own."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from student_train import towers
+from student_train.prompts import Prompts, PromptSettings, dead_query_blocks
+from student_train.student import PromptedCLIP
+from teacher_cache.errors import UnsupportedTowerError, UsageError
+from tests.models import loaded
+from tests.student_train import reference
+
+BLOCKS = 3
+NAMES = ["cat", "ox", "grand piano", "giant panda bear of the zoo", "emu", "1st place medal", "tie"]
+STRUCTURES, CARRIES = ("qkv", "shared"), ("replace", "residual")
+
+
+def student_of(config: str, towers: str, **settings: object) -> PromptedCLIP:
+    """A student whose prompts are all different and of the size of real ones."""
+    student = PromptedCLIP(loaded(config), PromptSettings(towers=towers, **settings), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in student.prompts.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return student
+
+
+def own_and_start(prompts: Prompts) -> tuple[reference.Own, Tensor | None]:
+    return (prompts.q, prompts.k, prompts.v), prompts.start
+
+
+def gradients(prompts: Prompts, features: Tensor) -> list[Tensor]:
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(3))
+    prompts.zero_grad(set_to_none=True)
+    (features * weights).sum().backward()
+    return [p.grad.clone() for p in prompts.parameters() if p.grad is not None]
+
+
+def assert_equal(prompts: Prompts, fast: Tensor, plain: Tensor) -> None:
+    """Forward to 1e-5, gradients to 1e-4 relative, of both towers' bars in the design."""
+    assert plain.std(dim=0).mean() > 0.1, "features that hardly differ would prove nothing"
+    torch.testing.assert_close(fast, plain, atol=1e-5 * plain.abs().max().item(), rtol=0)
+    ours, theirs = gradients(prompts, fast), gradients(prompts, plain)
+    assert len(ours) == len(theirs) == (1 if prompts.q is prompts.k else 3)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()  # dead query prompts: both exactly zero
+    assert theirs[-1].norm() > 0
+
+
+@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
+@pytest.mark.parametrize("carry", CARRIES)
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
+def test_text_equals_plain(config: str, structure: str, carry: str, depth: int) -> None:
+    student = student_of(config, "text", structure=structure, carry=carry, depth=depth, length=5)
+    prompts, tokens = student.tower_prompts("text"), student.tokenize_names(NAMES)
+    assert prompts is not None
+    plain = reference.text_features(student.clip, *own_and_start(prompts), tokens)
+    assert_equal(prompts, student.encode_text(tokens), plain)
+
+
+@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
+@pytest.mark.parametrize("carry", CARRIES)
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
+def test_vision_equals_plain(config: str, structure: str, carry: str, depth: int) -> None:
+    student = student_of(config, "vision", structure=structure, carry=carry, depth=depth, length=3)
+    prompts = student.tower_prompts("vision")
+    assert prompts is not None
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = reference.image_features(student.clip, *own_and_start(prompts), images)
+    assert_equal(prompts, student.encode_image(images), plain)
+
+
+@pytest.mark.parametrize("carry", CARRIES)
+def test_chunks_and_checkpoints_change_nothing(carry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = student_of("gelu", "text", carry=carry, depth=2)
+    prompts, tokens = student.tower_prompts("text"), student.tokenize_names(NAMES * 3)
+    assert prompts is not None
+    whole = towers.encode_text(towers_parts(student), prompts, tokens, checkpoint=False)
+    expected = gradients(prompts, whole)
+    monkeypatch.setattr(towers, "CHUNK_ROWS", 16)
+    for checkpoint in (False, True):
+        pieces = towers.encode_text(towers_parts(student), prompts, tokens, checkpoint=checkpoint)
+        torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
+        for a, b in zip(gradients(prompts, pieces), expected, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+
+
+def towers_parts(student: PromptedCLIP) -> towers.TextParts:
+    from teacher_cache.openclip import text_parts
+
+    return text_parts(student.clip)
+
+
+@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
+def test_depth_0_is_open_clip(config: str) -> None:
+    student = PromptedCLIP(loaded(config), PromptSettings(depth=0))
+    assert not list(student.prompts.parameters())
+    tokens = loaded(config).tokenizer([f"a photo of a {name}" for name in NAMES])
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    own = loaded(config).model
+    fast_text = towers.encode_text(towers_parts(student), None, tokens)
+    fast_image = towers.encode_image(own.visual, None, images)
+    for ours, theirs in [
+        (fast_text, own.encode_text(tokens)),
+        (student.encode_text(tokens, normalize=True), own.encode_text(tokens, normalize=True)),
+        (fast_image, own.encode_image(images)),
+        (student.encode_image(images, normalize=True), own.encode_image(images, normalize=True)),
+    ]:
+        torch.testing.assert_close(ours, theirs, atol=1e-5 * theirs.abs().max().item(), rtol=0)
+
+
+def test_zero_prompts_are_no_identity() -> None:
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(depth=1))
+    with torch.no_grad():
+        for parameter in student.prompts.parameters():
+            parameter.zero_()
+    images = torch.randn(3, 3, 32, 32)
+    assert (student.encode_image(images) - student.clip.encode_image(images)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("carry", CARRIES)
+@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
+def test_equal_qkv_prompts_are_shared_prompts(carry: str, depth: int) -> None:
+    shared = student_of("quickgelu", "both", structure="shared", carry=carry, depth=depth)
+    qkv = PromptedCLIP(loaded("quickgelu"), shared.settings.model_copy(update={"structure": "qkv"}), seed=1)
+    with torch.no_grad():
+        for tower in ("text", "vision"):
+            for own in ("q", "k", "v"):
+                getattr(qkv.prompts[tower], own).copy_(shared.prompts[tower].q)
+    images = torch.randn(3, 3, 32, 32)
+    tokens = shared.tokenize_names(NAMES)
+    assert torch.equal(shared.encode_image(images), qkv.encode_image(images))
+    assert torch.equal(shared.encode_text(tokens), qkv.encode_text(tokens))
+
+
+def test_both_structures_start_as_the_same_function() -> None:
+    images = torch.randn(3, 3, 32, 32)
+    found = []
+    for structure in STRUCTURES:
+        student = PromptedCLIP(loaded("gelu"), PromptSettings(structure=structure), seed=4)
+        found.append((student.encode_image(images), student.class_features(NAMES)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("carry", CARRIES)
+def test_text_starts_as_clip_with_the_first_words(carry: str) -> None:
+    """J = 1, n = 4: CoOp's start is CLIP's own reading of 'a photo of a NAME.'"""
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(towers="text", depth=1, carry=carry))
+    tokens = loaded("gelu").tokenizer([f"a photo of a {name}." for name in NAMES])
+    theirs = loaded("gelu").model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(student.class_features(NAMES), theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tower", ["text", "vision"])
+@pytest.mark.parametrize("carry", CARRIES)
+@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
+def test_dead_and_living_query_prompts(tower: str, carry: str, depth: int) -> None:
+    """Design §4: dead means a gradient of exactly zero, alive means one that is not."""
+    student = student_of("gelu", tower, structure="qkv", carry=carry, depth=depth)
+    prompts = student.tower_prompts(tower)
+    assert prompts is not None
+    if tower == "text":
+        features = student.encode_text(student.tokenize_names(NAMES))
+    else:
+        features = student.encode_image(torch.randn(3, 3, 32, 32))
+    gradients(prompts, features)
+    dead = dead_query_blocks(student.settings, depth, BLOCKS)
+    if carry == "replace":
+        assert dead == [*range(1, depth), *([depth] if depth == BLOCKS else [])]
+    else:
+        assert dead == ([BLOCKS] if depth == BLOCKS else [])  # behind the last block nothing reads
+    assert prompts.q.grad is not None
+    for block in range(1, depth + 1):
+        size = prompts.q.grad[block - 1].abs().max()
+        assert (size == 0) if block in dead else (size > 1e-6)
+        for other in (prompts.k, prompts.v):
+            assert other.grad is not None
+            assert other.grad[block - 1].abs().max() > 1e-6
+    assert bool(student.describe_dead()) == bool(dead)
+
+
+def test_dead_query_prompts_are_dead_in_the_plain_tower_too() -> None:
+    student = student_of("gelu", "text", structure="qkv", carry="replace", depth=BLOCKS)
+    prompts = student.tower_prompts("text")
+    assert prompts is not None
+    plain = reference.text_features(student.clip, *own_and_start(prompts), student.tokenize_names(NAMES))
+    gradients(prompts, plain)
+    assert prompts.q.grad is not None
+    assert torch.equal(prompts.q.grad, torch.zeros_like(prompts.q))
+
+
+def test_scaled_cosine_attention_equals_plain() -> None:
+    """open_clip cannot run this attention itself in version 3.3; the formula is its own."""
+    student = student_of("cosine", "text", depth=2)
+    prompts, tokens = student.tower_prompts("text"), student.tokenize_names(NAMES)
+    assert prompts is not None
+    plain = reference.text_features(student.clip, *own_and_start(prompts), tokens)
+    assert_equal(prompts, student.encode_text(tokens), plain)
+
+
+@pytest.mark.parametrize(
+    ("config", "towers", "named"),
+    [("siglip-text", "text", "bidirectional"), ("resnet", "vision", "ModifiedResNet")],
+)
+def test_unsupported_tower_is_named(config: str, towers: str, named: str) -> None:
+    with pytest.raises(UnsupportedTowerError, match=rf"{named}.*what works: .*ViT-"):
+        PromptedCLIP(loaded(config), PromptSettings(towers=towers))
+
+
+@pytest.mark.parametrize(("config", "towers"), [("siglip-text", "vision"), ("resnet", "text")])
+def test_the_other_tower_may_be_of_any_kind(config: str, towers: str) -> None:
+    student = PromptedCLIP(loaded(config), PromptSettings(towers=towers))
+    images, tokens = torch.randn(2, 3, 32, 32), student.tokenize_names(NAMES)
+    image_features, text_features, scale = student(images, tokens)
+    assert image_features.shape == (2, 48)
+    assert text_features.shape == (len(NAMES), 48)
+    assert scale > 0
+
+
+def test_text_without_room_is_refused_by_row() -> None:
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(towers="text"))
+    tokens = loaded("gelu").tokenizer(["cat", "word " * 74])
+    with pytest.raises(UsageError, match="row 1 is too long: 76 tokens and 4 prompts.*77 positions"):
+        student.encode_text(tokens)
+
+
+def test_deeper_than_the_tower_is_refused() -> None:
+    with pytest.raises(UsageError, match="depth 4 is more than the 3 blocks of the text tower"):
+        PromptedCLIP(loaded("gelu"), PromptSettings(depth=4))
