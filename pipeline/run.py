@@ -8,7 +8,8 @@ from typing import Any
 
 from pipeline.recipe import Recipe
 from student_train.evaluate import EvalSettings, evaluate
-from student_train.train import SETTINGS, TrainSettings, train
+from student_train.run_folder import SETTINGS
+from student_train.train import TrainSettings, train
 from teacher_cache.build import build_cache
 
 RESULTS = "results.json"

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from student_train.train import SETTINGS, TrainSettings, train
+from student_train.run_folder import SETTINGS
+from student_train.train import TrainSettings, train
 from teacher_cache.options import run_app, settings_options
 
 app = typer.Typer(

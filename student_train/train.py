@@ -6,7 +6,6 @@ Reads top to bottom in the order in which things happen. What is computed lives 
 Shapes: B batch, C classes of the step, D embedding.
 """
 
-import json
 import os
 import signal
 import time
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from student_train.join import Batch, ClassSubset, Join, locate_images, select_rows, subset_classes
 from student_train.losses import distillation_loss, sample_classes, sampling_correction
 from student_train.prompts import PromptSettings
+from student_train.run_folder import CHECKPOINT, RunFolder, read_settings
 from student_train.student import PromptedCLIP, save_student
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.openclip import LoadedModel, load_model
@@ -35,11 +35,9 @@ from teacher_cache.softlabels import TeacherCache, factored_logits, open_cache
 from teacher_cache.teacher import AUTOCAST, Precision, Teacher, choose_device
 from teacher_cache.views import ViewRenderer, normalise
 
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
-SETTINGS = "settings.json"
 # What may differ between a run and its continuation without changing its result.
-FREE_ON_RESUME = frozenset({"resume", "threads", "log_every", "checkpoint_every", "device", "out", "images"})
+FREE_ON_RESUME = {"resume", "threads", "log_every", "checkpoint_every", "device", "out"}
+MAY_MOVE = {"images", "cache", "student_features"}  # compared by what they hold
 
 
 class TrainSettings(BaseModel):
@@ -59,7 +57,7 @@ class TrainSettings(BaseModel):
     prompts: PromptSettings = PromptSettings()
     soft_weight: float = Field(default=1.0, ge=0, description="weight λ of the soft-label loss")
     temperature: float = Field(default=1.0, gt=0, description="temperature T of the soft labels")
-    classes_per_step: Literal["all"] | int = Field(
+    classes_per_step: Literal["all"] | Annotated[int, Field(ge=2)] = Field(
         default="all", description="classes in each step's softmax: all, or a number of sampled ones"
     )
     class_subset: ClassSubset = Field(default="all", description="train on all, base or new classes")
@@ -114,11 +112,13 @@ def train(settings: TrainSettings) -> RunResult:
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
 
     out = settings.out or Path("runs") / f"{settings.cache.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = RunFolder(out, student.prompts, optimizer, scaler)
     first_step = 0
     if settings.resume:
-        first_step = load_checkpoint(settings, out, cache, student, optimizer, scaler)
+        check_same_run(settings, out, cache)
+        first_step = run.resume()
     else:
-        begin_run(settings, out, cache, student, mode)
+        run.begin(describe_run(settings, cache, student, mode))
 
     text = StepText(student, cache, settings, device)
     autocast = torch.autocast(
@@ -157,7 +157,7 @@ def train(settings: TrainSettings) -> RunResult:
                 correction,
             )
             if not torch.isfinite(loss):
-                save_checkpoint(out, step, student, optimizer, scaler)
+                run.save(step)
                 raise RppError(
                     f"the loss is {loss.item()} at step {step} (hard {hard.item()}, soft {soft.item()}; rows "
                     f"{batch.rows[:8].tolist()}...); the prompts before it are in {out / CHECKPOINT}"
@@ -190,11 +190,10 @@ def train(settings: TrainSettings) -> RunResult:
                     "wait_seconds": waited,
                 }
                 logged_at = now
-                with open(out / METRICS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                run.log(line)
                 counter(0, loss=f"{line['loss']:.4f}", wait=f"{waited:.1f}s")
             if done % settings.checkpoint_every == 0 or done == total_steps or stopped:
-                save_checkpoint(out, done, student, optimizer, scaler)
+                run.save(done)
             counter(1)
             if stopped and done < total_steps:
                 raise RppError(
@@ -205,12 +204,11 @@ def train(settings: TrainSettings) -> RunResult:
     seconds = time.perf_counter() - started
     samples = (total_steps - first_step) * join.batch_size
     save_student(student, out)
-    last_line = (out / METRICS).read_text(encoding="utf-8").splitlines()[-1]
     return RunResult(
         out=out,
         steps=total_steps,
         samples=samples,
-        loss=json.loads(last_line)["loss"],
+        loss=run.metrics()[-1]["loss"],
         seconds=seconds,
         samples_per_second=samples / max(seconds, 1e-9),
         wait_seconds=waited,
@@ -281,6 +279,47 @@ def check_student_features(
         ours, theirs = getattr(cache.header, name), getattr(features.header, name)
         if ours != theirs:
             raise UsageError(f"{features.path} has another {name} ({theirs}) than {cache.path} ({ours})")
+
+
+def describe_run(
+    settings: TrainSettings, cache: TeacherCache, student: PromptedCLIP, mode: str
+) -> dict[str, Any]:
+    """What `settings.json` holds: everything that decides the run's result."""
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "cache": asdict(cache.header),
+        "student": {
+            "model": student.base.name,
+            "pretrained": student.base.pretrained,
+            "weights_digest": student.base.digest,
+        },
+        "templates": list(cache.vocabulary.templates),
+        "mode": mode,
+        "never_read": student.describe_dead(),
+        "software": f"rpp {version('rpp')}, torch {torch.__version__}",
+    }
+
+
+def check_same_run(settings: TrainSettings, out: Path, cache: TeacherCache) -> None:
+    """Refuse to continue a run with settings or a cache that would change its result.
+
+    Raises:
+        UsageError: no run in `out`, or what differs.
+    """
+    if settings.out is None:
+        raise UsageError("--resume needs --out with a run's folder")
+    record = read_settings(out)
+    changed = [
+        f"{name}: {record['settings'].get(name)} there, {value} asked"
+        for name, value in settings.model_dump(mode="json").items()
+        if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
+    ]
+    for name in ("teacher", "sample_table_digest", "vocabulary_digest", "view_policy"):
+        there, now = record["cache"][name], asdict(cache.header)[name]
+        if there != now:
+            changed.append(f"cache {name}: {there} there, {now} now")
+    if changed:
+        raise UsageError(f"the run {out} was begun otherwise ({'; '.join(changed)})")
 
 
 def make_optimizer(settings: TrainSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -363,104 +402,6 @@ def batch_accuracy(logits_BC: Tensor, targets_B: Tensor) -> float | None:
     if not labelled.any():
         return None
     return float((logits_BC.argmax(-1) == targets_B)[labelled].float().mean())
-
-
-def begin_run(
-    settings: TrainSettings, out: Path, cache: TeacherCache, student: PromptedCLIP, mode: str
-) -> None:
-    """Make the run's folder and write down what it is.
-
-    Raises:
-        UsageError: the folder holds a run already.
-    """
-    if (out / SETTINGS).exists():
-        raise UsageError(f"{out} holds a run already; choose another --out, or go on with --resume")
-    out.mkdir(parents=True, exist_ok=True)
-    record = {
-        "settings": settings.model_dump(mode="json"),
-        "cache": asdict(cache.header),
-        "student": {
-            "model": student.base.name,
-            "pretrained": student.base.pretrained,
-            "weights_digest": student.base.digest,
-        },
-        "templates": list(cache.vocabulary.templates),
-        "mode": mode,
-        "never_read": student.describe_dead(),
-        "software": f"rpp {version('rpp')}, torch {torch.__version__}",
-    }
-    temporary = out / f"{SETTINGS}.tmp"
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, out / SETTINGS)
-
-
-def save_checkpoint(
-    out: Path,
-    step: int,
-    student: PromptedCLIP,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> None:
-    """All that step `step` needs: everything else follows from the settings and the step number."""
-    state = {
-        "step": step,
-        "prompts": student.prompts.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-    }
-    temporary = out / f"{CHECKPOINT}.tmp"
-    torch.save(state, temporary)
-    os.replace(temporary, out / CHECKPOINT)
-
-
-def load_checkpoint(
-    settings: TrainSettings,
-    out: Path,
-    cache: TeacherCache,
-    student: PromptedCLIP,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> int:
-    """Continue the run in `out`; metrics of steps behind its checkpoint are dropped.
-
-    Returns:
-        The step to go on with; 0 if the run stopped before its first checkpoint.
-
-    Raises:
-        UsageError: no run there, other settings, or another cache.
-    """
-    if settings.out is None or not (out / SETTINGS).is_file():
-        raise UsageError(
-            "--resume needs --out with a run's folder" + (f": none at {out}" if settings.out else "")
-        )
-    record = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    now = settings.model_dump(mode="json")
-    changed = [
-        f"{name}: {record['settings'].get(name)} there, {value} asked"
-        for name, value in now.items()
-        if name not in FREE_ON_RESUME | {"cache", "student_features"}
-        and record["settings"].get(name) != value
-    ]
-    for name in ("sample_table_digest", "vocabulary_digest", "view_policy"):
-        if record["cache"][name] != getattr(cache.header, name):
-            changed.append(f"cache {name}: {record['cache'][name]} there, {getattr(cache.header, name)} now")
-    if changed:
-        raise UsageError(f"the run {out} was begun otherwise ({'; '.join(changed)})")
-    step = 0
-    if (out / CHECKPOINT).is_file():
-        state = torch.load(out / CHECKPOINT, weights_only=True, map_location="cpu")
-        student.prompts.load_state_dict(state["prompts"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        step = int(state["step"])
-    metrics = out / METRICS
-    if metrics.is_file():
-        lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        temporary = out / f"{METRICS}.tmp"
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, metrics)
-    return step
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _nest(settings: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
 def _parameter(name: str, field: Any) -> inspect.Parameter:
     annotation = field.annotation
     alternatives = [a for a in typing.get_args(annotation) if a is not type(None)]
-    if isinstance(annotation, types.UnionType) and len(alternatives) > 1:
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union) and len(alternatives) > 1:
         annotation = str  # the settings class parses it ("all" or a number)
         if type(None) in typing.get_args(field.annotation):
             annotation = str | None

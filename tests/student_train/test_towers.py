@@ -224,7 +224,7 @@ def test_the_other_tower_may_be_of_any_kind(config: str, towers: str) -> None:
 def test_text_without_room_is_refused_by_row() -> None:
     student = PromptedCLIP(loaded("gelu"), PromptSettings(towers="text"))
     tokens = loaded("gelu").tokenizer(["cat", "word " * 74])
-    with pytest.raises(UsageError, match="row 1 is too long: 76 tokens and 4 prompts.*77 positions"):
+    with pytest.raises(UsageError, match=r"row 1 is too long: 76 tokens and 4 prompts.*77 positions"):
         student.encode_text(tokens)
 
 
