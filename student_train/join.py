@@ -223,7 +223,7 @@ def read_pixels(
     def pixels(key: str, location: tuple[str, int, int], view: int, crop: NDArray[np.uint16]) -> Tensor:
         try:
             image = decode_image(reader.read(*location))
-        except UnreadableImageError as error:
+        except (UnreadableImageError, RppError) as error:
             raise RppError(
                 f"{key} in {location[0]} cannot be read now, though the teacher could: {error}; if the "
                 "images moved, say where with --images"

@@ -125,7 +125,7 @@ def train(settings: TrainSettings) -> RunResult:
         device.type, dtype=AUTOCAST.get(settings.precision), enabled=settings.precision != "fp32"
     )
     teacher_classes_CD = cache.class_features.to(device)
-    scale = student.logit_scale.exp()
+    scale = float(student.logit_scale.exp())
     started = time.perf_counter()
     waited, logged_at = 0.0, started
     batches = join.batches(first_step, total_steps)
@@ -140,7 +140,8 @@ def train(settings: TrainSettings) -> RunResult:
             with autocast:
                 image_features_BD = encode_batch(student, batch, device)
                 class_features_CD = text.class_features(step_classes)
-                logits_BC = scale * image_features_BD @ class_features_CD.T
+            # logits in float32 on both sides: at scale 100, bfloat16 would round them by tenths
+            logits_BC = factored_logits(image_features_BD, class_features_CD.float(), scale)
             teacher_logits_BC = factored_logits(
                 batch.teacher_features.to(device),
                 teacher_classes_CD,

@@ -31,14 +31,16 @@ def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:
     try:
         return settings(**values)
     except ValidationError as error:
-        problems = []
+        known = _flat_fields(settings, frozenset())
+        problems: dict[str, list[str]] = {}
         for problem in error.errors():
-            name = "--" + str(problem["loc"][-1]).replace("_", "-") if problem["loc"] else settings.__name__
-            missing = problem["type"] == "missing"
-            problems.append(
-                f"{name} is missing" if missing else f"{name} {problem['input']!r}: {problem['msg']}"
-            )
-        raise UsageError("; ".join(problems)) from error
+            # what follows the field in `loc` names the branch of a union that was tried
+            field = next((str(part) for part in reversed(problem["loc"]) if part in known), None)
+            option = f"--{field.replace('_', '-')}" if field else settings.__name__
+            value = "" if problem["type"] == "missing" else f" {problem['input']!r}"
+            problems.setdefault(option + value, []).append(problem["msg"])
+        lines = [option + ": " + " or ".join(found) for option, found in problems.items()]
+        raise UsageError("; ".join(lines)) from error
 
 
 def from_flat(settings: type[Settings], values: dict[str, Any]) -> Settings:

@@ -1,0 +1,34 @@
+"""A small cache over real pictures that the tests of stage two share."""
+
+from pathlib import Path
+
+import pytest
+
+from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache.views import ViewPolicy
+from tests.models import write_model
+
+PICTURES = Path(__file__).parents[2] / "pipeline" / "demo" / "pictures"
+
+
+def build(folder: Path, model: str, seed: int = 0, images: str | None = None) -> Path:
+    """A cache `folder/MODEL-SEED.zarr` of 300 classes, three views each, in parts of 100 samples."""
+    out = folder / f"{model}-{seed}.zarr"
+    build_cache(
+        BuildSettings(
+            images=images or str(PICTURES / "noto.tar"),
+            classes=str(PICTURES / "classes.txt"),
+            out=out,
+            teacher=str(write_model(folder / f"model-{model}-{seed}", model, seed)),
+            templates="a photo of a {}.",
+            view_policy=ViewPolicy(views=3),
+            part_size=100,
+        )
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished cache of the model `gelu`; nobody may write to it."""
+    return build(tmp_path_factory.mktemp("cache"), "gelu")
