@@ -1,0 +1,146 @@
+"""Accuracy against plain loops over open_clip's own functions."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from pipeline.cli import main
+from student_train import load_student
+from student_train.evaluate import EncodedImages, EvalSettings, accuracy, evaluate, harmonic_mean
+from student_train.prompts import PromptSettings
+from student_train.train import TrainSettings, train
+from teacher_cache import open_cache
+from teacher_cache.errors import UsageError
+from teacher_cache.images import ImageReader, decode_image, index_images
+from teacher_cache.vocabulary import load_vocabulary
+from tests.student_train.conftest import PICTURES
+
+IMAGES, CLASSES = str(PICTURES / "fluent-flat.tar"), str(PICTURES / "classes.txt")
+
+
+def test_accuracy_is_the_plain_count() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, classes = torch.randn(200, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    labels = torch.randint(0, 30, (200,), generator=generator)
+    chosen = np.arange(10, 24)
+    first, among_five, count = 0, 0, 0
+    for feature, label in zip(features, labels.tolist(), strict=True):
+        if label in chosen:
+            ranked = sorted(chosen.tolist(), key=lambda c: -float(feature @ classes[c]))
+            first, among_five, count = (
+                first + (ranked[0] == label),
+                among_five + (label in ranked[:5]),
+                count + 1,
+            )
+    found = accuracy(EncodedImages(features, labels, []), classes, chosen)
+    assert (found["top1"], found["top5"], found["samples"]) == (first / count, among_five / count, count)
+    assert 0 < first < among_five < count
+
+
+def test_fewer_than_five_classes() -> None:
+    found = accuracy(
+        EncodedImages(torch.eye(3), torch.tensor([0, 1, 2]), []), torch.eye(3), np.arange(3, dtype=np.int64)
+    )
+    assert found["top1"] == found["top5"] == 1.0
+
+
+def test_harmonic_mean() -> None:
+    assert harmonic_mean(0.8, 0.4) == pytest.approx(2 / (1 / 0.8 + 1 / 0.4))
+    assert harmonic_mean(0.0, 0.0) == 0
+
+
+def plain_hits(model: Any, classifier_DC: torch.Tensor, images: str, cache_path: Path) -> tuple[float, float]:
+    """Top-1 and top-5 with open_clip's own preprocessing, one plain loop."""
+    _, _, preprocess = open_clip.create_model_and_transforms(open_cache(cache_path).teacher["model"])
+    samples, _ = index_images(images, load_vocabulary(CLASSES))
+    reader, top = ImageReader(), []
+    for start in range(0, len(samples), 100):
+        rows = np.arange(start, min(start + 100, len(samples)))
+        pixels = [preprocess(decode_image(reader.read(*at))) for at in samples.locations(rows)]
+        top.append((model.encode_image(torch.stack(pixels)) @ classifier_DC).topk(5).indices)
+    hits = torch.cat(top) == torch.from_numpy(samples.labels.astype(np.int64))[:, None]
+    return hits[:, 0].double().mean().item(), hits.any(1).double().mean().item()
+
+
+@torch.no_grad()
+def test_zero_shot_is_open_clips(cache_path: Path) -> None:
+    name = open_cache(cache_path).teacher["model"]
+    model, tokenizer = open_clip.create_model(name).eval(), open_clip.get_tokenizer(name)
+    templates = [lambda name: f"a photo of a {name}."]
+    names = load_vocabulary(CLASSES).names
+    classifier_DC = open_clip.build_zero_shot_classifier(model, tokenizer, names, templates, device="cpu")
+    found = evaluate(EvalSettings(student="zero-shot", cache=cache_path, images=IMAGES, classes=CLASSES))
+    assert found["samples"] == 300
+    plain = plain_hits(model, classifier_DC, IMAGES, cache_path)
+    assert (found["top1"], found["top5"]) == pytest.approx(plain, abs=0.004)  # one image on a tie
+    assert found["top5"] > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("towers", ["text", "vision", "both"])
+def test_a_run_is_evaluated_with_its_own_features(cache_path: Path, tmp_path: Path, towers: str) -> None:
+    images, prompts = str(PICTURES / "noto.tar"), PromptSettings(towers=towers)
+    with torch.enable_grad():
+        train(
+            TrainSettings(
+                cache=cache_path, out=tmp_path / "run", prompts=prompts, batch_size=30, lr=0.05, epochs=10
+            )
+        )
+    run = EvalSettings(student=str(tmp_path / "run"), images=images, classes=CLASSES)
+    found = evaluate(run)
+    student = load_student(tmp_path / "run")
+    names = load_vocabulary(CLASSES).names
+    plain = plain_hits(student, student.class_features(names).T, images, cache_path)
+    assert (found["top1"], found["top5"]) == pytest.approx(plain, abs=0.004)
+    frozen = evaluate(run.model_copy(update={"student": "zero-shot", "cache": cache_path}))
+    assert found["top5"] > frozen["top5"], "it was trained on these images"
+    base = evaluate(run.model_copy(update={"class_subset": "base"}))
+    assert (base["samples"], base["classes"]) == (150, 150)
+
+
+def run_rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["rpp", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--student", "zero-shot"], "--student zero-shot needs --cache"),
+        (["--student", "nowhere"], "no student at nowhere"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_rpp(monkeypatch, "eval", "--images", IMAGES, "--classes", CLASSES, *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len([line for line in error.splitlines() if line]) == 1
+
+
+def test_labels_beyond_the_vocabulary_are_refused(cache_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("cat\ndog\n")
+    with pytest.raises(UsageError, match="2 classes"):
+        evaluate(
+            EvalSettings(
+                student="zero-shot", cache=cache_path, images=IMAGES, classes=str(tmp_path / "few.txt")
+            )
+        )
+
+
+def test_json_has_the_promised_keys(
+    cache_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", "--student", "zero-shot", "--cache", str(cache_path), "--images", IMAGES, "--json"]
+    assert run_rpp(monkeypatch, *arguments, "--classes", CLASSES) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert {"top1", "top5", "samples"} <= found.keys()
