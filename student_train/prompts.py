@@ -24,26 +24,25 @@ class PromptSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    towers: Literal["both", "text", "vision"] = Field(default="both", description="Towers that get prompts.")
-    structure: Literal["qkv", "shared"] = Field(
-        default="qkv",
-        description="Separate prompts for query, key and value (RPP), or one for all three (IVLP).",
+    towers: Literal["both", "text", "vision"] = Field(default="both", description="towers that get prompts")
+    prompt_structure: Literal["qkv", "shared"] = Field(
+        default="qkv", description="separate prompts for query, key and value (RPP), or one for all (IVLP)"
     )
     carry: Literal["replace", "residual"] = Field(
         default="replace",
-        description="Between blocks: replace the prompt positions by the block's own prompts (as published), "
-        "or carry them on and add the block's own prompts to what its norm reads.",
+        description="prompt positions between blocks: replaced by the block's own prompts (as published), or "
+        "carried on, with the block's own prompts added to what its norm reads",
     )
-    depth: int | None = Field(
+    prompt_depth: int | None = Field(
         default=None,
         ge=0,
-        description=f"First blocks with prompts of their own; default {DEFAULT_DEPTH} or all.",
+        description=f"first blocks with prompts of their own [default: {DEFAULT_DEPTH} or all]",
     )
-    length: int = Field(default=4, ge=1, description="Prompt positions of a tower.")
-    init: str = Field(
+    prompt_length: int = Field(default=4, ge=1, description="prompt positions of a tower")
+    prompt_init: str = Field(
         default="a photo of a",
-        description="Words whose token embeddings the text prompts start from; prompt positions beyond them "
-        "start random. Without text prompts these words stand before each class name.",
+        description="words whose token embeddings the text prompts start from; positions beyond them start "
+        "random, words beyond the positions are left out",
     )
 
     def depth_of(self, tower: Tower, blocks: int) -> int:
@@ -54,13 +53,13 @@ class PromptSettings(BaseModel):
         """
         if self.towers not in ("both", tower):
             return 0
-        if self.depth is None:
+        if self.prompt_depth is None:
             return min(DEFAULT_DEPTH, blocks)
-        if self.depth > blocks:
+        if self.prompt_depth > blocks:
             raise UsageError(
-                f"prompt depth {self.depth} is more than the {blocks} blocks of the {tower} tower"
+                f"prompt depth {self.prompt_depth} is more than the {blocks} blocks of the {tower} tower"
             )
-        return self.depth
+        return self.prompt_depth
 
 
 def dead_query_blocks(settings: PromptSettings, depth: int, blocks: int) -> list[int]:
@@ -70,7 +69,7 @@ def dead_query_blocks(settings: PromptSettings, depth: int, blocks: int) -> list
     block reads these rows: under `replace` block l + 1 does not for l < J, and behind the last block nobody
     does under either carry. A shared prompt is key and value as well and never dead.
     """
-    if settings.structure == "shared":
+    if settings.prompt_structure == "shared":
         return []
     return [
         block
@@ -109,8 +108,8 @@ class Prompts(nn.Module):
             initial_JnW.normal_(0, INIT_STD, generator=generator)
             initial_JnW[0] = first_nW
         self.q = nn.Parameter(initial_JnW)
-        self.k = self.q if settings.structure == "shared" else nn.Parameter(initial_JnW.clone())
-        self.v = self.q if settings.structure == "shared" else nn.Parameter(initial_JnW.clone())
+        self.k = self.q if settings.prompt_structure == "shared" else nn.Parameter(initial_JnW.clone())
+        self.v = self.q if settings.prompt_structure == "shared" else nn.Parameter(initial_JnW.clone())
         self.register_buffer("start", first_nW.clone() if settings.carry == "residual" else None)
 
     @property

@@ -66,19 +66,19 @@ class PromptedCLIP(nn.Module):
             if depth := settings.depth_of("vision", len(visual.transformer.resblocks)):
                 generator = torch.Generator().manual_seed(2 * seed + 1)
                 width = visual.class_embedding.shape[0]
-                first_nW = INIT_STD * torch.randn(settings.length, width, generator=generator)
+                first_nW = INIT_STD * torch.randn(settings.prompt_length, width, generator=generator)
                 self.prompts["vision"] = Prompts(settings, depth, first_nW, generator)
         self.prompts.to(device)
 
     def _first_text_prompt(self, parts: TextParts, generator: torch.Generator) -> Tensor:
         """Embeddings of the settings' first words at positions 1..n, random ones behind them; [n, W]."""
-        n = self.settings.length
+        n = self.settings.prompt_length
         room = parts.positional_embedding.shape[0] - 3  # SOT, one token of a name, EOT
         if n > room:
             raise UsageError(
                 f"prompt length {n} leaves no room for a name; the text tower holds at most {room}"
             )
-        tokens_T = self.base.tokenizer([self.settings.init])[0]
+        tokens_T = self.base.tokenizer([self.settings.prompt_init])[0]
         words_T = tokens_T[1 : int(parts.pool_positions(tokens_T[None]))][:n]
         embedding = parts.token_embedding.weight
         first_nW = INIT_STD * torch.randn(n, embedding.shape[1], generator=generator)
@@ -143,11 +143,11 @@ class PromptedCLIP(nn.Module):
     def tokenize_names(self, names: Sequence[str]) -> Tensor:
         """Tokens [C, T] int64 of 'NAME.' for each class name, with room for the prompts (as CoOp).
 
-        Without text prompts the settings' first words stand before the name. A name that is too long loses
+        Without text prompts `prompt_init` stands before the name. A name that is too long loses
         its last tokens before the full stop; how many names did is logged as a warning.
         """
         prompts = self.tower_prompts("text")
-        before = "" if prompts else f"{self.settings.init} "
+        before = "" if prompts else f"{self.settings.prompt_init} "
         tokens_CT = self.tokenizer([f"{before}{name}." for name in names])
         length = self.context_length - (prompts.length if prompts else 0)
         try:
@@ -192,11 +192,11 @@ class PromptedCLIP(nn.Module):
 
 def save_student(student: PromptedCLIP, folder: Path) -> Path:
     """Write the prompts and what they belong to as `student.safetensors`, complete or not at all."""
-    metadata = {
+    record = {
         "format": FORMAT,
-        "prompts": student.settings.model_dump_json(),
+        "prompts": student.settings.model_dump(),
         "model": student.base.name,
-        "pretrained": json.dumps(student.base.pretrained),
+        "pretrained": student.base.pretrained,
         "weights_digest": student.base.digest,
     }
     tensors = {
@@ -206,7 +206,8 @@ def save_student(student: PromptedCLIP, folder: Path) -> Path:
     }
     path = folder / STUDENT
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=metadata)
+    # one key: safetensors writes several in any order, and equal students should be equal files
+    save_file(tensors, temporary, metadata={"student": json.dumps(record)})
     os.replace(temporary, path)
     return path
 
@@ -237,19 +238,19 @@ def load_student(
         raise UsageError(f"no student at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            record = json.loads((file.metadata() or {}).get("student", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if metadata.get("format") != FORMAT:
-            raise UsageError(f"{path} is not a student (format {metadata.get('format')}, not {FORMAT})")
-        settings = PromptSettings.model_validate_json(metadata["prompts"])
-    except (SafetensorError, ValidationError, KeyError) as error:
+        if record.get("format") != FORMAT:
+            raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT})")
+        settings = PromptSettings(**record["prompts"])
+    except (SafetensorError, ValidationError, KeyError, json.JSONDecodeError) as error:
         raise UsageError(f"{path} is damaged or not a student: {str(error).splitlines()[0]}") from error
     if model is None:
-        model, pretrained = metadata["model"], pretrained or json.loads(metadata["pretrained"])
+        model, pretrained = record["model"], pretrained or record["pretrained"]
     base = load_model(model, pretrained, device)
-    if base.digest != metadata["weights_digest"]:
+    if base.digest != record["weights_digest"]:
         raise UsageError(
-            f"the student {path} was trained on weights {metadata['weights_digest']}, but {base.name} has "
+            f"the student {path} was trained on weights {record['weights_digest']}, but {base.name} has "
             f"{base.digest}"
         )
     student = PromptedCLIP(base, settings)

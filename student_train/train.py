@@ -315,8 +315,11 @@ def check_same_run(settings: TrainSettings, out: Path, cache: TeacherCache) -> N
         for name, value in settings.model_dump(mode="json").items()
         if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
     ]
-    for name in ("teacher", "sample_table_digest", "vocabulary_digest", "view_policy"):
-        there, now = record["cache"][name], asdict(cache.header)[name]
+    there_cache, now_cache = record["cache"], asdict(cache.header)
+    for header in (there_cache, now_cache):
+        header["weights"] = header["teacher"]["weights_digest"]  # not where the teacher lies
+    for name in ("weights", "sample_table_digest", "vocabulary_digest", "view_policy"):
+        there, now = there_cache[name], now_cache[name]
         if there != now:
             changed.append(f"cache {name}: {there} there, {now} now")
     if changed:

@@ -44,7 +44,7 @@ from teacher_cache.images import (
 )
 from teacher_cache.openclip import LoadedModel, load_model
 from teacher_cache.progress import counting
-from teacher_cache.store import CacheHeader, CacheStore, PartRecord, vocabulary_digest
+from teacher_cache.store import CacheHeader, CacheStore, PartRecord, part_rows, vocabulary_digest
 from teacher_cache.teacher import Precision, Teacher, choose_device
 from teacher_cache.views import ViewPolicy, draw_crop, evaluation_crop
 from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabulary, load_vocabulary
@@ -70,7 +70,7 @@ class BuildSettings(BaseModel):
     precision: Precision = Field(default="fp32", description="the teacher's autocast precision")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int = Field(default=64, ge=1, description="views a forward pass")
-    part_size: int = Field(default=8192, ge=1, description="samples a part: what a kill can lose")
+    part_size: int = Field(default=8192, ge=1, description="samples a part, above 1024 in steps of 1024: what a kill can lose")
     workers: int = Field(default=1, ge=1, description="local worker processes; 1 works in this process")
     threads: int = Field(
         default=min(16, cpu_count() or 1), ge=1, description="threads a worker that read and decode"
@@ -154,7 +154,7 @@ def _open_or_create(
     path = settings.out
     header = CacheHeader(
         samples=len(samples),
-        part_size=min(settings.part_size, len(samples)),
+        part_size=part_rows(settings.part_size, len(samples)),
         embedding=_embedding_width(teacher),
         encoding=settings.encoding,
         teacher=teacher.describe(),
@@ -228,6 +228,8 @@ def _compute(
 @contextmanager
 def _client(settings: BuildSettings) -> Iterator[Client]:
     logging.getLogger("distributed").setLevel(logging.ERROR)
+    # a task's error reaches the user once, through its future
+    logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     if settings.scheduler:
         try:
             client = Client(settings.scheduler, timeout=20)

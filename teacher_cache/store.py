@@ -40,6 +40,13 @@ PER_SAMPLE_ARRAYS: dict[str, tuple[tuple[str, ...], str, Any]] = {
 }
 
 
+def part_rows(asked: int, samples: int) -> int:
+    """Rows a part: what was asked for or all samples, and above `CHUNK_ROWS` the next multiple of it,
+    because a part is a shard of whole chunks."""
+    rows = min(asked, samples)
+    return rows if rows <= CHUNK_ROWS else -(-rows // CHUNK_ROWS) * CHUNK_ROWS
+
+
 @dataclass(frozen=True)
 class CacheHeader:
     """What a cache is of. Two builds may share a cache only if all but `images` and `software` are equal."""
@@ -292,6 +299,7 @@ class CacheStore:
         rows = self.header.rows(part)
         started = time.monotonic()
         for name, values in arrays.items():
+            self._erase_shard(name, part)
             self.array(name)[rows] = values
         seconds = {**seconds, "write": time.monotonic() - started}
         record = PartRecord(
@@ -303,6 +311,15 @@ class CacheStore:
         )
         _write_json(self._record_path(part), asdict(record))
         return record
+
+    def _erase_shard(self, name: str, part: int) -> None:
+        """Remove what an earlier attempt left of a part: zarr reads a shard that it does not fill, and
+        cannot read a cut one."""
+        shard = self.path / name / "c" / str(part)
+        if shard.is_dir():
+            shutil.rmtree(shard)
+        else:
+            shard.unlink(missing_ok=True)
 
     def part_is_sound(self, part: int) -> bool:
         """Whether the stored arrays of a committed part are those that were written."""

@@ -40,9 +40,9 @@ TEST_STYLE = "fluent-flat.tar"
 FIGURES = ("base", "new", "harmonic", "agreement")
 ZERO_SHOT = "zero-shot CLIP"
 STUDENTS: dict[str, dict[str, Any]] = {
-    "shared prompts, hard labels": {"structure": "shared", "soft_weight": 0.0},
-    "QKV prompts, hard labels": {"structure": "qkv", "soft_weight": 0.0},
-    "QKV prompts, hard + soft labels": {"structure": "qkv", "soft_weight": 1.0},
+    "shared prompts, hard labels": {"prompt_structure": "shared", "soft_weight": 0.0},
+    "QKV prompts, hard labels": {"prompt_structure": "qkv", "soft_weight": 0.0},
+    "QKV prompts, hard + soft labels": {"prompt_structure": "qkv", "soft_weight": 1.0},
 }
 
 
@@ -106,7 +106,7 @@ def train_settings(
         cache=cache,
         out=out,
         resume=(out / "settings.json").is_file(),
-        prompts=PromptSettings(structure=differs["structure"]),
+        prompts=PromptSettings(prompt_structure=differs["prompt_structure"]),
         soft_weight=differs["soft_weight"],
         class_subset="base",
         epochs=settings.epochs,

@@ -26,11 +26,11 @@ def changed(student: PromptedCLIP) -> PromptedCLIP:
 
 
 def test_only_prompts_learn() -> None:
-    student = PromptedCLIP(loaded("gelu"), PromptSettings(depth=2, length=3)).train()
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(prompt_depth=2, prompt_length=3)).train()
     learnable = {name: tuple(p.shape) for name, p in student.named_parameters() if p.requires_grad}
     assert learnable == {f"prompts.{tower}.{s}": (2, 3, 64) for tower in ("text", "vision") for s in "qkv"}
     assert not student.clip.training
-    shared = PromptedCLIP(loaded("gelu"), PromptSettings(structure="shared", towers="text"))
+    shared = PromptedCLIP(loaded("gelu"), PromptSettings(prompt_structure="shared", towers="text"))
     assert [name for name, p in shared.named_parameters() if p.requires_grad] == ["prompts.text.q"]
 
 
@@ -65,7 +65,7 @@ def test_a_name_that_is_too_long_keeps_full_stop_and_end(
 
 
 def test_forward_is_open_clips() -> None:
-    student = PromptedCLIP(loaded("quickgelu"), PromptSettings(depth=0))
+    student = PromptedCLIP(loaded("quickgelu"), PromptSettings(prompt_depth=0))
     images, tokens = torch.randn(2, 3, 32, 32), student.tokenizer(NAMES)
     for ours, theirs in zip(student(images, tokens), student.clip(images, tokens), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -78,7 +78,9 @@ def test_a_stored_student_comes_back_the_same(
     tmp_path: Path, structure: str, carry: str, towers: str
 ) -> None:
     base = load_model(str(write_model(tmp_path / "model", "gelu")))
-    settings = PromptSettings(towers=towers, structure=structure, carry=carry, depth=2, length=6)
+    settings = PromptSettings(
+        towers=towers, prompt_structure=structure, carry=carry, prompt_depth=2, prompt_length=6
+    )
     student = changed(PromptedCLIP(base, settings, seed=3))
     save_student(student, tmp_path)
     again = load_student(tmp_path)
@@ -97,7 +99,7 @@ class TestWrongStudents:
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:
         base = load_model(str(write_model(tmp_path / "model", "gelu")))
-        save_student(PromptedCLIP(base, PromptSettings(towers="text", depth=1)), tmp_path)
+        save_student(PromptedCLIP(base, PromptSettings(towers="text", prompt_depth=1)), tmp_path)
         return tmp_path
 
     def test_other_weights_are_refused(self, run: Path) -> None:
@@ -109,7 +111,7 @@ class TestWrongStudents:
         shutil.move(run / "model", run / "elsewhere")
         with pytest.raises(UsageError, match="no open_clip_config"):
             load_student(run)
-        assert load_student(run / STUDENT, model=str(run / "elsewhere")).settings.depth == 1
+        assert load_student(run / STUDENT, model=str(run / "elsewhere")).settings.prompt_depth == 1
 
     def test_no_student(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no student at"):
@@ -134,13 +136,14 @@ class TestWrongStudents:
 
     def test_tensors_that_do_not_fit_the_settings(self, run: Path) -> None:
         base = load_model(str(run / "model"))
-        metadata = {
+        record = {
             "format": "rpp-student-1",
-            "prompts": PromptSettings(towers="text", depth=2).model_dump_json(),
+            "prompts": PromptSettings(towers="text", prompt_depth=2).model_dump(),
             "model": base.name,
-            "pretrained": json.dumps(None),
+            "pretrained": None,
             "weights_digest": base.digest,
         }
+        metadata = {"student": json.dumps(record)}
         save_file(load_file(run / STUDENT), run / STUDENT, metadata=metadata)
         with pytest.raises(UsageError, match="does not hold the prompts that its settings name"):
             load_student(run)
@@ -148,4 +151,4 @@ class TestWrongStudents:
 
 def test_prompts_without_room_for_a_name_are_refused() -> None:
     with pytest.raises(UsageError, match="leaves no room for a name"):
-        PromptedCLIP(loaded("gelu"), PromptSettings(towers="text", length=75))
+        PromptedCLIP(loaded("gelu"), PromptSettings(towers="text", prompt_length=75))

@@ -53,7 +53,9 @@ def assert_equal(prompts: Prompts, fast: Tensor, plain: Tensor) -> None:
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("depth", [1, 2, BLOCKS])
 def test_text_equals_plain(config: str, structure: str, carry: str, depth: int) -> None:
-    student = student_of(config, "text", structure=structure, carry=carry, depth=depth, length=5)
+    student = student_of(
+        config, "text", prompt_structure=structure, carry=carry, prompt_depth=depth, prompt_length=5
+    )
     prompts, tokens = student.tower_prompts("text"), student.tokenize_names(NAMES)
     assert prompts is not None
     plain = reference.text_features(student.clip, *own_and_start(prompts), tokens)
@@ -65,7 +67,9 @@ def test_text_equals_plain(config: str, structure: str, carry: str, depth: int) 
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("depth", [1, 2, BLOCKS])
 def test_vision_equals_plain(config: str, structure: str, carry: str, depth: int) -> None:
-    student = student_of(config, "vision", structure=structure, carry=carry, depth=depth, length=3)
+    student = student_of(
+        config, "vision", prompt_structure=structure, carry=carry, prompt_depth=depth, prompt_length=3
+    )
     prompts = student.tower_prompts("vision")
     assert prompts is not None
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -75,7 +79,7 @@ def test_vision_equals_plain(config: str, structure: str, carry: str, depth: int
 
 @pytest.mark.parametrize("carry", CARRIES)
 def test_chunks_and_checkpoints_change_nothing(carry: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    student = student_of("gelu", "text", carry=carry, depth=2)
+    student = student_of("gelu", "text", carry=carry, prompt_depth=2)
     prompts, tokens = student.tower_prompts("text"), student.tokenize_names(NAMES * 3)
     assert prompts is not None
     whole = towers.encode_text(towers_parts(student), prompts, tokens, checkpoint=False)
@@ -96,7 +100,7 @@ def towers_parts(student: PromptedCLIP) -> towers.TextParts:
 
 @pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
 def test_depth_0_is_open_clip(config: str) -> None:
-    student = PromptedCLIP(loaded(config), PromptSettings(depth=0))
+    student = PromptedCLIP(loaded(config), PromptSettings(prompt_depth=0))
     assert not list(student.prompts.parameters())
     tokens = loaded(config).tokenizer([f"a photo of a {name}" for name in NAMES])
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -113,7 +117,7 @@ def test_depth_0_is_open_clip(config: str) -> None:
 
 
 def test_zero_prompts_are_no_identity() -> None:
-    student = PromptedCLIP(loaded("gelu"), PromptSettings(depth=1))
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(prompt_depth=1))
     with torch.no_grad():
         for parameter in student.prompts.parameters():
             parameter.zero_()
@@ -124,8 +128,10 @@ def test_zero_prompts_are_no_identity() -> None:
 @pytest.mark.parametrize("carry", CARRIES)
 @pytest.mark.parametrize("depth", [1, 2, BLOCKS])
 def test_equal_qkv_prompts_are_shared_prompts(carry: str, depth: int) -> None:
-    shared = student_of("quickgelu", "both", structure="shared", carry=carry, depth=depth)
-    qkv = PromptedCLIP(loaded("quickgelu"), shared.settings.model_copy(update={"structure": "qkv"}), seed=1)
+    shared = student_of("quickgelu", "both", prompt_structure="shared", carry=carry, prompt_depth=depth)
+    qkv = PromptedCLIP(
+        loaded("quickgelu"), shared.settings.model_copy(update={"prompt_structure": "qkv"}), seed=1
+    )
     with torch.no_grad():
         for tower in ("text", "vision"):
             for own in ("q", "k", "v"):
@@ -140,7 +146,7 @@ def test_both_structures_start_as_the_same_function() -> None:
     images = torch.randn(3, 3, 32, 32)
     found = []
     for structure in STRUCTURES:
-        student = PromptedCLIP(loaded("gelu"), PromptSettings(structure=structure), seed=4)
+        student = PromptedCLIP(loaded("gelu"), PromptSettings(prompt_structure=structure), seed=4)
         found.append((student.encode_image(images), student.class_features(NAMES)))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
@@ -149,7 +155,7 @@ def test_both_structures_start_as_the_same_function() -> None:
 @pytest.mark.parametrize("carry", CARRIES)
 def test_text_starts_as_clip_with_the_first_words(carry: str) -> None:
     """J = 1, n = 4: CoOp's start is CLIP's own reading of 'a photo of a NAME.'"""
-    student = PromptedCLIP(loaded("gelu"), PromptSettings(towers="text", depth=1, carry=carry))
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(towers="text", prompt_depth=1, carry=carry))
     tokens = loaded("gelu").tokenizer([f"a photo of a {name}." for name in NAMES])
     theirs = loaded("gelu").model.encode_text(tokens, normalize=True)
     torch.testing.assert_close(student.class_features(NAMES), theirs, atol=1e-5, rtol=0)
@@ -160,7 +166,7 @@ def test_text_starts_as_clip_with_the_first_words(carry: str) -> None:
 @pytest.mark.parametrize("depth", [1, 2, BLOCKS])
 def test_dead_and_living_query_prompts(tower: str, carry: str, depth: int) -> None:
     """Design §4: dead means a gradient of exactly zero, alive means one that is not."""
-    student = student_of("gelu", tower, structure="qkv", carry=carry, depth=depth)
+    student = student_of("gelu", tower, prompt_structure="qkv", carry=carry, prompt_depth=depth)
     prompts = student.tower_prompts(tower)
     assert prompts is not None
     if tower == "text":
@@ -184,7 +190,7 @@ def test_dead_and_living_query_prompts(tower: str, carry: str, depth: int) -> No
 
 
 def test_dead_query_prompts_are_dead_in_the_plain_tower_too() -> None:
-    student = student_of("gelu", "text", structure="qkv", carry="replace", depth=BLOCKS)
+    student = student_of("gelu", "text", prompt_structure="qkv", carry="replace", prompt_depth=BLOCKS)
     prompts = student.tower_prompts("text")
     assert prompts is not None
     plain = reference.text_features(student.clip, *own_and_start(prompts), student.tokenize_names(NAMES))
@@ -195,7 +201,7 @@ def test_dead_query_prompts_are_dead_in_the_plain_tower_too() -> None:
 
 def test_scaled_cosine_attention_equals_plain() -> None:
     """open_clip cannot run this attention itself in version 3.3; the formula is its own."""
-    student = student_of("cosine", "text", depth=2)
+    student = student_of("cosine", "text", prompt_depth=2)
     prompts, tokens = student.tower_prompts("text"), student.tokenize_names(NAMES)
     assert prompts is not None
     plain = reference.text_features(student.clip, *own_and_start(prompts), tokens)
@@ -230,4 +236,4 @@ def test_text_without_room_is_refused_by_row() -> None:
 
 def test_deeper_than_the_tower_is_refused() -> None:
     with pytest.raises(UsageError, match="depth 4 is more than the 3 blocks of the text tower"):
-        PromptedCLIP(loaded("gelu"), PromptSettings(depth=4))
+        PromptedCLIP(loaded("gelu"), PromptSettings(prompt_depth=4))

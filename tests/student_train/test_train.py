@@ -28,7 +28,7 @@ def settings(
 ) -> TrainSettings:
     """Ten steps an epoch, every step logged."""
     values = {"epochs": 1, "batch_size": 30, "lr": 0.02, "log_every": 1, "device": "cpu", **others}
-    prompts = PromptSettings(towers=towers, carry=carry, length=3)
+    prompts = PromptSettings(towers=towers, carry=carry, prompt_length=3)
     return TrainSettings(cache=cache, out=out, prompts=prompts, **values)
 
 
@@ -156,7 +156,7 @@ class TestModes:
 def test_a_student_that_is_the_teacher_has_no_soft_loss(cache_path: Path, tmp_path: Path) -> None:
     """J = L under carry residual with CLIP's own first words: the first step reads what the teacher read."""
     same = settings(cache_path, tmp_path / "same", carry="residual", max_steps=1)
-    prompts = same.prompts.model_copy(update={"length": 4})
+    prompts = same.prompts.model_copy(update={"prompt_length": 4})
     train(same.model_copy(update={"prompts": prompts}))
     assert metrics(tmp_path / "same")[0]["soft_loss"] < 1e-4
     train(settings(cache_path, tmp_path / "other", max_steps=1))
@@ -191,7 +191,7 @@ class TestResume:
     def test_a_killed_run_goes_on_from_its_checkpoint(self, cache_path: Path, tmp_path: Path) -> None:
         """SIGKILL in a process of its own, some steps behind the last checkpoint."""
         arguments = (
-            "--towers text --epochs 12 --batch-size 30 --lr 0.02 --log-every 1 --length 3 --device cpu"
+            "--towers text --epochs 12 --batch-size 30 --lr 0.02 --log-every 1 --prompt-length 3 --device cpu"
         )
         command = [sys.executable, "-c", "from student_train.cli import main; main()", *arguments.split()]
         out = tmp_path / "killed"
@@ -302,7 +302,7 @@ class TestWrongUse:
         assert "fewer than the" in said("--classes-per-step", "10", "--towers", "text")
 
     def test_no_prompts(self, said: Any) -> None:
-        assert "nothing to train" in said("--depth", "0")
+        assert "nothing to train" in said("--prompt-depth", "0")
 
     def test_a_value_that_is_none(self, said: Any) -> None:
         assert "--temperature" in said("--temperature", "0")

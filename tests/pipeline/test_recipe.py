@@ -1,0 +1,128 @@
+"""A recipe from the file to figures, and what is said of a wrong one."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.recipe import load_recipe
+from pipeline.run import run_recipe
+from teacher_cache.errors import UsageError
+from tests.models import write_model
+from tests.student_train.conftest import PICTURES
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A small experiment: 300 pictures, text prompts, two evaluations."""
+    model = write_model(tmp_path / "model", "gelu")
+    path = tmp_path / "small.toml"
+    path.write_text(
+        f"""
+        [build]
+        images = "$PICTURES/noto.tar"
+        classes = "{PICTURES}/classes.txt"
+        out = "{tmp_path}/small.zarr"
+        teacher = "{model}"
+        views = 2
+
+        [train]
+        out = "{tmp_path}/run"
+        towers = "text"
+        prompt_length = 2
+        batch_size = 64
+        epochs = 2
+
+        [[eval]]
+        images = "{PICTURES}/fluent-flat.tar"
+        classes = "{PICTURES}/classes.txt"
+        class_subset = "new"
+        """
+    )
+    return path
+
+
+@pytest.fixture(autouse=True)
+def pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PICTURES", str(PICTURES))
+
+
+def test_a_recipe_runs_and_a_second_call_repeats_nothing(recipe: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    first = run_recipe(load_recipe(recipe), notes.append)
+    assert first["build"]["parts_computed"] == 1
+    assert first["train"]["steps"] == 8
+    assert [found["student"] for found in first["evals"]] == ["zero-shot", str(tmp_path / "run")]
+    assert all(found["samples"] == found["classes"] == 150 for found in first["evals"])
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == first
+    assert any("1 of 1 parts computed now" in note for note in notes)
+
+    student = (tmp_path / "run" / "student.safetensors").read_bytes()
+    second = run_recipe(load_recipe(recipe), notes.append)
+    assert second["build"]["parts_computed"] == 0
+    assert second["train"]["samples"] == 0
+    assert second["evals"] == first["evals"]
+    assert (tmp_path / "run" / "student.safetensors").read_bytes() == student
+
+
+def test_another_train_table_uses_the_same_cache(recipe: Path, tmp_path: Path) -> None:
+    run_recipe(load_recipe(recipe), print)
+    recipe.write_text(recipe.read_text().replace("/run", "/warmer").replace("prompt_length", "temperature"))
+    second = run_recipe(load_recipe(recipe), print)
+    assert second["build"]["parts_computed"] == 0
+    assert second["train"]["steps"] == 8
+    record = json.loads((tmp_path / "warmer" / "settings.json").read_text())
+    assert record["settings"]["temperature"] == 2.0
+
+
+def test_the_command_prints_json(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rpp", "run", str(recipe), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"build", "train", "evals"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[train]", "[training]", r"needs the tables \[build\] and \[train\].*does not know \[training\]"),
+        ("towers =", "tower =", r"\[train\]: no such setting: tower \(did you mean towers\?\)"),
+        ('towers = "text"', 'towers = "txt"', r"\[train\]: --towers 'txt': Input should be"),
+        ("views = 2", "views = 0", r"\[build\]: --views 0: "),
+        ("$PICTURES", "$NOWHERE_SET", r"environment variable NOWHERE_SET is not set"),
+        ("views = 2", "views = ", r"is not TOML"),
+        ("teacher =", "#", r"\[build\]: --teacher: Field required"),
+    ],
+)
+def test_a_wrong_recipe_is_named(recipe: Path, old: str, new: str, said: str) -> None:
+    recipe.write_text(recipe.read_text().replace(old, new))
+    with pytest.raises(UsageError, match=said):
+        load_recipe(recipe)
+
+
+def test_a_recipe_without_a_run_folder_or_file_is_refused(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(recipe.read_text().replace(f'out = "{tmp_path}/run"', ""))
+    with pytest.raises(UsageError, match="needs out"):
+        load_recipe(recipe)
+    with pytest.raises(UsageError, match="cannot read the recipe"):
+        load_recipe(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_packaged_recipes_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGENET21K", "/data/imagenet21k")
+    monkeypatch.setenv("IMAGENET21K_VAL", "/data/imagenet21k-val")
+    recipe = load_recipe(path)
+    assert recipe.build.classes == "imagenet-21k"
+    assert (recipe.train.shots, recipe.train.batch_size, recipe.train.epochs) == (16, 256, 5)
+    assert recipe.evals[0].cache == recipe.build.out
+    assert "Measured here: nothing yet" in path.read_text()
