@@ -12,14 +12,19 @@ PICTURES = Path(__file__).parents[2] / "pipeline" / "demo" / "pictures"
 
 
 def build(folder: Path, model: str, seed: int = 0, images: str | None = None) -> Path:
-    """A cache `folder/MODEL-SEED.zarr` of 300 classes, three views each, in parts of 100 samples."""
-    out = folder / f"{model}-{seed}.zarr"
+    """A cache `folder/MODEL-SEED.zarr` of one of the tests' models."""
+    teacher = write_model(folder / f"model-{model}-{seed}", model, seed)
+    return build_with(teacher, folder / f"{model}-{seed}.zarr", images)
+
+
+def build_with(teacher: Path, out: Path, images: str | None = None) -> Path:
+    """A cache of 300 classes, three views each, in parts of 100 samples."""
     build_cache(
         BuildSettings(
             images=images or str(PICTURES / "noto.tar"),
             classes=str(PICTURES / "classes.txt"),
             out=out,
-            teacher=str(write_model(folder / f"model-{model}-{seed}", model, seed)),
+            teacher=str(teacher),
             templates="a photo of a {}.",
             view_policy=ViewPolicy(views=3),
             part_size=100,
@@ -32,3 +37,9 @@ def build(folder: Path, model: str, seed: int = 0, images: str | None = None) ->
 def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished cache of the model `gelu`; nobody may write to it."""
     return build(tmp_path_factory.mktemp("cache"), "gelu")
+
+
+@pytest.fixture(scope="session")
+def demo_cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished cache of the demo's teacher, which tells classes apart; nobody may write to it."""
+    return build_with(PICTURES.parent / "teacher", tmp_path_factory.mktemp("cache") / "demo.zarr")

@@ -69,37 +69,37 @@ def plain_hits(model: Any, classifier_DC: torch.Tensor, images: str, cache_path:
 
 
 @torch.no_grad()
-def test_zero_shot_is_open_clips(cache_path: Path) -> None:
-    name = open_cache(cache_path).teacher["model"]
+def test_zero_shot_is_open_clips(demo_cache_path: Path) -> None:
+    name = open_cache(demo_cache_path).teacher["model"]
     model, tokenizer = open_clip.create_model(name).eval(), open_clip.get_tokenizer(name)
     templates = [lambda name: f"a photo of a {name}."]
     names = load_vocabulary(CLASSES).names
     classifier_DC = open_clip.build_zero_shot_classifier(model, tokenizer, names, templates, device="cpu")
-    found = evaluate(EvalSettings(student="zero-shot", cache=cache_path, images=IMAGES, classes=CLASSES))
+    found = evaluate(EvalSettings(student="zero-shot", cache=demo_cache_path, images=IMAGES, classes=CLASSES))
     assert found["samples"] == 300
-    plain = plain_hits(model, classifier_DC, IMAGES, cache_path)
+    plain = plain_hits(model, classifier_DC, IMAGES, demo_cache_path)
     assert (found["top1"], found["top5"]) == pytest.approx(plain, abs=0.004)  # one image on a tie
-    assert found["top5"] > 0
+    assert found["top5"] > found["top1"] > 0.1
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("towers", ["text", "vision", "both"])
-def test_a_run_is_evaluated_with_its_own_features(cache_path: Path, tmp_path: Path, towers: str) -> None:
+def test_a_run_is_evaluated_with_its_own_features(demo_cache_path: Path, tmp_path: Path, towers: str) -> None:
     images, prompts = str(PICTURES / "noto.tar"), PromptSettings(towers=towers)
     with torch.enable_grad():
         train(
             TrainSettings(
-                cache=cache_path, out=tmp_path / "run", prompts=prompts, batch_size=30, lr=0.05, epochs=10
+                cache=demo_cache_path, out=tmp_path / "run", prompts=prompts, batch_size=30, lr=0.02
             )
         )
     run = EvalSettings(student=str(tmp_path / "run"), images=images, classes=CLASSES)
     found = evaluate(run)
     student = load_student(tmp_path / "run")
     names = load_vocabulary(CLASSES).names
-    plain = plain_hits(student, student.class_features(names).T, images, cache_path)
+    plain = plain_hits(student, student.class_features(names).T, images, demo_cache_path)
     assert (found["top1"], found["top5"]) == pytest.approx(plain, abs=0.004)
-    frozen = evaluate(run.model_copy(update={"student": "zero-shot", "cache": cache_path}))
-    assert found["top5"] > frozen["top5"], "it was trained on these images"
+    frozen = evaluate(run.model_copy(update={"student": "zero-shot", "cache": demo_cache_path}))
+    assert found["top1"] > frozen["top1"], "it was trained on these images"
     base = evaluate(run.model_copy(update={"class_subset": "base"}))
     assert (base["samples"], base["classes"]) == (150, 150)
 
