@@ -44,6 +44,10 @@ class EvalSettings(BaseModel):
     cache: Path | None = Field(
         default=None, description="the cache whose model and templates zero-shot means"
     )
+    model: str | None = Field(
+        default=None, description="where the frozen model is now [default: where it was at training]"
+    )
+    pretrained: str | None = Field(default=None, description="its pretrained tag or weights file now")
     class_subset: ClassSubset = Field(default="all", description="all, base (first half) or new classes")
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
@@ -190,16 +194,20 @@ def load_feature_model(settings: EvalSettings) -> tuple[FeatureModel, tuple[str,
     """The model to evaluate and the templates it reads names through."""
     device = choose_device(settings.device)
     if settings.student != ZERO_SHOT:
-        student = load_student(settings.student)
+        student = load_student(settings.student, settings.model, settings.pretrained)
         return StudentFeatures(student, device, settings.precision), run_templates(settings.student)
     if settings.cache is None:
         raise UsageError("--student zero-shot needs --cache: its model and templates are meant")
     store = CacheStore.open(settings.cache)
-    loaded = load_model(store.header.teacher["model"], store.header.teacher["pretrained"])
-    if loaded.digest != store.header.teacher["weights_digest"]:
+    teacher = store.header.teacher
+    if settings.model is None:
+        loaded = load_model(teacher["model"], settings.pretrained or teacher["pretrained"])
+    else:
+        loaded = load_model(settings.model, settings.pretrained)
+    if loaded.digest != teacher["weights_digest"]:
         raise UsageError(
             f"{loaded.name} has weights {loaded.digest} now, the cache {settings.cache} was made with "
-            f"{store.header.teacher['weights_digest']}"
+            f"{teacher['weights_digest']}"
         )
     return Teacher(loaded, device, settings.precision), store.vocabulary().templates
 

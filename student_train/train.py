@@ -390,7 +390,7 @@ class StepText:
             features = cache.class_features if same else teacher.class_features(cache.vocabulary)
             self.fixed_CD = features.to(device)
         else:
-            self.tokens = student.tokenize_names(cache.vocabulary.names).to(device)
+            self.tokens = student.tokenize_names(cache.vocabulary.names)
 
     def class_features(self, classes: Tensor) -> Tensor:
         """Unit class features of the given classes, [C, D]."""

@@ -70,7 +70,9 @@ class BuildSettings(BaseModel):
     precision: Precision = Field(default="fp32", description="the teacher's autocast precision")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int = Field(default=64, ge=1, description="views a forward pass")
-    part_size: int = Field(default=8192, ge=1, description="samples a part, above 1024 in steps of 1024: what a kill can lose")
+    part_size: int = Field(
+        default=8192, ge=1, description="samples a part, above 1024 in steps of 1024: what a kill can lose"
+    )
     workers: int = Field(default=1, ge=1, description="local worker processes; 1 works in this process")
     threads: int = Field(
         default=min(16, cpu_count() or 1), ge=1, description="threads a worker that read and decode"
@@ -244,7 +246,9 @@ def _client(settings: BuildSettings) -> Iterator[Client]:
             n_workers=settings.workers,
             threads_per_worker=1,
             processes=not in_process,
-            dashboard_address=None,
+            # None would still take port 8787, and warn where another cluster has it
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
             memory_limit=0,
         ) as cluster,
         Client(cluster) as client,

@@ -187,10 +187,20 @@ def _index_folder(root: Path) -> pa.Table:
             folder_name, _, rest = key.partition("/")
             synset = SYNSET.search(key)
             label_name = folder_name if rest else synset[0] if synset else None
-            row = (key, str(path), 0, path.stat().st_size, None, label_name)
+            # a link to nothing keeps its row, as every image that cannot be read
+            length = path.stat().st_size if path.exists() else 0
+            row = (key, _utf8(str(path)), 0, length, None, label_name)
             for column, value in zip(columns.values(), row, strict=True):
                 column.append(value)
     return pa.table(columns, schema=_INDEX_SCHEMA)
+
+
+def _utf8(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the file name {path!r} is not UTF-8, as the sample table is; rename it") from error
+    return path
 
 
 def _index_tar(path: Path) -> tuple[pa.Table, str | None]:
@@ -235,7 +245,8 @@ def _tar_samples(path: Path) -> Iterator[tuple[Any, ...] | str]:
                     synset = SYNSET.search(image.name) or SYNSET.search(path.stem)
                     if index is None and name is None and synset:
                         name = synset[0]
-                    yield (stem.lstrip("/"), str(path), image.offset_data, image.size, index, name)
+                    key = stem.lstrip("/").encode(errors="backslashreplace").decode()
+                    yield (key, str(path), image.offset_data, image.size, index, name)
                 if member is None:
                     break
                 stem, image, index, name = f"{head}/{base}", None, None, None
@@ -260,7 +271,9 @@ def _read_label(content: bytes, suffix: str, where: str) -> tuple[int | None, st
     if text is None or text == "":
         return None, None
     if re.fullmatch(r"-?\d+", str(text)):
-        return int(text), None
+        if int(text) >= 1 << 31:
+            raise UsageError(f"{where}: the label {text} is no class index")
+        return max(int(text), -1), None
     return None, str(text)
 
 

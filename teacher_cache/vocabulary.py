@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal
 
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
@@ -63,8 +64,9 @@ class Vocabulary:
         A name that several classes share resolves to none of them.
         """
         if not self._index:
-            shared = {_fold(name) for name in self.duplicate_names}
-            self._index.update({_fold(n): c for c, n in enumerate(self.names) if _fold(n) not in shared})
+            folded = [_fold(name) for name in self.names]
+            counts = Counter(folded)
+            self._index.update({name: c for c, name in enumerate(folded) if counts[name] == 1})
             self._index.update({_fold(identity): c for c, identity in enumerate(self.ids)})
         return self._index.get(_fold(label))
 
@@ -176,16 +178,33 @@ def load_templates(templates: str) -> tuple[str, ...]:
                 f"templates '{templates}': not a text with {{}}, not a file, not one of "
                 f"{', '.join(TEMPLATE_SETS)}"
             )
-        content = path.read_text(encoding="utf-8")
-        texts = json.loads(content) if path.suffix == ".json" else content.splitlines()
-        texts = [text for text in texts if text.strip()]
+        texts = _read_templates(path)
     texts = [text.replace("{c}", "{}") for text in texts]
-    wrong = [text for text in texts if text.count("{}") != 1]
+    wrong = [text for text in texts if not _has_one_field(text)]
     if wrong or not texts:
         raise UsageError(
             f"a template needs exactly one {{}} for the class name: '{(wrong or [templates])[0]}'"
         )
     return tuple(texts)
+
+
+def _has_one_field(template: str) -> bool:
+    try:
+        fields = [field for _, field, *_ in Formatter().parse(template) if field is not None]
+    except ValueError:
+        return False
+    return fields == [""] and "{}" in template
+
+
+def _read_templates(path: Path) -> list[str]:
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        texts = json.loads(content) if path.suffix == ".json" else content.splitlines()
+    except ValueError as error:
+        raise UsageError(f"template file {path}: {error}") from error
+    if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise UsageError(f"template file {path}: expected a JSON list of texts")
+    return [text for text in texts if text.strip()]
 
 
 def _read_names(path: Path) -> tuple[list[str], list[str]]:

@@ -19,6 +19,7 @@ from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, decode_image, index_images
 from teacher_cache.vocabulary import load_vocabulary
+from tests.models import write_model
 from tests.student_train.conftest import PICTURES
 
 IMAGES, CLASSES = str(PICTURES / "fluent-flat.tar"), str(PICTURES / "classes.txt")
@@ -126,6 +127,14 @@ def test_wrong_use_is_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert len([line for line in error.splitlines() if line]) == 1
+
+
+def test_a_moved_model_is_named(cache_path: Path, tmp_path: Path) -> None:
+    moved, other = write_model(tmp_path / "moved", "gelu"), write_model(tmp_path / "other", "gelu", seed=4)
+    asked = EvalSettings(student="zero-shot", cache=cache_path, images=IMAGES, classes=CLASSES)
+    assert evaluate(asked.model_copy(update={"model": str(moved)})) == evaluate(asked)
+    with pytest.raises(UsageError, match=r"other has weights .* the cache .* was made with"):
+        evaluate(asked.model_copy(update={"model": str(other)}))
 
 
 def test_labels_beyond_the_vocabulary_are_refused(cache_path: Path, tmp_path: Path) -> None:

@@ -196,7 +196,10 @@ class TestResume:
         command = [sys.executable, "-c", "from student_train.cli import main; main()", *arguments.split()]
         out = tmp_path / "killed"
         command += ["--cache", str(cache_path), "--out", str(out), "--checkpoint-every", "7"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here; other sums round otherwise
+        process = subprocess.Popen(
+            command, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None and not (
             (out / "metrics.jsonl").exists() and len(metrics_so_far(out)) > 16
         ):
