@@ -358,7 +358,7 @@ class CacheStore:
         """Bytes on disk of all that grows with the number of samples, per committed view."""
         records = [self.record(part) for part in self.committed()]
         views = sum(stop - start for start, stop in (record.rows for record in records)) * self.header.views
-        folders = [self.path / name for name in PER_SAMPLE_ARRAYS] + [self.path / PARTS]
+        folders = [self.path / name / "c" for name in PER_SAMPLE_ARRAYS] + [self.path / PARTS]
         files = [Path(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names]
         share = sum(stop - start for start, stop in (r.rows for r in records)) / self.header.samples
         size = sum(file.stat().st_size for file in files) + (self.path / SAMPLES).stat().st_size * share

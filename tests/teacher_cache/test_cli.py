@@ -1,0 +1,232 @@
+"""`rpp-cache` as it is typed: what is printed, the exit codes, one line for every wrong use."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teacher_cache import cli, open_cache
+from tests.models import write_model
+from tests.teacher_cache.inputs import (
+    ANIMALS,
+    assert_same_arrays,
+    webdataset_members,
+    write_names,
+    write_shard,
+)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call `rpp-cache` in this process; gives exit code, standard output and standard error."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rpp-cache", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def arguments(teacher: Path, shards: Path, names: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a build that works."""
+    return {
+        "--images": shards,
+        "--classes": names,
+        "--out": tmp_path / "zarr",
+        "--teacher": teacher,
+        "--part-size": 3,
+        "--batch-size": 4,
+        "--device": "cpu",
+    }
+
+
+def flat(options: dict[str, Any]) -> list[Any]:
+    """As they are typed."""
+    return [item for pair in options.items() for item in pair]
+
+
+def test_build_says_what_it_did_and_called_again_that_nothing_was_left(
+    run: Run, arguments: dict[str, Any], cache: Path
+) -> None:
+    code, out, err = run("build", *flat(arguments))
+    assert code == 0
+    assert "12 samples, 4 of 4 parts computed now, 0 unreadable images" in out
+    assert "samples 12/12" in err
+    assert_same_arrays(arguments["--out"], cache)
+    code, out, _ = run("build", "--json", *flat(arguments))
+    facts = json.loads(out)
+    assert code == 0
+    assert (facts["samples"], facts["parts_total"], facts["parts_computed"]) == (12, 4, 0)
+
+
+def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
+    code, out, err = run("info", "--json", cache)
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert {name: facts[name] for name in ("samples", "valid", "skipped", "views")} == {
+        "samples": 12,
+        "valid": 12,
+        "skipped": 0,
+        "views": 1,
+    }
+    assert (facts["parts_total"], facts["parts_committed"], facts["complete"]) == (4, 4, True)
+    assert facts["encoding"] == "factored"
+    assert facts["bytes_per_view"] > 48 * 2
+    assert facts["teacher"]["model"] == f"local-dir:{teacher}"
+    assert facts["vocabularies"] == {"animals": {"classes": 5, "templates": ["a photo of a {}."]}}
+    assert set(facts["seconds"]) == {"read", "decode", "forward", "write"}
+
+
+def test_info_for_people_names_the_same(run: Run, cache: Path) -> None:
+    code, out, _ = run("info", cache)
+    assert code == 0
+    assert "samples: 12" in out
+    assert "complete: True" in out
+    assert "animals" in out
+
+
+def test_unreadable_images_are_listed_with_their_reasons(
+    run: Run, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    members = webdataset_members(0, 6)
+    members[5] = (members[5][0], b"no image")
+    arguments["--images"] = write_shard(tmp_path / "bad.tar", members)
+    code, out, _ = run("build", *flat(arguments))
+    assert code == 0
+    assert "1 unreadable images" in out
+    assert "rpp-cache info --skipped" in out
+    facts = json.loads(run("info", "--skipped", "--json", arguments["--out"])[1])
+    assert (facts["valid"], facts["skipped"]) == (5, 1)
+    assert [(e["row"], e["key"]) for e in facts["skipped_samples"]] == [(2, "000002")]
+    assert "UnidentifiedImageError" in facts["skipped_samples"][0]["reason"]
+    assert "row 2 000002: " in run("info", "--skipped", arguments["--out"])[1]
+
+
+def test_verify_finds_damage_and_the_next_build_mends_it(
+    run: Run, arguments: dict[str, Any], cache: Path
+) -> None:
+    copy = arguments["--out"]
+    shutil.copytree(cache, copy)
+    sound = {"ok": True, "damaged_parts": [], "missing_parts": [], "damaged_tables": []}
+    code, out, _ = run("verify", "--json", copy)
+    assert (code, json.loads(out)) == (0, sound)
+    shard = copy / "image_features" / "c" / "2" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[10] ^= 1
+    shard.write_bytes(content)
+    code, out, _ = run("verify", "--json", copy)
+    assert (code, json.loads(out)) == (1, sound | {"ok": False, "damaged_parts": [2]})
+    code, out, _ = run("verify", "--json", copy)
+    assert (code, json.loads(out)) == (1, sound | {"ok": False, "missing_parts": [2]})
+    code, out, _ = run("verify", copy)
+    assert code == 1
+    assert "1 of 4 parts are missing; build computes them" in out
+    assert "not ok" in out
+    assert json.loads(run("build", "--json", *flat(arguments))[1])["parts_computed"] == 1
+    assert run("verify", copy)[:2] == (0, "ok\n")
+    assert_same_arrays(copy, cache)
+
+
+def test_verify_says_what_is_to_be_built_anew(run: Run, cache: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zarr"
+    shutil.copytree(cache, copy)
+    features = copy / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0"
+    features.write_bytes(features.read_bytes()[:-4] + b"abcd")
+    code, out, _ = run("verify", copy)
+    assert code == 1
+    assert "vocabularies/animals/class_features is damaged" in out
+    assert "built anew" in out
+
+
+def _other_labels(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    members = webdataset_members(0, 4, labels={0: 0, 1: 4, 2: 5, 3: 1})
+    arguments["--images"] = write_shard(tmp_path / "six" / "classes.tar", members)
+
+
+def _empty(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    (tmp_path / "empty").mkdir()
+    arguments["--images"] = tmp_path / "empty"
+
+
+def _tar_without_images(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    arguments["--images"] = write_shard(tmp_path / "none.tar", [("readme.txt", b"nothing")])
+
+
+def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) -> None:
+    shutil.copytree(cache, arguments["--out"])
+    arguments["--teacher"] = write_model(tmp_path / "other", "gelu", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"--teacher": "ViT-B-61"}, r"open_clip has no model 'ViT-B-61'; near names: .*ViT-B-16"),
+        ({"--teacher": "ViT-B-16"}, r"'ViT-B-16' needs --pretrained: .*openai"),
+        ({"--teacher": "ViT-B-16", "--pretrained": "opnai"}, r"neither a file nor .*openai"),
+        ({"--classes": "imagenet-2k"}, r"no such file, and no known name \(imagenet-21k"),
+        ({"--images": "/no/such/folder"}, r"/no/such/folder"),
+        ({"--images": "/no/{00..03}.tar"}, r"/no/00\.tar"),
+        ({"--part-size": 0}, r"--part-size.*0.*greater than or equal to 1"),
+        ({"--templates": "a photo"}, r"templates 'a photo'"),
+        ({"--scheduler": "tcp://127.0.0.1:1"}, r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"),
+        (_other_labels, r"5 classes"),
+        (_empty, r"no image"),
+        (_tar_without_images, r"no image"),
+        (_begun_with_another, r"teacher\.weights_digest: \S+ there, \S+ asked"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    change: Any, reason: str, run: Run, arguments: dict[str, Any], cache: Path, tmp_path: Path
+) -> None:
+    if isinstance(change, dict):
+        arguments |= change
+    elif change is _begun_with_another:
+        change(tmp_path, arguments, cache)
+    else:
+        change(tmp_path, arguments)
+    code, out, err = run("build", *flat(arguments))
+    lines = [line for line in err.splitlines() if line and not line.startswith("note: ")]
+    assert (code, out) == (2, "")
+    assert len(lines) == 1
+    import re
+
+    assert re.search(reason, lines[0])
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_no_cache_there(command: str, run: Run, tmp_path: Path) -> None:
+    code, out, err = run(command, tmp_path / "none")
+    assert (code, out) == (2, "")
+    assert err.strip() == f"error: no cache at {tmp_path / 'none'}"
+
+
+def test_a_built_cache_is_read_by_the_library(cache: Path) -> None:
+    opened = open_cache(cache)
+    assert len(opened) == 12
+    assert opened.vocabulary.names == ANIMALS
+
+
+def test_labels_by_name_need_no_index(run: Run, arguments: dict[str, Any], tmp_path: Path) -> None:
+    members = [
+        (name.replace(".cls", ".json"), json.dumps({"label": ANIMALS[int(content)]}).encode())
+        if name.endswith(".cls")
+        else (name, content)
+        for name, content in webdataset_members(0, 5)
+    ]
+    arguments["--images"] = write_shard(tmp_path / "named.tar", members)
+    arguments["--classes"] = write_names(tmp_path / "reversed.txt", ANIMALS[::-1])
+    assert run("build", *flat(arguments))[0] == 0
+    assert open_cache(arguments["--out"]).labels.tolist() == [4, 3, 2, 1, 0]

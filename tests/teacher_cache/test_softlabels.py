@@ -1,0 +1,92 @@
+"""Soft labels of the rows that are asked for, in the order that is asked for."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from teacher_cache import TeacherCache, open_cache
+from teacher_cache.errors import UsageError
+from teacher_cache.softlabels import Rows, factored_logits
+from teacher_cache.store import CacheStore
+
+
+@pytest.fixture(scope="module")
+def opened(cache: Path) -> TeacherCache:
+    """A finished cache of twelve rows."""
+    return open_cache(cache)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (slice(None), range(12)),
+        (slice(2, 9, 3), [2, 5, 8]),
+        (slice(-2, None), [10, 11]),
+        (4, [4]),
+        ([11, 0, 4, 0], [11, 0, 4, 0]),
+        (np.array([7, 3], dtype=np.uint16), [7, 3]),
+        (torch.tensor([7, 3]), [7, 3]),
+        ([], []),
+    ],
+)
+def test_rows_come_in_the_order_asked_for(rows: Rows, expected: list[int], opened: TeacherCache) -> None:
+    stored = np.asarray(opened.store.array("image_features")[:])[:, 0]
+    found = opened.image_features(rows)
+    assert found.dtype == torch.float16
+    np.testing.assert_array_equal(found.numpy(), stored[list(expected)])
+    crops = np.asarray(opened.store.array("crops")[:])[:, 0]
+    np.testing.assert_array_equal(opened.crops(rows), crops[list(expected)])
+    assert opened.logits(rows).shape == (len(expected), 5)
+
+
+@pytest.mark.parametrize("rows", [[12], [-1], [0, 99], torch.tensor([12])])
+def test_rows_beyond_the_cache_are_refused(rows: Rows, opened: TeacherCache) -> None:
+    with pytest.raises(UsageError, match="asked of a cache of 12 samples"):
+        opened.image_features(rows)
+
+
+@pytest.mark.parametrize("view", [-1, 1])
+def test_views_beyond_the_cache_are_refused(view: int, opened: TeacherCache) -> None:
+    with pytest.raises(UsageError, match=rf"view {view} is not in the cache, which has 1"):
+        opened.logits([0], view)
+
+
+def test_logits_are_the_scaled_product_of_the_factors(opened: TeacherCache) -> None:
+    features = opened.image_features(slice(None)).double()
+    classes = opened.class_features.double()
+    expected = opened.logit_scale * features @ classes.T
+    torch.testing.assert_close(opened.logits(slice(None)).double(), expected, atol=1e-4, rtol=0)
+    subset = torch.tensor([3, 0])
+    torch.testing.assert_close(
+        opened.logits([5, 2], classes=subset).double(), expected[[5, 2]][:, [3, 0]], atol=1e-4, rtol=0
+    )
+
+
+def test_autocast_does_not_round_the_teachers_logits(opened: TeacherCache) -> None:
+    factors = opened.image_features(slice(None)), opened.class_features, opened.logit_scale
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = factored_logits(*factors)
+    assert under_autocast.dtype == torch.float32
+    torch.testing.assert_close(under_autocast, factored_logits(*factors), atol=0, rtol=0)
+
+
+def test_a_temperature_softens(opened: TeacherCache) -> None:
+    def entropy(temperature: float) -> torch.Tensor:
+        labels = opened.soft_labels(slice(None), temperature)
+        return -(labels * labels.clamp_min(1e-30).log()).sum(dim=1)
+
+    assert (entropy(0.5) < entropy(1.0)).all()
+    assert (entropy(1.0) < entropy(8.0)).all()
+    flat = opened.soft_labels([0], 1e6)
+    torch.testing.assert_close(flat, torch.full((1, 5), 0.2), atol=1e-4, rtol=0)
+
+
+def test_a_cache_that_is_not_complete_is_refused_with_what_to_do(cache: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zarr"
+    shutil.copytree(cache, copy)
+    CacheStore.open(copy).withdraw(3)
+    with pytest.raises(UsageError, match=r"not complete: 1 of 4 parts are missing; run rpp-cache build"):
+        open_cache(copy)

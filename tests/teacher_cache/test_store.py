@@ -1,0 +1,300 @@
+"""The cache on disk: layout, atomic creation and commits, what damage is found, what other readers see."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray
+import zarr
+from hypothesis import HealthCheck, given
+from hypothesis import settings as example_settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
+from teacher_cache import open_cache, store
+from teacher_cache.build import build_cache
+from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
+from teacher_cache.images import SampleTable, index_images
+from teacher_cache.store import CHUNK_ROWS, PER_SAMPLE_ARRAYS, CacheHeader, CacheStore, part_rows
+from teacher_cache.vocabulary import Vocabulary, load_vocabulary
+from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
+
+VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
+
+
+@pytest.fixture(scope="module")
+def table(shards: Path, names: Path) -> SampleTable:
+    """The samples of two tars."""
+    return index_images(str(shards), load_vocabulary(names))[0]
+
+
+def header(table: SampleTable, part_size: int = 5, embedding: int = 8, views: int = 1) -> CacheHeader:
+    """Header of a cache of those samples with a teacher that does not matter here."""
+    return CacheHeader(
+        samples=len(table),
+        part_size=part_size,
+        embedding=embedding,
+        encoding="factored",
+        teacher={"model": "m", "pretrained": None, "weights_digest": "d", "logit_scale": 50.0},
+        view_policy={"views": views},
+        vocabulary="animals",
+        vocabulary_digest=store.vocabulary_digest(VOCABULARY),
+        sample_table_digest=table.digest,
+        images="shards",
+        software="rpp",
+    )
+
+
+def create(path: Path, table: SampleTable, **more: Any) -> CacheStore:
+    """A new cache, without parts."""
+    made = header(table, **more)
+    features = np.eye(len(ANIMALS), made.embedding, dtype=np.float32)
+    return CacheStore.create(path, made, table, VOCABULARY, features)
+
+
+def random_arrays(made: CacheStore, part: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays of a part in the stored dtypes, as if a teacher had made them."""
+    random = np.random.default_rng([seed, part])
+    rows, views = made.header.rows(part), made.header.views
+    count = rows.stop - rows.start
+    return {
+        "image_features": random.normal(size=(count, views, made.header.embedding)).astype(np.float16),
+        "crops": random.integers(0, 1 << 16, (count, views, 5), dtype=np.uint16),
+        "valid": random.random(count) < 0.8,
+        "labels": random.integers(-1, 5, count, dtype=np.int32),
+    }
+
+
+@given(data=st.data())
+@example_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_committed_is_read_back_to_the_last_bit(
+    data: st.DataObject, table: SampleTable, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Every float16 bit pattern (NaN, infinities, -0), any order of commits, parts and views of any size."""
+    part_size = part_rows(data.draw(st.integers(1, 20)), len(table))
+    views = data.draw(st.integers(1, 3))
+    path = tmp_path_factory.mktemp("store") / "zarr"
+    made = create(path, table, part_size=part_size, views=views, embedding=6)
+    order = data.draw(st.permutations(range(made.header.parts)))
+    whole: dict[str, list[np.ndarray]] = {name: [] for name in PER_SAMPLE_ARRAYS}
+    committed = {}
+    for part in order:
+        rows = made.header.rows(part)
+        shape = (rows.stop - rows.start, views, 6)
+        bits = data.draw(arrays_of.arrays(np.uint16, shape))
+        arrays = random_arrays(made, part) | {"image_features": bits.view(np.float16)}
+        made.commit(part, arrays, {}, [])
+        committed[part] = arrays
+    for part in range(made.header.parts):
+        for name, values in committed[part].items():
+            whole[name].append(values)
+    read = zarr.open_group(path, mode="r")
+    for name, pieces in whole.items():
+        stored = np.asarray(read[name][:])
+        expected = np.concatenate(pieces)
+        assert stored.dtype == expected.dtype
+        np.testing.assert_array_equal(stored.view(np.uint8), expected.view(np.uint8))
+    again = CacheStore.open(path)
+    assert again.missing() == []
+    assert again.damaged_tables() == []
+    assert all(again.part_is_sound(part) for part in again.committed())
+
+
+@pytest.mark.parametrize("asked", [1, 7, 1023, 1024, 1025, 5000, 8192])
+@pytest.mark.parametrize("samples", [1, 12, 1024, 1025, 14_197_122])
+def test_a_part_is_a_shard_of_whole_chunks(asked: int, samples: int) -> None:
+    rows = part_rows(asked, samples)
+    assert rows >= min(asked, samples)
+    assert rows <= CHUNK_ROWS or rows % CHUNK_ROWS == 0
+    assert rows < min(asked, samples) + CHUNK_ROWS
+
+
+def test_creation_that_fails_leaves_nothing(
+    table: SampleTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SampleTable, "write", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        create(tmp_path / "zarr", table)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_exists_only_once_its_record_is_there(
+    table: SampleTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = create(tmp_path / "zarr", table)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            made.commit(1, random_arrays(made, 1), {}, [])
+    assert made.committed() == []
+    assert made.missing() == [0, 1, 2]
+    first = random_arrays(made, 1, seed=1)
+    made.commit(1, first, {"forward": 1.25}, [{"row": 5, "key": "k", "reason": "r"}])
+    record = made.record(1)
+    assert (record.part, record.rows, record.seconds["forward"]) == (1, (5, 10), 1.25)
+    assert made.part_is_sound(1)
+    assert made.missing() == [0, 2]
+
+
+def damage_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*PER_SAMPLE_ARRAYS])
+@pytest.mark.parametrize(
+    "damage",
+    [damage_bit, lambda p: p.write_bytes(p.read_bytes()[:-5]), lambda p: p.write_bytes(b""), Path.unlink],
+    ids=["bit", "cut", "empty", "gone"],
+)
+def test_damage_of_any_array_is_found_in_its_part_alone(
+    name: str, damage: Any, table: SampleTable, tmp_path: Path
+) -> None:
+    made = create(tmp_path / "zarr", table)
+    for part in range(3):
+        made.commit(part, random_arrays(made, part), {}, [])
+    shards = sorted(path for path in (made.path / name / "c" / "1").rglob("*") if path.is_file())
+    damage(shards[0] if shards else made.path / name / "c" / "1")
+    assert [made.part_is_sound(part) for part in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"part": 1}', "\x00"])
+def test_a_broken_record_is_a_damaged_part(content: str, table: SampleTable, tmp_path: Path) -> None:
+    made = create(tmp_path / "zarr", table)
+    made.commit(1, random_arrays(made, 1), {}, [])
+    (made.path / "parts" / "000001.json").write_text(content)
+    assert not made.part_is_sound(1)
+    with pytest.raises(CacheDamagedError, match=r"000001\.json is not readable"):
+        made.record(1)
+    made.withdraw(1)
+    assert made.missing() == [0, 1, 2]
+
+
+def test_damage_of_what_belongs_to_no_part_is_found(table: SampleTable, tmp_path: Path) -> None:
+    made = create(tmp_path / "zarr", table)
+    assert made.damaged_tables() == []
+    damage_bit(made.path / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0")
+    assert made.damaged_tables() == ["vocabularies/animals/class_features"]
+    samples = made.path / "samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:-20])
+    fresh = CacheStore.open(made.path)
+    assert fresh.damaged_tables() == ["vocabularies/animals/class_features", "samples.parquet"]
+
+
+def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
+    made = create(tmp_path / "zarr", table)
+    shutil.rmtree(made.path / "crops")
+    with pytest.raises(CacheDamagedError, match="the array 'crops' is missing"):
+        CacheStore.open(made.path).array("crops")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "error", "reason"),
+    [
+        (None, UsageError, "no cache at"),
+        ("{", CacheDamagedError, "not readable"),
+        ({}, UsageError, "a Zarr group, but not written by rpp-cache"),
+        ({"format": "rpp-cache", "format_version": 2}, UsageError, "has cache format 2; .* reads 1"),
+    ],
+)
+def test_what_is_no_cache_of_this_version_is_refused(
+    attributes: Any, error: type[Exception], reason: str, tmp_path: Path
+) -> None:
+    if isinstance(attributes, dict):
+        zarr.create_group(tmp_path / "zarr", zarr_format=3, attributes=attributes)
+    elif attributes is not None:
+        (tmp_path / "zarr").mkdir()
+        (tmp_path / "zarr" / "zarr.json").write_text(attributes)
+    with pytest.raises(error, match=reason):
+        CacheStore.open(tmp_path / "zarr")
+
+
+def test_headers_that_differ_in_what_is_computed_do_not_mix(table: SampleTable) -> None:
+    one = header(table)
+    one.require_equal(replace(one, images="elsewhere", software="newer"), Path("zarr"))
+    one.require_equal(replace(one, teacher={**one.teacher, "model": "moved"}), Path("zarr"))
+    for name, value in (("samples", 13), ("encoding", "dense"), ("part_size", 6)):
+        with pytest.raises(CacheMismatchError, match=rf"{name}: \S+ there, {value} asked"):
+            one.require_equal(replace(one, **{name: value}), Path("zarr"))
+    for key, value in (("weights_digest", "e"), ("logit_scale", 51.0)):
+        with pytest.raises(CacheMismatchError, match=rf"teacher\.{key}: \S+ there, {value} asked"):
+            one.require_equal(replace(one, teacher={**one.teacher, key: value}), Path("zarr"))
+
+
+def test_vocabularies_are_told_apart_and_listed_with_the_default_first(
+    table: SampleTable, tmp_path: Path
+) -> None:
+    made = create(tmp_path / "zarr", table)
+    tiere = Vocabulary(("Katze", "Hund"), ("cat", "dog"), ("ein Bild von {}",))
+    features = np.eye(2, 8, dtype=np.float32)
+    made.add_vocabulary("Tiere", tiere, features)
+    fresh = CacheStore.open(made.path)
+    assert fresh.vocabulary_names() == ["animals", "Tiere"]
+    assert fresh.vocabulary() == VOCABULARY
+    assert fresh.vocabulary("Tiere") == tiere
+    np.testing.assert_array_equal(fresh.class_features("Tiere"), features)
+    with pytest.raises(UsageError, match="has no vocabulary 'animaux', only animals, Tiere"):
+        fresh.vocabulary("animaux")
+
+
+def test_xarray_opens_a_cache_with_named_dimensions(cache: Path) -> None:
+    found = xarray.open_zarr(cache, consolidated=False)
+    ours = open_cache(cache)
+    assert dict(found.sizes) == {"sample": 12, "view": 1, "feature": 48, "box": 5}
+    assert found.attrs["teacher"]["logit_scale"] == ours.logit_scale
+    features = found["image_features"].isel(view=0, sample=[3, 1]).values
+    np.testing.assert_array_equal(features, ours.image_features([3, 1]).numpy())
+    classes = xarray.open_zarr(cache, group="vocabularies/animals", consolidated=False)
+    np.testing.assert_array_equal(classes["class_features"].values, ours.class_features.numpy())
+    assert classes.attrs["names"] == list(ANIMALS)
+
+
+def test_a_view_of_512_features_costs_at_most_1100_bytes(tmp_path: Path) -> None:
+    """design.md's bound for ViT-B: features, crop, label, record and the sample table together."""
+    source = write_shards(tmp_path / "shards", shards=4, samples=512, width=8, height=8)
+    table, _ = index_images(str(source), VOCABULARY)
+    made = create(tmp_path / "zarr", table, part_size=CHUNK_ROWS, embedding=512)
+    for part in range(made.header.parts):
+        made.commit(part, random_arrays(made, part), {"forward": 1.0}, [])
+    files = [p for p in made.path.rglob("*") if p.is_file() and "vocabularies" not in p.parts]
+    whole = sum(p.stat().st_size for p in files if p.name not in ("zarr.json", "build.lock"))
+    assert made.bytes_per_view() == pytest.approx(whole / 2048)
+    assert 1024 + 10 + 1 + 4 < made.bytes_per_view() <= 1100
+
+
+def test_bytes_a_view_do_not_depend_on_how_far_the_build_is(table: SampleTable, tmp_path: Path) -> None:
+    made = create(tmp_path / "zarr", table, part_size=4)
+    assert made.bytes_per_view() == 0
+    sizes = []
+    for part in range(3):
+        made.commit(part, random_arrays(made, part), {}, [])
+        sizes.append(made.bytes_per_view())
+    assert sizes == pytest.approx([sizes[0]] * 3, rel=0.01)
+
+
+def test_the_sample_table_is_that_of_the_images(cache: Path, shards: Path, names: Path) -> None:
+    indexed, _ = index_images(str(shards), load_vocabulary(names))
+    stored = CacheStore.open(cache).samples
+    assert stored.digest == indexed.digest == CacheStore.open(cache).header.sample_table_digest
+    assert stored.keys(slice(None)) == indexed.keys(slice(None))
+
+
+def test_a_record_says_where_the_time_went(teacher: Path, tmp_path: Path) -> None:
+    source = write_shards(tmp_path / "shards", shards=1)
+    build_cache(settings(source, write_names(tmp_path / "names.txt"), tmp_path / "zarr", teacher))
+    record = json.loads((tmp_path / "zarr" / "parts" / "000000.json").read_text())
+    assert set(record["seconds"]) == {"read", "decode", "forward", "write"}
+    assert record["seconds"]["forward"] > 0
+    assert set(record["checksums"]) == set(PER_SAMPLE_ARRAYS)
