@@ -234,7 +234,7 @@ def _client(settings: BuildSettings) -> Iterator[Client]:
     logging.getLogger("distributed.worker").setLevel(logging.CRITICAL)
     if settings.scheduler:
         try:
-            client = Client(settings.scheduler, timeout=20)
+            client = Client(settings.scheduler)  # waits as Dask is configured
         except (OSError, TimeoutError, ValueError) as error:
             raise UsageError(f"no Dask scheduler answers at {settings.scheduler}: {error}") from error
         with client:

@@ -109,6 +109,14 @@ def test_an_epoch_has_every_row_once_and_blocks_stay_in_their_window(
         assert len(np.unique(blocks[at[0] : at[-1] + 1])) <= window
 
 
+def test_epochs_and_seeds_differ_in_order() -> None:
+    rows = np.arange(5000)
+    first = epoch_order(rows, 3, 0)
+    np.testing.assert_array_equal(epoch_order(rows, 3, 0), first)
+    for other in (epoch_order(rows, 3, 1), epoch_order(rows, 4, 0), rows):
+        assert (first == other).mean() < 0.01
+
+
 def test_features_of_many_windows_are_those_of_their_rows(
     cache: TeacherCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,14 @@
 """`rpp-cache` as it is typed: what is printed, the exit codes, one line for every wrong use."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from teacher_cache import cli, open_cache
@@ -197,12 +199,11 @@ def test_wrong_use_is_one_line_and_exit_code_2(
         change(tmp_path, arguments, cache)
     else:
         change(tmp_path, arguments)
-    code, out, err = run("build", *flat(arguments))
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        code, out, err = run("build", *flat(arguments))
     lines = [line for line in err.splitlines() if line and not line.startswith("note: ")]
     assert (code, out) == (2, "")
     assert len(lines) == 1
-    import re
-
     assert re.search(reason, lines[0])
 
 
