@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.vocabulary import Vocabulary
@@ -167,7 +167,7 @@ def index_images(source: str, vocabulary: Vocabulary) -> tuple[SampleTable, list
         raw = pa.concat_tables(
             [table for table, _ in indexed], promote_options="permissive"
         ).unify_dictionaries()
-        notes += [note for _, note in indexed if note]
+        notes += [note for _, of_shard in indexed for note in of_shard]
     if raw.num_rows == 0:
         raise UsageError(f"image source '{source}' holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     labels, label_notes = _resolve_labels(raw, vocabulary, source)
@@ -203,20 +203,20 @@ def _utf8(path: str) -> str:
     return path
 
 
-def _index_tar(path: Path) -> tuple[pa.Table, str | None]:
+def _index_tar(path: Path) -> tuple[pa.Table, list[str]]:
     columns: dict[str, list[Any]] = {name: [] for name in _INDEX_SCHEMA.names}
-    note = None
+    notes: list[str] = []
     for sample in _tar_samples(path):
         if isinstance(sample, str):
-            note = sample
+            notes.append(sample)
             continue
         for column, value in zip(columns.values(), sample, strict=True):
             column.append(value)
-    return pa.table(columns, schema=_INDEX_SCHEMA), note
+    return pa.table(columns, schema=_INDEX_SCHEMA), notes
 
 
 def _tar_samples(path: Path) -> Iterator[tuple[Any, ...] | str]:
-    """Rows of `_INDEX_SCHEMA`, members that share a stem (WebDataset) being one sample; a note at last."""
+    """Rows of `_INDEX_SCHEMA`, members that share a stem (WebDataset) being one sample; notes at last."""
     size = path.stat().st_size
     try:
         tar = tarfile.open(path, "r:")  # noqa: SIM115 - closed below; r: refuses compressed tars
@@ -225,7 +225,7 @@ def _tar_samples(path: Path) -> Iterator[tuple[Any, ...] | str]:
     with tar:
         stem, image, index, name = "", None, None, None
         members = iter(tar)
-        note = None
+        note, more_images = None, 0
         while True:
             try:
                 member = next(members, None)
@@ -252,12 +252,15 @@ def _tar_samples(path: Path) -> Iterator[tuple[Any, ...] | str]:
                 stem, image, index, name = f"{head}/{base}", None, None, None
             suffix = "." + extension.rsplit(".", 1)[-1].lower()
             if suffix in IMAGE_SUFFIXES:
+                more_images += image is not None
                 image = image or member
             elif suffix in (".cls", ".json") and index is None and name is None:
                 content = tar.extractfile(member)
                 index, name = _read_label(content.read() if content else b"", suffix, f"{path}:{member.name}")
     if note:
         yield note
+    if more_images:
+        yield f"{path}: {more_images} images share a sample's name; the first of each name is taken"
 
 
 def _read_label(content: bytes, suffix: str, where: str) -> tuple[int | None, str | None]:
@@ -355,8 +358,12 @@ def decode_image(content: bytes) -> Image.Image:
     Raises:
         UnreadableImageError: not an image, cut off, or larger than Pillow's decompression-bomb limit.
     """
+    if not content:
+        raise UnreadableImageError("empty file")
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
+    except UnidentifiedImageError as error:  # Pillow's own words name an address in memory
+        raise UnreadableImageError("not an image, or of a format that Pillow does not read") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damaged data; each costs one row
         raise UnreadableImageError(f"{type(error).__name__}: {str(error)[:200]}") from error

@@ -101,6 +101,8 @@ def canonical_pretrained(pretrained: str | None) -> str | None:
 
 
 def _check_names(name: str, pretrained: str | None) -> None:
+    if name.startswith((LOCAL_DIR, HF_HUB)) and pretrained is not None:
+        raise UsageError(f"{name} carries its own weights; leave out --pretrained '{pretrained}'")
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
         if not (folder / "open_clip_config.json").is_file():
@@ -121,10 +123,10 @@ def _check_names(name: str, pretrained: str | None) -> None:
         )
     if get_pretrained_cfg(name, pretrained) or Path(pretrained).is_file():
         return
-    near = difflib.get_close_matches(pretrained, tags, n=4, cutoff=0.3) or tags
+    near = difflib.get_close_matches(pretrained, tags, n=1, cutoff=0.6)
     raise UsageError(
-        f"'{pretrained}' is neither a file nor a pretrained tag of '{name}' "
-        f"(tags: {', '.join(near) or 'none'})"
+        f"'{pretrained}' is neither a file nor a pretrained tag of '{name}'"
+        f"{f'; did you mean {near[0]}?' if near else ''} (tags: {', '.join(tags) or 'none'})"
     )
 
 
@@ -144,17 +146,16 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
         name: an open_clip model name, a folder with `open_clip_config.json` and weights (also as
             `local-dir:PATH`), or `hf-hub:ORG/REPO`.
         pretrained: a tag of that model or a weights file (safetensors, or a checkpoint that loads with
-            `weights_only`). Not used for folders and the hub, which carry their weights.
+            `weights_only`). None for folders and the hub, which carry their weights.
         device: where the model goes.
 
     Raises:
-        UsageError: no such model or weights, or the weights are of another shape.
+        UsageError: no such model or weights, weights of another shape, or weights named for a model that
+            carries its own.
         RppError: the weights of a known tag could not be fetched.
     """
     name, pretrained = canonical_model_name(name), canonical_pretrained(pretrained)
     _check_names(name, pretrained)
-    if name.startswith((LOCAL_DIR, HF_HUB)):
-        pretrained = None
     tag = get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
         config = get_model_config(name)

@@ -121,15 +121,28 @@ class TeacherCache:
             classes: [C'] int64 class indices; all classes without it.
 
         Raises:
-            UsageError: a row or view that the cache does not have.
+            UsageError: a row, view or class that the cache does not have, or no class at all.
         """
+        if classes is not None and not (
+            len(classes) and int(classes.min()) >= 0 and int(classes.max()) < len(self.class_features)
+        ):
+            raise UsageError(
+                f"classes {classes.tolist()[:8]} asked of a vocabulary of {len(self.class_features)} classes "
+                "(indices from 0; at least one)"
+            )
         features = self.image_features(rows, view)
         return factored_logits(features, self.class_features, self.logit_scale, classes)
 
     def soft_labels(
         self, rows: Rows, temperature: float = 1.0, view: int = 0, classes: Tensor | None = None
     ) -> Tensor:
-        """softmax(z / T) over the classes asked for, [B, C'] float32; each row sums to 1."""
+        """softmax(z / T) over the classes asked for, [B, C'] float32; each row sums to 1.
+
+        Raises:
+            UsageError: a temperature that is not above zero, and what `logits` raises.
+        """
+        if not temperature > 0:
+            raise UsageError(f"the temperature must be above zero, not {temperature}")
         return torch.softmax(self.logits(rows, view, classes) / temperature, dim=-1)
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:

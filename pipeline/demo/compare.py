@@ -53,7 +53,7 @@ class DemoSettings(BaseModel):
 
     out: Path = Field(default=Path("rpp-demo"), description="folder for the cache, the runs and the figures")
     seeds: int = Field(default=3, ge=1, description="trainings of each row")
-    epochs: int = Field(default=10, ge=1, description="passes over the base pictures")
+    epochs: int = Field(default=5, ge=1, description="passes over the base pictures")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 

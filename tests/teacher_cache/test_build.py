@@ -252,15 +252,15 @@ def test_an_unreadable_image_keeps_its_row_and_its_reason_is_recorded(
     assert not found.image_features(list(bad)).any()
     skipped = [entry for part in range(4) for entry in part_record(tmp_path / "zarr", part)["skipped"]]
     assert [(entry["row"], entry["key"]) for entry in skipped] == [(row, f"{row:06d}") for row in bad]
-    assert all("UnidentifiedImageError" in entry["reason"] for entry in skipped[:2])
-    assert "truncated" in skipped[2]["reason"]
+    for entry, reason in zip(skipped, ("empty file", "not an image", "truncated"), strict=True):
+        assert reason in entry["reason"]
 
 
 def test_strict_stops_at_an_unreadable_image_and_names_it(teacher: Path, names: Path, tmp_path: Path) -> None:
     members = webdataset_members(0, 6)
     members[9] = (members[9][0], b"no image")
     source = write_shard(tmp_path / "bad.tar", members)
-    with pytest.raises(RppError, match=r"000004 .*bad\.tar.*cannot identify"):
+    with pytest.raises(RppError, match=r"000004 .*bad\.tar.*not an image"):
         build_cache(settings(source, names, tmp_path / "zarr", teacher, strict=True))
     assert CacheStore.open(tmp_path / "zarr").committed() == [0]
 

@@ -113,7 +113,7 @@ def test_unreadable_images_are_listed_with_their_reasons(
     facts = json.loads(run("info", "--skipped", "--json", arguments["--out"])[1])
     assert (facts["valid"], facts["skipped"]) == (5, 1)
     assert [(e["row"], e["key"]) for e in facts["skipped_samples"]] == [(2, "000002")]
-    assert "UnidentifiedImageError" in facts["skipped_samples"][0]["reason"]
+    assert "not an image" in facts["skipped_samples"][0]["reason"]
     assert "row 2 000002: " in run("info", "--skipped", arguments["--out"])[1]
 
 

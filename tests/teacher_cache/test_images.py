@@ -204,6 +204,13 @@ def test_a_truncated_tar_keeps_what_is_whole_and_says_so(left_out: int, tmp_path
     assert any("cut.tar" in note and "tail is left out" in note for note in notes)
 
 
+def test_of_images_that_share_a_name_the_first_is_taken_with_a_note(tmp_path: Path) -> None:
+    members = [("a.jpg", jpeg(0)), ("a.png", jpeg(1)), ("a.jpg", jpeg(2)), ("b.jpg", jpeg(3))]
+    samples, notes = index_images(str(write_shard(tmp_path / "twice.tar", members)), ANIMAL_VOCABULARY)
+    assert contents(samples) == {"a": jpeg(0), "b": jpeg(3)}
+    assert any("twice.tar: 2 images share a sample's name" in note for note in notes)
+
+
 def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "fake.tar").write_bytes(b"not a tar at all" * 100)
     with pytest.raises(UsageError, match=r"fake\.tar is no uncompressed tar"):

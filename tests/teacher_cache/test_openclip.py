@@ -25,8 +25,9 @@ from tests.models import loaded, write_model
         ("ViT-B-61", "openai", r"no model 'ViT-B-61'; near names: .*ViT-B-16"),
         ("ViT-B/61", "openai", r"no model 'ViT-B-61'; near names: .*ViT-B-16"),
         ("ViT-B-16", None, r"'ViT-B-16' needs --pretrained: a weights file or one of openai, "),
-        ("ViT-B-16", "opanai", r"'opanai' is neither a file nor .* 'ViT-B-16' \(tags: openai"),
+        ("ViT-B-16", "opanai", r"'opanai' is neither .* 'ViT-B-16'; did you mean openai\? \(tags: openai, "),
         ("ViT-B-16", "/no/such/weights.pt", r"'/no/such/weights.pt' is neither a file nor"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"carries its own weights; leave out --pretrained 'webli'"),
         ("local-dir:/no/such/folder", None, r"no open_clip_config.json in the model folder /no/such/folder"),
     ],
 )

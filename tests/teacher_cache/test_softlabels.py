@@ -54,6 +54,18 @@ def test_views_beyond_the_cache_are_refused(view: int, opened: TeacherCache) -> 
         opened.logits([0], view)
 
 
+@pytest.mark.parametrize("classes", [[], [5], [0, -1]])
+def test_classes_beyond_the_vocabulary_are_refused(classes: list[int], opened: TeacherCache) -> None:
+    with pytest.raises(UsageError, match=r"classes \[.*\] asked of a vocabulary of 5 classes"):
+        opened.soft_labels([0], classes=torch.tensor(classes, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_not_above_zero_is_refused(temperature: float, opened: TeacherCache) -> None:
+    with pytest.raises(UsageError, match="the temperature must be above zero, not"):
+        opened.soft_labels([0], temperature)
+
+
 def test_logits_are_the_scaled_product_of_the_factors(opened: TeacherCache) -> None:
     features = opened.image_features(slice(None)).double()
     classes = opened.class_features.double()
