@@ -127,6 +127,8 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
     store = _open_or_create(settings, teacher, vocabulary, samples)
     with store.locked():
+        with _disk_errors(store.path):
+            store.locate_images(samples, str(Path(settings.images).expanduser().absolute()))
         missing = store.missing()
         task = PartTask(
             path=str(store.path.resolve()),
@@ -191,7 +193,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 f"no room to write {path} ({error.strerror}); what is committed is safe: make room and run "
                 "the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR):
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         raise
 

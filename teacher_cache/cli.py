@@ -32,7 +32,10 @@ def build(settings: BuildSettings, as_json: Json = False) -> None:
     Example: rpp-cache build --images 'shards/{0000..1415}.tar' --classes imagenet-21k --out ./zarr
     --teacher ViT-L-14 --pretrained openai
     """
-    result = build_cache(settings, on_note=lambda note: remarks.print(f"note: {note}", markup=False))
+    try:
+        result = build_cache(settings, on_note=lambda note: remarks.print(f"note: {note}", markup=False))
+    except KeyboardInterrupt as error:
+        raise RppError("stopped; what is committed is safe: run the same command again to go on") from error
     if as_json:
         print(json.dumps(result.__dict__, default=str))
         return

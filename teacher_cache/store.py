@@ -224,8 +224,23 @@ class CacheStore:
 
     @cached_property
     def samples(self) -> SampleTable:
-        """The sample table, in row order."""
-        return SampleTable.read(self.path / SAMPLES)
+        """The sample table, in row order.
+
+        Raises:
+            CacheDamagedError: it is missing or not readable.
+        """
+        try:
+            return SampleTable.read(self.path / SAMPLES)
+        except (OSError, ValueError) as error:
+            raise CacheDamagedError(f"{self.path / SAMPLES} is not readable: {error}") from error
+
+    def locate_images(self, samples: SampleTable, images: str) -> None:
+        """Record where the images lie now, if they moved since the cache was begun."""
+        if samples.table.equals(self.samples.table):
+            return
+        samples.write(self.path / SAMPLES)
+        self.group.attrs["images"] = images
+        self.samples = samples
 
     # Vocabularies
 
@@ -246,8 +261,14 @@ class CacheStore:
         array[:] = features_CD
 
     def vocabulary_names(self) -> list[str]:
-        """Names of the vocabularies in this cache, the default one first."""
+        """Names of the vocabularies in this cache, the default one first.
+
+        Raises:
+            CacheDamagedError: there is none.
+        """
         folder = self.path / "vocabularies"
+        if not (folder / self.header.vocabulary / "zarr.json").is_file():
+            raise CacheDamagedError(f"the vocabulary '{self.header.vocabulary}' is missing in {self.path}")
         others = sorted(path.name for path in folder.iterdir() if (path / "zarr.json").is_file())
         return [self.header.vocabulary, *(name for name in others if name != self.header.vocabulary)]
 
@@ -350,7 +371,7 @@ class CacheStore:
                 damaged.append(f"vocabularies/{name}/class_features")
         try:
             sound = self.samples.digest == self.header.sample_table_digest
-        except (OSError, ValueError, KeyError):
+        except (CacheDamagedError, KeyError):
             sound = False
         return damaged if sound else [*damaged, SAMPLES]
 
@@ -361,7 +382,9 @@ class CacheStore:
         folders = [self.path / name / "c" for name in PER_SAMPLE_ARRAYS] + [self.path / PARTS]
         files = [Path(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names]
         share = sum(stop - start for start, stop in (r.rows for r in records)) / self.header.samples
-        size = sum(file.stat().st_size for file in files) + (self.path / SAMPLES).stat().st_size * share
+        size: float = sum(file.stat().st_size for file in files)
+        if (self.path / SAMPLES).exists():  # `verify` is who says that it is gone
+            size += (self.path / SAMPLES).stat().st_size * share
         return size / views if views else 0.0
 
     @contextmanager

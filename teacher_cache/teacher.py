@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teacher_cache.errors import UnsupportedTowerError
+from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, text_parts
 from teacher_cache.views import ViewRenderer, normalise
 from teacher_cache.vocabulary import Vocabulary
@@ -20,9 +20,18 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU."""
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = ["cpu", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if not torch.cuda.is_available():
+        known = ["cpu"]
+    if device not in known:
+        raise UsageError(f"no device '{device}' here, only {', '.join(known)} (or auto)")
     return torch.device(device)
 
 

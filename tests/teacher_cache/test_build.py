@@ -332,8 +332,26 @@ def test_moved_images_and_a_moved_teacher_are_the_same_build(
 ) -> None:
     shutil.copytree(teacher, tmp_path / "teacher")
     shutil.copytree(shards, tmp_path / "shards")
-    result = build_cache(settings(tmp_path / "shards", names, cache, tmp_path / "teacher"))
+    shutil.copytree(cache, tmp_path / "zarr")
+    result = build_cache(settings(tmp_path / "shards", names, tmp_path / "zarr", tmp_path / "teacher"))
     assert result.parts_computed == 0
+
+
+def test_a_begun_cache_reads_images_where_they_are_now(
+    cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
+) -> None:
+    copy, moved = tmp_path / "zarr", tmp_path / "moved"
+    shutil.copytree(cache, copy)
+    shutil.copytree(shards, tmp_path / "first")
+    CacheStore.open(copy, writable=True).withdraw(2)
+    build_cache(settings(tmp_path / "first", names, copy, teacher))
+    (tmp_path / "first").rename(moved)
+    CacheStore.open(copy, writable=True).withdraw(2)
+    assert build_cache(settings(moved, names, copy, teacher)).parts_computed == 1
+    assert_same_arrays(copy, cache)
+    found = open_cache(copy)
+    assert found.samples.locations(slice(0, 1))[0][0] == str(moved / "shard-000.tar")
+    assert found.header.images == str(moved)
 
 
 def test_something_that_is_no_cache_is_never_overwritten(

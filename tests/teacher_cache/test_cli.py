@@ -181,6 +181,8 @@ def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) 
         ({"--classes": "imagenet-2k"}, r"no such file, and no known name \(imagenet-21k"),
         ({"--images": "/no/such/folder"}, r"/no/such/folder"),
         ({"--images": "/no/{00..03}.tar"}, r"/no/00\.tar"),
+        ({"--device": "cuda:77"}, r"no device 'cuda:77' here, only cpu"),
+        ({"--out": "/proc/none/zarr"}, r"cannot write /proc/none/zarr: "),
         ({"--part-size": 0}, r"--part-size.*0.*greater than or equal to 1"),
         ({"--templates": "a photo"}, r"templates 'a photo'"),
         ({"--scheduler": "tcp://127.0.0.1:1"}, r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"),
@@ -212,6 +214,39 @@ def test_no_cache_there(command: str, run: Run, tmp_path: Path) -> None:
     code, out, err = run(command, tmp_path / "none")
     assert (code, out) == (2, "")
     assert err.strip() == f"error: no cache at {tmp_path / 'none'}"
+
+
+@pytest.mark.parametrize(
+    ("gone", "reason"), [("samples.parquet", "samples.parquet is damaged"), ("vocabularies", "is missing in")]
+)
+def test_a_cache_with_something_gone_is_described_in_a_line(
+    gone: str, reason: str, run: Run, cache: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "zarr"
+    shutil.copytree(cache, copy)
+    if (copy / gone).is_dir():
+        shutil.rmtree(copy / gone)
+    else:
+        (copy / gone).unlink()
+    code, out, err = run("verify", copy)
+    assert code == 1
+    assert reason in out + err
+    assert "Traceback" not in out + err
+    assert run("info", copy)[0] == (0 if gone == "samples.parquet" else 1)
+
+
+def test_a_stopped_build_says_how_to_go_on(
+    run: Run, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_cache", stopped)
+    code, _, err = run("build", *flat(arguments))
+    assert (code, err.strip()) == (
+        1,
+        "error: stopped; what is committed is safe: run the same command again to go on",
+    )
 
 
 def test_a_built_cache_is_read_by_the_library(cache: Path) -> None:
