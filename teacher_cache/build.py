@@ -80,6 +80,11 @@ class BuildSettings(BaseModel):
     scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
     strict: bool = Field(default=False, description="stop at the first unreadable image")
 
+    @property
+    def images_place(self) -> str:
+        """The image source, named so that it is found from anywhere."""
+        return str(Path(self.images).expanduser().absolute())
+
 
 @dataclass(frozen=True)
 class BuildResult:
@@ -128,7 +133,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     store = _open_or_create(settings, teacher, vocabulary, samples)
     with store.locked():
         with _disk_errors(store.path):
-            store.locate_images(samples, str(Path(settings.images).expanduser().absolute()))
+            store.locate_images(samples, settings.images_place)
         missing = store.missing()
         task = PartTask(
             path=str(store.path.resolve()),
@@ -166,7 +171,7 @@ def _open_or_create(
         vocabulary=Path(settings.classes).stem.lower(),
         vocabulary_digest=vocabulary_digest(vocabulary),
         sample_table_digest=samples.digest,
-        images=str(Path(settings.images).expanduser().absolute()),
+        images=settings.images_place,
         software=f"rpp {version('rpp')}",
     )
     if (path / "zarr.json").exists():
@@ -193,7 +198,7 @@ def _disk_errors(path: Path) -> Iterator[None]:
                 f"no room to write {path} ({error.strerror}); what is committed is safe: make room and run "
                 "the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         raise
 
@@ -221,6 +226,10 @@ def _compute(
             raise RppError(
                 f"Dask lost its workers or the scheduler ({error}); what is committed is safe: run the same "
                 "command again"
+            ) from error
+        except KeyboardInterrupt as error:
+            raise RppError(
+                "stopped; what is committed is safe: run the same command again to go on"
             ) from error
         finally:
             if task.topic in _in_process:

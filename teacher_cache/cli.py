@@ -11,7 +11,7 @@ from teacher_cache.build import BuildSettings, build_cache
 from teacher_cache.errors import RppError
 from teacher_cache.options import run_app, settings_options
 from teacher_cache.progress import counting
-from teacher_cache.store import CacheStore
+from teacher_cache.store import SAMPLES, CacheStore
 
 app = typer.Typer(
     help="Stage one: a frozen CLIP teacher goes once over an image set; its soft labels are kept in Zarr.",
@@ -32,10 +32,7 @@ def build(settings: BuildSettings, as_json: Json = False) -> None:
     Example: rpp-cache build --images 'shards/{0000..1415}.tar' --classes imagenet-21k --out ./zarr
     --teacher ViT-L-14 --pretrained openai
     """
-    try:
-        result = build_cache(settings, on_note=lambda note: remarks.print(f"note: {note}", markup=False))
-    except KeyboardInterrupt as error:
-        raise RppError("stopped; what is committed is safe: run the same command again to go on") from error
+    result = build_cache(settings, on_note=lambda note: remarks.print(f"note: {note}", markup=False))
     if as_json:
         print(json.dumps(result.__dict__, default=str))
         return
@@ -141,7 +138,8 @@ def verify(cache: Cache, as_json: Json = False) -> None:
                 f"part {part} (rows {rows.start} to {rows.stop - 1}) is damaged; build recomputes it"
             )
         for table in tables:
-            console.print(f"{table} is damaged: it belongs to no part; the cache must be built anew")
+            remedy = "build writes it again" if table == SAMPLES else "the cache must be built anew"
+            console.print(f"{table} is damaged; it belongs to no part: {remedy}")
         if missing:
             console.print(f"{len(missing)} of {store.header.parts} parts are missing; build computes them")
         console.print("ok" if ok else "not ok")

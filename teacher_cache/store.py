@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,7 +153,10 @@ class CacheStore:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UsageError(f"{path} exists and is no cache; choose another --out")
         temporary = path.with_name(f".{path.name}.new-{os.getpid()}")
-        temporary.mkdir(parents=True)
+        try:
+            temporary.mkdir(parents=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}") from error
         try:
             group = zarr.create_group(temporary, zarr_format=3, attributes=_attributes(header))
             sizes = {"view": header.views, "feature": header.embedding, "box": 5}
@@ -235,11 +238,17 @@ class CacheStore:
             raise CacheDamagedError(f"{self.path / SAMPLES} is not readable: {error}") from error
 
     def locate_images(self, samples: SampleTable, images: str) -> None:
-        """Record where the images lie now, if they moved since the cache was begun."""
-        if samples.table.equals(self.samples.table):
-            return
-        samples.write(self.path / SAMPLES)
+        """Record where the images lie now, if they moved since the cache was begun or its table is damaged.
+
+        Args:
+            samples: the same samples as the cache's, by their digest.
+            images: the source that they were found in.
+        """
+        with suppress(CacheDamagedError):
+            if samples.table.equals(self.samples.table):
+                return
         self.group.attrs["images"] = images
+        samples.write(self.path / SAMPLES)  # last: while it differs, the next build comes here again
         self.samples = samples
 
     # Vocabularies

@@ -27,9 +27,9 @@ def choose_device(device: str) -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known = ["cpu", "cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if not torch.cuda.is_available():
-        known = ["cpu"]
+    known = ["cpu"]
+    if torch.cuda.is_available():
+        known += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if device not in known:
         raise UsageError(f"no device '{device}' here, only {', '.join(known)} (or auto)")
     return torch.device(device)

@@ -25,7 +25,7 @@ from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
 from teacher_cache.errors import CacheBusyError, CacheMismatchError, RppError, UsageError
 from teacher_cache.openclip import load_model
-from teacher_cache.store import CHUNK_ROWS, CacheStore
+from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore
 from teacher_cache.teacher import Teacher
 from teacher_cache.views import FULL, ViewPolicy, draw_crop
 from tests.models import write_model
@@ -352,6 +352,23 @@ def test_a_begun_cache_reads_images_where_they_are_now(
     found = open_cache(copy)
     assert found.samples.locations(slice(0, 1))[0][0] == str(moved / "shard-000.tar")
     assert found.header.images == str(moved)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_a_damaged_sample_table_is_written_again(
+    damage: str, cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "zarr"
+    shutil.copytree(cache, copy)
+    table = copy / SAMPLES
+    content = table.read_bytes()
+    table.unlink()
+    if damage == "cut":
+        table.write_bytes(content[: len(content) // 2])
+    CacheStore.open(copy, writable=True).withdraw(1)
+    assert build_cache(settings(shards, names, copy, teacher)).parts_computed == 1
+    assert CacheStore.open(copy).damaged_tables() == []
+    assert_same_arrays(copy, cache)
 
 
 def test_something_that_is_no_cache_is_never_overwritten(
