@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +243,15 @@ def test_a_cache_with_something_gone_is_described_in_a_line(
     assert run("info", copy)[0] == (0 if gone == "samples.parquet" else 1)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_says_how_to_go_on_and_the_next_build_does(
     run: Run, arguments: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
