@@ -24,6 +24,7 @@ from student_train.student import PromptedCLIP, load_student
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image, index_images
 from teacher_cache.openclip import load_model
+from teacher_cache.options import Place
 from teacher_cache.progress import counting
 from teacher_cache.store import CacheStore
 from teacher_cache.teacher import AUTOCAST, Precision, Teacher, choose_device
@@ -41,7 +42,7 @@ class EvalSettings(BaseModel):
     student: str = Field(description="a run's folder, or zero-shot for the cache's frozen model")
     images: str = Field(description="tar shards or an image folder")
     classes: str = Field(description="vocabulary of the images: a known name or a file")
-    cache: Path | None = Field(
+    cache: Place | None = Field(
         default=None, description="the cache whose model and templates zero-shot means"
     )
     model: str | None = Field(
@@ -198,7 +199,7 @@ def load_feature_model(settings: EvalSettings) -> tuple[FeatureModel, tuple[str,
         return StudentFeatures(student, device, settings.precision), run_templates(settings.student)
     if settings.cache is None:
         raise UsageError("--student zero-shot needs --cache: its model and templates are meant")
-    store = CacheStore.open(settings.cache)
+    store = CacheStore.open(Path(settings.cache))
     teacher = store.header.teacher
     if settings.model is None:
         loaded = load_model(teacher["model"], settings.pretrained or teacher["pretrained"])

@@ -91,7 +91,7 @@ class Batch:
     Attributes:
         rows, views: [B] int64, where they stand in the cache.
         labels: [B] int64 hard labels in the cache's vocabulary, -1 = none.
-        teacher_features: [B, D] float16, what the soft labels are made of.
+        teacher: what the cache's encoding stored of each view, [B, ...] by array name.
         student_features: [B, D'] float16 unit features of the student's own image tower (feature mode).
         pixels: [B, 3, H, W] uint8 (image mode).
     """
@@ -99,7 +99,7 @@ class Batch:
     rows: NDArray[np.int64]
     views: NDArray[np.int64]
     labels: Tensor
-    teacher_features: Tensor
+    teacher: dict[str, Tensor]
     student_features: Tensor | None
     pixels: Tensor | None
 
@@ -170,7 +170,9 @@ class _Windows:
         self._join = join
         self._epoch = self._first = self._last = -1
 
-    def read(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor, Tensor | None]:
+    def read(
+        self, step: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, Tensor], Tensor | None]:
         join = self._join
         epoch, k = divmod(step, join.steps_per_epoch)
         if epoch != self._epoch:
@@ -180,26 +182,25 @@ class _Windows:
         if not (self._first <= start and stop <= self._last):
             batches = max(1, WINDOW_BLOCKS * CHUNK_ROWS // join.batch_size)
             self._first, self._last = start, min(start + batches * join.batch_size, len(self._order))
-            self._teacher = self._features(join.cache)
-            same = join._student_features is join.cache
-            self._student = (
-                None
-                if join._student_features is None
-                else self._teacher
-                if same
-                else self._features(join._student_features)
-            )
+            self._teacher = self._stored(join.cache)
+            other = join._student_features
+            stored = self._teacher if other is None or other is join.cache else self._stored(other)
+            self._student = None if other is None else other.encoding.image_features(stored)
         here, at = slice(start, stop), slice(start - self._first, stop - self._first)
+        teacher = {name: values[at] for name, values in self._teacher.items()}
         student = None if self._student is None else self._student[at]
-        return self._order[here], self._views[here], self._teacher[at], student
+        return self._order[here], self._views[here], teacher, student
 
-    def _features(self, cache: TeacherCache) -> Tensor:
+    def _stored(self, cache: TeacherCache) -> dict[str, Tensor]:
+        """What the encoding stored of every row of the window, in the epoch's order."""
         rows, views = self._order[self._first : self._last], self._views[self._first : self._last]
-        features = torch.empty((len(rows), cache.header.embedding), dtype=torch.float16)
+        window: dict[str, Tensor] = {}
         for view in np.unique(views):
             chosen = views == view
-            features[torch.from_numpy(chosen)] = cache.image_features(rows[chosen], int(view))
-        return features
+            for name, values in cache.stored(rows[chosen], int(view)).items():
+                whole = window.setdefault(name, values.new_empty((len(rows), *values.shape[1:])))
+                whole[torch.from_numpy(chosen)] = values
+        return window
 
 
 def read_pixels(

@@ -28,10 +28,12 @@ from student_train.losses import distillation_loss, sample_classes, sampling_cor
 from student_train.prompts import PromptSettings
 from student_train.run_folder import CHECKPOINT, RunFolder, read_settings
 from student_train.student import PromptedCLIP, save_student
+from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.openclip import LoadedModel, load_model
+from teacher_cache.options import Place
 from teacher_cache.progress import counting
-from teacher_cache.softlabels import TeacherCache, factored_logits, open_cache
+from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.teacher import AUTOCAST, Precision, Teacher, choose_device
 from teacher_cache.views import ViewRenderer, normalise
 
@@ -45,13 +47,13 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cache: Path = Field(description="a finished cache of rpp-cache build")
+    cache: Place = Field(description="a finished cache of rpp-cache build")
     out: Path | None = Field(default=None, description="the run's folder [default: runs/CACHE-DATE]")
     resume: bool = Field(default=False, description="go on with the run in --out")
     student: str | None = Field(default=None, description="open_clip model [default: the teacher's]")
     pretrained: str | None = Field(default=None, description="its pretrained tag or weights file")
     images: str | None = Field(default=None, description="image source [default: where the cache found them]")
-    student_features: Path | None = Field(
+    student_features: Place | None = Field(
         default=None, description="a cache made by the student's own model over the same samples and views"
     )
     prompts: PromptSettings = PromptSettings()
@@ -111,7 +113,7 @@ def train(settings: TrainSettings) -> RunResult:
     optimizer = make_optimizer(settings, learnable)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
 
-    out = settings.out or Path("runs") / f"{settings.cache.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    out = settings.out or Path("runs") / f"{Path(settings.cache).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     run = RunFolder(out, student.prompts, optimizer, scaler)
     first_step = 0
     if settings.resume:
@@ -124,8 +126,7 @@ def train(settings: TrainSettings) -> RunResult:
     autocast = torch.autocast(
         device.type, dtype=AUTOCAST.get(settings.precision), enabled=settings.precision != "fp32"
     )
-    teacher_classes_CD = cache.class_features.to(device)
-    scale = float(student.logit_scale.exp())
+    head, scale = cache.head.to(device), float(student.logit_scale.exp())
     started = time.perf_counter()
     waited, logged_at = 0.0, started
     batches = join.batches(first_step, total_steps)
@@ -141,11 +142,11 @@ def train(settings: TrainSettings) -> RunResult:
                 image_features_BD = encode_batch(student, batch, device)
                 class_features_CD = text.class_features(step_classes)
             # logits in float32 on both sides: at scale 100, bfloat16 would round them by tenths
-            logits_BC = factored_logits(image_features_BD, class_features_CD.float(), scale)
-            teacher_logits_BC = factored_logits(
-                batch.teacher_features.to(device),
-                teacher_classes_CD,
-                cache.logit_scale,
+            logits_BC = ClassHead(class_features_CD.float(), scale).logits(image_features_BD)
+            teacher_logits_BC = cache.encoding.logits(
+                {name: values.to(device) for name, values in batch.teacher.items()},
+                head,
+                settings.temperature,
                 step_classes.to(device),
             )
             targets_B = positions_of(batch.labels, step_classes).to(device)
@@ -247,7 +248,7 @@ def make_join(settings: TrainSettings, cache: TeacherCache, base: LoadedModel) -
         features = open_cache(settings.student_features)
         check_student_features(settings, cache, features, base)
     elif settings.prompts.towers == "text" and cache.teacher["weights_digest"] == base.digest:
-        features = cache
+        features = cache if cache.keeps_image_features else None
     if features is not None:
         join = Join(cache, rows, settings.batch_size, settings.seed, student_features=features)
         return join, "features"

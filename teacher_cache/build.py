@@ -34,6 +34,7 @@ from distributed.comm import CommClosedError
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import (
     ImageReader,
@@ -43,6 +44,7 @@ from teacher_cache.images import (
     index_images,
 )
 from teacher_cache.openclip import LoadedModel, load_model
+from teacher_cache.options import Place
 from teacher_cache.progress import counting
 from teacher_cache.store import CacheHeader, CacheStore, PartRecord, part_rows, vocabulary_digest
 from teacher_cache.teacher import Precision, Teacher, choose_device
@@ -57,7 +59,7 @@ class BuildSettings(BaseModel):
 
     images: str = Field(description="tar shards ('a/{00..99}.tar', 'a/*.tar') or an image folder")
     classes: str = Field(description="vocabulary: imagenet-21k and its kin, or a .txt, .csv or .json file")
-    out: Path = Field(description="the cache to write or to go on with")
+    out: Place = Field(description="the cache to write or to go on with")
     teacher: str = Field(description="open_clip model name, or a folder with open_clip_config.json")
     pretrained: str | None = Field(default=None, description="pretrained tag or weights file")
     templates: str = Field(
@@ -160,12 +162,13 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
 def _open_or_create(
     settings: BuildSettings, teacher: Teacher, vocabulary: Vocabulary, samples: SampleTable
 ) -> CacheStore:
-    path = settings.out
+    path = Path(settings.out)
     header = CacheHeader(
         samples=len(samples),
         part_size=part_rows(settings.part_size, len(samples)),
         embedding=_embedding_width(teacher),
-        encoding=settings.encoding,
+        classes=len(vocabulary),
+        encoding={"name": settings.encoding},
         teacher=teacher.describe(),
         view_policy=settings.view_policy.model_dump(),
         vocabulary=Path(settings.classes).stem.lower(),
@@ -173,6 +176,7 @@ def _open_or_create(
         sample_table_digest=samples.digest,
         images=settings.images_place,
         software=f"rpp {version('rpp')}",
+        passes=[settings.view_policy.views],
     )
     if (path / "zarr.json").exists():
         store = CacheStore.open(path, writable=True)
@@ -309,7 +313,10 @@ def compute_part(task: PartTask, part: int) -> PartRecord:
         if stop.is_set():
             raise RppError("stopped")
 
-    arrays, seconds, skipped = part_arrays(store.header, store.samples, teacher, settings, part, counted)
+    head = ClassHead(torch.from_numpy(store.class_features()), float(store.header.teacher["logit_scale"]))
+    arrays, seconds, skipped = part_arrays(
+        store.header, store.samples, teacher, head.to(teacher.device), settings, part, counted
+    )
     return store.commit(part, arrays, seconds, skipped)
 
 
@@ -317,6 +324,7 @@ def part_arrays(
     header: CacheHeader,
     samples: SampleTable,
     teacher: Teacher,
+    head: ClassHead,
     settings: BuildSettings,
     part: int,
     on_batch: Callable[[int], None] = lambda samples: None,
@@ -325,14 +333,13 @@ def part_arrays(
 
     `read` and `decode` are summed over threads, `forward` is the teacher's own time.
     """
-    rows = header.rows(part)
-    count, views = rows.stop - rows.start, header.views
+    rows, views = header.rows(part), header.views_of(part)
+    count, encoding = rows.stop - rows.start, encoding_of(header.encoding)
     arrays: dict[str, NDArray[Any]] = {
-        "image_features": np.zeros((count, views, header.embedding), dtype=np.float16),
-        "crops": np.zeros((count, views, 5), dtype=np.uint16),
-        "valid": np.zeros(count, dtype=np.bool_),
-        "labels": samples.labels[rows],
+        name: np.full((count, len(views), *(size for _, size in spec.axes)), spec.fill, dtype=spec.dtype)
+        for name, spec in header.per_view.items()
     }
+    arrays |= {"valid": np.zeros(count, dtype=np.bool_), "labels": samples.labels[rows]}
     locations, keys = samples.locations(rows), samples.keys(rows)
     reader, policy = ImageReader(), settings.view_policy
     seconds = {"read": 0.0, "decode": 0.0, "forward": 0.0}
@@ -347,20 +354,20 @@ def part_arrays(
             image = decode_image(content)
         except UnreadableImageError as error:
             return error
-        shown = np.empty((views, 3, height, width), dtype=np.uint8)
-        for view in range(views):
+        shown = np.empty((len(views), 3, height, width), dtype=np.uint8)
+        for number, view in enumerate(views):
             crop = (
                 evaluation_crop(teacher.renderer.preprocess, *image.size)
                 if view == 0
                 else draw_crop(policy, rows.start + position, view, *image.size)
             )
-            arrays["crops"][position, view] = crop
-            shown[view] = teacher.renderer.render(image, view, crop)
+            arrays["crops"][position, number] = crop
+            shown[number] = teacher.renderer.render(image, view, crop)
         seconds["read"] += t1 - t0
         seconds["decode"] += time.perf_counter() - t1
         return shown
 
-    per_batch = max(1, settings.batch_size // views)
+    per_batch = max(1, settings.batch_size // len(views))
     bounds = [*range(0, count, per_batch), count]
     with ThreadPoolExecutor(settings.threads) as pool:
         ahead = [pool.map(pixels, range(*span)) for span in list(pairwise(bounds))[:2]]
@@ -380,8 +387,8 @@ def part_arrays(
             if good:
                 started = time.perf_counter()
                 batch = torch.from_numpy(np.concatenate([decoded[p - first] for p in good]))
-                features = teacher.image_features(batch).cpu().numpy()
-                arrays["image_features"][good] = features.reshape(len(good), views, -1).astype(np.float16)
+                for name, values in encoding.encode(teacher.image_features(batch), head).items():
+                    arrays[name][good] = values.reshape(len(good), len(views), *values.shape[1:])
                 arrays["valid"][good] = True
                 seconds["forward"] += time.perf_counter() - started
             on_batch(last - first)
@@ -390,4 +397,5 @@ def part_arrays(
             f"none of the {count} images of part {part} could be read (first: {skipped[0]['key']}: "
             f"{skipped[0]['reason']}): that is no damage of single images; the part was not committed"
         )
-    return arrays, seconds, skipped
+    written = header.arrays_of(part)
+    return {name: values for name, values in arrays.items() if name in written}, seconds, skipped

@@ -19,7 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
-Cache = Annotated[Path, typer.Argument(help="the cache")]
+Cache = Annotated[str, typer.Argument(help="the cache")]
 console = Console(soft_wrap=True)
 remarks = Console(stderr=True, soft_wrap=True)
 
@@ -64,7 +64,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "parts_committed": len(records),
         "complete": len(records) == header.parts,
         "bytes_per_view": round(store.bytes_per_view(), 1),
-        "encoding": header.encoding,
+        "encoding": header.encoding["name"],
         "teacher": header.teacher,
         "vocabularies": {
             name: {"classes": len(vocabulary), "templates": list(vocabulary.templates)}
@@ -88,7 +88,7 @@ def info(
 
     Example: rpp-cache info ./zarr --json
     """
-    store = CacheStore.open(cache)
+    store = CacheStore.open(Path(cache))
     facts = describe(store)
     if skipped:
         facts["skipped_samples"] = [
@@ -114,7 +114,7 @@ def verify(cache: Cache, as_json: Json = False) -> None:
 
     Example: rpp-cache verify ./zarr
     """
-    store = CacheStore.open(cache)
+    store = CacheStore.open(Path(cache))
     damaged: list[int] = []
     with counting("parts", len(store.committed())) as counter:
         for part in store.committed():

@@ -5,6 +5,7 @@ A settings class (pydantic) is the only place where an option's name, type, defa
 
 import difflib
 import inspect
+import os
 import sys
 import types
 import typing
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,8 @@ from rich.markup import escape
 from teacher_cache.errors import RppError, UsageError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+# A path or URL; pathlib's paths are taken as well, and "s3://" survives, which pathlib would shorten.
+Place = Annotated[str, BeforeValidator(os.fspath)]
 
 
 def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:

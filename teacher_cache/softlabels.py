@@ -1,8 +1,8 @@
 """Stored arrays -> teacher logits and soft labels.
 
-Shapes: B rows, C classes (C' a subset of them), D embedding. Only the encoding `factored` exists: the logit
-tensor z = s · F·Wᵀ is kept as its exact factors, so every temperature and every subset of classes is exact
-up to the float16 rounding of F.
+Knows which rows and views are read; what the stored arrays mean is the encoding's business.
+
+Shapes: B rows, C classes (C' a subset of them), D embedding.
 """
 
 from collections.abc import Sequence
@@ -15,28 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teacher_cache.encodings import ClassHead, Encoding, encoding_of
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
 from teacher_cache.vocabulary import Vocabulary
 
 Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
-
-
-def factored_logits(
-    features_BD: Tensor, class_features_CD: Tensor, logit_scale: float, classes: Tensor | None = None
-) -> Tensor:
-    """Teacher logits z = s · f·w, [B, C'] float32, on the features' device.
-
-    Args:
-        features_BD: unit image features as stored, any float type.
-        class_features_CD: unit class features, float32.
-        classes: indices of the classes wanted, [C'] int64; all without it.
-    """
-    chosen_CD = class_features_CD if classes is None else class_features_CD[classes]
-    # float32 also under autocast: rounding to bfloat16 here would cost a tenth of a logit at scale 100
-    with torch.autocast(features_BD.device.type, enabled=False):
-        return logit_scale * (features_BD.float() @ chosen_CD.T)
 
 
 class TeacherCache:
@@ -104,9 +89,35 @@ class TeacherCache:
         """Which samples could be read, [N]."""
         return np.asarray(self.store.array("valid")[:])
 
+    @cached_property
+    def encoding(self) -> Encoding:
+        """How the logits are stored."""
+        return encoding_of(self.header.encoding)
+
+    @cached_property
+    def head(self) -> ClassHead:
+        """Class features of the default vocabulary and logit scale, on the CPU."""
+        return ClassHead(self.class_features, self.logit_scale)
+
+    @property
+    def keeps_image_features(self) -> bool:
+        """Whether the encoding keeps the teacher's image features, or only its logits."""
+        return self.encoding.keeps_image_features
+
+    def stored(self, rows: Rows, view: int = 0) -> dict[str, Tensor]:
+        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them."""
+        names = self.encoding.arrays(self.header.embedding, self.header.classes)
+        return {name: torch.from_numpy(self._read(name, rows, view)) for name in names}
+
     def image_features(self, rows: Rows, view: int = 0) -> Tensor:
-        """Unit image features of the teacher, [B, D] float16."""
-        return torch.from_numpy(self._read("image_features", rows, view))
+        """Unit image features of the teacher, [B, D] float16.
+
+        Raises:
+            UsageError: the encoding does not keep them.
+        """
+        if not self.keeps_image_features:
+            raise UsageError(f"the encoding '{self.encoding.name}' of {self.path} keeps no image features")
+        return self.encoding.image_features(self.stored(rows, view))
 
     def crops(self, rows: Rows, view: int = 0) -> NDArray[np.uint16]:
         """Stored crops, [B, 5] uint16; `views.py` says what they mean."""
@@ -123,15 +134,7 @@ class TeacherCache:
         Raises:
             UsageError: a row, view or class that the cache does not have, or no class at all.
         """
-        if classes is not None and not (
-            len(classes) and int(classes.min()) >= 0 and int(classes.max()) < len(self.class_features)
-        ):
-            raise UsageError(
-                f"classes {classes.tolist()[:8]} asked of a vocabulary of {len(self.class_features)} classes "
-                "(indices from 0; at least one)"
-            )
-        features = self.image_features(rows, view)
-        return factored_logits(features, self.class_features, self.logit_scale, classes)
+        return self._logits(rows, view, classes, temperature=1.0)
 
     def soft_labels(
         self, rows: Rows, temperature: float = 1.0, view: int = 0, classes: Tensor | None = None
@@ -143,7 +146,17 @@ class TeacherCache:
         """
         if not temperature > 0:
             raise UsageError(f"the temperature must be above zero, not {temperature}")
-        return torch.softmax(self.logits(rows, view, classes) / temperature, dim=-1)
+        return torch.softmax(self._logits(rows, view, classes, temperature) / temperature, dim=-1)
+
+    def _logits(self, rows: Rows, view: int, classes: Tensor | None, temperature: float) -> Tensor:
+        if classes is not None and not (
+            len(classes) and int(classes.min()) >= 0 and int(classes.max()) < len(self.class_features)
+        ):
+            raise UsageError(
+                f"classes {classes.tolist()[:8]} asked of a vocabulary of {len(self.class_features)} classes "
+                "(indices from 0; at least one)"
+            )
+        return self.encoding.logits(self.stored(rows, view), self.head, temperature, classes)
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Rows of a per-view array: every chunk that is needed is read once, whole."""

@@ -21,6 +21,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from teacher_cache.encodings import ArraySpec, encoding_of
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.vocabulary import Vocabulary
@@ -31,13 +32,9 @@ SAMPLES = "samples.parquet"
 PARTS = "parts"
 CHUNK_ROWS = 1024  # rows a read touches at least; a part is one shard of such chunks
 
-# name: (axes behind the sample axis, dtype, fill value, checked by part)
-PER_SAMPLE_ARRAYS: dict[str, tuple[tuple[str, ...], str, Any]] = {
-    "image_features": (("view", "feature"), "float16", 0),
-    "crops": (("view", "box"), "uint16", 0),
-    "valid": ((), "bool", False),
-    "labels": ((), "int32", -1),
-}
+# Arrays beside those of the encoding: one value a sample, and one box a view.
+SAMPLE_ARRAYS = {"valid": ArraySpec((), "bool", False), "labels": ArraySpec((), "int32", -1)}
+CROPS = {"crops": ArraySpec((("box", 5),), "uint16")}
 
 
 def part_rows(asked: int, samples: int) -> int:
@@ -49,12 +46,14 @@ def part_rows(asked: int, samples: int) -> int:
 
 @dataclass(frozen=True)
 class CacheHeader:
-    """What a cache is of. Two builds may share a cache only if all but `images` and `software` are equal."""
+    """What a cache is of. Two builds may share a cache only if all but `images`, `software` and
+    `passes` are equal."""
 
     samples: int
     part_size: int
     embedding: int
-    encoding: str
+    classes: int
+    encoding: dict[str, Any]
     teacher: dict[str, Any]
     view_policy: dict[str, Any]
     vocabulary: str
@@ -62,6 +61,7 @@ class CacheHeader:
     sample_table_digest: str
     images: str
     software: str
+    passes: list[int]
 
     @property
     def views(self) -> int:
@@ -69,13 +69,33 @@ class CacheHeader:
         return int(self.view_policy["views"])
 
     @property
-    def parts(self) -> int:
-        """Number of parts, the last one possibly shorter."""
+    def parts_per_pass(self) -> int:
+        """Parts that hold all rows once, the last one possibly shorter."""
         return -(-self.samples // self.part_size)
+
+    @property
+    def parts(self) -> int:
+        """Number of parts. Part p of pass g has the number g · parts_per_pass + p."""
+        return len(self.passes) * self.parts_per_pass
 
     def rows(self, part: int) -> slice:
         """Rows of a part."""
-        return slice(part * self.part_size, min((part + 1) * self.part_size, self.samples))
+        first = part % self.parts_per_pass * self.part_size
+        return slice(first, min(first + self.part_size, self.samples))
+
+    def views_of(self, part: int) -> range:
+        """Views of a part: those of its pass. `passes` holds the number of views after each pass."""
+        number = part // self.parts_per_pass
+        return range(self.passes[number - 1] if number else 0, self.passes[number])
+
+    @property
+    def per_view(self) -> dict[str, ArraySpec]:
+        """Arrays [N, V, ...]: those of the encoding, and crops."""
+        return encoding_of(self.encoding).arrays(self.embedding, self.classes) | CROPS
+
+    def arrays_of(self, part: int) -> set[str]:
+        """Arrays that a part writes; what is one value a sample is written by the first pass."""
+        return {*self.per_view, *(SAMPLE_ARRAYS if part < self.parts_per_pass else ())}
 
     def require_equal(self, asked: "CacheHeader", path: Path) -> None:
         """Refuse to mix two builds.
@@ -86,7 +106,7 @@ class CacheHeader:
         differences = []
         for name, stored in asdict(self).items():
             wanted = asdict(asked)[name]
-            if name in ("images", "software") or stored == wanted:
+            if name in ("images", "software", "passes") or stored == wanted:
                 continue
             if isinstance(stored, dict):
                 keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
@@ -159,21 +179,10 @@ class CacheStore:
             raise UsageError(f"cannot write {path}: {error.strerror}") from error
         try:
             group = zarr.create_group(temporary, zarr_format=3, attributes=_attributes(header))
-            sizes = {"view": header.views, "feature": header.embedding, "box": 5}
-            for name, (axes, dtype, fill) in PER_SAMPLE_ARRAYS.items():
-                # Views are shards of their own, so that more of them can be added later.
-                inner = tuple(1 if axis == "view" else sizes[axis] for axis in axes)
-                chunk = min(CHUNK_ROWS, header.part_size)
-                group.create_array(
-                    name,
-                    shape=(header.samples, *(sizes[axis] for axis in axes)),
-                    dtype=dtype,
-                    shards=(header.part_size, *inner),
-                    chunks=(chunk, *inner),
-                    compressors=None,  # float16 features compress by 8% and read 4 times slower
-                    fill_value=fill,
-                    dimension_names=("sample", *axes),
-                )
+            for name, spec in SAMPLE_ARRAYS.items():
+                _create_array(group, name, spec, header, ())
+            for name, spec in header.per_view.items():
+                _create_array(group, name, spec, header, (("view", header.views),))
             store = cls(temporary, group, header)
             store.add_vocabulary(header.vocabulary, vocabulary, class_features)
             samples.write(temporary / SAMPLES)
@@ -329,8 +338,8 @@ class CacheStore:
         rows = self.header.rows(part)
         started = time.monotonic()
         for name, values in arrays.items():
-            self._erase_shard(name, part)
-            self.array(name)[rows] = values
+            self._erase_shards(name, part)
+            self.array(name)[self._region(name, part)] = values
         seconds = {**seconds, "write": time.monotonic() - started}
         record = PartRecord(
             part=part,
@@ -342,24 +351,31 @@ class CacheStore:
         _write_json(self._record_path(part), asdict(record))
         return record
 
-    def _erase_shard(self, name: str, part: int) -> None:
+    def _region(self, name: str, part: int) -> tuple[slice, ...]:
+        """Where a part's values stand in an array."""
+        rows, views = self.header.rows(part), self.header.views_of(part)
+        return (rows,) if name in SAMPLE_ARRAYS else (rows, slice(views.start, views.stop))
+
+    def _erase_shards(self, name: str, part: int) -> None:
         """Remove what an earlier attempt left of a part: zarr reads a shard that it does not fill, and
         cannot read a cut one."""
-        shard = self.path / name / "c" / str(part)
-        if shard.is_dir():
-            shutil.rmtree(shard)
-        else:
+        shard = self.path / name / "c" / str(part % self.header.parts_per_pass)
+        if name in SAMPLE_ARRAYS:
             shard.unlink(missing_ok=True)
+        else:
+            for view in self.header.views_of(part):
+                shutil.rmtree(shard / str(view), ignore_errors=True)
 
     def part_is_sound(self, part: int) -> bool:
         """Whether the stored arrays of a committed part are those that were written."""
         try:
             record = self.record(part)
-            rows = slice(*record.rows)
-            if rows != self.header.rows(part) or set(record.checksums) != set(PER_SAMPLE_ARRAYS):
+            if slice(*record.rows) != self.header.rows(part):
+                return False
+            if set(record.checksums) != self.header.arrays_of(part):
                 return False
             return all(
-                checksum(np.asarray(self.array(name)[rows])) == expected
+                checksum(np.asarray(self.array(name)[self._region(name, part)])) == expected
                 for name, expected in record.checksums.items()
             )
         # A shard that was cut or overwritten fails in the codec in as many ways as there are codecs.
@@ -386,11 +402,13 @@ class CacheStore:
 
     def bytes_per_view(self) -> float:
         """Bytes on disk of all that grows with the number of samples, per committed view."""
-        records = [self.record(part) for part in self.committed()]
-        views = sum(stop - start for start, stop in (record.rows for record in records)) * self.header.views
-        folders = [self.path / name / "c" for name in PER_SAMPLE_ARRAYS] + [self.path / PARTS]
+        header = self.header
+        spans = [(header.rows(part), len(header.views_of(part))) for part in self.committed()]
+        views = sum((rows.stop - rows.start) * views for rows, views in spans)
+        arrays = [*header.per_view, *SAMPLE_ARRAYS]
+        folders = [self.path / name / "c" for name in arrays] + [self.path / PARTS]
         files = [Path(top, name) for folder in folders for top, _, names in os.walk(folder) for name in names]
-        share = sum(stop - start for start, stop in (r.rows for r in records)) / self.header.samples
+        share = views / (header.samples * header.views)
         size: float = sum(file.stat().st_size for file in files)
         if (self.path / SAMPLES).exists():  # `verify` is who says that it is gone
             size += (self.path / SAMPLES).stat().st_size * share
@@ -411,6 +429,24 @@ class CacheStore:
                     f"another build is writing {self.path}; wait for it or stop it"
                 ) from error
             yield
+
+
+def _create_array(
+    group: zarr.Group, name: str, spec: ArraySpec, header: CacheHeader, view: tuple[tuple[str, int], ...]
+) -> None:
+    # Views are shards of their own, so that more of them can be added later.
+    inner = (*(1 for _ in view), *(size for _, size in spec.axes))
+    axes = (*view, *spec.axes)
+    group.create_array(
+        name,
+        shape=(header.samples, *(size for _, size in axes)),
+        dtype=spec.dtype,
+        shards=(header.part_size, *inner),
+        chunks=(min(CHUNK_ROWS, header.part_size), *inner),
+        compressors=None,  # float16 features compress by 8% and read 4 times slower
+        fill_value=spec.fill,
+        dimension_names=("sample", *(axis for axis, _ in axes)),
+    )
 
 
 def _attributes(header: CacheHeader) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
         BuildSettings(
             images=str(HERE / "pictures" / TRAIN_STYLES),
             classes=str(HERE / "pictures" / "classes.txt"),
-            out=cache_path,
+            out=str(cache_path),
             teacher=str(HERE / "teacher"),
             view_policy=ViewPolicy(views=4, view_scale_min=0.5, view_flip=0.0),
             device=settings.device,
@@ -104,7 +104,7 @@ def train_settings(
 ) -> TrainSettings:
     """What all trained rows have in common, and the one thing in which a row differs."""
     return TrainSettings(
-        cache=cache,
+        cache=str(cache),
         out=out,
         resume=(out / "settings.json").is_file(),
         prompts=PromptSettings(prompt_structure=differs["prompt_structure"]),

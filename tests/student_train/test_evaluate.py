@@ -99,7 +99,7 @@ def test_a_run_is_evaluated_with_its_own_features(demo_cache_path: Path, tmp_pat
     names = load_vocabulary(CLASSES).names
     plain = plain_hits(student, student.class_features(names).T, images, demo_cache_path)
     assert (found["top1"], found["top5"]) == pytest.approx(plain, abs=0.004)
-    frozen = evaluate(run.model_copy(update={"student": "zero-shot", "cache": demo_cache_path}))
+    frozen = evaluate(run.model_copy(update={"student": "zero-shot", "cache": str(demo_cache_path)}))
     assert found["top1"] > 0.1
     assert (found["top1"], found["top5"]) != (frozen["top1"], frozen["top5"])
     base = evaluate(run.model_copy(update={"class_subset": "base"}))

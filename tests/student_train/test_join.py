@@ -16,6 +16,8 @@ from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
 from teacher_cache.views import ViewPolicy, draw_crop
 
+FEATURES = "image_features"
+
 
 @pytest.fixture(scope="module")
 def cache(cache_path: Path) -> TeacherCache:
@@ -33,7 +35,7 @@ def image_join(cache: TeacherCache, teacher: Teacher, batch_size: int = 32, seed
 
 
 def same(a: Batch, b: Batch) -> bool:
-    parts = [(a.labels, b.labels), (a.teacher_features, b.teacher_features), (a.pixels, b.pixels)]
+    parts = [(a.labels, b.labels), (a.teacher[FEATURES], b.teacher[FEATURES]), (a.pixels, b.pixels)]
     return (
         np.array_equal(a.rows, b.rows)
         and np.array_equal(a.views, b.views)
@@ -67,7 +69,7 @@ def test_batches_hold_the_views_they_name(cache: TeacherCache, teacher: Teacher)
         stored = torch.stack(
             [cache.image_features(int(r), int(v))[0] for r, v in zip(batch.rows, batch.views, strict=True)]
         )
-        assert torch.equal(batch.teacher_features, stored)
+        assert torch.equal(batch.teacher[FEATURES], stored)
         assert (teacher.image_features(batch.pixels) - stored.float()).abs().max() < 1e-3
         assert batch.labels.tolist() == cache.labels[batch.rows].tolist()
 
@@ -125,7 +127,7 @@ def test_features_of_many_windows_are_those_of_their_rows(
     rows = select_rows(cache.labels, cache.valid, 300)
     join = Join(cache, rows, 7, 0, student_features=cache)
     for batch in join.batches(0, 2 * join.steps_per_epoch):
-        for row, view, feature in zip(batch.rows, batch.views, batch.teacher_features, strict=True):
+        for row, view, feature in zip(batch.rows, batch.views, batch.teacher[FEATURES], strict=True):
             assert torch.equal(feature, cache.image_features(int(row), int(view))[0])
 
 

@@ -12,7 +12,6 @@ import zarr
 from PIL import Image
 
 from teacher_cache.build import BuildSettings
-from teacher_cache.store import PER_SAMPLE_ARRAYS
 
 ANIMALS = ("cat", "dog", "great horned owl", "axolotl", "sea urchin")
 
@@ -96,7 +95,7 @@ def settings(images: Path | str, classes: Path | str, out: Path, teacher: Path, 
 def decoded_arrays(cache: Path) -> dict[str, np.ndarray]:
     """All per-sample arrays of a cache, decoded by zarr alone."""
     group = zarr.open_group(cache, mode="r")
-    return {name: np.asarray(group[name][:]) for name in PER_SAMPLE_ARRAYS}
+    return {name: np.asarray(array[:]) for name, array in group.arrays()}
 
 
 def assert_same_arrays(one: Path, other: Path) -> None:

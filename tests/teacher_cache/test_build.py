@@ -201,7 +201,7 @@ def test_a_shard_that_a_part_does_not_fill_is_computed_again_after_it_was_cut(
     source = write_shards(tmp_path / "shards", shards=1, samples=5)
     asked = settings(source, names, tmp_path / "zarr", teacher)
     build_cache(asked)
-    build_cache(asked.model_copy(update={"out": tmp_path / "whole"}))
+    build_cache(asked.model_copy(update={"out": str(tmp_path / "whole")}))
     for name in ("image_features/c/1/0/0", "crops/c/1/0/0", "valid/c/1", "labels/c/1"):
         shard = tmp_path / "zarr" / name
         shard.write_bytes(shard.read_bytes()[:-3])

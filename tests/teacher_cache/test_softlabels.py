@@ -9,7 +9,7 @@ import torch
 
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.errors import UsageError
-from teacher_cache.softlabels import Rows, factored_logits
+from teacher_cache.softlabels import Rows
 from teacher_cache.store import CacheStore
 
 
@@ -78,11 +78,11 @@ def test_logits_are_the_scaled_product_of_the_factors(opened: TeacherCache) -> N
 
 
 def test_autocast_does_not_round_the_teachers_logits(opened: TeacherCache) -> None:
-    factors = opened.image_features(slice(None)), opened.class_features, opened.logit_scale
+    features = opened.image_features(slice(None))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = factored_logits(*factors)
+        under_autocast = opened.head.logits(features)
     assert under_autocast.dtype == torch.float32
-    torch.testing.assert_close(under_autocast, factored_logits(*factors), atol=0, rtol=0)
+    torch.testing.assert_close(under_autocast, opened.head.logits(features), atol=0, rtol=0)
 
 
 def test_a_temperature_softens(opened: TeacherCache) -> None:

@@ -19,11 +19,12 @@ from teacher_cache import open_cache, store
 from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
 from teacher_cache.images import SampleTable, index_images
-from teacher_cache.store import CHUNK_ROWS, PER_SAMPLE_ARRAYS, CacheHeader, CacheStore, part_rows
+from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore, part_rows
 from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
 VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
+ARRAYS = ("image_features", "crops", "valid", "labels")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def header(table: SampleTable, part_size: int = 5, embedding: int = 8, views: in
         samples=len(table),
         part_size=part_size,
         embedding=embedding,
-        encoding="factored",
+        classes=len(ANIMALS),
+        encoding={"name": "factored"},
         teacher={"model": "m", "pretrained": None, "weights_digest": "d", "logit_scale": 50.0},
         view_policy={"views": views},
         vocabulary="animals",
@@ -46,6 +48,7 @@ def header(table: SampleTable, part_size: int = 5, embedding: int = 8, views: in
         sample_table_digest=table.digest,
         images="shards",
         software="rpp",
+        passes=[views],
     )
 
 
@@ -80,7 +83,7 @@ def test_whatever_is_committed_is_read_back_to_the_last_bit(
     path = tmp_path_factory.mktemp("store") / "zarr"
     made = create(path, table, part_size=part_size, views=views, embedding=6)
     order = data.draw(st.permutations(range(made.header.parts)))
-    whole: dict[str, list[np.ndarray]] = {name: [] for name in PER_SAMPLE_ARRAYS}
+    whole: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     committed = {}
     for part in order:
         rows = made.header.rows(part)
@@ -153,7 +156,7 @@ def damage_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", [*PER_SAMPLE_ARRAYS])
+@pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize(
     "damage",
     [damage_bit, lambda p: p.write_bytes(p.read_bytes()[:-5]), lambda p: p.write_bytes(b""), Path.unlink],
@@ -225,7 +228,9 @@ def test_headers_that_differ_in_what_is_computed_do_not_mix(table: SampleTable) 
     one = header(table)
     one.require_equal(replace(one, images="elsewhere", software="newer"), Path("zarr"))
     one.require_equal(replace(one, teacher={**one.teacher, "model": "moved"}), Path("zarr"))
-    for name, value in (("samples", 13), ("encoding", "dense"), ("part_size", 6)):
+    with pytest.raises(CacheMismatchError, match=r"encoding\.name: factored there, dense asked"):
+        one.require_equal(replace(one, encoding={"name": "dense"}), Path("zarr"))
+    for name, value in (("samples", 13), ("part_size", 6)):
         with pytest.raises(CacheMismatchError, match=rf"{name}: \S+ there, {value} asked"):
             one.require_equal(replace(one, **{name: value}), Path("zarr"))
     for key, value in (("weights_digest", "e"), ("logit_scale", 51.0)):
@@ -299,4 +304,4 @@ def test_a_record_says_where_the_time_went(teacher: Path, tmp_path: Path) -> Non
     record = json.loads((tmp_path / "zarr" / "parts" / "000000.json").read_text())
     assert set(record["seconds"]) == {"read", "decode", "forward", "write"}
     assert record["seconds"]["forward"] > 0
-    assert set(record["checksums"]) == set(PER_SAMPLE_ARRAYS)
+    assert set(record["checksums"]) == set(ARRAYS)
