@@ -17,7 +17,6 @@ from PIL import Image
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import (
-    MAX_OPEN_FILES,
     ImageReader,
     SampleTable,
     UnreadableImageError,
@@ -25,6 +24,7 @@ from teacher_cache.images import (
     expand_source,
     index_images,
 )
+from teacher_cache.images.reader import MAX_OPEN_FILES
 from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.inputs import (
     ANIMALS,
