@@ -1,41 +1,119 @@
-"""An image source -> the table of its samples: headers only are read, each once."""
+"""An image source -> the table of its samples: headers only are read, each once, and not again while nothing
+changed."""
 
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import pyarrow as pa
 
 from teacher_cache.errors import UsageError
 from teacher_cache.images.folder import index_folder
 from teacher_cache.images.labels import resolve_labels
-from teacher_cache.images.sources import IMAGE_SUFFIXES, expand_source
-from teacher_cache.images.table import SampleTable
-from teacher_cache.images.tars import index_tar
+from teacher_cache.images.parquet import index_parquet
+from teacher_cache.images.remote import is_remote
+from teacher_cache.images.rows import Rows, joined
+from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, Source, find_source
+from teacher_cache.images.table import Origin, SampleTable
+from teacher_cache.images.tars import TarSpan, index_tar
+from teacher_cache.progress import counting
 from teacher_cache.vocabulary import Vocabulary
 
+INDEX_VERSION = 1  # counts up when the same source gives other rows than before
 
-def index_images(source: str, vocabulary: Vocabulary) -> tuple[SampleTable, list[str]]:
+Work = TypeVar("Work")
+Done = TypeVar("Done")
+
+
+def index_images(
+    source: str, vocabulary: Vocabulary, known: SampleTable | None = None
+) -> tuple[SampleTable, list[str]]:
     """Read a source's headers into a sample table, in the source's order.
+
+    Args:
+        known: what an earlier call returned, perhaps written and read again. It is returned as it is, and no
+            header is read, if it was made of the same files with the same sizes and times, and for the same
+            classes. Of an image folder the times of its folders count, not those of its images.
 
     Returns:
         The table, and notes for the user (a truncated shard, labels outside the vocabulary, ...).
 
     Raises:
         UsageError: no image found, a shard that is no tar, or labels that do not fit the vocabulary.
+        RppError: a file cannot be read, or the network fails.
     """
-    paths = expand_source(source)
-    notes: list[str] = []
-    if paths[0].is_dir():
-        raw = index_folder(paths[0].resolve())
+    found = find_source(source)
+    origin = known.origin if known is not None else None
+    if known is not None and origin is not None:
+        now = _fingerprint(found, vocabulary, origin.folders)
+        if origin.fingerprint == now:
+            return known, origin.notes
+    folders: list[str] = []
+    if found.kind == "folder":
+        rows, folders = index_folder(found.files[0].path)
+        pieces = [rows]
+    elif found.kind == "parquet":
+        pieces = _all("Parquet files", index_parquet, found.files)
     else:
-        # tarfile holds the GIL for little of its time: it waits for the disk.
-        with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
-            indexed = list(pool.map(index_tar, [path.resolve() for path in paths]))
-        raw = pa.concat_tables(
-            [table for table, _ in indexed], promote_options="permissive"
-        ).unify_dictionaries()
-        notes += [note for _, of_shard in indexed for note in of_shard]
+        pieces = _index_tars(found)
+    notes = [note for piece in pieces for note in piece.notes]
+    class_list = _common_class_list(pieces, source)
+    raw = joined(pieces)
     if raw.num_rows == 0:
         raise UsageError(f"image source '{source}' holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    labels, label_notes = resolve_labels(raw, vocabulary, source)
+    labels, label_notes = resolve_labels(raw, class_list, vocabulary, source)
     columns = {name: raw[name] for name in ("key", "path", "offset", "length")}
-    return SampleTable(pa.table({**columns, "label": pa.array(labels, pa.int32())})), notes + label_notes
+    table = SampleTable(pa.table({**columns, "label": pa.array(labels, pa.int32())}))
+    notes += label_notes
+    # as the files were before they were read: what changed in the meantime is read again the next time
+    return table.made_of(Origin(_fingerprint(found, vocabulary, folders), notes, folders)), notes
+
+
+def _index_tars(source: Source) -> list[Rows]:
+    """Rows of all shards, each followed by the tars inside it."""
+    outer = _all("shards", index_tar, [TarSpan(file, 0, file.size) for file in source.files])
+    inner = iter(_all("tars in tars", index_tar, [span for _, spans in outer for span in spans]))
+    pieces: list[Rows] = []
+    for rows, spans in outer:
+        pieces.append(rows)
+        for _ in spans:
+            inside, deeper = next(inner)
+            inside.notes += [f"{span}: a tar in a tar in a tar is not read" for span in deeper]
+            pieces.append(inside)
+    return pieces
+
+
+def _all(what: str, index: Callable[[Work], Done], work: Sequence[Work]) -> list[Done]:
+    """Index many files at once, the results in the order of the files."""
+    if len(work) < 2:
+        return [index(one) for one in work]
+    done = []
+    with ThreadPoolExecutor(THREADS) as pool, counting(what, len(work)) as counter:
+        for result in pool.map(index, work):
+            done.append(result)
+            counter()
+    return done
+
+
+def _common_class_list(pieces: Iterable[Rows], source: str) -> tuple[str, ...] | None:
+    lists = {piece.class_list: piece.path for piece in pieces}
+    if len(lists) > 1:
+        one, other, *_ = lists.values()
+        raise UsageError(f"'{source}': {one} and {other} name different classes; index them one by one")
+    return next(iter(lists))
+
+
+def _fingerprint(source: Source, vocabulary: Vocabulary, folders: Iterable[str]) -> str:
+    """Digest of all that decides the table: files with sizes and versions, folders with times, classes."""
+    digest = hashlib.blake2b(f"{INDEX_VERSION} {source.kind}".encode(), digest_size=16)
+    parts = [part for file in source.files for part in (file.path, str(file.size), file.version)]
+    if source.kind == "folder" and not is_remote(source.files[0].path):
+        for folder in folders:
+            place = os.path.join(source.files[0].path, folder)
+            time = os.stat(place).st_mtime_ns if os.path.isdir(place) else None
+            parts += [folder, str(time)]
+    for part in (*parts, *vocabulary.ids, *vocabulary.names):
+        digest.update(part.encode(errors="surrogateescape") + b"\0")
+    return f"blake2b:{digest.hexdigest()}"

@@ -1,9 +1,10 @@
 """The table of samples: where each row's image lies and which class it has.
 
-Read from images by `index.py`, kept in the cache as Parquet.
+Made from a source by `index.py`, kept in the cache as Parquet.
 """
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,18 +16,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-# What a source yields. The label is what the source says: a class index (WebDataset's .cls) or a name or
-# id (a folder, a synset).
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.large_string()),
-        ("path", pa.dictionary(pa.int32(), pa.string())),
-        ("offset", pa.int64()),
-        ("length", pa.int64()),
-        ("label_index", pa.int32()),
-        ("label_name", pa.string()),
-    ]
-)
+# How a row is found: bytes offset .. offset + length of `path`; or, in their place,
+LOOSE_FILE = -1  # as offset: the file `key` in the folder `path`
+PARQUET_ROW = -1  # as length: row `offset` of the Parquet file `path`
+
+_ORIGIN = b"rpp.origin"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a table was made of.
+
+    Attributes:
+        fingerprint: of the source's files and of the vocabulary; equal while nothing changed.
+        notes: what indexing had to say.
+        folders: of an image folder, all folders in it by their places.
+    """
+
+    fingerprint: str
+    notes: list[str]
+    folders: list[str]
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,11 @@ class SampleTable:
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and metadata, without reading rows."""
+        return self.table.schema
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
@@ -55,6 +69,17 @@ class SampleTable:
         digest.update(self.labels.tobytes())
         return f"blake2b:{digest.hexdigest()}"
 
+    @property
+    def origin(self) -> Origin | None:
+        """What the table was made of, if it says so; it is kept in the Parquet file's own metadata."""
+        record = (self.schema.metadata or {}).get(_ORIGIN)
+        return Origin(**json.loads(record)) if record else None
+
+    def made_of(self, origin: Origin) -> "SampleTable":
+        """The same table, saying what it was made of."""
+        record = json.dumps(vars(origin), ensure_ascii=False)
+        return SampleTable(self.table.replace_schema_metadata({_ORIGIN: record}))
+
     def keys(self, rows: slice | NDArray[np.int64]) -> list[str]:
         """Keys of the given rows."""
         return list(self._take(rows)["key"].to_pylist())
@@ -66,10 +91,13 @@ class SampleTable:
         return self.table.take(pa.array(rows))
 
     def locations(self, rows: slice | NDArray[np.int64]) -> list[tuple[str, int, int]]:
-        """(path, byte offset, byte length) of the given rows."""
+        """(path, byte offset, byte length) of the given rows, as `ImageReader.read` takes them."""
         part = self._take(rows)
-        columns = (part[name].to_pylist() for name in ("path", "offset", "length"))
-        return list(zip(*columns, strict=True))
+        columns = (part[name].to_pylist() for name in ("path", "offset", "length", "key"))
+        return [
+            (f"{path}/{key}", 0, length) if offset == LOOSE_FILE else (path, offset, length)
+            for path, offset, length, key in zip(*columns, strict=True)
+        ]
 
     def write(self, path: Path) -> None:
         """Write as Parquet, complete or not at all."""
@@ -81,3 +109,14 @@ class SampleTable:
     def read(cls, path: Path) -> "SampleTable":
         """Read what `write` wrote."""
         return cls(pq.read_table(path, read_dictionary=["path"]))
+
+    @classmethod
+    def read_rows(cls, path: Path, rows: slice) -> "SampleTable":
+        """Read some rows of what `write` wrote: of the file only the row groups that hold them."""
+        with pq.ParquetFile(path, read_dictionary=["path"]) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            ends = np.cumsum([0, *sizes])
+            first = int(np.searchsorted(ends, rows.start, side="right")) - 1
+            last = int(np.searchsorted(ends, rows.stop, side="left"))
+            table = file.read_row_groups(range(first, last))
+        return cls(table.slice(rows.start - ends[first], rows.stop - rows.start))

@@ -12,8 +12,12 @@ import zarr
 from PIL import Image
 
 from teacher_cache.build import BuildSettings
+from teacher_cache.images import ImageReader, SampleTable, index_images
+from teacher_cache.vocabulary import Vocabulary
 
 ANIMALS = ("cat", "dog", "great horned owl", "axolotl", "sea urchin")
+ANIMAL_VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
+SYNSETS = Vocabulary(("tench", "goldfish", "great white shark"), ("n01440764", "n01443537", "n01484850"))
 
 
 def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
@@ -82,6 +86,18 @@ def write_names(path: Path, names: Iterable[str] = ANIMALS) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(names) + "\n", encoding="utf-8")
     return path
+
+
+def indexed(source: Path | str, vocabulary: Vocabulary = ANIMAL_VOCABULARY) -> SampleTable:
+    """The sample table of a source."""
+    return index_images(str(source), vocabulary)[0]
+
+
+def contents(samples: SampleTable) -> dict[str, bytes]:
+    """Bytes of every sample by key, read as the build reads them."""
+    reader = ImageReader()
+    keys = samples.keys(slice(None))
+    return dict(zip(keys, (reader.read(*place) for place in samples.locations(slice(None))), strict=True))
 
 
 def settings(images: Path | str, classes: Path | str, out: Path, teacher: Path, **more: Any) -> BuildSettings:
