@@ -17,34 +17,44 @@ from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS
 from teacher_cache.images.table import LOOSE_FILE
 
 
-def index_folder(root: str) -> tuple[Rows, list[str]]:
-    """Rows of a folder, its own images first, then each sub-folder's in sorted order; and all folders in it,
-    by their places (none of a folder on another machine, which has files only).
+def index_folder(root: str) -> tuple[Rows, dict[str, int]]:
+    """Rows of a folder, its own images first, then each sub-folder's in sorted order; and all folders in it
+    by their places, with the times of their last change before they were listed (none of a folder on another
+    machine: object stores have files only).
 
     Raises:
         UsageError: a file name that is not UTF-8.
         RppError: a folder cannot be listed.
     """
     if is_remote(root):
-        return Rows(root, _table(_remote_images(root))), []
+        return Rows(root, _table(_remote_images(root))), {}
+    times = folder_times(root, [""])
     folders, images = _list(root, "")
 
-    def branch(top: str) -> tuple[pa.Table, list[str]]:
-        walked: list[str] = []
+    def branch(top: str) -> tuple[pa.Table, dict[str, int]]:
+        walked: dict[str, int] = {}
         return _table(_walk(root, top, walked)), walked
 
     with ThreadPoolExecutor(THREADS) as pool:
         branches = list(pool.map(branch, folders))
     tables = [_table(images), *(table for table, _ in branches)]
-    everywhere = ["", *(folder for _, walked in branches for folder in walked)]
-    return Rows(root, pa.concat_tables(tables)), everywhere
+    for _, walked in branches:
+        times |= walked
+    return Rows(root, pa.concat_tables(tables)), times
 
 
-def _walk(root: str, top: str, walked: list[str]) -> Iterator[tuple[str, int]]:
+def folder_times(root: str, folders: Iterable[str]) -> dict[str, int]:
+    """Times of the last change of folders in a folder, ns; -1 of one that is gone."""
+    places = {folder: os.path.join(root, folder) for folder in folders}
+    return {f: os.stat(place).st_mtime_ns if os.path.isdir(place) else -1 for f, place in places.items()}
+
+
+def _walk(root: str, top: str, walked: dict[str, int]) -> Iterator[tuple[str, int]]:
     todo = [top]
     while todo:
-        walked.append(todo.pop())
-        folders, images = _list(root, walked[-1])
+        folder = todo.pop()
+        walked |= folder_times(root, [folder])
+        folders, images = _list(root, folder)
         todo += reversed(folders)
         yield from images
 

@@ -119,7 +119,7 @@ def _pax_records(content: bytes) -> dict[str, str]:
         digits, _, _ = content.partition(b" ")
         length = int(digits)
         key, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals:
+        if not equals or not 0 < length <= len(content):
             raise ValueError("a damaged extended header")
         if key.startswith(b"GNU.sparse"):
             records["GNU.sparse"] = ""

@@ -2,7 +2,6 @@
 changed."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -10,10 +9,9 @@ from typing import TypeVar
 import pyarrow as pa
 
 from teacher_cache.errors import UsageError
-from teacher_cache.images.folder import index_folder
+from teacher_cache.images.folder import folder_times, index_folder
 from teacher_cache.images.labels import resolve_labels
 from teacher_cache.images.parquet import index_parquet
-from teacher_cache.images.remote import is_remote
 from teacher_cache.images.rows import Rows, joined
 from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, Source, find_source
 from teacher_cache.images.table import Origin, SampleTable
@@ -47,12 +45,12 @@ def index_images(
     found = find_source(source)
     origin = known.origin if known is not None else None
     if known is not None and origin is not None:
-        now = _fingerprint(found, vocabulary, origin.folders)
-        if origin.fingerprint == now:
+        times = {} if found.is_remote else folder_times(found.files[0].path, origin.folders)
+        if origin.fingerprint == _fingerprint(found, vocabulary, times):
             return known, origin.notes
-    folders: list[str] = []
+    times = {}
     if found.kind == "folder":
-        rows, folders = index_folder(found.files[0].path)
+        rows, times = index_folder(found.files[0].path)
         pieces = [rows]
     elif found.kind == "parquet":
         pieces = _all("Parquet files", index_parquet, found.files)
@@ -67,8 +65,10 @@ def index_images(
     columns = {name: raw[name] for name in ("key", "path", "offset", "length")}
     table = SampleTable(pa.table({**columns, "label": pa.array(labels, pa.int32())}))
     notes += label_notes
-    # as the files were before they were read: what changed in the meantime is read again the next time
-    return table.made_of(Origin(_fingerprint(found, vocabulary, folders), notes, folders)), notes
+    if found.kind == "folder" and found.is_remote:
+        return table, notes  # whether it changed is known when it was listed, and then it is indexed
+    # sizes and times are from before the files were read: what changed since is read again the next time
+    return table.made_of(Origin(_fingerprint(found, vocabulary, times), notes, list(times))), notes
 
 
 def _index_tars(source: Source) -> list[Rows]:
@@ -105,15 +105,11 @@ def _common_class_list(pieces: Iterable[Rows], source: str) -> tuple[str, ...] |
     return next(iter(lists))
 
 
-def _fingerprint(source: Source, vocabulary: Vocabulary, folders: Iterable[str]) -> str:
+def _fingerprint(source: Source, vocabulary: Vocabulary, folder_times: dict[str, int]) -> str:
     """Digest of all that decides the table: files with sizes and versions, folders with times, classes."""
     digest = hashlib.blake2b(f"{INDEX_VERSION} {source.kind}".encode(), digest_size=16)
     parts = [part for file in source.files for part in (file.path, str(file.size), file.version)]
-    if source.kind == "folder" and not is_remote(source.files[0].path):
-        for folder in folders:
-            place = os.path.join(source.files[0].path, folder)
-            time = os.stat(place).st_mtime_ns if os.path.isdir(place) else None
-            parts += [folder, str(time)]
+    parts += [part for folder, time in folder_times.items() for part in (folder, str(time))]
     for part in (*parts, *vocabulary.ids, *vocabulary.names):
         digest.update(part.encode(errors="surrogateescape") + b"\0")
     return f"blake2b:{digest.hexdigest()}"

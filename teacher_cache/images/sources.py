@@ -52,6 +52,11 @@ class Source:
     kind: Kind
     files: list[SourceFile]
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on another machine."""
+        return is_remote(self.files[0].path)
+
 
 def expand_source(source: str) -> list[str]:
     """Files or the folder that a source names, as absolute paths or URLs.

@@ -3,11 +3,13 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 from PIL import Image
 
@@ -79,6 +81,38 @@ def write_folder(folder: Path, classes: Iterable[str] = ANIMALS, images: int = 2
         for i in range(images):
             (folder / name / f"{i}.jpg").write_bytes(jpeg(100 * c + i))
     return folder
+
+
+def write_outer_tar(path: Path, folder: Path) -> Path:
+    """One tar that holds the tars of a folder, as ImageNet-21K is published; returns its path."""
+    members = [(f"release/{tar.name}", tar.read_bytes()) for tar in sorted(folder.glob("*.tar"))]
+    return write_shard(path, members)
+
+
+def write_parquet(
+    path: Path,
+    images: Sequence[Mapping[str, Any] | None],
+    labels: Sequence[Any] | None = None,
+    classes: Sequence[str] | None = None,
+    rows_a_group: int = 4,
+    columns: tuple[str, str] = ("image", "label"),
+    **options: Any,
+) -> Path:
+    """A Parquet file as Hugging Face's `datasets` writes it: structs of bytes and path, perhaps labels, and
+    the names of the classes in the schema's metadata; returns its path."""
+    image, label = columns
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({image: pa.array(images, struct)})
+    features: dict[str, Any] = {image: {"_type": "Image"}}
+    if labels is not None:
+        table = table.append_column(label, pa.array(labels))
+        features[label] = {"dtype": "int64", "_type": "Value"}
+    if classes is not None:
+        features[label] = {"names": list(classes), "_type": "ClassLabel"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=rows_a_group, **options)
+    return path
 
 
 def write_names(path: Path, names: Iterable[str] = ANIMALS) -> Path:

@@ -17,10 +17,12 @@ from teacher_cache.images import (
 )
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
+    SYNSETS,
     contents,
     indexed,
     jpeg,
     webdataset_members,
+    write_outer_tar,
     write_shard,
 )
 
@@ -138,3 +140,79 @@ def test_an_image_name_that_is_not_utf8_is_indexed(tmp_path: Path) -> None:
     )
     samples = indexed(shard)
     assert list(contents(samples).values()) == [jpeg(0)]
+
+
+def test_a_damaged_header_costs_the_tail_with_a_note(tmp_path: Path) -> None:
+    shard = write_shard(tmp_path / "bad.tar", [(f"{number}.jpg", bytes(700)) for number in range(6)])
+    content = bytearray(shard.read_bytes())
+    content[4 * 1536 + 130] ^= 1
+    shard.write_bytes(content)
+    samples, notes = index_images(str(shard), ANIMAL_VOCABULARY)
+    assert samples.keys(slice(None)) == ["0", "1", "2", "3"]
+    assert any(f"bad.tar: no valid header at byte {4 * 1536}" in note and "tail" in note for note in notes)
+
+
+def test_names_in_a_tar_are_keys_and_never_paths(tmp_path: Path) -> None:
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(b"not yours")
+    names = ["../outside.jpg", str(outside), "a/../../outside.png"]
+    shard = write_shard(tmp_path / "in" / "s.tar", [(name, jpeg(n)) for n, name in enumerate(names)])
+    assert list(contents(indexed(shard)).values()) == [jpeg(0), jpeg(1), jpeg(2)]
+    assert {path for path, _, _ in indexed(shard).locations(slice(None))} == {str(shard)}
+
+
+# A tar a synset, and all of them in one outer tar
+
+
+def write_synsets(folder: Path) -> Path:
+    """Three tars of plain images, as ImageNet-21K is published; returns the folder."""
+    for number, synset in enumerate(SYNSETS.ids):
+        images = [(f"{synset}_{10 * number + i}.JPEG", jpeg(10 * number + i)) for i in range(number + 1)]
+        write_shard(folder / f"{synset}.tar", images)
+    return folder
+
+
+def test_tars_inside_one_outer_tar_are_the_same_samples_as_loose_ones(tmp_path: Path) -> None:
+    loose = indexed(write_synsets(tmp_path / "loose"), SYNSETS)
+    outer = write_outer_tar(tmp_path / "winter21_whole.tar", tmp_path / "loose")
+    nested, notes = index_images(str(outer), SYNSETS)
+    assert notes == []
+    assert nested.digest == loose.digest
+    assert nested.labels.tolist() == [0, 1, 1, 2, 2, 2]
+    assert contents(nested) == contents(loose)
+    assert {path for path, _, _ in nested.locations(slice(None))} == {str(outer)}
+
+
+def test_images_beside_tars_in_an_outer_tar_come_first(tmp_path: Path) -> None:
+    inner = (write_synsets(tmp_path / "loose") / "n01443537.tar").read_bytes()
+    members = [("n01443537.tar", inner), ("n01484850_1.jpg", jpeg(50)), ("again/n01443537.tar", inner)]
+    samples = indexed(write_shard(tmp_path / "mixed.tar", members), SYNSETS)
+    assert samples.keys(slice(None)) == ["n01484850_1", *2 * ["n01443537_10", "n01443537_11"]]
+
+
+def test_a_truncated_outer_tar_keeps_the_whole_images_of_the_tar_it_ends_in(tmp_path: Path) -> None:
+    write_synsets(tmp_path / "loose")
+    outer = write_outer_tar(tmp_path / "outer.tar", tmp_path / "loose")
+    _, offset, length = indexed(outer, SYNSETS).locations(slice(4, 5))[
+        0
+    ]  # of the last tar, the second of three
+    outer.write_bytes(outer.read_bytes()[: offset + length + 600])
+    samples, notes = index_images(str(outer), SYNSETS)
+    assert samples.labels.tolist() == [0, 1, 1, 2, 2]
+    assert contents(samples)["n01484850_21"] == jpeg(21)
+    assert any("outer.tar: ends within release/n01484850.tar" in note for note in notes)
+    assert any("outer.tar:release/n01484850.tar: ends within" in note for note in notes)
+
+
+def test_an_inner_file_that_is_no_tar_is_left_out_with_a_note(tmp_path: Path) -> None:
+    inner = (write_synsets(tmp_path / "loose") / "n01443537.tar").read_bytes()
+    deeper = write_shard(tmp_path / "deeper.tar", [("n01443537.tar", inner), ("x.jpg", jpeg(1))]).read_bytes()
+    members = [("n01440764.tar", b"broken" * 500), ("empty.tar", b""), ("d.tar", deeper), ("a.tar", inner)]
+    samples, notes = index_images(str(write_shard(tmp_path / "outer.tar", members)), SYNSETS)
+    assert samples.keys(slice(None)) == ["x", "n01443537_10", "n01443537_11"]
+    for what in (
+        "outer.tar:n01440764.tar: is no uncompressed tar",
+        "outer.tar:empty.tar: is no uncompressed",
+        "a tar in a tar in a tar is not read",
+    ):
+        assert any(what in note for note in notes), what
