@@ -1,7 +1,7 @@
 """Class names, ids and templates, in the order of the class indices.
 
 Reads ImageNet's names from timm's ImageNetInfo or the user's own file. Which image belongs to which class
-is decided in `images.py`.
+is decided in `images/`.
 """
 
 import csv

@@ -1,0 +1,37 @@
+"""The sample table: written, read, told from others."""
+
+from pathlib import Path
+
+import numpy as np
+
+from teacher_cache.images import (
+    SampleTable,
+)
+from tests.teacher_cache.inputs import (
+    indexed,
+    jpeg,
+    write_shard,
+    write_shards,
+)
+
+
+def test_the_table_survives_being_written_and_read(tmp_path: Path) -> None:
+    samples = indexed(write_shards(tmp_path / "shards", shards=2, samples=3))
+    samples.write(tmp_path / "samples.parquet")
+    read = SampleTable.read(tmp_path / "samples.parquet")
+    assert read.digest == samples.digest
+    assert read.keys(slice(None)) == samples.keys(slice(None))
+    assert read.locations(slice(None)) == samples.locations(slice(None))
+    np.testing.assert_array_equal(read.labels, samples.labels)
+
+
+def test_the_digest_knows_keys_lengths_and_labels_but_not_where_the_images_lie(tmp_path: Path) -> None:
+    members = [("0.cls", b"1"), ("0.jpg", jpeg(0)), ("1.cls", b"2"), ("1.jpg", jpeg(1))]
+    digest = indexed(write_shard(tmp_path / "a" / "s.tar", members)).digest
+    assert indexed(write_shard(tmp_path / "b" / "other.tar", members)).digest == digest
+    renamed = [(name.replace("0.", "9."), content) for name, content in members]
+    longer = [*members[:1], ("0.jpg", jpeg(0) + b"\0"), *members[2:]]
+    relabelled = [("0.cls", b"3"), *members[1:]]
+    swapped = members[2:] + members[:2]
+    for number, changed in enumerate((renamed, longer, relabelled, swapped, members[:2])):
+        assert indexed(write_shard(tmp_path / f"{number}.tar", changed)).digest != digest
