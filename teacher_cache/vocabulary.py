@@ -13,6 +13,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from timm.data import ImageNetInfo
 
@@ -69,6 +71,11 @@ class Vocabulary:
             self._index.update({name: c for c, name in enumerate(folded) if counts[name] == 1})
             self._index.update({_fold(identity): c for c, identity in enumerate(self.ids)})
         return self._index.get(_fold(label))
+
+    def classes_in(self, other: "Vocabulary") -> NDArray[np.int32]:
+        """For each class the one of the same id in another vocabulary, [C] int32; -1 where there is none."""
+        index = {identity: c for c, identity in enumerate(other.ids)}
+        return np.array([index.get(identity, -1) for identity in self.ids], dtype=np.int32)
 
     def to_json(self) -> dict[str, Any]:
         """As the cache records it."""
