@@ -3,12 +3,13 @@
 import hashlib
 import io
 import json
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.errors import CacheDamagedError
+from teacher_cache.store.folder import Sink
 
 
 def bytes_checksum(content: bytes | memoryview) -> str:
@@ -21,7 +22,7 @@ def checksum(array: NDArray[Any]) -> str:
     return bytes_checksum(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def file_checksum(file: IO[bytes]) -> str:
+def file_checksum(file: Any) -> str:
     """Checksum of all bytes of a file; closes it."""
     digest = hashlib.blake2b(digest_size=16)
     with file:
@@ -56,7 +57,7 @@ def _seal(record: dict[str, Any]) -> str:
 class ChecksumWriter(io.RawIOBase):
     """A file that is only written, and the checksum of what was written."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: Sink) -> None:
         super().__init__()
         self._file = file
         self._digest = hashlib.blake2b(digest_size=16)

@@ -5,6 +5,7 @@ rooms' business; keys are relative, with `/`.
 """
 
 import errno
+import io
 import os
 import shutil
 import uuid
@@ -12,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -23,6 +24,13 @@ from teacher_cache.errors import CacheUnreachableError, RppError, UsageError
 
 # Another process may write the cache: a listing is never answered from memory.
 _OPTIONS: dict[str, Any] = {"use_listings_cache": False}
+
+
+class Sink(Protocol):
+    """Takes the bytes of an object, piece by piece."""
+
+    def write(self, content: Any, /) -> int:
+        """Write on."""
 
 
 class Folder(ABC):
@@ -56,7 +64,7 @@ class Folder(ABC):
         """Write an object, complete or not at all; one of that name is replaced."""
 
     @abstractmethod
-    def writing(self, key: str) -> AbstractContextManager[IO[bytes]]:
+    def writing(self, key: str) -> AbstractContextManager["Sink"]:
         """A file to stream an object into; it appears, complete, when the block ends without an error."""
 
     @abstractmethod
@@ -99,7 +107,7 @@ class LocalFolder(Folder):
             file.write(content)
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[IO[bytes]]:
+    def writing(self, key: str) -> Iterator["Sink"]:
         path = self.root / key
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: Dask may run a part twice when it loses sight of a worker.
@@ -180,8 +188,8 @@ class RemoteFolder(Folder):
         return list(found.values()) if isinstance(found, dict) else [bytes(found)]
 
     def open(self, key: str) -> Any:
-        with reaching(self.url):  # no read-ahead: rows are read from all over the file
-            return self.fs.open(self._at(key), "rb", cache_type="none")
+        with reaching(self.url):
+            return _RemoteFile(self, self._at(key), int(self.fs.size(self._at(key))))
 
     def write(self, key: str, content: bytes) -> None:
         with reaching(self.url, writing=True):
@@ -197,15 +205,16 @@ class RemoteFolder(Folder):
             self.fs.pipe_file(self._at(key), content, mode="create")
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[IO[bytes]]:
+    def writing(self, key: str) -> Iterator["Sink"]:
         with reaching(self.url, writing=True):
             file = self.fs.open(self._at(key), "wb")
-            try:
-                yield file
-            except BaseException:
-                file.discard()
-                file.closed = True  # or the garbage collector would complete what is discarded
-                raise
+        try:
+            yield _Upload(self.url, file)
+        except BaseException:
+            file.discard()
+            file.closed = True  # or the garbage collector would complete what is discarded
+            raise
+        with reaching(self.url, writing=True):
             file.close()
 
     def names(self, key: str = "") -> list[str]:
@@ -228,6 +237,47 @@ class RemoteFolder(Folder):
 
     def zarr_store(self, writable: bool) -> Store:
         return _RemoteStore.from_url(self.url, storage_options=_OPTIONS, read_only=not writable)
+
+
+class _Upload:
+    """A file of fsspec's that is written, with our errors."""
+
+    def __init__(self, url: str, file: Any) -> None:
+        self._url, self._file = url, file
+
+    def write(self, content: Any, /) -> int:
+        with reaching(self._url, writing=True):
+            return int(self._file.write(content))
+
+
+class _RemoteFile(io.RawIOBase):
+    """An object that is read from anywhere, without reading ahead, with our errors."""
+
+    def __init__(self, folder: RemoteFolder, path: str, size: int) -> None:
+        super().__init__()
+        self._folder, self._path, self._size, self._at = folder, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._at + size, self._size)
+        if end <= self._at:
+            return b""
+        with reaching(self._folder.url):
+            content = bytes(self._folder.fs.cat_file(self._path, start=self._at, end=end))
+        self._at += len(content)
+        return content
 
 
 class _RemoteStore(FsspecStore):

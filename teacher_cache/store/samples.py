@@ -3,7 +3,7 @@
 import threading
 from collections import OrderedDict
 from functools import cached_property
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from teacher_cache.images import SampleTable
 from teacher_cache.store.checksums import ChecksumWriter
+from teacher_cache.store.folder import Sink
 
 SAMPLES = "samples.parquet"
 GROUP_ROWS = 8192  # a row group: what reading one row costs
 GROUPS_KEPT = 128  # an epoch's window mixes rows of 64 blocks, each in one row group
 
 
-def write_samples(samples: SampleTable, file: IO[bytes]) -> str:
+def write_samples(samples: SampleTable, file: Sink) -> str:
     """Write the table as Parquet; returns the checksum of the file."""
     writer = ChecksumWriter(file)
     pq.write_table(samples.table, writer, row_group_size=GROUP_ROWS, compression="zstd")
