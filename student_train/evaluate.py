@@ -199,7 +199,7 @@ def load_feature_model(settings: EvalSettings) -> tuple[FeatureModel, tuple[str,
         return StudentFeatures(student, device, settings.precision), run_templates(settings.student)
     if settings.cache is None:
         raise UsageError("--student zero-shot needs --cache: its model and templates are meant")
-    store = CacheStore.open(Path(settings.cache))
+    store = CacheStore.open(settings.cache)
     teacher = store.header.teacher
     if settings.model is None:
         loaded = load_model(teacher["model"], settings.pretrained or teacher["pretrained"])

@@ -4,7 +4,6 @@ A task computes and commits one part by itself; the caller only hands out part n
 are cut within a part, so that the result does not depend on who computes what and when.
 """
 
-import errno
 import logging
 import threading
 import time
@@ -46,7 +45,15 @@ from teacher_cache.images import (
 from teacher_cache.openclip import LoadedModel, load_model
 from teacher_cache.options import Place
 from teacher_cache.progress import counting
-from teacher_cache.store import CacheHeader, CacheStore, PartRecord, part_rows, vocabulary_digest
+from teacher_cache.relabel import ensure_vocabulary
+from teacher_cache.store import (
+    CacheHeader,
+    CacheStore,
+    PartRecord,
+    disk_errors,
+    part_rows,
+    vocabulary_digest,
+)
 from teacher_cache.teacher import Precision, Teacher, choose_device
 from teacher_cache.views import ViewPolicy, draw_crop, evaluation_crop
 from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabulary, load_vocabulary
@@ -92,7 +99,7 @@ class BuildSettings(BaseModel):
 class BuildResult:
     """What a build did."""
 
-    path: Path
+    path: str
     samples: int
     parts_total: int
     parts_computed: int
@@ -134,20 +141,22 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
     store = _open_or_create(settings, teacher, vocabulary, samples)
     with store.locked():
-        with _disk_errors(store.path):
+        with disk_errors(store.path):
+            store.mend_metadata()
+            ensure_vocabulary(store, store.header.vocabulary, vocabulary, teacher)
             store.locate_images(samples, settings.images_place)
         missing = store.missing()
         task = PartTask(
-            path=str(store.path.resolve()),
+            path=store.folder.absolute,
             teacher=loaded.name,
             pretrained=loaded.pretrained,
             settings=settings.model_dump(mode="json"),
             topic=f"rpp-{uuid.uuid4().hex}",
         )
         if missing:
-            with _disk_errors(store.path):
+            with disk_errors(store.path):
                 _compute(task, store.header, missing, settings, teacher)
-        skipped = sum(len(store.record(part).skipped) for part in store.committed())
+        skipped = len(store.skipped())
     return BuildResult(
         path=store.path,
         samples=len(samples),
@@ -162,7 +171,6 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
 def _open_or_create(
     settings: BuildSettings, teacher: Teacher, vocabulary: Vocabulary, samples: SampleTable
 ) -> CacheStore:
-    path = Path(settings.out)
     header = CacheHeader(
         samples=len(samples),
         part_size=part_rows(settings.part_size, len(samples)),
@@ -178,33 +186,18 @@ def _open_or_create(
         software=f"rpp {version('rpp')}",
         passes=[settings.view_policy.views],
     )
-    if (path / "zarr.json").exists():
-        store = CacheStore.open(path, writable=True)
-        store.header.require_equal(header, path)
+    if CacheStore.exists(settings.out):
+        store = CacheStore.open(settings.out, writable=True)
+        store.header.require_equal(header, settings.out)
         return store
-    with _disk_errors(path):
+    with disk_errors(settings.out):
         features_CD = teacher.class_features(vocabulary).numpy()
-        return CacheStore.create(path, header, samples, vocabulary, features_CD)
+        return CacheStore.create(settings.out, header, samples, vocabulary, features_CD)
 
 
 def _embedding_width(teacher: Teacher) -> int:
     height, width = teacher.renderer.size
     return int(teacher.image_features(torch.zeros(1, 3, height, width, dtype=torch.uint8)).shape[1])
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RppError(
-                f"no room to write {path} ({error.strerror}); what is committed is safe: make room and run "
-                "the same command again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UsageError(f"cannot write {path}: {error.strerror}") from error
-        raise
 
 
 def _compute(
@@ -304,7 +297,7 @@ def _worker_teacher(task: PartTask, settings: BuildSettings, header: CacheHeader
 def compute_part(task: PartTask, part: int) -> PartRecord:
     """Worker side: read, decode, forward and commit one part."""
     settings = BuildSettings(**task.settings)
-    store = CacheStore.open(Path(task.path), writable=True)
+    store = CacheStore.open(task.path, writable=True)
     teacher = _worker_teacher(task, settings, store.header)
     stop = _in_process[task.topic][1] if task.topic in _in_process else threading.Event()
 
@@ -367,7 +360,7 @@ def part_arrays(
         seconds["decode"] += time.perf_counter() - t1
         return shown
 
-    per_batch = max(1, settings.batch_size // len(views))
+    per_batch = settings.batch_size  # images; a forward pass takes one view of each
     bounds = [*range(0, count, per_batch), count]
     with ThreadPoolExecutor(settings.threads) as pool:
         ahead = [pool.map(pixels, range(*span)) for span in list(pairwise(bounds))[:2]]
@@ -386,9 +379,12 @@ def part_arrays(
                     )
             if good:
                 started = time.perf_counter()
-                batch = torch.from_numpy(np.concatenate([decoded[p - first] for p in good]))
-                for name, values in encoding.encode(teacher.image_features(batch), head).items():
-                    arrays[name][good] = values.reshape(len(good), len(views), *values.shape[1:])
+                # View by view: a view's batches, and with them its last bits, do not depend on how many
+                # views its pass has.
+                for at in range(len(views)):
+                    batch = torch.from_numpy(np.stack([decoded[p - first][at] for p in good]))
+                    for name, values in encoding.encode(teacher.image_features(batch), head).items():
+                        arrays[name][good, at] = values
                 arrays["valid"][good] = True
                 seconds["forward"] += time.perf_counter() - started
             on_batch(last - first)

@@ -5,9 +5,9 @@ Knows which rows and views are read; what the stored arrays mean is the encoding
 Shapes: B rows, C classes (C' a subset of them), D embedding.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,34 +25,35 @@ Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 
 class TeacherCache:
-    """A finished cache, read only. `len(cache)` is the number of samples."""
+    """A finished cache, read only, in one of its vocabularies. `len(cache)` is the number of samples.
 
-    def __init__(self, store: CacheStore) -> None:
+    While views are added to it, it has those that every sample has: `num_views` says how many.
+    """
+
+    def __init__(self, store: CacheStore, vocabulary: str | None = None) -> None:
         self.store = store
-        missing = store.missing()
-        if missing:
+        self.vocabulary_name = vocabulary or store.header.vocabulary
+        self.num_views = store.finished_views()
+        if not self.num_views:
             raise UsageError(
-                f"the cache {store.path} is not complete: {len(missing)} of {store.header.parts} parts are "
-                "missing; run rpp-cache build again, it goes on where it stopped"
+                f"the cache {store.path} is not complete: {len(store.missing())} of {store.header.parts} "
+                "parts are missing; run rpp-cache build again, it goes on where it stopped"
             )
+        if vocabulary is not None and vocabulary not in store.vocabulary_names():
+            store.vocabulary(vocabulary)  # says which there are
 
     def __len__(self) -> int:
         return self.store.header.samples
 
     @property
-    def path(self) -> Path:
-        """Where the cache lies."""
+    def path(self) -> str:
+        """Where the cache lies, a path or a URL."""
         return self.store.path
 
     @property
     def header(self) -> CacheHeader:
         """What the cache is of."""
         return self.store.header
-
-    @property
-    def num_views(self) -> int:
-        """Views a sample."""
-        return self.store.header.views
 
     @property
     def teacher(self) -> dict[str, Any]:
@@ -66,13 +67,13 @@ class TeacherCache:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The default vocabulary: the one that the labels index."""
-        return self.store.vocabulary()
+        """The vocabulary that the cache was opened with: the one that labels and logits index."""
+        return self.store.vocabulary(self.vocabulary_name)
 
     @cached_property
     def class_features(self) -> Tensor:
-        """Unit class features of the default vocabulary, [C, D] float32."""
-        return torch.from_numpy(self.store.class_features())
+        """Unit class features of the vocabulary, [C, D] float32."""
+        return torch.from_numpy(self.store.class_features(self.vocabulary_name))
 
     @property
     def samples(self) -> SampleTable:
@@ -81,8 +82,15 @@ class TeacherCache:
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
-        """Hard labels in the default vocabulary, [N]; -1 = none."""
-        return np.asarray(self.store.array("labels")[:])
+        """Hard labels in the vocabulary, [N]; -1 = none.
+
+        They are stored in the vocabulary of the build. In another one a label is the class of the same id.
+        """
+        stored = np.asarray(self.store.array("labels")[:])
+        if self.vocabulary_name == self.header.vocabulary:
+            return stored
+        there = np.append(self.store.vocabulary().classes_in(self.vocabulary), np.int32(-1))
+        return np.asarray(there[stored])
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
@@ -96,7 +104,7 @@ class TeacherCache:
 
     @cached_property
     def head(self) -> ClassHead:
-        """Class features of the default vocabulary and logit scale, on the CPU."""
+        """Class features of the vocabulary and logit scale, on the CPU."""
         return ClassHead(self.class_features, self.logit_scale)
 
     @property
@@ -177,10 +185,14 @@ class TeacherCache:
         return result
 
 
-def open_cache(path: str | Path) -> TeacherCache:
+def open_cache(path: str | os.PathLike[str], vocabulary: str | None = None) -> TeacherCache:
     """Open a finished cache for reading.
 
+    Args:
+        path: a path, or a URL that fsspec knows (`s3://bucket/zarr`).
+        vocabulary: one that `rpp-cache relabel` added; that of the build without it.
+
     Raises:
-        UsageError: no cache there, an unfinished one, or one of a newer format.
+        UsageError: no cache there, an unfinished one, one of another format, or no such vocabulary.
     """
-    return TeacherCache(CacheStore.open(Path(path)))
+    return TeacherCache(CacheStore.open(path), vocabulary)

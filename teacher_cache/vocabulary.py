@@ -14,6 +14,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from timm.data import ImageNetInfo
 
@@ -90,6 +92,11 @@ class Vocabulary:
         """Class index of a label that is a whole number: it is the index itself, unless the ids of the
         vocabulary are whole numbers, which then are meant."""
         return self._numbers.get(number)
+
+    def classes_in(self, other: "Vocabulary") -> NDArray[np.int32]:
+        """For each class the one of the same id in another vocabulary, [C] int32; -1 where there is none."""
+        index = {identity: c for c, identity in enumerate(other.ids)}
+        return np.array([index.get(identity, -1) for identity in self.ids], dtype=np.int32)
 
     def to_json(self) -> dict[str, Any]:
         """As the cache records it."""

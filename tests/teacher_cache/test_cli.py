@@ -89,7 +89,9 @@ def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
         "views": 1,
     }
     assert (facts["parts_total"], facts["parts_committed"], facts["complete"]) == (4, 4, True)
-    assert facts["encoding"] == "factored"
+    assert facts["encoding"] == {"name": "factored"}
+    assert facts["passes"] == [{"views": 1, "parts_committed": 4, "parts_total": 4}]
+    assert re.match(r"(read|decode|forward|write), \d+% of the stages' \d+ s; ", facts["slowest"])
     assert facts["bytes_per_view"] > 48 * 2
     assert facts["teacher"]["model"] == f"local-dir:{teacher}"
     assert facts["vocabularies"] == {"animals": {"classes": 5, "templates": ["a photo of a {}."]}}
@@ -146,15 +148,19 @@ def test_verify_finds_damage_and_the_next_build_mends_it(
     assert_same_arrays(copy, cache)
 
 
-def test_verify_says_what_is_to_be_built_anew(run: Run, cache: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "zarr"
+def test_damaged_class_features_are_computed_again_by_the_next_build(
+    run: Run, arguments: dict[str, Any], cache: Path
+) -> None:
+    copy = arguments["--out"]
     shutil.copytree(cache, copy)
     features = copy / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0"
     features.write_bytes(features.read_bytes()[:-4] + b"abcd")
     code, out, _ = run("verify", copy)
     assert code == 1
-    assert "vocabularies/animals/class_features is damaged" in out
-    assert "built anew" in out
+    assert "vocabularies/animals is damaged; it belongs to no part: build writes it again" in out
+    assert json.loads(run("build", "--json", *flat(arguments))[1])["parts_computed"] == 0
+    assert run("verify", copy)[:2] == (0, "ok\n")
+    assert_same_arrays(copy, cache)
 
 
 def _other_labels(tmp_path: Path, arguments: dict[str, Any]) -> None:
@@ -224,7 +230,7 @@ def test_no_cache_there(command: str, run: Run, tmp_path: Path) -> None:
     ("gone", "reason"),
     [
         ("samples.parquet", "samples.parquet is damaged; .* build writes it again"),
-        ("vocabularies", "is missing in"),
+        ("vocabularies", "vocabularies/animals is damaged; .* build writes it again"),
     ],
 )
 def test_a_cache_with_something_gone_is_described_in_a_line(
