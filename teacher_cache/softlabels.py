@@ -21,6 +21,7 @@ from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
 from teacher_cache.vocabulary import Vocabulary
 
+SIGNED = {"uint16": "int32", "uint32": "int64"}
 Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 
@@ -105,9 +106,16 @@ class TeacherCache:
         return self.encoding.keeps_image_features
 
     def stored(self, rows: Rows, view: int = 0) -> dict[str, Tensor]:
-        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them."""
+        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them.
+
+        Unsigned integers become the next larger signed ones: torch can hardly do a thing with uint16.
+        """
         names = self.encoding.arrays(self.header.embedding, self.header.classes)
-        return {name: torch.from_numpy(self._read(name, rows, view)) for name in names}
+        arrays = {name: self._read(name, rows, view) for name in names}
+        return {
+            name: torch.from_numpy(values.astype(SIGNED.get(values.dtype.name, values.dtype), copy=False))
+            for name, values in arrays.items()
+        }
 
     def image_features(self, rows: Rows, view: int = 0) -> Tensor:
         """Unit image features of the teacher, [B, D] float16.
@@ -124,7 +132,8 @@ class TeacherCache:
         return self._read("crops", rows, view)
 
     def logits(self, rows: Rows, view: int = 0, classes: Tensor | None = None) -> Tensor:
-        """Teacher logits of the given rows, [B, C'] float32.
+        """Teacher logits of the given rows, [B, C'] float32; of `topk`, those whose softmax at temperature 1
+        is the soft label.
 
         Args:
             rows: sample rows in any order.
@@ -142,10 +151,10 @@ class TeacherCache:
         """softmax(z / T) over the classes asked for, [B, C'] float32; each row sums to 1.
 
         Raises:
-            UsageError: a temperature that is not above zero, and what `logits` raises.
+            UsageError: a temperature that is not above zero, or at which the encoding has no soft labels;
+                and what `logits` raises.
         """
-        if not temperature > 0:
-            raise UsageError(f"the temperature must be above zero, not {temperature}")
+        self.encoding.require_temperature(temperature)
         return torch.softmax(self._logits(rows, view, classes, temperature) / temperature, dim=-1)
 
     def _logits(self, rows: Rows, view: int, classes: Tensor | None, temperature: float) -> Tensor:
