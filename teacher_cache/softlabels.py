@@ -5,7 +5,7 @@ Knows which rows and views are read; what the stored arrays mean is the encoding
 Shapes: B rows, C classes (C' a subset of them), D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
 from teacher_cache.vocabulary import Vocabulary
 
+PIECE_ROWS = 256  # rows whose logits stand in memory together: 22 MB with 21,841 classes
 SIGNED = {"uint16": "int32", "uint32": "int64"}
 Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
@@ -105,6 +106,15 @@ class TeacherCache:
         """Whether the encoding keeps the teacher's image features, or only its logits."""
         return self.encoding.keeps_image_features
 
+    def require_view(self, view: int) -> None:
+        """Refuse a view that the cache does not have.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if not 0 <= view < self.num_views:
+            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
+
     def stored(self, rows: Rows, view: int = 0) -> dict[str, Tensor]:
         """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them.
 
@@ -116,6 +126,14 @@ class TeacherCache:
             name: torch.from_numpy(values.astype(SIGNED.get(values.dtype.name, values.dtype), copy=False))
             for name, values in arrays.items()
         }
+
+    def stored_pieces(self, rows: Rows, view: int = 0) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """What `stored` gives, read at once and handed out with its place in `rows`, in pieces so small that
+        logits of all classes fit in memory."""
+        stored = self.stored(rows, view)
+        for first in range(0, len(next(iter(stored.values()))), PIECE_ROWS):
+            at = slice(first, first + PIECE_ROWS)
+            yield at, {name: values[at] for name, values in stored.items()}
 
     def image_features(self, rows: Rows, view: int = 0) -> Tensor:
         """Unit image features of the teacher, [B, D] float16.
@@ -169,8 +187,7 @@ class TeacherCache:
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Rows of a per-view array: every chunk that is needed is read once, whole."""
-        if not 0 <= view < self.num_views:
-            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
+        self.require_view(view)
         wanted = np.arange(len(self))[rows] if isinstance(rows, slice | int) else np.asarray(rows)
         wanted = np.atleast_1d(wanted).astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
