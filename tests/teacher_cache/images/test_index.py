@@ -263,3 +263,14 @@ def test_rows_do_not_depend_on_which_shard_is_read_first(tmp_path: Path) -> None
     assert keys == [f"a{n}" for n in range(3000)] + [f"b{n}" for n in range(1, 20)]
     places = np.array([offset for _, offset, _ in indexed(tmp_path).locations(slice(0, 3000))])
     assert (np.diff(places) == 1024).all()
+
+
+def test_progress_is_shown_when_indexing_takes_long_and_not_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path, shards=3, samples=1)
+    indexed(tmp_path)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("teacher_cache.images.index.QUIET_SECONDS", 0.0)
+    indexed(tmp_path)
+    assert "shards 3/3" in capsys.readouterr().err
