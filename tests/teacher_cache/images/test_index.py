@@ -220,6 +220,7 @@ def test_a_changed_source_is_read_again(change: str, tmp_path: Path, monkeypatch
 def test_an_image_folder_is_listed_again_when_one_of_its_folders_changed(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images", images=2)
     (root / "cat" / "none" / "yet").mkdir(parents=True)
+    os.mkdir(bytes(root) + b"/caf\xe9")  # no UTF-8, but without images no matter
     known = written(indexed(root), tmp_path / "samples.parquet")
     assert index_images(str(root), ANIMAL_VOCABULARY, known)[0] is known
     (root / "cat" / "none" / "yet" / "new.jpg").write_bytes(jpeg(5))
