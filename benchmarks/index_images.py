@@ -1,8 +1,8 @@
 """Indexing: members a second of a set of synset tars, against tarfile over the same files, and reuse.
 
-The default set is 200 tars of 500 images of 700 bytes, read from the page cache: what is measured is the work of
-the processor, not of a disk. `--table N` adds the table of N rows that a set of that size gives, its memory and
-the seconds of labels, digest, writing and reading.
+The default set is 200 tars of 500 images of 700 bytes, read from the page cache: what is measured is the work
+of the processor, not of a disk. `--table N` adds the table of N rows that a set of that size gives, its
+memory and the seconds of labels, digest, writing and reading.
 
     python benchmarks/index_images.py --json --table 14197122
 """
@@ -107,7 +107,7 @@ def main(
     table: Annotated[int, typer.Option(help="rows of a table to build; 0: none")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the figures alone, as JSON")] = False,
 ) -> None:
-    """Print members a second of indexing and of tarfile, the seconds of a second indexing, and an estimate."""
+    """Print members a second of indexing and of tarfile, the seconds of indexing again, an estimate."""
     vocabulary = load_vocabulary("imagenet-21k")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

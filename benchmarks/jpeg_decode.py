@@ -1,9 +1,9 @@
 """JPEG decoded at 1/2, 1/4 or 1/8 of its size against plain decoding: how much faster, and how different.
 
-Speed and pixels: pictures with the spectrum of photographs, 500x375 (ImageNet's usual size) and 2000x1500, shown
-at 224 pixels. Features and logits: the demo's teacher (48 pixels) over its 300 class names, on the same pictures
-and on emoji drawn at 512x512, which it knows. A margin of 2 decodes at no less than twice the size that the crop
-needs. One thread; medians over the rounds.
+Speed and pixels: pictures with the spectrum of photographs, 500x375 (ImageNet's usual size) and 2000x1500,
+shown at 224 pixels. Features and logits: the demo's teacher (48 pixels) over its class names, on the same
+pictures and on emoji enlarged to 512x512, which it knows. A margin of 2 decodes at no less than twice the
+size that the crop needs. One thread; medians over the rounds.
 
     python benchmarks/jpeg_decode.py --json
 """

@@ -102,7 +102,14 @@ def _number(field: bytes) -> int:
 
 
 def _text(field: bytes) -> str:
-    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    return _printable(field.split(b"\0", 1)[0])
+
+
+def _printable(name: bytes) -> str:
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name.decode("utf-8", "surrogateescape").encode(errors="backslashreplace").decode()
 
 
 def _name(header: bytes) -> str:
@@ -124,6 +131,6 @@ def _pax_records(content: bytes) -> dict[str, str]:
         if key.startswith(b"GNU.sparse"):
             records["GNU.sparse"] = ""
         elif key in (b"path", b"size"):
-            records[key.decode()] = value.decode("utf-8", "surrogateescape")
+            records[key.decode()] = _printable(value)
         content = content[length:]
     return records

@@ -2,8 +2,10 @@
 changed."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,9 +18,10 @@ from teacher_cache.images.rows import Rows, joined
 from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, Source, find_source
 from teacher_cache.images.table import Origin, SampleTable
 from teacher_cache.images.tars import TarSpan, index_tar
-from teacher_cache.progress import counting
+from teacher_cache.progress import Counter, counting
 from teacher_cache.vocabulary import Vocabulary
 
+QUIET_SECONDS = 2.0
 INDEX_VERSION = 1  # counts up when the same source gives other rows than before
 
 Work = TypeVar("Work")
@@ -86,14 +89,18 @@ def _index_tars(source: Source) -> list[Rows]:
 
 
 def _all(what: str, index: Callable[[Work], Done], work: Sequence[Work]) -> list[Done]:
-    """Index many files at once, the results in the order of the files."""
-    if len(work) < 2:
-        return [index(one) for one in work]
-    done = []
-    with ThreadPoolExecutor(THREADS) as pool, counting(what, len(work)) as counter:
+    """Index many files at once, the results in the order of the files; progress is shown if it takes long."""
+    done: list[Done] = []
+    counter: Counter | None = None
+    started = time.monotonic()
+    with ThreadPoolExecutor(THREADS) as pool, ExitStack() as shown:
         for result in pool.map(index, work):
+            if counter is None and time.monotonic() - started > QUIET_SECONDS:
+                counter = shown.enter_context(counting(what, len(work)))
+                counter.start_at(len(done))
             done.append(result)
-            counter()
+            if counter:
+                counter()
     return done
 
 

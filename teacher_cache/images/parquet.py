@@ -160,8 +160,8 @@ class ParquetImages:
                 damaged.
             RppError: the Parquet file cannot be read: that is not one image's damage.
         """
+        file = self._file(path)
         try:
-            file = self._file(path)
             group = int(np.searchsorted(file.starts, row, side="right")) - 1
             if group == len(file.starts) - 1:
                 raise RppError(f"{path} has {row} rows or fewer; it changed since it was indexed")
@@ -181,7 +181,10 @@ class ParquetImages:
         with self._lock:
             file = self._files.get(path)
             if file is None:
-                file = self._files[path] = _OpenFile(path)
+                try:
+                    file = self._files[path] = _OpenFile(path)
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise RppError(f"cannot read {path}: {_first_line(error)}") from error
                 while len(self._files) > KEPT_FILES:
                     self._files.popitem(last=False)
             self._files.move_to_end(path)

@@ -33,15 +33,19 @@ class ImageReader:
         loose = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
         try:
             content = (
-                read_range(path, offset, length) if is_remote(path) else self._local(path, offset, length)
+                read_range(path, offset, length)
+                if is_remote(path)
+                else self._local(path, offset, length + loose)
             )
         except OSError as error:
             reason = error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else error)
             if loose:
                 raise UnreadableImageError(f"cannot read file: {reason}") from error
             raise RppError(f"cannot read image shard {path}: {reason}") from error
-        if len(content) != length:
+        if len(content) < length:
             raise UnreadableImageError(f"file ends after {len(content)} of {length} bytes")
+        if len(content) > length:
+            raise UnreadableImageError(f"file is longer than the {length} bytes that were indexed")
         return content
 
     def _local(self, path: str, offset: int, length: int) -> bytes:

@@ -146,11 +146,14 @@ def _local_matches(pattern: str) -> list[_Match] | None:
 
 
 def _local_folder(folder: str) -> list[_Match]:
-    return [_Match(str(path.absolute()), False) for path in sorted(Path(folder).iterdir()) if path.is_file()]
+    names = sorted(name for name in os.listdir(folder) if name.endswith((".tar", ".parquet")))
+    paths = [Path(folder, name).absolute() for name in names]
+    return [_Match(str(path), False) for path in paths if path.is_file()]
 
 
 def _remote_matches(pattern: str) -> list[_Match] | None:
     files, path = filesystem(pattern)
+    files.invalidate_cache()  # of listings: what changed since is to be seen
     if not _has_glob(pattern):
         try:
             info = file_info(pattern)

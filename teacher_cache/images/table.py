@@ -77,7 +77,7 @@ class SampleTable:
 
     def made_of(self, origin: Origin) -> "SampleTable":
         """The same table, saying what it was made of."""
-        record = json.dumps(vars(origin), ensure_ascii=False)
+        record = json.dumps(vars(origin))  # ASCII: names of folders may hold what UTF-8 cannot
         return SampleTable(self.table.replace_schema_metadata({_ORIGIN: record}))
 
     def keys(self, rows: slice | NDArray[np.int64]) -> list[str]:

@@ -117,7 +117,7 @@ class _Samples:
         index, name = self._label
         if index is None and name is None and (synset := SYNSET.search(self._image.name) or self._synset):
             name = synset[0]
-        key = self._stem.lstrip("/").encode(errors="backslashreplace").decode()
+        key = self._stem.lstrip("/")
         self._builder.append(key, self._image.offset, self._image.size, index, name)
 
     def rows(self) -> Rows:

@@ -220,6 +220,7 @@ def test_a_changed_source_is_read_again(change: str, tmp_path: Path, monkeypatch
 def test_an_image_folder_is_listed_again_when_one_of_its_folders_changed(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images", images=2)
     (root / "cat" / "none" / "yet").mkdir(parents=True)
+    os.mkdir(bytes(root) + b"/caf\xe9")  # no UTF-8, but without images no matter
     known = written(indexed(root), tmp_path / "samples.parquet")
     assert index_images(str(root), ANIMAL_VOCABULARY, known)[0] is known
     (root / "cat" / "none" / "yet" / "new.jpg").write_bytes(jpeg(5))
@@ -263,3 +264,14 @@ def test_rows_do_not_depend_on_which_shard_is_read_first(tmp_path: Path) -> None
     assert keys == [f"a{n}" for n in range(3000)] + [f"b{n}" for n in range(1, 20)]
     places = np.array([offset for _, offset, _ in indexed(tmp_path).locations(slice(0, 3000))])
     assert (np.diff(places) == 1024).all()
+
+
+def test_progress_is_shown_when_indexing_takes_long_and_not_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path, shards=3, samples=1)
+    indexed(tmp_path)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("teacher_cache.images.index.QUIET_SECONDS", 0.0)
+    indexed(tmp_path)
+    assert "shards 3/3" in capsys.readouterr().err

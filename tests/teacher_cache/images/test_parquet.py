@@ -171,6 +171,9 @@ def test_a_file_that_is_gone_or_became_shorter_stops(tmp_path: Path) -> None:
     write_parquet(path, rows(2), [0] * 2)
     with pytest.raises(RppError, match="changed since it was indexed"):
         ImageReader().read(*places[5])
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(RppError, match=r"cannot read .*a\.parquet: "):
+        ImageReader().read(*places[0])
     path.unlink()
     with pytest.raises(RppError, match=r"cannot read .*a\.parquet: "):
         ImageReader().read(*places[0])

@@ -16,6 +16,7 @@ from teacher_cache.images.reader import MAX_OPEN_FILES
 from tests.teacher_cache.inputs import (
     indexed,
     jpeg,
+    write_folder,
     write_shard,
 )
 
@@ -31,6 +32,14 @@ def test_many_threads_read_more_files_than_stay_open(tmp_path: Path) -> None:
         read = list(pool.map(lambda row: reader.read(*samples.locations(slice(row, row + 1))[0]), rows))
     assert read == [bytes([row]) * 100 for row in rows]
     assert len(os.listdir("/proc/self/fd")) < 2 * MAX_OPEN_FILES + 60
+
+
+def test_a_loose_image_that_was_overwritten_is_unreadable(tmp_path: Path) -> None:
+    write_folder(tmp_path, ["cat"], images=1)
+    place = indexed(tmp_path).locations(slice(None))[0]
+    (tmp_path / "cat" / "0.jpg").write_bytes(jpeg(5, 300, 300))
+    with pytest.raises(UnreadableImageError, match="file is longer than the"):
+        ImageReader().read(*place)
 
 
 def test_a_file_that_became_shorter_is_unreadable_and_a_shard_that_is_gone_stops(tmp_path: Path) -> None:
