@@ -21,9 +21,14 @@ GROUPS_KEPT = 128  # an epoch's window mixes rows of 64 blocks, each in one row 
 
 def write_samples(samples: SampleTable, file: Sink) -> str:
     """Write the table as Parquet; returns the checksum of the file."""
-    writer = ChecksumWriter(file)
-    pq.write_table(samples.table, writer, row_group_size=GROUP_ROWS, compression="zstd")
-    return writer.checksum
+    sink, table = ChecksumWriter(file), samples.table
+    path = table.schema.get_field_index("path")
+    schema = table.schema.set(path, pa.field("path", pa.string()))
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, len(table), GROUP_ROWS):
+            # as plain texts: of a dictionary array every row group would hold the whole dictionary
+            writer.write_table(table.slice(start, GROUP_ROWS).cast(schema))
+    return sink.checksum
 
 
 class StoredSamples(SampleTable):
