@@ -90,7 +90,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "view_policy": header.view_policy,
         "images": header.images,
         "seconds": seconds,
-        "slowest": slowest_stage(seconds),
+        "slowest_stage": slowest_stage(seconds),
         "software": header.software,
     }
 

@@ -60,7 +60,7 @@ def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
     store = CacheStore.open(path, writable=True)
     _require_extensible(store, settings.views)
     teacher = recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
-    with store.locked(), disk_errors(path):
+    with disk_errors(path), store.locked():
         _require_extensible(store, settings.views)
         store.mend_metadata()
         if settings.images is not None:

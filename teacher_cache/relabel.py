@@ -69,7 +69,7 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
     else:
         templates = load_templates(settings.templates)
         vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, templates)
-    with store.locked(), disk_errors(path):
+    with disk_errors(path), store.locked():
         written = not _is_there(store, settings.name, vocabulary)
         if written:
             teacher = recorded_teacher(

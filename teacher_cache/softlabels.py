@@ -196,7 +196,8 @@ class TeacherCache:
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Rows of a per-view array: every chunk that is needed is read once, whole."""
         self.require_view(view)
-        wanted = np.arange(len(self))[rows] if isinstance(rows, slice | int) else np.asarray(rows)
+        # a range, not an array: 14 million numbers would cost more than the read
+        wanted = np.asarray(range(len(self))[rows] if isinstance(rows, slice | int) else rows)
         wanted = np.atleast_1d(wanted).astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise UsageError(f"rows {wanted.min()} to {wanted.max()} asked of a cache of {len(self)} samples")

@@ -19,26 +19,20 @@ from numpy.typing import NDArray
 
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable
-from teacher_cache.store.checksums import checksum, file_checksum, unsealed
+from teacher_cache.store.checksums import CODEC_ERRORS, checksum, file_checksum
 from teacher_cache.store.folder import Folder, LocalFolder, folder_at
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
+from teacher_cache.store.header_objects import HEADER_COPY, header_objects, read_header
 from teacher_cache.store.layout import (
-    FORMAT,
-    FORMAT_VERSION,
     GROUP,
-    HEADER_COPY,
-    VOCABULARIES,
     array_metadata,
     group_metadata,
-    header_attributes,
-    read_vocabulary,
     same_metadata,
-    vocabulary_digest,
-    vocabulary_objects,
 )
 from teacher_cache.store.lock import LOCK, build_lock
 from teacher_cache.store.records import PARTS, PartRecord, record_key, recorded_part
 from teacher_cache.store.samples import SAMPLES, StoredSamples, write_samples
+from teacher_cache.store.vocabularies import VOCABULARIES, Vocabularies
 from teacher_cache.vocabulary import Vocabulary
 
 
@@ -51,6 +45,7 @@ class CacheStore:
         self.folder = folder
         self.header = header
         self.samples_checksum = samples_checksum
+        self._vocabularies = Vocabularies(folder)
         self._zarr = folder.zarr_store(writable)
         self._mode = "r+" if writable else "r"
         self._arrays: dict[str, zarr.Array[Any]] = {}
@@ -108,20 +103,7 @@ class CacheStore:
             CacheDamagedError: neither its header nor the copy of it is readable.
         """
         folder = folder_at(path)
-        try:
-            attributes = _read_header(folder, GROUP)
-        except CacheDamagedError as damage:
-            try:
-                attributes = _read_header(folder, HEADER_COPY)
-            except (CacheDamagedError, UsageError, FileNotFoundError):
-                raise damage from None
-        except (FileNotFoundError, NotADirectoryError):
-            try:
-                attributes = _read_header(folder, HEADER_COPY)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                raise UsageError(f"no cache at {path}") from error
-        header = CacheHeader(**{name: attributes[name] for name in CacheHeader.__dataclass_fields__})
-        return cls(folder, header, attributes["samples_checksum"], writable)
+        return cls(folder, *read_header(folder), writable)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """One of the stored arrays, by its path in the group.
@@ -174,19 +156,16 @@ class CacheStore:
         self.__dict__.pop("samples", None)
 
     def _write_header(self, header: CacheHeader, samples_checksum: str) -> None:
-        attributes = header_attributes(header, samples_checksum)
-        self.folder.write(GROUP, group_metadata(attributes))
-        self.folder.write(HEADER_COPY, json.dumps(attributes).encode())
+        for key, content in header_objects(header, samples_checksum).items():
+            self.folder.write(key, content)
         self.header, self.samples_checksum = header, samples_checksum
 
     # What is a function of the header
 
     def _metadata(self) -> dict[str, bytes]:
         """The metadata objects by key, as they should be."""
-        attributes = header_attributes(self.header, self.samples_checksum)
         return {
-            GROUP: group_metadata(attributes),
-            HEADER_COPY: json.dumps(attributes).encode(),
+            **header_objects(self.header, self.samples_checksum),
             f"{VOCABULARIES}/{GROUP}": group_metadata({}),
             **array_metadata(self.header),
         }
@@ -221,15 +200,8 @@ class CacheStore:
     # Vocabularies
 
     def add_vocabulary(self, name: str, vocabulary: Vocabulary, features_CD: NDArray[np.float32]) -> None:
-        """Write a vocabulary with its unit class features. It exists once its group metadata do."""
-        self.folder.remove(f"{VOCABULARIES}/{name}/{GROUP}")
-        _write_vocabulary(self.folder, name, vocabulary, features_CD)
-        self._arrays.pop(f"{VOCABULARIES}/{name}/class_features", None)
-
-    def complete_vocabularies(self) -> list[str]:
-        """Names of the vocabularies whose group metadata are there, ascending."""
-        names = self.folder.names(VOCABULARIES)
-        return [name for name in names if self.folder.exists(f"{VOCABULARIES}/{name}/{GROUP}")]
+        """Write a vocabulary with its unit class features; one of that name is replaced."""
+        self._vocabularies.write(name, vocabulary, features_CD)
 
     def vocabulary_names(self) -> list[str]:
         """Names of the vocabularies in this cache, the default one first.
@@ -237,10 +209,10 @@ class CacheStore:
         Raises:
             CacheDamagedError: there is none.
         """
-        found = self.complete_vocabularies()
-        if self.header.vocabulary not in found:
-            raise CacheDamagedError(f"the vocabulary '{self.header.vocabulary}' is missing in {self.path}")
-        return [self.header.vocabulary, *(name for name in found if name != self.header.vocabulary)]
+        found, default = self._vocabularies.names(), self.header.vocabulary
+        if default not in found:
+            raise CacheDamagedError(f"the vocabulary '{default}' is missing in {self.path}")
+        return [default, *(name for name in found if name != default)]
 
     def vocabulary(self, name: str | None = None) -> Vocabulary:
         """A vocabulary of this cache; the default one without a name.
@@ -249,38 +221,29 @@ class CacheStore:
             UsageError: no vocabulary of that name.
             CacheDamagedError: it is not readable.
         """
-        return self._vocabulary(name or self.header.vocabulary)[0]
-
-    def _vocabulary(self, name: str) -> tuple[Vocabulary, str]:
-        key = f"{VOCABULARIES}/{name}/{GROUP}"
         try:
-            return read_vocabulary(self.folder.read(key), f"{self.path}/{key}")
+            return self._vocabularies.read(name or self.header.vocabulary)[0]
         except (FileNotFoundError, NotADirectoryError) as error:
             known = ", ".join(self.vocabulary_names())
             raise UsageError(f"the cache {self.path} has no vocabulary '{name}', only {known}") from error
 
     def class_features(self, name: str | None = None) -> NDArray[np.float32]:
-        """Unit class features of a vocabulary, [C, D] float32."""
-        return np.asarray(self.array(f"{VOCABULARIES}/{name or self.header.vocabulary}/class_features")[:])
+        """Unit class features of a vocabulary, [C, D] float32.
+
+        Raises:
+            CacheDamagedError: they are not there, or not readable.
+        """
+        return self._vocabularies.class_features(name or self.header.vocabulary)
+
+    def damaged_vocabularies(self) -> list[str]:
+        """Names of those that are not what was written, the default one also if it is gone."""
+        names = sorted({self.header.vocabulary, *self._vocabularies.names()})
+        return [name for name in names if not self.vocabulary_is_sound(name)]
 
     def vocabulary_is_sound(self, name: str) -> bool:
-        """Whether names, ids, templates and class features of a vocabulary are what was written."""
-        try:
-            vocabulary, expected = self._vocabulary(name)
-            if (
-                name == self.header.vocabulary
-                and vocabulary_digest(vocabulary) != self.header.vocabulary_digest
-            ):
-                return False
-            blank = np.zeros((len(vocabulary), self.header.embedding), np.float32)
-            key = f"class_features/{GROUP}"
-            stored = self.folder.read(f"{VOCABULARIES}/{name}/{key}")
-            return (
-                same_metadata(stored, vocabulary_objects(vocabulary, blank)[key])
-                and checksum(self.class_features(name)) == expected
-            )
-        except (CacheDamagedError, UsageError, FileNotFoundError, *_CODEC_ERRORS):
-            return False
+        """Whether a vocabulary is there, and what was written."""
+        default = self.header.vocabulary_digest if name == self.header.vocabulary else None
+        return self._vocabularies.is_sound(name, self.header.embedding, default)
 
     # Parts
 
@@ -387,7 +350,7 @@ class CacheStore:
                 for name, expected in record.checksums.items()
             )
         # A shard that was cut or overwritten fails in the codec in as many ways as there are codecs.
-        except (CacheDamagedError, OSError, *_CODEC_ERRORS):
+        except (CacheDamagedError, OSError, *CODEC_ERRORS):
             return False
 
     @cached_property
@@ -427,12 +390,10 @@ class CacheStore:
             CacheBusyError: another build holds it.
         """
         with build_lock(self.folder):
-            now = CacheStore.open(self.path)  # who held it before may have added views
-            self.header, self.samples_checksum = now.header, now.samples_checksum
+            self.header, self.samples_checksum = read_header(
+                self.folder
+            )  # who held it before may have changed it
             yield
-
-
-_CODEC_ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError)
 
 
 def _lay_out(
@@ -446,48 +407,8 @@ def _lay_out(
     for key, content in array_metadata(header).items():
         folder.write(key, content)
     folder.write(f"{VOCABULARIES}/{GROUP}", group_metadata({}))
-    _write_vocabulary(folder, header.vocabulary, vocabulary, features_CD)
+    Vocabularies(folder).write(header.vocabulary, vocabulary, features_CD)
     with folder.writing(SAMPLES) as file:
         written = write_samples(samples, file)
-    attributes = header_attributes(header, written)
-    folder.write(GROUP, group_metadata(attributes))
-    folder.write(HEADER_COPY, json.dumps(attributes).encode())
-
-
-def _write_vocabulary(
-    folder: Folder, name: str, vocabulary: Vocabulary, features_CD: NDArray[np.float32]
-) -> None:
-    for key, content in vocabulary_objects(vocabulary, features_CD).items():
-        folder.write(f"{VOCABULARIES}/{name}/{key}", content)
-
-
-def _attributes(folder: Folder, key: str) -> dict[str, Any]:
-    try:
-        record = json.loads(folder.read(key))
-        found = record["attributes"] if key == GROUP else record
-    except (ValueError, KeyError, TypeError) as error:
-        raise CacheDamagedError(f"{folder.url}/{key} is not readable: {error}") from error
-    if not isinstance(found, dict):
-        raise CacheDamagedError(f"{folder.url}/{key} is not readable: it holds no attributes")
-    return found
-
-
-def _read_header(folder: Folder, key: str) -> dict[str, Any]:
-    """Attributes of a cache of this version, as they were sealed."""
-    found = _attributes(folder, key)
-    try:
-        attributes = unsealed(found, f"{folder.url}/{key}")
-    except CacheDamagedError:
-        ours = (found.get("format"), found.get("format_version")) == (FORMAT, FORMAT_VERSION)
-        if ours or "checksum" in found:
-            raise
-        attributes = found
-    if attributes.get("format") != FORMAT:
-        raise UsageError(f"{folder.url} is a Zarr group, but not written by rpp-cache")
-    version = attributes.get("format_version")
-    if version != FORMAT_VERSION:
-        raise UsageError(
-            f"{folder.url} has cache format {version}; this version of rpp reads {FORMAT_VERSION}: "
-            "use a version of rpp that knows it"
-        )
-    return attributes
+    for key, content in header_objects(header, written).items():
+        folder.write(key, content)

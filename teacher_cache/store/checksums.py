@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.store.folder import Sink
 
+# What a codec may raise where its bytes were cut or overwritten.
+CODEC_ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError)
+
 
 def bytes_checksum(content: bytes | memoryview) -> str:
     """Checksum of bytes."""

@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 from teacher_cache.errors import CacheBusyError, RppError
-from teacher_cache.store.folder import Folder, LocalFolder, RemoteFolder
+from teacher_cache.store.folder import Folder, LocalFolder, RemoteFolder, disk_errors
 
 LOCK = "build.lock"
 RENEW_SECONDS = 60.0
@@ -33,7 +33,9 @@ def build_lock(folder: Folder) -> Iterator[None]:
         CacheBusyError: another build holds it.
     """
     if isinstance(folder, LocalFolder):
-        with open(folder.root / LOCK, "w", encoding="utf-8") as file:
+        with disk_errors(folder.url):
+            file = open(folder.root / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

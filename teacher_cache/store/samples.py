@@ -21,9 +21,14 @@ GROUPS_KEPT = 128  # an epoch's window mixes rows of 64 blocks, each in one row 
 
 def write_samples(samples: SampleTable, file: Sink) -> str:
     """Write the table as Parquet; returns the checksum of the file."""
-    writer = ChecksumWriter(file)
-    pq.write_table(samples.table, writer, row_group_size=GROUP_ROWS, compression="zstd")
-    return writer.checksum
+    sink, table = ChecksumWriter(file), samples.table
+    path = table.schema.get_field_index("path")
+    schema = table.schema.set(path, pa.field("path", pa.string()))
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for start in range(0, len(table), GROUP_ROWS):
+            # as plain texts: of a dictionary array every row group would hold the whole dictionary
+            writer.write_table(table.slice(start, GROUP_ROWS).cast(schema))
+    return sink.checksum
 
 
 class StoredSamples(SampleTable):
@@ -54,19 +59,29 @@ class StoredSamples(SampleTable):
         """Hard labels, [N] int32."""
         return np.asarray(self._parquet.read(columns=["label"])["label"].to_numpy(), dtype=np.int32)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and metadata, without reading rows."""
+        return self._parquet.schema_arrow
+
     def part(self, rows: slice) -> SampleTable:
         """The given rows as a table of their own."""
         return SampleTable(self._take(rows))
 
     def same_as(self, other: SampleTable) -> bool:
         """Whether both hold the same samples in the same places, compared without reading all at once."""
-        if len(self) != len(other) or set(self._parquet.schema_arrow.names) != set(other.table.schema.names):
+        if other is self:
+            return True
+        theirs = other.table.schema
+        if len(self) != len(other) or self.schema.names != theirs.names:
+            return False
+        if (self.schema.metadata or {}) != (theirs.metadata or {}):
             return False
         for group, start in enumerate(self._starts[:-1]):
-            ours, theirs = self._group(group), other.table.slice(start, self._starts[group + 1] - start)
+            ours, rows = self._group(group), other.table.slice(start, self._starts[group + 1] - start)
             for name in ours.schema.names:
                 kind = pa.large_string() if name in ("key", "path") else ours[name].type
-                if not ours[name].cast(kind).equals(theirs[name].cast(kind)):
+                if not ours[name].cast(kind).equals(rows[name].cast(kind)):
                     return False
         return True
 
@@ -78,7 +93,7 @@ class StoredSamples(SampleTable):
         present = np.unique(groups)
         pieces = [self._group(int(g)).take(pa.array(wanted[groups == g] - self._starts[g])) for g in present]
         if not pieces:
-            return self._parquet.schema_arrow.empty_table()
+            return self.schema.empty_table()
         # the pieces stand by group: put the rows back into the order asked for
         back = np.argsort(np.argsort(groups, kind="stable"), kind="stable")
         return pa.concat_tables(pieces).unify_dictionaries().combine_chunks().take(pa.array(back))

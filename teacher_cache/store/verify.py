@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from teacher_cache.store.cache_store import CacheStore
-from teacher_cache.store.layout import VOCABULARIES
 from teacher_cache.store.samples import SAMPLES
+from teacher_cache.store.vocabularies import VOCABULARIES
 
 THREADS = 8  # parts that are read at a time
 
@@ -54,6 +54,5 @@ def verify_store(store: CacheStore, on_part: Callable[[], object] = lambda: None
     tables = store.damaged_metadata()
     if not store.samples_are_sound():
         tables.append(SAMPLES)
-    names = sorted({store.header.vocabulary, *store.complete_vocabularies()})
-    tables += [f"{VOCABULARIES}/{name}" for name in names if not store.vocabulary_is_sound(name)]
+    tables += [f"{VOCABULARIES}/{name}" for name in store.damaged_vocabularies()]
     return Damage(damaged, store.missing(), tables)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
+from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 from teacher_cache.images import SampleTable
@@ -49,6 +50,7 @@ def written(of: SampleTable) -> io.BytesIO:
     return io.BytesIO(file.getvalue())
 
 
+@example_settings(deadline=None)
 @given(rows=st.lists(st.integers(0, ROWS - 1)), bounds=st.tuples(st.integers(0, ROWS), st.integers(0, ROWS)))
 def test_any_rows_in_any_order(rows: list[int], bounds: tuple[int, int]) -> None:
     whole, stored = table(), StoredSamples(written(table()))
@@ -72,6 +74,11 @@ def test_what_is_asked_of_all_rows() -> None:
 def test_moved_images_are_told_apart_from_the_same_ones() -> None:
     stored = StoredSamples(written(table()))
     assert stored.same_as(table())
+    assert stored.same_as(stored)
+    noted = SampleTable(table().table.replace_schema_metadata({"made": "of this"}))
+    assert not stored.same_as(noted)
+    assert StoredSamples(written(noted)).schema.metadata == {b"made": b"of this"}
+    assert StoredSamples(written(noted)).same_as(noted)
     assert not stored.same_as(table("moved"))
     assert not stored.same_as(SampleTable(table().table.slice(1)))
 
