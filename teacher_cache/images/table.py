@@ -61,10 +61,13 @@ class SampleTable:
     def digest(self) -> str:
         """Digest of keys, lengths and labels. Paths are left out: images may move."""
         digest = hashlib.blake2b(digest_size=16)
-        keys = self.table["key"]
+        keys = self.table["key"].cast(pa.large_string())
         digest.update(np.asarray(pc.binary_length(keys).to_numpy(), dtype=np.int64).tobytes())
-        for chunk in keys.chunks:
-            digest.update("".join(chunk.to_pylist()).encode())
+        for chunk in keys.chunks:  # the bytes as they lie in memory: 14 million strings would be a GB
+            _, ends, characters = chunk.buffers()
+            if len(chunk) and characters is not None:
+                bounds = np.frombuffer(ends, dtype=np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+                digest.update(memoryview(characters)[bounds[0] : bounds[-1]])
         digest.update(np.asarray(self.table["length"].to_numpy(), dtype=np.int64).tobytes())
         digest.update(self.labels.tobytes())
         return f"blake2b:{digest.hexdigest()}"

@@ -216,6 +216,13 @@ def test_other_formats_are_decoded_whole() -> None:
     assert decode_image(content, at_least=(10, 10)).tobytes() == decode_image(content).tobytes()
 
 
+def test_enough_pixels_follow_from_the_smallest_crop_each_way() -> None:
+    half_wide, third_high = [0, 0, FULL / 2, FULL, 0], [0, 0, FULL, FULL / 3, 1]
+    crops = np.round(np.array([half_wide, third_high])).astype(np.uint16)
+    assert enough_pixels(crops[0], height=100, width=200) == (400, 100)
+    assert enough_pixels(crops, height=100, width=200) == (400, 300)
+
+
 @given(st.integers(0, 10**6), st.integers(200, 900), st.integers(200, 900), st.integers(1, 4))
 @example_settings(max_examples=30, deadline=None)
 def test_enough_pixels_are_enough_for_every_crop(seed: int, width: int, height: int, views: int) -> None:

@@ -11,6 +11,7 @@ from teacher_cache.images import (
     ImageReader,
     UnreadableImageError,
 )
+from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.inputs import (
     indexed,
     jpeg,
@@ -26,6 +27,13 @@ def test_a_folders_rows_are_sorted_whatever_order_files_were_written_in(tmp_path
         (tmp_path / name).write_bytes(jpeg(0, 8, 8))
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     assert indexed(tmp_path).keys(slice(None)) == sorted(names)
+    deeper = ["cow/0.jpg", *(f"cow/{folder}/0.jpg" for folder in ("a", "a/a", "a/b", "b", "c"))]
+    for name in reversed(deeper):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(jpeg(0, 8, 8))
+    expected = [*sorted(names)[:5], *deeper, *sorted(names)[5:]]
+    animals = Vocabulary(("cat", "cow", "dog"), ("cat", "cow", "dog"))
+    assert indexed(tmp_path, animals).keys(slice(None)) == expected
 
 
 def test_deeper_folders_keep_the_first_ones_class_and_images_in_the_root_have_none(tmp_path: Path) -> None:

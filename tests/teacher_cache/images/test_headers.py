@@ -103,6 +103,16 @@ def test_signed_checksums_of_old_writers_are_accepted() -> None:
     assert [member.name for member in members(bytes(content))] == ["caf\xe9.jpg"]
 
 
+def test_the_size_that_some_writers_give_a_link_is_not_passed_over() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        link, after = tarfile.TarInfo("link.jpg"), tarfile.TarInfo("after.jpg")
+        link.type, link.linkname, link.size = tarfile.LNKTYPE, "0.jpg", 7000
+        tar.addfile(link)
+        tar.addfile(after)
+    assert [member.name for member in members(buffer.getvalue())] == ["after.jpg"]
+
+
 def test_a_damaged_header_ends_the_walk_with_its_place() -> None:
     content = bytearray(tar_of([(tarfile.TarInfo(f"{n}.jpg"), bytes(700)) for n in range(4)]))
     content[2 * 1536 + 10] ^= 1

@@ -183,6 +183,15 @@ def test_tars_inside_one_outer_tar_are_the_same_samples_as_loose_ones(tmp_path: 
     assert {path for path, _, _ in nested.locations(slice(None))} == {str(outer)}
 
 
+def test_a_synset_comes_from_the_nearest_tars_name_and_never_from_a_folders(tmp_path: Path) -> None:
+    plain = write_shard(
+        tmp_path / "plain.tar", [("a.jpg", jpeg(0)), ("b/n01484850_7.jpg", jpeg(1))]
+    ).read_bytes()
+    members = [("n01440764/n01443537.tar", plain), ("n01440764/other.tar", plain)]
+    outer = write_shard(tmp_path / "n01440764" / "whole.tar", members)
+    assert indexed(outer, SYNSETS).labels.tolist() == [1, 2, -1, 2]
+
+
 def test_images_beside_tars_in_an_outer_tar_come_first(tmp_path: Path) -> None:
     inner = (write_synsets(tmp_path / "loose") / "n01443537.tar").read_bytes()
     members = [("n01443537.tar", inner), ("n01484850_1.jpg", jpeg(50)), ("again/n01443537.tar", inner)]
