@@ -3,7 +3,7 @@
     python benchmarks/encodings.py --images 'emoji/{noto,fluent-flat}.tar' --labels emoji/classes.txt \\
         --teacher pipeline/demo/teacher --classes emoji/classes.txt imagenet-22k
 
-Soft labels that come back from an encoding are compared with the exact ones, of unrounded features, in float64.
+Soft labels that come back are compared, in float64, with the exact ones of unrounded features.
 Prints one Markdown table a vocabulary, or everything as JSON.
 """
 

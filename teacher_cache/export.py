@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.softlabels import TeacherCache
-from teacher_cache.store import CHUNK_ROWS
+from teacher_cache.store import CHUNK_ROWS, vocabulary_digest
 
 ROWS_A_GROUP = 16 * CHUNK_ROWS
 METADATA = b"rpp"  # key of the schema's metadata
@@ -91,7 +91,7 @@ def _schema(cache: TeacherCache, top: int, temperature: float, view: int) -> pa.
         "teacher": cache.teacher,
         "encoding": header.encoding,
         "vocabulary": header.vocabulary,
-        "vocabulary_digest": header.vocabulary_digest,
+        "vocabulary_digest": vocabulary_digest(vocabulary),
         "names": list(vocabulary.names),
         "ids": list(vocabulary.ids),
     }

@@ -28,7 +28,7 @@ class FactoredInt8(Encoding):
         return {"image_features": ArraySpec((("feature", embedding),), "int8")}
 
     def encode(self, features_BD: Tensor, head: ClassHead) -> dict[str, NDArray[Any]]:
-        """Scale each row to ±127 and round."""
+        """Scale each row to ±127 and round; a row of zeros stays one (0 / 0 has no int8)."""
         largest_B1 = features_BD.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return {"image_features": (features_BD / largest_B1 * 127).round().to(torch.int8).cpu().numpy()}
 

@@ -79,6 +79,14 @@ def test_rows_that_were_never_written_have_finite_logits(encoding: Encoding) -> 
 
 
 @every_encoding
+def test_features_of_zero_make_every_class_equal(encoding: Encoding) -> None:
+    _, head = case(0, 100.0)
+    stored = as_read(encoding, torch.zeros(2, 48), head)
+    for temperature in TEMPERATURES:
+        assert encoding.logits(stored, head, temperature).abs().max() < 1e-4
+
+
+@every_encoding
 def test_logits_are_not_rounded_under_autocast(encoding: Encoding) -> None:
     features_BD, head = case(3, 100.0)
     stored = as_read(encoding, features_BD, head)
