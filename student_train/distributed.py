@@ -4,7 +4,8 @@ Started by torchrun. Every process holds the same prompts and takes the same ste
 1/W of the classes in each process and the features are gathered with their gradient; what all processes
 must agree on (stop, failure) is agreed once a step. A single process passes through here unchanged.
 
-Shapes: W processes, C classes of the step, N classes of one process (C / W, rounded up), D embedding.
+Shapes: W processes, C classes of the step, N classes of one process (C / W, rounded up), K = W · N,
+D embedding.
 """
 
 import os
@@ -127,10 +128,10 @@ class Processes:
             return figures
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         own = torch.cat([figures, *(gradient.flatten() for gradient in gradients)])
-        everyones = own.new_empty(self.size, len(own))
+        everyones = own.new_empty(self.size * len(own))
         with _lost_process_is_named():
             dist.all_gather_into_tensor(everyones, own)
-        total = everyones.sum(0)
+        total = everyones.view(self.size, -1).sum(0)
         sums = total[len(figures) :].split([p.numel() for p in parameters])
         for parameter, gradient in zip(parameters, sums, strict=True):
             parameter.grad = gradient.view_as(parameter)
@@ -153,10 +154,10 @@ class _GatherClasses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own_ND: Tensor, size: int, classes: int) -> Tensor:
         ctx.size, ctx.n = size, len(own_ND)
-        gathered_WND = own_ND.new_empty(size, *own_ND.shape)
+        gathered_KD = own_ND.new_empty(size * len(own_ND), own_ND.shape[1])
         with _lost_process_is_named():
-            dist.all_gather_into_tensor(gathered_WND, own_ND.contiguous())
-        return gathered_WND.transpose(0, 1).flatten(0, 1)[:classes]
+            dist.all_gather_into_tensor(gathered_KD, own_ND.contiguous())
+        return gathered_KD.unflatten(0, (size, -1)).transpose(0, 1).flatten(0, 1)[:classes]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -176,7 +177,8 @@ def _lost_process_is_named() -> Iterator[None]:
         yield
     except RuntimeError as error:  # what gloo and nccl raise when the other end is gone
         raise RppError(
-            f"another process of this run ended; its own message says why ({str(error).splitlines()[0]})"
+            f"the processes of this run lost one another ({str(error).splitlines()[0]}); if one of them "
+            "ended, its own message says why"
         ) from error
 
 
@@ -198,6 +200,9 @@ def joined_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    if dist.is_initialized():  # by the caller, who has several runs to do
+        yield processes, chosen
+        return
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield processes, chosen

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from student_train.train import TrainSettings, train
 from teacher_cache.errors import RppError
@@ -35,6 +36,7 @@ def when_logged(out: Path, lines: int, act: Any) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    dist.init_process_group("gloo")  # once for all runs
     folder, runs = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     said = []
     for kind, values, of_second in runs:

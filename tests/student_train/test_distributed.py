@@ -2,22 +2,32 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from student_train.distributed import Processes
 from student_train.train import TrainSettings, train
-from teacher_cache.errors import RppError
-from tests.student_train.conftest import PICTURES, build
+from teacher_cache.errors import UsageError
+from tests.student_train.conftest import PICTURES
 from tests.student_train.test_train import assert_same_result, metrics, result
 
 ROOT = Path(__file__).parents[2]
-STEPS = {"epochs": 2, "batch_size": 29, "max_steps": 8, "lr": 0.02, "log_every": 1, "device": "cpu", "workers": 0}
+STEPS = {
+    "epochs": 2,
+    "batch_size": 29,
+    "max_steps": 8,
+    "lr": 0.02,
+    "log_every": 1,
+    "device": "cpu",
+    "workers": 0,
+}
 # name -> settings of runs that are compared with one process
 ALIKE: dict[str, dict[str, Any]] = {
     "text, all classes": {"towers": "text"},
@@ -52,9 +62,9 @@ def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("two")
     damaged = folder / "damaged.tar"
     content = bytearray((PICTURES / "noto.tar").read_bytes())
-    for at in range(0, len(content), 512):  # every second picture
-        if content[at : at + 4] == b"\x89PNG" and (at // 512) % 2:
-            content[at : at + 4] = b"GONE"
+    with tarfile.open(PICTURES / "noto.tar") as tar:
+        for member in list(tar)[::20]:
+            content[member.offset_data : member.offset_data + 4] = b"GONE"
     damaged.write_bytes(content)
     stopped = values(cache_path, folder / "stopped", **ALIKE["both towers, 64 classes"])
     runs = [["run", values(cache_path, folder / name, **how), {}] for name, how in ALIKE.items()]
@@ -89,6 +99,43 @@ def test_two_processes_do_what_one_does(
             assert both[figure] == pytest.approx(one[figure], rel=2e-6, abs=1e-6), (one["step"], figure)
         assert both["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
         assert both["accuracy"] == pytest.approx(one["accuracy"])
-    begun = load_file(tmp_path / "one" / "student.safetensors")
+    of_one = result(tmp_path / "one")
     for key, tensor in result(two["folder"] / name).items():
-        assert torch.allclose(tensor, begun[key], rtol=0, atol=1e-5), key
+        assert torch.allclose(tensor, of_one[key], rtol=0, atol=1e-5), key
+
+
+def test_a_signal_to_one_process_stops_both_at_the_same_step(two: dict[str, Any]) -> None:
+    """One checkpoint; continued, the run ends as the same two processes end undisturbed."""
+    kind, said, code = two["first"]["stopped"]
+    assert (kind, code) == ("AgreedError", 1)
+    assert re.fullmatch(
+        r"stopped by SIGTERM after step [4-7] of 8; go on with --out .*/stopped --resume", said
+    )
+    assert two["second"]["stopped"] == two["first"]["stopped"]
+    assert two["first"]["resumed"][0] == "done"
+    assert_same_result(two["folder"] / "both towers, 64 classes", two["folder"] / "stopped")
+
+
+def test_what_fails_in_one_process_is_said_by_both(two: dict[str, Any]) -> None:
+    """Before the first step, and at a step: nobody waits for the one that failed."""
+    for name, expected, exit_code in (
+        ("unlike", r"process 1: image source '/no/such/folder': .* does not exist", 2),
+        ("damaged", r"process 1: noto/\S+ in \S+/damaged.tar cannot be read now", 1),
+    ):
+        kind, said, code = two["first"][name]
+        assert (kind, code) == ("AgreedError", exit_code)
+        assert re.match(expected, said)
+        assert two["second"][name] == two["first"][name]
+
+
+def test_a_killed_process_does_not_leave_the_other_waiting(two: dict[str, Any]) -> None:
+    kind, said, code = two["first"]["dead"]
+    assert (kind, code) == ("RppError", 1)
+    assert said.startswith("the processes of this run lost one another")
+    assert "dead" not in two["second"]
+    assert two["code"] == 1
+
+
+def test_gpus_are_not_named_for_several_processes() -> None:
+    with pytest.raises(UsageError, match="names one GPU for 2 processes; say cuda"):
+        Processes(rank=0, size=2).choose_device("cuda:0")
