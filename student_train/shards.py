@@ -8,6 +8,7 @@ them a table of (offset, length) for each chunk with a checksum. An array that i
 
 import io
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,11 @@ class ShardedArray:
             return None
         if len(metadata.codecs) != 1 or not isinstance(sharding := metadata.codecs[0], ShardingCodec):
             return None
-        plain = len(sharding.codecs) == 1 and isinstance(sharding.codecs[0], BytesCodec)
+        plain = (
+            len(sharding.codecs) == 1
+            and isinstance(inner := sharding.codecs[0], BytesCodec)
+            and (inner.endian is None or inner.endian.value == sys.byteorder)
+        )
         index = [type(codec) for codec in sharding.index_codecs]
         rows_alone = array.shards is not None and array.shards[1] == 1 and array.chunks[2:] == array.shape[2:]
         if (
@@ -56,7 +61,6 @@ class ShardedArray:
             or not rows_alone
             or index != [BytesCodec, Crc32cCodec]
             or sharding.index_location is not ShardingCodecIndexLocation.end
-            or not array.dtype.isnative
         ):
             return None
         return cls(Path(store.root) / array.path, array)
