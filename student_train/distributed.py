@@ -157,7 +157,8 @@ class _GatherClasses(torch.autograd.Function):
         gathered_KD = own_ND.new_empty(size * len(own_ND), own_ND.shape[1])
         with _lost_process_is_named():
             dist.all_gather_into_tensor(gathered_KD, own_ND.contiguous())
-        return gathered_KD.unflatten(0, (size, -1)).transpose(0, 1).flatten(0, 1)[:classes]
+        gathered_CD: Tensor = gathered_KD.unflatten(0, (size, -1)).transpose(0, 1).flatten(0, 1)[:classes]
+        return gathered_CD
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from student_train import load_student
 from student_train.cli import main
 from student_train.prompts import PromptSettings
+from student_train.run_folder import RunFolder
 from student_train.schedule import learning_rate
 from student_train.train import TrainSettings, train
 from teacher_cache.errors import RppError, UsageError
@@ -188,6 +190,46 @@ class TestResume:
         assert not (tmp_path / "stopped" / "student.safetensors").exists()
         train(begun.model_copy(update={"resume": True}))
         assert_same_result(tmp_path / "whole", tmp_path / "stopped")
+
+    @pytest.mark.parametrize(
+        ("towers", "others"),
+        [
+            ("text", {"reader": "memory", "classes_per_step": 64, "optimizer": "adamw"}),
+            ("text", {"reader": "blocks", "shots": 1, "class_subset": "new", "batch_size": 11}),
+            ("both", {"reader": "blocks", "classes_per_step": 64, "workers": 2}),
+            ("both", {"reader": "memory", "carry": "residual", "workers": 0, "soft_weight": 0.0}),
+        ],
+    )
+    def test_any_checkpoint_leads_to_the_same_end(
+        self,
+        cache_path: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        towers: str,
+        others: dict[str, Any],
+    ) -> None:
+        """In every mode, from steps within epochs and between them; the reader may be another one then."""
+        common = {"towers": towers, "epochs": 2, "max_steps": 18, "checkpoint_every": 1, **others}
+        save, kept = RunFolder.save, tmp_path / "kept"
+        kept.mkdir()
+
+        def save_and_keep(run: RunFolder, step: int) -> None:
+            save(run, step)
+            shutil.copy(run.out / "checkpoint.pt", kept / f"{step}.pt")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "save", save_and_keep)
+            train(settings(cache_path, tmp_path / "whole", **common))
+        for step in (1, 10, 17):
+            late = tmp_path / f"from-{step}"
+            late.mkdir()
+            shutil.copy(tmp_path / "whole" / "settings.json", late)
+            shutil.copy(tmp_path / "whole" / "metrics.jsonl", late)
+            shutil.copy(kept / f"{step}.pt", late / "checkpoint.pt")
+            other = {"memory": "blocks", "blocks": "memory"}[others["reader"]]
+            done = train(settings(cache_path, late, resume=True, **{**common, "reader": other}))
+            assert done.samples == (18 - step) * common.get("batch_size", 30)
+            assert_same_result(tmp_path / "whole", late)
 
     def test_a_killed_run_goes_on_from_its_checkpoint(self, cache_path: Path, tmp_path: Path) -> None:
         """SIGKILL in a process of its own, some steps behind the last checkpoint."""
