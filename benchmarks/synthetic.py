@@ -9,7 +9,7 @@ What is random is what a benchmark of speed does not look at. Laid out and commi
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import open_clip
@@ -31,16 +31,15 @@ PART_ROWS = 16_384
 def write_model(folder: Path, embedding: int = 512, width: int = 64, layers: int = 3) -> Path:
     """A small open_clip model with open_clip's own random initial weights, as a folder that stages load."""
     vision = {"image_size": 32, "patch_size": 8, "layers": layers, "width": width, "head_width": 32}
-    text = {
-        "context_length": 77,
-        "vocab_size": 49408,
-        "layers": layers,
-        "width": width,
-        "heads": max(1, width // 64),
-    }
-    config = {"embed_dim": embedding, "vision_cfg": vision, "text_cfg": text}
+    text = {"context_length": 77, "vocab_size": 49408, "layers": layers, "width": width, "heads": width // 64}
+    return write_random(folder, {"embed_dim": embedding, "vision_cfg": vision, "text_cfg": text})
+
+
+def write_random(folder: Path, config: dict[str, Any] | str) -> Path:
+    """A model of this configuration, or of an open_clip name, with random weights; returns the folder."""
+    model_cfg = open_clip.get_model_config(config) if isinstance(config, str) else config
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
