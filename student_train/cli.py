@@ -1,6 +1,7 @@
 """`rpp-train`: train a student on a cache."""
 
 import json
+import time
 from typing import Annotated
 
 import typer
@@ -34,6 +35,7 @@ def train_command(
     except AgreedError as error:
         if speaks():
             raise
+        time.sleep(1)  # torchrun ends all processes when one has ended: the first one says the line before
         raise typer.Exit(error.exit_code) from error
     if not speaks():
         return

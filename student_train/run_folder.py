@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import RppError, UsageError
 
 SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
@@ -77,16 +77,27 @@ class RunFolder:
         write_whole(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
 
     def save(self, step: int) -> None:
-        """Write the checkpoint in front of step `step`."""
+        """Write the checkpoint in front of step `step`, completely or not at all.
+
+        Raises:
+            RppError: it cannot be written, as on a full disk; the one before it stays.
+        """
         if not self._writes:
             return
         state = {"step": step, **{name: part.state_dict() for name, part in self._parts.items()}}
         temporary = self.out / f"{CHECKPOINT}.tmp"
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())  # a machine that goes down must not leave an empty checkpoint behind
-        os.replace(temporary, self.out / CHECKPOINT)
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())  # a machine that goes down must not leave an empty checkpoint behind
+            os.replace(temporary, self.out / CHECKPOINT)
+        except (OSError, RuntimeError) as error:  # torch has its own words for a write that was cut short
+            reason = str(error).splitlines()[0]
+            raise RppError(
+                f"the checkpoint of step {step} cannot be written to {self.out} ({reason}); the one before "
+                f"it stays: make room and go on with --out {self.out} --resume"
+            ) from error
 
     def resume(self) -> int:
         """Take up the checkpoint; metrics of later steps are dropped.

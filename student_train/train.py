@@ -77,7 +77,7 @@ def train(settings: TrainSettings) -> RunResult:
                 batch, stop = processes.agree(lambda: next(batches), stopped[0] if stopped else 0)
                 waited += time.perf_counter() - waiting
                 if stop:
-                    run.folder.save(step)
+                    processes.agree(lambda: run.folder.save(step))  # noqa: B023 - called at once
                     raise AgreedError(
                         f"stopped by {signal.Signals(stop).name} after step {step} of {run.total_steps}; "
                         f"go on with --out {run.folder.out} --resume"
@@ -143,7 +143,7 @@ def train(settings: TrainSettings) -> RunResult:
                     run.folder.log(line)
                     counter(0, loss=f"{of_loss:.4f}", wait=f"{waited:.1f}s")
                 if saves:
-                    run.folder.save(done)
+                    processes.agree(lambda: run.folder.save(done))  # noqa: B023 - called at once
                 counter(1)
 
         seconds = time.perf_counter() - started

@@ -284,6 +284,17 @@ class TestResume:
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: Path, tmp_path: Path) -> None:
+    """As on a full disk: /dev/full takes no byte."""
+    run = settings(cache_path, tmp_path / "run", checkpoint_every=2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"the one before")
+    (tmp_path / "run" / "checkpoint.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(RppError, match=r"checkpoint of step 2 cannot be written .* make room and go on with"):
+        train(run)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == b"the one before"
+
+
 def metrics_so_far(out: Path) -> list[str]:
     return (out / "metrics.jsonl").read_text().splitlines()
 
