@@ -93,7 +93,7 @@ def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
     assert facts["bytes_per_view"] > 48 * 2
     assert facts["teacher"]["model"] == f"local-dir:{teacher}"
     assert facts["vocabularies"] == {"animals": {"classes": 5, "templates": ["a photo of a {}."]}}
-    assert set(facts["seconds"]) == {"read", "decode", "forward", "write"}
+    assert set(facts["seconds"]) == {"wall", "read", "decode", "wait", "forward", "write"}
 
 
 def test_info_for_people_names_the_same(run: Run, cache: Path) -> None:
