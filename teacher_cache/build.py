@@ -78,10 +78,10 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     """
     started = time.monotonic()
     with stoppable():
-        vocabulary, samples, notes = _inputs(settings, on_note)
+        vocabulary, samples, notes = load_inputs(settings, on_note)
         loaded = load_model(settings.teacher, settings.pretrained)
         teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
-        store = _open_or_create(settings, teacher, vocabulary, samples)
+        store = open_or_create(settings, teacher, vocabulary, samples)
         with store.locked():
             with _disk_errors(store.path):
                 store.locate_images(samples, settings.images_place)
@@ -127,9 +127,10 @@ def compute_missing(
         return compute_parts(work, store, teacher, on_note)
 
 
-def _inputs(
+def load_inputs(
     settings: BuildSettings, on_note: Callable[[str], None]
 ) -> tuple[Vocabulary, SampleTable, list[str]]:
+    """The vocabulary, the samples, and what there is to remark about them, as it was told to `on_note`."""
     vocabulary = load_vocabulary(settings.classes, settings.templates, settings.lemma, settings.duplicates)
     samples, notes = index_images(settings.images, vocabulary)
     if vocabulary.duplicate_names:
@@ -140,9 +141,15 @@ def _inputs(
     return vocabulary, samples, notes
 
 
-def _open_or_create(
+def open_or_create(
     settings: BuildSettings, teacher: Teacher, vocabulary: Vocabulary, samples: SampleTable
 ) -> CacheStore:
+    """The cache at `settings.out`: the one that was begun there, or a new one without parts.
+
+    Raises:
+        CacheMismatchError: it was begun with something else, naming both.
+        UsageError: it cannot be written, or is no cache.
+    """
     path = Path(settings.out)
     header = header_of(settings, teacher, vocabulary, samples)
     if (path / "zarr.json").exists():

@@ -137,8 +137,11 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
     return len(missing)
 
 
+STOPPED = "stopped; what is committed is safe: run the same command again to go on"
+
+
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(line: str = STOPPED) -> Iterator[None]:
     """Ctrl-C and SIGTERM (a batch system's time limit, `docker stop`) end the block with one line."""
     ours = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
@@ -188,7 +191,7 @@ def _hand_out(
                 progress.finished(part)
     except (CommClosedError, CancelledError) as error:
         raise RppError(
-            f"the Dask scheduler is gone ({error}); what is committed is safe: run the same command again"
+            "the Dask scheduler is gone; what is committed is safe: run the same command again"
         ) from error
     finally:
         client.cancel(list(running))
@@ -200,8 +203,8 @@ def _deadly(work: Work, part: int, error: KilledWorker) -> str:
     deaths = CHANCES * (error.allowed_failures + 1)
     return (
         f"part {part} (rows {rows.start} to {rows.stop - 1}) cannot be computed: {deaths} workers died over "
-        f"it, the last was {error.last_worker.address}. Their logs, or the system's if memory ran out, say why; "
-        "what is committed is safe: run the same command again"
+        f"it, the last was {error.last_worker.address}. Their logs, or the system's if memory ran out, say "
+        "why; what is committed is safe: run the same command again"
     )
 
 
@@ -241,7 +244,9 @@ class PartProgress:
                 self._show()
 
     def _show(self) -> None:
-        self._counter.reach(self._done + sum(samples for _, samples in self._begun.values()))
+        done = self._done + sum(samples for _, samples in self._begun.values())
+        if done != self._counter.done:
+            self._counter.reach(done)
 
 
 @contextmanager
@@ -271,6 +276,18 @@ def _client(settings: ComputeSettings) -> Iterator[Client]:
         Client(cluster) as client,
     ):
         yield client
+
+
+def number_of_workers(settings: ComputeSettings) -> int:
+    """How many workers would compute parts now, at least one: here, or at the scheduler.
+
+    Raises:
+        UsageError: no scheduler answers.
+    """
+    if settings.scheduler is None:
+        return settings.local_workers
+    with _client(settings) as client:
+        return max(1, len(client.nthreads()))
 
 
 # On the worker
