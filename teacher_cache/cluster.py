@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -32,8 +32,7 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.openclip import load_model
 from teacher_cache.part import part_arrays
-from teacher_cache.progress import Counter as Progress
-from teacher_cache.progress import counting
+from teacher_cache.progress import Counter, counting
 from teacher_cache.store import SAMPLES, CacheStore
 from teacher_cache.teacher import Precision, Teacher, choose_device
 
@@ -41,7 +40,6 @@ MOST_DECODING_THREADS = 16
 PARTS_AHEAD = 2  # parts that a worker holds: one to compute, one to go on with
 LOOK_EVERY_SECONDS = 2.0  # how often lost and new workers are looked for
 REPORT_EVERY_SECONDS = 0.5  # how often a worker says how far it is
-CHANCES = 2  # how often Dask may give a part up, each time after several workers died
 
 
 class ComputeSettings(BaseModel):
@@ -157,20 +155,25 @@ def stoppable(line: str = STOPPED) -> Iterator[None]:
 def _hand_out(
     client: Client, work: Work, parts: list[int], progress: "PartProgress", on_note: Callable[[str], None]
 ) -> None:
-    """Give every worker `PARTS_AHEAD` parts and no more: Dask blames a worker's death on all that it holds,
-    and a worker that comes later finds parts left."""
-    waiting, running, given_up = deque(parts), dict[Any, int](), Counter[int]()
+    """Give every worker `PARTS_AHEAD` parts and no more: a worker that comes later finds parts left, and Dask
+    blames a worker's death on all that it holds. What Dask gives up after several deaths is tried once more
+    at the end, alone: of two parts on one worker one may be innocent."""
+    waiting, suspects, running = deque(parts), deque[int](), dict[Any, int]()
+    suspected, deadly = set[int](), dict[int, KilledWorker]()
     lonely = False
     try:
-        while waiting or running:
+        while waiting or suspects or running:
             workers = client.nthreads()
             progress.take_back_all_but(set(workers))
             if not workers and not lonely:
                 on_note("no Dask worker is there; waiting for one")
             lonely = not workers
             room = PARTS_AHEAD * max(1, len(workers)) - len(running)
-            for part in [waiting.popleft() for _ in range(min(room, len(waiting)))]:
-                key = f"{work.name}-{part}-{given_up[part]}"
+            chosen = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            if suspects and not (chosen or running):
+                chosen = [suspects.popleft()]
+            for part in chosen:
+                key = f"{work.name}-{part}{'-alone' * (part in suspected)}"
                 future = client.submit(compute_part, work, part, key=key, pure=False, priority=-part)
                 running[future] = part
             try:
@@ -180,38 +183,36 @@ def _hand_out(
             for future in done:
                 part = running.pop(future)
                 error = future.exception()
-                if isinstance(error, KilledWorker):
-                    given_up[part] += 1
-                    if given_up[part] == CHANCES:
-                        raise RppError(_deadly(work, part, error)) from error
-                    waiting.append(part)  # behind all others: they may be innocent, and it too
-                    continue
-                if error is not None:
+                if error is None:
+                    progress.finished(part)
+                elif not isinstance(error, KilledWorker):
                     raise error
-                progress.finished(part)
+                elif part in suspected:
+                    deadly[part] = error
+                else:
+                    suspects.append(part)
+                    suspected.add(part)
     except (CommClosedError, CancelledError) as error:
         raise RppError(
             "the Dask scheduler is gone; what is committed is safe: run the same command again"
         ) from error
     finally:
         client.cancel(list(running))
-
-
-def _deadly(work: Work, part: int, error: KilledWorker) -> str:
-    store = CacheStore.open(Path(work.path))
-    rows = store.header.rows(part)
-    deaths = CHANCES * (error.allowed_failures + 1)
-    return (
-        f"part {part} (rows {rows.start} to {rows.stop - 1}) cannot be computed: {deaths} workers died over "
-        f"it, the last was {error.last_worker.address}. Their logs, or the system's if memory ran out, say "
-        "why; what is committed is safe: run the same command again"
-    )
+    if deadly:
+        part, killed = next(iter(deadly.items()))
+        deaths = 2 * (killed.allowed_failures + 1)
+        others = f" (so did parts {', '.join(map(str, [*deadly][1:]))})" if len(deadly) > 1 else ""
+        raise RppError(
+            f"part {part} cannot be computed: it was begun {deaths} times and its worker died each time, the "
+            f"last at {killed.last_worker.address}{others}. The workers' logs say why, or the system's where "
+            "memory ran out; all other parts are committed: run the same command again for these"
+        )
 
 
 class PartProgress:
     """Counts samples that are done, and takes back those that were lost with their worker."""
 
-    def __init__(self, counter: Progress, sizes: dict[int, int], missing: list[int]) -> None:
+    def __init__(self, counter: Counter, sizes: dict[int, int], missing: list[int]) -> None:
         self._counter, self._sizes = counter, sizes
         self._begun: dict[int, tuple[str, int]] = {}  # part -> worker, samples
         self._lock = threading.Lock()  # reports come on Dask's thread
