@@ -25,7 +25,7 @@ from dask.distributed import Client, KilledWorker, LocalCluster, get_worker, sec
 from dask.system import CPU_COUNT
 from distributed.comm import CommClosedError
 from distributed.core import Status
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
@@ -60,6 +60,12 @@ class ComputeSettings(BaseModel):
     )
     scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
     strict: bool = Field(default=False, description="stop at the first unreadable image")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ComputeSettings":
+        if self.scheduler and self.workers:
+            raise UsageError("--workers starts workers on this machine: leave it out, or --scheduler")
+        return self
 
     @property
     def devices(self) -> int:
@@ -252,9 +258,8 @@ class PartProgress:
 
 @contextmanager
 def _client(settings: ComputeSettings) -> Iterator[Client]:
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    # a task's error reaches the user once, through its future
-    for noisy in ("distributed.worker", "distributed.scheduler"):
+    # what goes wrong reaches the user once, in our words
+    for noisy in ("distributed", "distributed.client"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     if settings.scheduler:
         try:
@@ -273,6 +278,7 @@ def _client(settings: ComputeSettings) -> Iterator[Client]:
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False},
             memory_limit=0,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -355,17 +361,23 @@ def compute_part(work: Work, part: int) -> None:
         on_batch(0)
         # by thread, and a task may come on any
         torch.set_num_threads(settings.torch_threads or worker.state.nthreads)
-        computed = part_arrays(
-            header,
-            part,
-            SampleTable.read_rows(store.path / SAMPLES, rows),
-            opened.teacher,
-            opened.head,
-            batch_size=settings.batch_size,
-            threads=settings.threads or min(MOST_DECODING_THREADS, CPU_COUNT),
-            strict=settings.strict,
-            readable=None if part < header.parts_per_pass else np.asarray(store.array("valid")[rows]),
-            on_batch=on_batch,
-        )
+        try:
+            computed = part_arrays(
+                header,
+                part,
+                SampleTable.read_rows(store.path / SAMPLES, rows),
+                opened.teacher,
+                opened.head,
+                batch_size=settings.batch_size,
+                threads=settings.threads or min(MOST_DECODING_THREADS, CPU_COUNT),
+                strict=settings.strict,
+                readable=None if part < header.parts_per_pass else np.asarray(store.array("valid")[rows]),
+                on_batch=on_batch,
+            )
+        except torch.OutOfMemoryError as error:
+            raise RppError(
+                f"{opened.teacher.device} of {worker.address} has no room for {settings.batch_size} views at "
+                "once: choose a smaller --batch-size; what is committed is safe"
+            ) from error
     secede()  # the next part begins while this one is written
     store.commit(part, computed.arrays, computed.seconds, computed.skipped)

@@ -217,6 +217,17 @@ def test_a_worker_opens_cache_and_teacher_once_and_reads_no_other_rows(
     assert_same_arrays(tmp_path / "zarr", cache)
 
 
+def test_a_device_without_room_is_told_with_the_remedy(
+    teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cluster, "part_arrays", full)
+    with pytest.raises(RppError, match="has no room for 4 views at once: choose a smaller --batch-size"):
+        build_cache(settings(shards, names, tmp_path / "zarr", teacher))
+
+
 def test_progress_takes_back_what_was_lost_and_never_exceeds_the_total() -> None:
     with counting("samples", 25) as counter:
         progress = PartProgress(counter, {0: 10, 1: 10, 2: 5}, [1, 2])
