@@ -8,7 +8,6 @@ Shapes: B views of a batch, V views of the part's pass, H and W pixels, D embedd
 
 import os
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -271,7 +270,7 @@ class PartPixels:
 
 
 def _yield_to_the_teacher() -> None:
-    """On Linux a thread has its own priority: decoding then takes the processor time that the forward pass
-    leaves, and all of it when that waits for pixels."""
+    """On Linux a thread has a priority of its own: decoding then takes the processor time that the forward
+    pass leaves, and all of it when that waits for pixels."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        os.nice(10)
