@@ -4,18 +4,22 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
 from teacher_cache.build import BuildSettings, build_cache
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.estimate import Estimate, estimate_build
 from teacher_cache.export import export_soft_labels
 from teacher_cache.extend import ExtendSettings, extend_cache
 from teacher_cache.options import run_app, settings_options
+from teacher_cache.part import slowest_stage
 from teacher_cache.progress import counting
 from teacher_cache.relabel import RelabelSettings, relabel_cache
 from teacher_cache.softlabels import open_cache
@@ -35,13 +39,28 @@ remarks = Console(stderr=True, soft_wrap=True)
 
 @app.command()
 @settings_options(BuildSettings)
-def build(settings: BuildSettings, as_json: Json = False) -> None:
+def build(
+    settings: BuildSettings,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what, how large and how long")] = False,
+    as_json: Json = False,
+) -> None:
     """Run the teacher once over the images. Called again, it goes on where it stopped.
 
     Example: rpp-cache build --images 'shards/{0000..1415}.tar' --classes imagenet-21k --out ./zarr
     --teacher ViT-L-14 --pretrained openai
     """
-    result = build_cache(settings, on_note=lambda note: remarks.print(f"note: {note}", markup=False))
+
+    def remark(note: str) -> None:
+        remarks.print(f"note: {note}", markup=False)
+
+    if dry_run:
+        estimate = estimate_build(settings, remark)
+        if as_json:
+            print(json.dumps(asdict(estimate)))
+        else:
+            console.print(in_words(estimate), markup=False, highlight=False)
+        return
+    result = build_cache(settings, remark)
     if as_json:
         print(json.dumps(result.__dict__, default=str))
         return
@@ -52,6 +71,28 @@ def build(settings: BuildSettings, as_json: Json = False) -> None:
     )
     if result.skipped:
         console.print(f"unreadable images and reasons: rpp-cache info --skipped {result.path}", markup=False)
+
+
+def in_words(estimate: Estimate) -> str:
+    """What a dry run prints."""
+    sizes = ", ".join(f"{name} {decimal(size)}" for name, size in estimate.bytes.items())
+    free = "" if estimate.bytes_free is None else f", {decimal(estimate.bytes_free)} free"
+    if estimate.bytes_free is not None and estimate.bytes_free < estimate.bytes_total:
+        free += " (too little)"
+    times = ", ".join(
+        f"{name.replace('_', ' ')} {timedelta(seconds=round(value))}"
+        for name, value in estimate.seconds.items()
+    )
+    workers = f"{estimate.workers} worker{'s' * (estimate.workers > 1)}"
+    return (
+        f"{estimate.path}: nothing is written in a dry run\n"
+        f"samples  {estimate.samples:,}, of which {estimate.labelled:,} have a label; "
+        f"{estimate.classes:,} classes; views a sample: {estimate.views}\n"
+        f"parts    {estimate.parts_missing:,} of {estimate.parts_total:,} are to be computed\n"
+        f"space    {decimal(estimate.bytes_total)}{free} ({sizes})\n"
+        f"time     {timedelta(seconds=round(estimate.seconds_total))} ({times}): {workers}, "
+        f"{estimate.views_per_second:,.1f} views/s, from {estimate.slice_images} images timed here"
+    )
 
 
 def describe(store: CacheStore) -> dict[str, Any]:
@@ -80,7 +121,8 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "parts_committed": len(records),
         "complete": len(records) == header.parts,
         "bytes_per_view": round(store.bytes_per_view(), 1),
-        "encoding": header.encoding,
+        "encoding": header.encoding["name"],
+        "encoding_options": {key: value for key, value in header.encoding.items() if key != "name"},
         "teacher": header.teacher,
         "vocabularies": {
             name: {"classes": len(vocabulary), "templates": list(vocabulary.templates)}
@@ -90,7 +132,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "view_policy": header.view_policy,
         "images": header.images,
         "seconds": seconds,
-        "slowest_stage": slowest_stage(seconds),
+        "slowest_stage": slowest_stage(seconds) if records else None,
         "software": header.software,
     }
 
@@ -101,16 +143,6 @@ REMEDIES = {
     "forward": "the teacher is what a build waits for: a faster --device or a --precision of 16 bits",
     "write": "the cache's storage is what a build waits for",
 }
-
-
-def slowest_stage(seconds: dict[str, float]) -> str:
-    """Which stage took most of the time, in words."""
-    stages = {stage: value for stage, value in seconds.items() if stage in REMEDIES}
-    total = sum(stages.values())
-    if not total:
-        return "nothing was computed yet"
-    stage = max(stages, key=lambda name: stages[name])
-    return f"{stage}, {stages[stage] / total:.0%} of the stages' {total:,.0f} s; {REMEDIES[stage]}"
 
 
 @app.command()
@@ -137,6 +169,8 @@ def info(
             value = "; ".join(
                 f"to {p['views']} views: {p['parts_committed']} of {p['parts_total']} parts" for p in value
             )
+        elif name == "slowest_stage":
+            value = f"{value}: {REMEDIES[value]}" if value else "nothing was computed yet"
         elif isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         console.print(f"{name}: {value}", markup=False, highlight=False)

@@ -5,37 +5,25 @@ would have made.
 """
 
 import time
-import uuid
 from dataclasses import dataclass
-from os import cpu_count
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from teacher_cache.build import BuildSettings, PartTask, _compute
+from teacher_cache.build import compute_missing
+from teacher_cache.cluster import ComputeSettings, stoppable
 from teacher_cache.errors import UsageError
-from teacher_cache.images import index_images
+from teacher_cache.images import absolute_source, index_images
 from teacher_cache.store import CacheStore, disk_errors
-from teacher_cache.teacher import Teacher, recorded_teacher
-from teacher_cache.views import ViewPolicy
+from teacher_cache.teacher import recorded_teacher
 
 
-class ExtendSettings(BaseModel):
+class ExtendSettings(ComputeSettings):
     """Settings of a further pass: what does not change its result, but for the number of views."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     views: int = Field(ge=1, le=1024, description="views per image that the cache shall have")
     images: str | None = Field(default=None, description="where the images are now, if they moved")
     teacher: str | None = Field(default=None, description="the cache's teacher, if its weights moved")
     pretrained: str | None = Field(default=None, description="its weights file, if it moved")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    batch_size: int = Field(default=64, ge=1, description="views a forward pass")
-    workers: int = Field(default=1, ge=1, description="local worker processes; 1 works in this process")
-    threads: int = Field(
-        default=min(16, cpu_count() or 1), ge=1, description="threads a worker that read and decode"
-    )
-    scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
 
 
 @dataclass(frozen=True)
@@ -60,20 +48,19 @@ def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
     store = CacheStore.open(path, writable=True)
     _require_extensible(store, settings.views)
     teacher = recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
-    with disk_errors(path), store.locked():
+    with stoppable(), disk_errors(path), store.locked():
         _require_extensible(store, settings.views)
         store.mend_metadata()
         if settings.images is not None:
             _locate_images(store, settings.images)
         if settings.views > store.header.views:
             store.add_views(settings.views)
-        missing = store.missing()
-        _compute_parts(store, missing, settings, teacher)
+        computed = compute_missing(store, settings, teacher)
     return ExtendResult(
         path=path,
         views=store.header.views,
         parts_total=store.header.parts,
-        parts_computed=len(missing),
+        parts_computed=computed,
         seconds=time.monotonic() - started,
     )
 
@@ -101,27 +88,4 @@ def _locate_images(store: CacheStore, images: str) -> None:
             f"'{images}' does not hold the samples of the cache {store.path}: {len(samples)} samples against "
             f"{store.header.samples} (keys, sizes, labels and their order must be equal)"
         )
-    store.locate_images(samples, images if "://" in images else str(Path(images).expanduser().absolute()))
-
-
-def _compute_parts(store: CacheStore, missing: list[int], settings: ExtendSettings, teacher: Teacher) -> None:
-    header = store.header
-    asked = BuildSettings(
-        images=header.images,
-        classes=header.vocabulary,
-        out=store.path,
-        teacher=teacher.loaded.name,
-        pretrained=teacher.loaded.pretrained,
-        view_policy=ViewPolicy(**header.view_policy),
-        encoding=header.encoding["name"],
-        precision=teacher.precision,
-        **settings.model_dump(include={"device", "batch_size", "workers", "threads", "scheduler"}),
-    )
-    task = PartTask(
-        path=store.folder.absolute,
-        teacher=teacher.loaded.name,
-        pretrained=teacher.loaded.pretrained,
-        settings=asked.model_dump(mode="json"),
-        topic=f"rpp-{uuid.uuid4().hex}",
-    )
-    _compute(task, header, missing, asked, teacher)
+    store.locate_images(samples, absolute_source(images))

@@ -7,10 +7,11 @@ is read by its place, in whatever order. What part of an image a model sees is d
 from teacher_cache.images.decode import UnreadableImageError, decode_image, image_size
 from teacher_cache.images.index import index_images
 from teacher_cache.images.reader import ImageReader
-from teacher_cache.images.sources import absolute_source, expand_source
+from teacher_cache.images.sources import IMAGE_SUFFIXES, absolute_source, expand_source
 from teacher_cache.images.table import SampleTable
 
 __all__ = [
+    "IMAGE_SUFFIXES",
     "ImageReader",
     "SampleTable",
     "UnreadableImageError",

@@ -83,6 +83,10 @@ class Folder(ABC):
     def remove(self, key: str) -> None:
         """Remove an object, if it is there."""
 
+    def is_writable(self) -> bool:
+        """Whether objects may be written here, as far as that can be told without trying."""
+        return True
+
     @abstractmethod
     def zarr_store(self, writable: bool) -> Store:
         """The same folder for zarr."""
@@ -135,6 +139,9 @@ class LocalFolder(Folder):
 
     def remove(self, key: str) -> None:
         (self.root / key).unlink(missing_ok=True)
+
+    def is_writable(self) -> bool:
+        return os.access(self.root, os.W_OK)
 
     def zarr_store(self, writable: bool) -> Store:
         return LocalStore(self.root, read_only=not writable)
