@@ -75,7 +75,10 @@ class BuildSettings(BaseModel):
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
     view_policy: ViewPolicy = ViewPolicy()
-    encoding: Literal["factored"] = Field(default="factored", description="how logits are stored")
+    encoding: Literal["factored", "factored-int8", "topk", "dense"] = Field(
+        default="factored", description="how logits are stored; docs/format.md says what each loses"
+    )
+    topk: int = Field(default=100, ge=1, description="classes a view that --encoding topk keeps")
     precision: Precision = Field(default="fp32", description="the teacher's autocast precision")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int = Field(default=64, ge=1, description="views a forward pass")
@@ -88,6 +91,11 @@ class BuildSettings(BaseModel):
     )
     scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
     strict: bool = Field(default=False, description="stop at the first unreadable image")
+
+    @property
+    def encoding_record(self) -> dict[str, Any]:
+        """The encoding with its options, as the header records it."""
+        return {"name": self.encoding} | ({"k": self.topk} if self.encoding == "topk" else {})
 
     @property
     def images_place(self) -> str:
@@ -135,6 +143,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     if vocabulary.duplicate_names:
         shared = sum(vocabulary.duplicate_names.values())
         notes.append(f"{shared} classes share their name with another and cannot be told apart by it")
+    notes += encoding_of(settings.encoding_record).notes(len(vocabulary))
     for note in notes:
         on_note(note)
     loaded = load_model(settings.teacher, settings.pretrained)
@@ -176,7 +185,7 @@ def _open_or_create(
         part_size=part_rows(settings.part_size, len(samples)),
         embedding=_embedding_width(teacher),
         classes=len(vocabulary),
-        encoding={"name": settings.encoding},
+        encoding=settings.encoding_record,
         teacher=teacher.describe(),
         view_policy=settings.view_policy.model_dump(),
         vocabulary=Path(settings.classes).stem.lower(),

@@ -1,20 +1,25 @@
-"""`rpp-cache`: build, extend, relabel, look into and verify a cache."""
+"""`rpp-cache`: build, extend, relabel, look into, verify and export a cache."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from teacher_cache.build import BuildSettings, build_cache
-from teacher_cache.errors import RppError
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.export import export_soft_labels
 from teacher_cache.extend import ExtendSettings, extend_cache
 from teacher_cache.options import run_app, settings_options
 from teacher_cache.progress import counting
 from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.softlabels import open_cache
+from teacher_cache.stats import sample_rows, teacher_statistics
 from teacher_cache.store import CacheStore, Damage, verify_store
 
 app = typer.Typer(
@@ -223,6 +228,72 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
         f"{result.path}: {result.views} views a sample, {result.parts_computed} of {result.parts_total} "
         f"parts computed now, {result.seconds:.1f} s",
         markup=False,
+    )
+
+
+@app.command()
+def stats(
+    cache: Cache,
+    temperature: Annotated[str, typer.Option(help="temperatures, by commas")] = "1",
+    view: Annotated[int, typer.Option(help="which view")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="random rows to take [default: all]")] = None,
+    seed: Annotated[int, typer.Option(help="decides the random rows")] = 0,
+    pairs: Annotated[int, typer.Option(min=0, help="most confused class pairs to show")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Say how good and how sure the teacher is.
+
+    Top-1 and top-5 against the hard labels; at each temperature the mean entropy of the soft labels and its
+    exponential, the effective number of classes; the most confused pairs of classes.
+
+    Example: rpp-cache stats ./zarr --temperature 0.5,1,2,4 --sample 100000
+    """
+    try:
+        temperatures = [float(text) for text in temperature.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--temperature '{temperature}': numbers with commas between, as 0.5,1,2") from error
+    opened = open_cache(cache)
+    count = len(sample_rows(opened, sample, seed))
+    with counting("rows", count) as counter:
+        facts = teacher_statistics(opened, temperatures, view, sample, seed, pairs, on_rows=counter)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+        return
+    console.print(f"{facts['rows']} rows, {facts['labelled']} of them with a hard label, view {view}")
+    if facts["labelled"]:
+        console.print(f"teacher's top-1 {facts['top1']:.2%}, top-5 {facts['top5']:.2%}")
+    table = Table("temperature", "mean entropy (nats)", "effective classes (its exponential)")
+    for line in facts["temperatures"]:
+        table.add_row(
+            f"{line['temperature']:g}", f"{line['entropy']:.4f}", f"{line['effective_classes']:,.1f}"
+        )
+    console.print(table)
+    for pair in facts["confused"]:
+        console.print(
+            f"{pair['count']} x '{pair['label_name']}' taken for '{pair['predicted_name']}'", markup=False
+        )
+
+
+@app.command()
+def export(
+    cache: Cache,
+    out: Annotated[Path, typer.Option(help="the Parquet file to write")],
+    top: Annotated[int, typer.Option(min=1, help="likeliest classes kept of each sample")] = 20,
+    temperature: Annotated[float, typer.Option(help="temperature T of the soft labels")] = 1.0,
+    view: Annotated[int, typer.Option(help="which view")] = 0,
+) -> None:
+    """Write the likeliest classes of every sample to Parquet, for other trainers.
+
+    Columns: key, label (-1 = none), label_id, classes, probabilities. The names of the classes stand in the
+    schema's metadata.
+
+    Example: rpp-cache export ./zarr --out soft.parquet --top 20 --temperature 1
+    """
+    opened = open_cache(cache)
+    with counting("rows", len(opened)) as counter:
+        written = export_soft_labels(opened, out, top, temperature, view, on_rows=counter)
+    console.print(
+        f"{out}: {written} samples, the top {top} classes at temperature {temperature:g}", markup=False
     )
 
 

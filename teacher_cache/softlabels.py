@@ -6,7 +6,7 @@ Shapes: B rows, C classes (C' a subset of them), D embedding.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +21,8 @@ from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
 from teacher_cache.vocabulary import Vocabulary
 
+PIECE_ROWS = 256  # rows whose logits stand in memory together: 22 MB with 21,841 classes
+SIGNED = {"uint16": "int32", "uint32": "int64"}
 Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 
@@ -112,10 +114,34 @@ class TeacherCache:
         """Whether the encoding keeps the teacher's image features, or only its logits."""
         return self.encoding.keeps_image_features
 
+    def require_view(self, view: int) -> None:
+        """Refuse a view that the cache does not have.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if not 0 <= view < self.num_views:
+            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
+
     def stored(self, rows: Rows, view: int = 0) -> dict[str, Tensor]:
-        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them."""
+        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them.
+
+        Unsigned integers become the next larger signed ones: torch can hardly do a thing with uint16.
+        """
         names = self.encoding.arrays(self.header.embedding, self.header.classes)
-        return {name: torch.from_numpy(self._read(name, rows, view)) for name in names}
+        arrays = {name: self._read(name, rows, view) for name in names}
+        return {
+            name: torch.from_numpy(values.astype(SIGNED.get(values.dtype.name, values.dtype), copy=False))
+            for name, values in arrays.items()
+        }
+
+    def stored_pieces(self, rows: Rows, view: int = 0) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """What `stored` gives, read at once and handed out with its place in `rows`, in pieces so small that
+        logits of all classes fit in memory."""
+        stored = self.stored(rows, view)
+        for first in range(0, len(next(iter(stored.values()))), PIECE_ROWS):
+            at = slice(first, first + PIECE_ROWS)
+            yield at, {name: values[at] for name, values in stored.items()}
 
     def image_features(self, rows: Rows, view: int = 0) -> Tensor:
         """Unit image features of the teacher, [B, D] float16.
@@ -132,7 +158,8 @@ class TeacherCache:
         return self._read("crops", rows, view)
 
     def logits(self, rows: Rows, view: int = 0, classes: Tensor | None = None) -> Tensor:
-        """Teacher logits of the given rows, [B, C'] float32.
+        """Teacher logits of the given rows, [B, C'] float32; of `topk`, those whose softmax at temperature 1
+        is the soft label.
 
         Args:
             rows: sample rows in any order.
@@ -150,10 +177,10 @@ class TeacherCache:
         """softmax(z / T) over the classes asked for, [B, C'] float32; each row sums to 1.
 
         Raises:
-            UsageError: a temperature that is not above zero, and what `logits` raises.
+            UsageError: a temperature that is not above zero, or at which the encoding has no soft labels;
+                and what `logits` raises.
         """
-        if not temperature > 0:
-            raise UsageError(f"the temperature must be above zero, not {temperature}")
+        self.encoding.require_temperature(temperature)
         return torch.softmax(self._logits(rows, view, classes, temperature) / temperature, dim=-1)
 
     def _logits(self, rows: Rows, view: int, classes: Tensor | None, temperature: float) -> Tensor:
@@ -168,8 +195,7 @@ class TeacherCache:
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Rows of a per-view array: every chunk that is needed is read once, whole."""
-        if not 0 <= view < self.num_views:
-            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
+        self.require_view(view)
         # a range, not an array: 14 million numbers would cost more than the read
         wanted = np.asarray(range(len(self))[rows] if isinstance(rows, slice | int) else rows)
         wanted = np.atleast_1d(wanted).astype(np.int64)
