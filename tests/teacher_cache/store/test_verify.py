@@ -82,6 +82,20 @@ def test_a_cache_whose_header_is_damaged_is_read_by_the_copy_of_it(cache: Path, 
         open_cache(out)
 
 
+@pytest.mark.parametrize("key", [key for key in STORED if key.count("/") and key.endswith("zarr.json")])
+def test_metadata_that_only_other_readers_heed_are_compared_too(
+    key: str, cache: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "zarr"
+    shutil.copytree(cache, out)
+    content = (out / key).read_bytes()
+    changed = content.replace(b'"sample"', b'"sampld"').replace(b'"feature"', b'"featurd"')
+    (out / key).write_bytes(changed if changed != content else content.replace(b"{}", b'{"a": 1}'))
+    if key == "vocabularies/animals/zarr.json":
+        (out / key).write_bytes(content.replace(b"photo", b"phono"))
+    assert verify_store(CacheStore.open(out)).tables == [STORED[key]]
+
+
 def test_damaged_metadata_are_no_damage_of_parts(cache: Path, tmp_path: Path) -> None:
     """Or one byte would cost a night: `verify` withdraws the parts that it finds damaged."""
     out = tmp_path / "zarr"
