@@ -18,7 +18,7 @@ from torch import Tensor
 
 from student_train.order import Window
 from student_train.shards import ShardedArray
-from teacher_cache.softlabels import TeacherCache
+from teacher_cache.softlabels import SIGNED, TeacherCache
 
 ReaderName = Literal["auto", "memory", "blocks"]
 
@@ -40,8 +40,7 @@ class StoredArrays:
     @property
     def row_bytes(self) -> int:
         """Bytes of one view of one row."""
-        rows = (self.cache.store.array(name) for name in self.names)
-        return sum(array.dtype.itemsize * int(np.prod(array.shape[2:])) for array in rows)
+        return sum(_held_as(values).itemsize * values[0].size for values in self.room(1).values())
 
     def room(self, rows: int) -> dict[str, NDArray[Any]]:
         """Uninitialised arrays for so many rows."""
@@ -70,8 +69,13 @@ class StoredArrays:
                     values[span] = self.cache.crops(rows[span], view)
                 else:
                     values[span] = self.cache.stored(rows[span], view)[name].numpy()
-            read[name] = torch.from_numpy(values)
+            read[name] = torch.from_numpy(values.astype(_held_as(values), copy=False))
         return read
+
+
+def _held_as(stored: NDArray[Any]) -> np.dtype[Any]:
+    """torch can hardly do a thing with unsigned integers: they become what `TeacherCache.stored` makes them."""
+    return np.dtype(SIGNED.get(stored.dtype.name, stored.dtype))
 
 
 @dataclass(frozen=True)

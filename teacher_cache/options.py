@@ -68,6 +68,7 @@ def settings_options(settings: type[Settings], hidden: frozenset[str] = frozense
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         fields = _flat_fields(settings, hidden)
+        fields = dict(sorted(fields.items(), key=lambda item: not item[1].is_required()))  # for --help
         own = list(inspect.signature(command).parameters.values())[1:]
 
         def run(**values: Any) -> Any:

@@ -29,8 +29,12 @@ class Counter:
 
     def __call__(self, amount: int = 1, **fields: str) -> None:
         """Count `amount`; `fields` are shown beside it as `name value`."""
-        self.done += amount
         self.fields.update(fields)
+        self.reach(self.done + amount)
+
+    def reach(self, done: int) -> None:
+        """Say how much is done in all; work that was lost makes it less."""
+        self.done = done
         now = time.monotonic()
         rate = (self.done - self._before) / max(now - self._started, 1e-9)
         more = "  ".join(f"{name} {value}" for name, value in self.fields.items())

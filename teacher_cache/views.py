@@ -17,6 +17,8 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from teacher_cache.images import UnreadableImageError
+
 FULL = 65535  # a side of the image in units of a stored crop
 
 
@@ -72,6 +74,18 @@ def evaluation_crop(preprocess: PreprocessCfg, width: int, height: int) -> NDArr
     return np.round(np.array([(1 - w) / 2, (1 - h) / 2, w, h, 0]) * FULL).astype(np.uint16)
 
 
+def enough_pixels(crops_V5: NDArray[np.uint16], height: int, width: int) -> tuple[int, int]:
+    """The smallest (width, height) that a picture may be decoded at for crops to be shown at a size without
+    being enlarged: `decode_image(content, at_least=...)`.
+
+    Args:
+        crops_V5: [V, 5] or [5] as `draw_crop` and `evaluation_crop` give them.
+        height, width: of what is shown.
+    """
+    w, h = np.maximum(crops_V5[..., 2:4].reshape(-1, 2).min(axis=0), 1).astype(np.int64)
+    return math.ceil(width * FULL / w), math.ceil(height * FULL / h)
+
+
 def _size(preprocess: PreprocessCfg) -> tuple[int, int]:
     size = preprocess.size
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
@@ -91,14 +105,22 @@ class ViewRenderer:
         )
 
     def render(self, image: Image.Image, view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """Pixels of one view, [3, H, W] uint8.
+        """Pixels of one view, [3, H, W] uint8; the arguments are those of `picture`."""
+        return np.ascontiguousarray(self.picture(image, view, crop).transpose(2, 0, 1))
+
+    def picture(self, image: Image.Image, view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """One view as Pillow holds it, [H, W, 3] uint8; to be copied, not to be written to.
 
         Args:
             image: RGB.
             view: 0 for the evaluation view (then `crop` is not read).
             crop: [5] as `draw_crop` gives it.
+
+        Raises:
+            UnreadableImageError: so long and narrow that open_clip's resizing would fill the memory.
         """
         if view == 0:
+            self._require_a_moderate_shape(image)
             shown = self._evaluation(image)
         else:
             left, top, w, h = (int(value) for value in crop[:4])
@@ -109,7 +131,16 @@ class ViewRenderer:
             shown = transforms.resize(image.crop(box), list(self.size), self._interpolation)
             if crop[4]:
                 shown = transforms.hflip(shown)
-        return np.ascontiguousarray(np.asarray(shown, dtype=np.uint8).transpose(2, 0, 1))
+        return np.asarray(shown, dtype=np.uint8)
+
+    def _require_a_moderate_shape(self, image: Image.Image) -> None:
+        # 60,000 x 1 pixels are no large image until the short side is made 224
+        if self.preprocess.resize_mode == "shortest":
+            scale = max(self.size[0] / image.height, self.size[1] / image.width)
+            if image.width * image.height * scale**2 > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise UnreadableImageError(
+                    f"{image.width} x {image.height} pixels are too long and narrow to be resized"
+                )
 
 
 def normalise(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

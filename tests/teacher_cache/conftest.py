@@ -1,9 +1,13 @@
 """Inputs that several tests of stage one read and none may change."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from teacher_cache import cli
 from teacher_cache.build import build_cache
 from tests.models import write_model
 from tests.teacher_cache.inputs import settings, write_names, write_shards
@@ -33,3 +37,37 @@ def cache(tmp_path_factory: pytest.TempPathFactory, teacher: Path, shards: Path,
     out = tmp_path_factory.mktemp("cache") / "zarr"
     build_cache(settings(shards, names, out, teacher))
     return out
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Call `rpp-cache` in this process; gives exit code, standard output and standard error."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rpp-cache", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def arguments(teacher: Path, shards: Path, names: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a build that works."""
+    return {
+        "--images": shards,
+        "--classes": names,
+        "--out": tmp_path / "zarr",
+        "--teacher": teacher,
+        "--part-size": 3,
+        "--batch-size": 4,
+        "--device": "cpu",
+    }

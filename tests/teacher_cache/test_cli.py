@@ -5,18 +5,19 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dask
+import pyarrow.parquet as pq
 import pytest
 
-from teacher_cache import cli, open_cache
+from teacher_cache import open_cache
 from teacher_cache.store import CacheStore
 from tests.models import write_model
+from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import (
     ANIMALS,
     assert_same_arrays,
@@ -24,39 +25,6 @@ from tests.teacher_cache.inputs import (
     write_names,
     write_shard,
 )
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Call `rpp-cache` in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rpp-cache", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            code = int(exit_.code or 0)
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
-
-
-@pytest.fixture
-def arguments(teacher: Path, shards: Path, names: Path, tmp_path: Path) -> dict[str, Any]:
-    """Options of a build that works."""
-    return {
-        "--images": shards,
-        "--classes": names,
-        "--out": tmp_path / "zarr",
-        "--teacher": teacher,
-        "--part-size": 3,
-        "--batch-size": 4,
-        "--device": "cpu",
-    }
 
 
 def flat(options: dict[str, Any]) -> list[Any]:
@@ -89,11 +57,13 @@ def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
         "views": 1,
     }
     assert (facts["parts_total"], facts["parts_committed"], facts["complete"]) == (4, 4, True)
-    assert facts["encoding"] == "factored"
+    assert facts["encoding"] == {"name": "factored"}
+    assert facts["passes"] == [{"views": 1, "parts_committed": 4, "parts_total": 4}]
+    assert re.match(r"(read|decode|forward|write), \d+% of the stages' \d+ s; ", facts["slowest_stage"])
     assert facts["bytes_per_view"] > 48 * 2
     assert facts["teacher"]["model"] == f"local-dir:{teacher}"
     assert facts["vocabularies"] == {"animals": {"classes": 5, "templates": ["a photo of a {}."]}}
-    assert set(facts["seconds"]) == {"read", "decode", "forward", "write"}
+    assert set(facts["seconds"]) == {"wall", "read", "decode", "wait", "forward", "write"}
 
 
 def test_info_for_people_names_the_same(run: Run, cache: Path) -> None:
@@ -146,15 +116,19 @@ def test_verify_finds_damage_and_the_next_build_mends_it(
     assert_same_arrays(copy, cache)
 
 
-def test_verify_says_what_is_to_be_built_anew(run: Run, cache: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "zarr"
+def test_damaged_class_features_are_computed_again_by_the_next_build(
+    run: Run, arguments: dict[str, Any], cache: Path
+) -> None:
+    copy = arguments["--out"]
     shutil.copytree(cache, copy)
     features = copy / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0"
     features.write_bytes(features.read_bytes()[:-4] + b"abcd")
     code, out, _ = run("verify", copy)
     assert code == 1
-    assert "vocabularies/animals/class_features is damaged" in out
-    assert "built anew" in out
+    assert "vocabularies/animals is damaged; it belongs to no part: build writes it again" in out
+    assert json.loads(run("build", "--json", *flat(arguments))[1])["parts_computed"] == 0
+    assert run("verify", copy)[:2] == (0, "ok\n")
+    assert_same_arrays(copy, cache)
 
 
 def _other_labels(tmp_path: Path, arguments: dict[str, Any]) -> None:
@@ -190,6 +164,7 @@ def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) 
         ({"--part-size": 0}, r"--part-size.*0.*greater than or equal to 1"),
         ({"--templates": "a photo"}, r"templates 'a photo'"),
         ({"--scheduler": "tcp://127.0.0.1:1"}, r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"),
+        ({"--scheduler": "tcp://127.0.0.1:1", "--workers": 2}, r"--workers starts workers on this machine"),
         (_other_labels, r"5 classes"),
         (_empty, r"no image"),
         (_tar_without_images, r"no image"),
@@ -224,7 +199,7 @@ def test_no_cache_there(command: str, run: Run, tmp_path: Path) -> None:
     ("gone", "reason"),
     [
         ("samples.parquet", "samples.parquet is damaged; .* build writes it again"),
-        ("vocabularies", "is missing in"),
+        ("vocabularies", "vocabularies/animals is damaged; .* build writes it again"),
     ],
 )
 def test_a_cache_with_something_gone_is_described_in_a_line(
@@ -252,15 +227,16 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_says_how_to_go_on_and_the_next_build_does(
-    run: Run, arguments: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
+    sign: signal.Signals, run: Run, arguments: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = CacheStore.commit
 
     def commit_and_interrupt(self: CacheStore, part: int, *rest: Any) -> Any:
         record = commit(self, part, *rest)
         if part == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sign)
             time.sleep(2)  # the worker's thread is here; the interrupt is the main thread's
         return record
 
@@ -271,7 +247,8 @@ def test_ctrl_c_says_how_to_go_on_and_the_next_build_does(
         "error: stopped; what is committed is safe: run the same command again to go on"
     )
     monkeypatch.undo()
-    assert CacheStore.open(arguments["--out"]).committed() == [0, 1]
+    # part 2 may have been computed while part 1 was written
+    assert CacheStore.open(arguments["--out"]).committed() in ([0, 1], [0, 1, 2])
     assert run("build", *flat(arguments))[0] == 0
     assert_same_arrays(arguments["--out"], cache)
 
@@ -293,3 +270,82 @@ def test_labels_by_name_need_no_index(run: Run, arguments: dict[str, Any], tmp_p
     arguments["--classes"] = write_names(tmp_path / "reversed.txt", ANIMALS[::-1])
     assert run("build", *flat(arguments))[0] == 0
     assert open_cache(arguments["--out"]).labels.tolist() == [4, 3, 2, 1, 0]
+
+
+class TestStats:
+    def test_as_json(self, run: Run, cache: Path) -> None:
+        code, out, err = run("stats", "--temperature", "0.5,2", "--json", cache)
+        facts = json.loads(out)
+        assert code == 0
+        assert "rows 12/12" in err
+        assert (facts["rows"], facts["labelled"]) == (12, 12)
+        assert [line["temperature"] for line in facts["temperatures"]] == [0.5, 2.0]
+        assert facts["top1"] == 1 - sum(pair["count"] for pair in facts["confused"]) / 12
+
+    def test_for_people(self, run: Run, cache: Path) -> None:
+        code, out, err = run("stats", "--sample", "7", "--pairs", "1", cache)
+        assert code == 0
+        assert "rows 7/7" in err
+        assert "7 rows, 7 of them with a hard label, view 0" in out
+        assert "effective classes" in out
+        assert out.count(" taken for ") == 1
+
+    @pytest.mark.parametrize(
+        ("temperature", "reason"),
+        [("1,two", "--temperature '1,two': numbers with commas between"), ("0", "above zero, not 0")],
+    )
+    def test_wrong_temperatures(self, run: Run, cache: Path, temperature: str, reason: str) -> None:
+        code, out, err = run("stats", "--temperature", temperature, cache)
+        assert (code, out) == (2, "")
+        assert reason in err.splitlines()[-1]
+
+
+def test_export_writes_a_parquet_file(run: Run, cache: Path, tmp_path: Path) -> None:
+    out_file = tmp_path / "soft.parquet"
+    code, out, err = run("export", cache, "--out", out_file, "--top", 2, "--temperature", 4)
+    assert code == 0
+    assert out == f"{out_file}: 12 samples, the top 2 classes at temperature 4\n"
+    assert "rows 12/12" in err
+    assert pq.read_table(out_file).num_rows == 12
+    code, _, err = run("export", cache, "--out", out_file, "--top", 2)
+    assert (code, err.splitlines()[-1]) == (2, f"error: {out_file} exists; choose another --out")
+
+
+@pytest.mark.parametrize("command", ["stats", "export"])
+def test_an_unfinished_cache_is_refused(command: str, run: Run, cache: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zarr"
+    shutil.copytree(cache, copy)
+    CacheStore.open(copy).withdraw(3)
+    options = ["--out", tmp_path / "soft.parquet"] if command == "export" else []
+    code, out, err = run(command, copy, *options)
+    assert (code, out) == (2, "")
+    assert "is not complete: 1 of 4 parts are missing; run rpp-cache build again" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"--encoding": "factored-int8"}, {"name": "factored-int8"}),
+        ({"--encoding": "topk", "--topk": 2}, {"name": "topk", "k": 2}),
+        ({"--encoding": "dense"}, {"name": "dense"}),
+    ],
+)
+def test_an_encoding_is_recorded_and_another_refused(
+    options: dict[str, Any], expected: dict[str, Any], run: Run, arguments: dict[str, Any]
+) -> None:
+    assert run("build", *flat(arguments | options))[0] == 0
+    assert run("verify", arguments["--out"])[:2] == (0, "ok\n")
+    opened = open_cache(arguments["--out"])
+    assert opened.header.encoding == expected
+    code, _, err = run("build", *flat(arguments | {"--encoding": "topk", "--topk": 3}))
+    assert code == 2
+    assert re.search(r"was begun otherwise \(encoding\..*(there|None), .*asked", err)
+
+
+def test_topk_of_too_many_classes_is_refused_before_anything_is_done(
+    run: Run, arguments: dict[str, Any]
+) -> None:
+    code, _, err = run("build", *flat(arguments | {"--encoding": "topk"}))
+    assert code == 2
+    assert "topk of 100 needs a vocabulary of more than its 5 classes" in err.splitlines()[-1]
+    assert not arguments["--out"].exists()

@@ -11,9 +11,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as transforms
 
-from teacher_cache.build import part_arrays
+from teacher_cache.encodings import ClassHead
 from teacher_cache.images import SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
+from teacher_cache.part import part_arrays
 from teacher_cache.store import CacheHeader
 from teacher_cache.teacher import Teacher
 from teacher_cache.views import (
@@ -231,7 +232,8 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
         samples=4,
         part_size=4,
         embedding=48,
-        encoding="factored",
+        classes=len(ANIMALS),
+        encoding={"name": "factored"},
         teacher=plain.describe(),
         view_policy=asked.view_policy.model_dump(),
         vocabulary="animals",
@@ -239,8 +241,10 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
         sample_table_digest=samples.digest,
         images=str(images),
         software="",
+        passes=[3],
     )
-    arrays, _, _ = part_arrays(header, samples, plain, asked, 0)
+    head = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
+    arrays = part_arrays(header, 0, samples, plain, head, batch_size=4, threads=2).arrays
     seen = torch.cat(plain.pixels).view(4, 3, 3, 32, 32)
     for row, (path, _, _) in enumerate(samples.locations(slice(None))):
         with open(path, "rb") as file:

@@ -1,0 +1,150 @@
+"""What a build costs above its teacher: reading, decoding, resizing and storing beside the forward pass.
+
+A build of JPEG files is timed against a bare loop of the same model's `encode_image` over the same pictures,
+decoded, preprocessed and cut into the same batches beforehand: in one process, with the same torch threads,
+in turn. The build is what grows with the number of images (`compute_missing`: workers are started, parts
+computed and committed); loading the model, which the bare loop needs as well, and the class features are not
+in it. Medians over the rounds.
+
+    python benchmarks/build_overhead.py --json
+    python benchmarks/build_overhead.py --images 'shards/{0000..0003}.tar' --count 2048
+"""
+
+import io
+import json
+import statistics
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import open_clip
+import torch
+import typer
+from open_clip.transform import image_transform_v2
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import save_file
+
+from teacher_cache.build import BuildSettings, compute_missing, open_or_create
+from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
+from teacher_cache.openclip import load_model
+from teacher_cache.store import CacheStore
+from teacher_cache.teacher import Teacher, choose_device
+from teacher_cache.vocabulary import load_vocabulary
+
+
+def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
+    """A JPEG of about 20 KB with structure at several scales, as a photograph has, a function of the seed."""
+    random = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3))
+    for cells in (4, 16, 64):
+        noise = random.integers(0, 256, (cells * 3 // 4, cells, 3), dtype=np.uint8)
+        grown = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        picture += np.asarray(grown, dtype=np.float64) / cells**0.5
+    picture = 255 * (picture - picture.min()) / np.ptp(picture)
+    buffer = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_photos(path: Path, count: int) -> Path:
+    """A WebDataset shard of `count` such pictures."""
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            content = photo(number)
+            member = tarfile.TarInfo(f"{number:06d}.jpg")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def preprocessed(samples: SampleTable, preprocess: Any, batch_size: int) -> list[torch.Tensor]:
+    """All pictures by open_clip's own transform, [B, 3, H, W] float32 a batch."""
+    transform, reader = image_transform_v2(preprocess, is_train=False), ImageReader()
+    pictures = [
+        transform(decode_image(reader.read(*location))) for location in samples.locations(slice(None))
+    ]
+    return [torch.stack(pictures[n : n + batch_size]) for n in range(0, len(pictures), batch_size)]
+
+
+def main(
+    images: Annotated[str | None, typer.Option(help="real images; unset: pictures made here")] = None,
+    count: Annotated[int, typer.Option(help="how many images")] = 512,
+    model: Annotated[str, typer.Option(help="an open_clip model; its weights are random")] = "ViT-B-32",
+    rounds: Annotated[int, typer.Option(help="how often each is timed")] = 3,
+    batch_size: Annotated[int | None, typer.Option(help="as rpp-cache build; unset: its default")] = None,
+    threads: Annotated[int | None, typer.Option(help="as rpp-cache build; unset: its default")] = None,
+    torch_threads: Annotated[int | None, typer.Option(help="of both; unset: as torch chooses")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Time both and print the ratio."""
+    if torch_threads:
+        torch.set_num_threads(torch_threads)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.manual_seed(0)
+        save_file(open_clip.create_model(model).state_dict(), folder / "random.safetensors")
+        (folder / "names.txt").write_text("cat\ndog\n")
+        chosen = {"batch_size": batch_size, "threads": threads}
+        settings = BuildSettings(
+            images=images or str(write_photos(folder / "photos.tar", count)),
+            classes=str(folder / "names.txt"),
+            out=str(folder / "zarr"),
+            teacher=model,
+            pretrained=str(folder / "random.safetensors"),
+            part_size=count,
+            **{name: value for name, value in chosen.items() if value},
+        )
+        vocabulary = load_vocabulary(settings.classes)
+        samples = SampleTable(index_images(settings.images, vocabulary)[0].table.slice(0, count))
+        teacher = Teacher(load_model(model, settings.pretrained), choose_device("auto"))
+        batches = preprocessed(samples, teacher.loaded.preprocess, settings.batch_size)
+
+        def bare() -> float:
+            started = time.perf_counter()
+            with torch.inference_mode():
+                for batch in batches:
+                    features = teacher.model.encode_image(batch.to(teacher.device))
+                features.cpu()
+            return time.perf_counter() - started
+
+        def build(number: int) -> tuple[float, CacheStore]:
+            asked = settings.model_copy(update={"out": str(folder / f"zarr-{number}")})
+            store = open_or_create(asked, teacher, vocabulary, samples)
+            started = time.perf_counter()
+            compute_missing(store, asked, teacher)
+            return time.perf_counter() - started, store
+
+        bare()  # the first pass of a model is slower
+        forwards, builds = [], []
+        stages: dict[str, float] = {}
+        for number in range(rounds):
+            forwards.append(bare())
+            seconds, store = build(number)
+            builds.append(seconds)
+            stages = store.record(0).seconds
+            forwards.append(bare())
+    found = {
+        "ratio": round(statistics.median(builds) / statistics.median(forwards), 3),
+        "seconds_build": round(statistics.median(builds), 3),
+        "seconds_forward": round(statistics.median(forwards), 3),
+        "images": len(samples),
+        "images_per_second": round(len(samples) / statistics.median(builds), 1),
+        "torch_threads": torch.get_num_threads(),
+        "decoding_threads": settings.on_this_machine().threads,
+        "stages_of_the_last_build": stages,
+        "all_builds": [round(value, 3) for value in builds],
+        "all_forwards": [round(value, 3) for value in forwards],
+    }
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for key, value in found.items():
+            Console().print(f"{key}: {value}", highlight=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

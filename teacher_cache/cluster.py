@@ -1,0 +1,381 @@
+"""Who computes the parts: Dask workers of this machine or of a cluster, the parts handed out, progress.
+
+A worker opens the cache and the teacher once. It computes one part at a time, and commits it by itself while
+it computes the next; the caller hands out part numbers and counts. A worker that dies loses what it was
+computing, and another one redoes it.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from dask.distributed import Client, KilledWorker, LocalCluster, get_worker, secede, wait
+from dask.system import CPU_COUNT
+from distributed.comm import CommClosedError
+from distributed.core import Status
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from teacher_cache.encodings import ClassHead
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.openclip import load_model
+from teacher_cache.part import part_arrays
+from teacher_cache.progress import Counter, counting
+from teacher_cache.store import CacheStore
+from teacher_cache.teacher import Precision, Teacher, choose_device
+
+MOST_DECODING_THREADS = 16
+PARTS_AHEAD = 2  # parts that a worker holds: one to compute, one to go on with
+LOOK_EVERY_SECONDS = 2.0  # how often lost and new workers are looked for
+REPORT_EVERY_SECONDS = 0.5  # how often a worker says how far it is
+
+
+class ComputeSettings(BaseModel):
+    """How parts are computed: nothing here changes what a cache is of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    batch_size: int = Field(default=64, ge=1, description="images a forward pass, one view of each")
+    workers: int | None = Field(
+        default=None, ge=1, description="local worker processes; unset: one a CUDA device, on a CPU one"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="threads a worker that read and decode; unset: its cores, at most 16"
+    )
+    torch_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a worker's forward pass; unset: its cores"
+    )
+    scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
+    strict: bool = Field(default=False, description="stop at the first unreadable image")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ComputeSettings":
+        if self.scheduler and self.workers:
+            raise UsageError("--workers starts workers on this machine: leave it out, or --scheduler")
+        return self
+
+    @property
+    def devices(self) -> int:
+        """How many CUDA devices the local workers share among them; 0 where a device is named, or none."""
+        anywhere = self.device in ("auto", "cuda") and self.scheduler is None
+        return torch.cuda.device_count() if anywhere else 0
+
+    @property
+    def local_workers(self) -> int:
+        """Number of workers on this machine."""
+        return self.workers or max(1, self.devices)
+
+    def on_this_machine(self) -> "ComputeSettings":
+        """The same with the threads of a local worker filled in: no core is given to two workers."""
+        cores = max(1, CPU_COUNT // self.local_workers)
+        return self.model_copy(
+            update={
+                "threads": self.threads or min(MOST_DECODING_THREADS, cores),
+                # torch knows of OMP_NUM_THREADS and of hyper-threads
+                "torch_threads": self.torch_threads or max(1, torch.get_num_threads() // self.local_workers),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker needs to compute any part. `name` is unlike that of any other build."""
+
+    name: str
+    path: str
+    teacher: str
+    pretrained: str | None
+    precision: Precision
+    settings: ComputeSettings
+
+
+def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Callable[[str], None]) -> int:
+    """Compute and commit all parts that the cache does not have yet; returns how many those were.
+
+    Args:
+        teacher: used where the work is done in this process.
+
+    Raises:
+        UsageError: no scheduler answers.
+        RppError: stopped, or a part that cannot be computed. What is committed stays.
+    """
+    header, missing = store.header, store.missing()
+    if not missing:
+        return 0
+    sizes = {part: header.rows(part).stop - header.rows(part).start for part in range(header.parts)}
+    # a later pass reads what the first one found readable
+    passes = [list(parts) for _, parts in groupby(missing, lambda part: part < header.parts_per_pass)]
+    with (
+        stoppable(),
+        _client(work.settings) as client,
+        counting("samples", sum(sizes.values())) as counter,
+    ):
+        progress = PartProgress(counter, sizes, missing)
+        client.subscribe_topic(work.name, lambda event: progress.report(*event[1]))
+        in_process = work.settings.scheduler is None and work.settings.local_workers == 1
+        threads = torch.get_num_threads()
+        try:
+            if in_process:
+                _teachers[work.name] = teacher
+            for parts in passes:
+                _hand_out(client, work, parts, progress, on_note)
+        finally:
+            if in_process:
+                del _teachers[work.name]
+                _opened.cache_clear()
+                torch.set_num_threads(threads)
+            client.unsubscribe_topic(work.name)
+    return len(missing)
+
+
+STOPPED = "stopped; what is committed is safe: run the same command again to go on"
+
+
+@contextmanager
+def stoppable(line: str = STOPPED) -> Iterator[None]:
+    """Ctrl-C and SIGTERM (a batch system's time limit, `docker stop`) end the block with one line."""
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise RppError("stopped; what is committed is safe: run the same command again to go on") from error
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _hand_out(
+    client: Client, work: Work, parts: list[int], progress: "PartProgress", on_note: Callable[[str], None]
+) -> None:
+    """Give every worker `PARTS_AHEAD` parts and no more: a worker that comes later finds parts left, and Dask
+    blames a worker's death on all that it holds. What Dask gives up after several deaths is tried once more
+    at the end, alone: of two parts on one worker one may be innocent."""
+    waiting, suspects, running = deque(parts), deque[int](), dict[Any, int]()
+    suspected, deadly = set[int](), dict[int, KilledWorker]()
+    lonely = False
+    try:
+        while waiting or suspects or running:
+            workers = client.nthreads()
+            progress.take_back_all_but(set(workers))
+            if not workers and not lonely:
+                on_note("no Dask worker is there; waiting for one")
+            lonely = not workers
+            room = PARTS_AHEAD * max(1, len(workers)) - len(running)
+            chosen = [waiting.popleft() for _ in range(min(room, len(waiting)))]
+            if suspects and not (chosen or running):
+                chosen = [suspects.popleft()]
+            for part in chosen:
+                key = f"{work.name}-{part}{'-alone' * (part in suspected)}"
+                future = client.submit(compute_part, work, part, key=key, pure=False, priority=-part)
+                running[future] = part
+            try:
+                done = wait(list(running), timeout=LOOK_EVERY_SECONDS, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                continue
+            for future in done:
+                part = running.pop(future)
+                error = future.exception()
+                if error is None:
+                    progress.finished(part)
+                elif not isinstance(error, KilledWorker):
+                    raise error
+                elif part in suspected:
+                    deadly[part] = error
+                else:
+                    suspects.append(part)
+                    suspected.add(part)
+    except (CommClosedError, CancelledError) as error:
+        raise RppError(
+            "the Dask scheduler is gone; what is committed is safe: run the same command again"
+        ) from error
+    finally:
+        client.cancel(list(running))
+    if deadly:
+        part, killed = next(iter(deadly.items()))
+        deaths = 2 * (killed.allowed_failures + 1)
+        others = f" (so did parts {', '.join(map(str, [*deadly][1:]))})" if len(deadly) > 1 else ""
+        raise RppError(
+            f"part {part} cannot be computed: it was begun {deaths} times and its worker died each time, the "
+            f"last at {killed.last_worker.address}{others}. The workers' logs say why, or the system's where "
+            "memory ran out; all other parts are committed: run the same command again for these"
+        )
+
+
+class PartProgress:
+    """Counts samples that are done, and takes back those that were lost with their worker."""
+
+    def __init__(self, counter: Counter, sizes: dict[int, int], missing: list[int]) -> None:
+        self._counter, self._sizes = counter, sizes
+        self._begun: dict[int, tuple[str, int]] = {}  # part -> worker, samples
+        self._lock = threading.Lock()  # reports come on Dask's thread
+        self._todo = set(missing)
+        self._done = sum(size for part, size in sizes.items() if part not in self._todo)
+        counter.start_at(self._done)
+
+    def report(self, part: int, worker: str, samples: int) -> None:
+        """A worker has so many samples of a part."""
+        with self._lock:
+            if part in self._todo:
+                self._begun[part] = (worker, samples)
+                self._show()
+
+    def finished(self, part: int) -> None:
+        """A part is committed."""
+        with self._lock:
+            self._todo.discard(part)
+            self._begun.pop(part, None)
+            self._done += self._sizes[part]
+            self._show()
+
+    def take_back_all_but(self, workers: set[str]) -> None:
+        """Only these workers are there: what others had begun is lost."""
+        with self._lock:
+            lost = [part for part, (worker, _) in self._begun.items() if worker not in workers]
+            for part in lost:
+                del self._begun[part]
+            if lost:
+                self._show()
+
+    def _show(self) -> None:
+        done = self._done + sum(samples for _, samples in self._begun.values())
+        if done != self._counter.done:
+            self._counter.reach(done)
+
+
+@contextmanager
+def _client(settings: ComputeSettings) -> Iterator[Client]:
+    # what goes wrong reaches the user once, in our words
+    for noisy in ("distributed", "distributed.client"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    if settings.scheduler:
+        try:
+            client = Client(settings.scheduler)  # waits as Dask is configured
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(f"no Dask scheduler answers at {settings.scheduler}: {error}") from error
+        with client:
+            yield client
+        return
+    with (
+        LocalCluster(
+            n_workers=settings.local_workers,
+            threads_per_worker=1,
+            processes=settings.local_workers > 1,
+            # None would still take port 8787, and warn where another cluster has it
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def number_of_workers(settings: ComputeSettings) -> int:
+    """How many workers would compute parts now, at least one: here, or at the scheduler.
+
+    Raises:
+        UsageError: no scheduler answers.
+    """
+    if settings.scheduler is None:
+        return settings.local_workers
+    with _client(settings) as client:
+        return max(1, len(client.nthreads()))
+
+
+# On the worker
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a worker keeps from part to part."""
+
+    store: CacheStore
+    teacher: Teacher
+    head: ClassHead
+
+
+_teachers: dict[str, Teacher] = {}  # of builds whose worker is this process: the caller's own teacher
+_opening = threading.Lock()
+_computing = threading.Lock()  # a Dask worker may have several threads; the device is one
+
+
+@lru_cache(maxsize=2)
+def _opened(work: Work) -> Opened:
+    store = CacheStore.open(work.path, writable=True)
+    teacher = _teachers.get(work.name) or _load_teacher(work, store)
+    head = ClassHead(torch.from_numpy(store.class_features()), float(store.header.teacher["logit_scale"]))
+    return Opened(store, teacher, head.to(teacher.device))
+
+
+def _load_teacher(work: Work, store: CacheStore) -> Teacher:
+    loaded = load_model(work.teacher, work.pretrained)
+    expected = store.header.teacher["weights_digest"]
+    if loaded.digest != expected:
+        raise RppError(
+            f"worker {get_worker().address} loads other weights for {work.teacher} ({loaded.digest}) than "
+            f"the cache was begun with ({expected})"
+        )
+    device = choose_device(work.settings.device)
+    if work.settings.devices > 1:  # our own local cluster, which numbers its workers
+        device = torch.device("cuda", int(get_worker().name) % work.settings.devices)
+    return Teacher(loaded, device, work.precision)
+
+
+def compute_part(work: Work, part: int) -> None:
+    """Compute and commit one part, as a Dask task."""
+    worker, settings = get_worker(), work.settings
+    key = worker.get_current_task()
+    with _opening:
+        opened = _opened(work)
+    store, header = opened.store, opened.store.header
+    if part in store.committed():  # by a worker that died before it could say so
+        return
+    last_report = 0.0
+
+    def on_batch(samples: int) -> None:
+        nonlocal last_report
+        task = worker.state.tasks.get(key)
+        if task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused):
+            raise RppError("stopped")  # a thread cannot be killed: the caller is gone or wants no more
+        if time.monotonic() - last_report > REPORT_EVERY_SECONDS:
+            worker.log_event(work.name, (part, worker.address, samples))
+            last_report = time.monotonic()
+
+    rows = header.rows(part)
+    with _computing:
+        on_batch(0)
+        # by thread, and a task may come on any
+        torch.set_num_threads(settings.torch_threads or worker.state.nthreads)
+        try:
+            computed = part_arrays(
+                header,
+                part,
+                store.samples.part(rows),
+                opened.teacher,
+                opened.head,
+                batch_size=settings.batch_size,
+                threads=settings.threads or min(MOST_DECODING_THREADS, CPU_COUNT),
+                strict=settings.strict,
+                readable=None if part < header.parts_per_pass else np.asarray(store.array("valid")[rows]),
+                on_batch=on_batch,
+            )
+        except torch.OutOfMemoryError as error:
+            raise RppError(
+                f"{opened.teacher.device} of {worker.address} has no room for {settings.batch_size} views at "
+                "once: choose a smaller --batch-size; what is committed is safe"
+            ) from error
+    secede()  # the next part begins while this one is written
+    store.commit(part, computed.arrays, computed.seconds, computed.skipped)

@@ -1,0 +1,180 @@
+"""What a build would make, how large that is and how long it takes, before anything is written.
+
+Sizes follow from the layout. Times are those of a slice: real images of the source through the real teacher.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from teacher_cache.build import BuildSettings, header_of, load_inputs
+from teacher_cache.cluster import number_of_workers, stoppable
+from teacher_cache.encodings import ClassHead
+from teacher_cache.images import SampleTable
+from teacher_cache.openclip import load_model
+from teacher_cache.part import part_arrays
+from teacher_cache.store import SAMPLE_ARRAYS, SAMPLES, CacheHeader, CacheStore
+from teacher_cache.teacher import Teacher, choose_device
+from teacher_cache.vocabulary import Vocabulary
+
+SLICE_SECONDS = 10.0  # how long the slice of images may take, about
+SLICE_BATCHES = 8  # and how large it is at most
+SLICE_TEXTS = 512
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What `rpp-cache build --dry-run` says.
+
+    Attributes:
+        labelled: samples with a hard label.
+        parts_missing: those that are still to be computed; all, if the cache is not begun.
+        bytes: size of each array and table.
+        bytes_free: free space where the cache would lie; None where that cannot be asked.
+        seconds: `class_features` and `images`, estimated.
+        views_per_second: of all workers.
+        slice_images: how many images were timed.
+    """
+
+    path: str
+    samples: int
+    labelled: int
+    classes: int
+    views: int
+    parts_total: int
+    parts_missing: int
+    bytes: dict[str, int]
+    bytes_total: int
+    bytes_free: int | None
+    seconds: dict[str, float]
+    seconds_total: float
+    views_per_second: float
+    workers: int
+    slice_images: int
+
+
+def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lambda note: None) -> Estimate:
+    """Look at the source, time a slice of it, write nothing.
+
+    Raises:
+        UsageError: what `build_cache` would refuse.
+    """
+    with stoppable("stopped"):
+        vocabulary, samples, _ = load_inputs(settings, on_note)
+        teacher = Teacher(
+            load_model(settings.teacher, settings.pretrained),
+            choose_device(settings.device),
+            settings.precision,
+        )
+        header = header_of(settings, teacher, vocabulary, samples)
+        begun = CacheStore.open(settings.out) if CacheStore.exists(settings.out) else None
+        if begun:
+            begun.header.require_equal(header, settings.out)
+            header = begun.header
+        missing = begun.missing() if begun else range(header.parts)
+        workers = number_of_workers(settings)
+        rows = sum(
+            (header.rows(part).stop - header.rows(part).start) * len(header.views_of(part))
+            for part in missing
+        )
+        per_second, timed = _views_per_second(settings, header, samples, teacher)
+        seconds = {
+            "class_features": 0.0 if begun else _class_feature_seconds(teacher, vocabulary),
+            "images": rows / (per_second * workers),
+        }
+    sizes = array_bytes(header) | {SAMPLES: _table_bytes(samples)}
+    return Estimate(
+        path=settings.out,
+        samples=len(samples),
+        labelled=int((samples.labels >= 0).sum()),
+        classes=len(vocabulary),
+        views=header.views,
+        parts_total=header.parts,
+        parts_missing=len(missing),
+        bytes=sizes,
+        bytes_total=sum(sizes.values()),
+        bytes_free=_free_bytes(settings.out),
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+        seconds_total=round(sum(seconds.values()), 1),
+        views_per_second=round(per_second * workers, 1),
+        workers=workers,
+        slice_images=timed,
+    )
+
+
+def array_bytes(header: CacheHeader) -> dict[str, int]:
+    """Bytes of every array of such a cache, without the few that Zarr adds a chunk."""
+    counts = dict.fromkeys(header.per_view, header.samples * header.views)
+    counts |= dict.fromkeys(SAMPLE_ARRAYS, header.samples)
+    sizes = {
+        name: counts[name] * math.prod(size for _, size in spec.axes) * np.dtype(spec.dtype).itemsize
+        for name, spec in (header.per_view | SAMPLE_ARRAYS).items()
+    }
+    return sizes | {f"vocabularies/{header.vocabulary}/class_features": header.classes * header.embedding * 4}
+
+
+def _table_bytes(samples: SampleTable) -> int:
+    rows = min(len(samples), 1 << 17)
+    sink = pa.BufferOutputStream()
+    pq.write_table(samples.table.slice(0, rows), sink, compression="zstd")
+    return int(sink.tell() / rows * len(samples))
+
+
+def _free_bytes(out: str) -> int | None:
+    if "://" in out:
+        return None
+    path = Path(out).expanduser().absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def _views_per_second(
+    settings: BuildSettings, header: CacheHeader, samples: SampleTable, teacher: Teacher
+) -> tuple[float, int]:
+    """Views a second of one worker, and how many images were timed: some from all over the source."""
+    here = settings.on_this_machine()
+    # what the class features are does not matter to the time that the encoding takes
+    head = ClassHead(torch.zeros(header.classes, header.embedding), 1.0).to(teacher.device)
+    views, batch = len(header.views_of(0)), settings.batch_size
+
+    def seconds(count: int) -> float:
+        rows = np.linspace(0, len(samples) - 1, count).astype(np.int64)
+        slice_of = SampleTable(samples.table.take(pa.array(rows)))
+        small = replace(header, samples=count, part_size=count)
+        started = time.perf_counter()
+        part_arrays(
+            small,
+            0,
+            slice_of,
+            teacher,
+            head,
+            batch_size=settings.batch_size,
+            threads=here.threads or 1,
+            strict=settings.strict,
+        )
+        return time.perf_counter() - started
+
+    first = min(batch, len(samples))
+    seconds(first)  # the first pass of a model is slower
+    batches = max(1, min(SLICE_BATCHES, round(SLICE_SECONDS / max(seconds(first), 1e-3))))
+    count = min(len(samples), batch * batches)
+    return count * views / seconds(count), count
+
+
+def _class_feature_seconds(teacher: Teacher, vocabulary: Vocabulary) -> float:
+    count = min(len(vocabulary), max(1, SLICE_TEXTS // len(vocabulary.templates)))
+    some = np.linspace(0, len(vocabulary) - 1, count).astype(int)
+    names = tuple(vocabulary.names[c] for c in some)
+    slice_of = Vocabulary(names, tuple(vocabulary.ids[c] for c in some), vocabulary.templates)
+    started = time.perf_counter()
+    teacher.class_features(slice_of)
+    return (time.perf_counter() - started) / count * len(vocabulary)

@@ -1,0 +1,225 @@
+"""One part: its batches, a later pass, what a bad image costs, what does not change the arrays."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from teacher_cache import part as part_module
+from teacher_cache.encodings import ClassHead
+from teacher_cache.errors import RppError
+from teacher_cache.images import SampleTable, index_images
+from teacher_cache.part import BATCHES_AHEAD, PartResult, cut_batches, part_arrays, slowest_stage
+from teacher_cache.store import CacheHeader
+from teacher_cache.teacher import Teacher
+from teacher_cache.vocabulary import Vocabulary
+from tests.models import loaded
+from tests.teacher_cache.inputs import ANIMALS, encoded, jpeg, write_folder
+
+HEAD = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
+
+
+class CountingTeacher(Teacher):
+    """The teacher itself; it notes the size of each batch and calls `on_batch` before it."""
+
+    def __init__(self, on_batch: Callable[[], None] = lambda: None) -> None:
+        super().__init__(loaded("gelu"), torch.device("cpu"))
+        self.sizes: list[int] = []
+        self._on_batch = on_batch
+
+    def image_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(pixels_BCHW))
+        self._on_batch()
+        return super().image_features(pixels_BCHW)
+
+
+def indexed(source: Path) -> SampleTable:
+    return index_images(str(source), Vocabulary(ANIMALS, ANIMALS))[0]
+
+
+def header_of(samples: SampleTable, passes: tuple[int, ...] = (1,)) -> CacheHeader:
+    """One part a pass."""
+    return CacheHeader(
+        samples=len(samples),
+        part_size=len(samples),
+        embedding=48,
+        classes=len(ANIMALS),
+        encoding={"name": "factored"},
+        teacher={},
+        view_policy={"views": passes[-1], "view_seed": 4},
+        vocabulary="animals",
+        vocabulary_digest="",
+        sample_table_digest=samples.digest,
+        images="",
+        software="",
+        passes=list(passes),
+    )
+
+
+def computed(
+    samples: SampleTable, passes: tuple[int, ...] = (1,), part: int = 0, **options: Any
+) -> PartResult:
+    chosen = {"batch_size": 4, "threads": 2, "teacher": CountingTeacher(), "head": HEAD} | options
+    return part_arrays(header_of(samples, passes), part, samples, **chosen)
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> SampleTable:
+    """Ten JPEGs, two a class."""
+    return indexed(write_folder(tmp_path_factory.mktemp("ten") / "images"))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_batches_hold_every_view_of_every_sample_once_and_no_more_than_asked(
+    samples: int, views: int, batch_size: int
+) -> None:
+    batches = cut_batches(samples, views, batch_size)
+    pairs = [(sample, view) for batch in batches for sample in batch.samples for view in batch.views]
+    assert sorted(pairs) == [(sample, view) for sample in range(samples) for view in range(views)]
+    assert max(len(batch.samples) * len(batch.views) for batch in batches) <= batch_size
+    whole = [batch for batch in batches if batch.samples.stop < samples and batch.views.stop < views]
+    assert all(len(batch.samples) * len(batch.views) == batch_size for batch in whole)
+
+
+def test_views_that_no_batch_holds_are_computed_in_several(ten: SampleTable) -> None:
+    few, many = CountingTeacher(), CountingTeacher()
+    in_pieces = computed(ten, (7,), batch_size=3, teacher=few).arrays
+    at_once = computed(ten, (7,), batch_size=70, teacher=many).arrays
+    assert (few.sizes, many.sizes) == ([3, 3, 1] * 10, [70])
+    np.testing.assert_array_equal(in_pieces["crops"], at_once["crops"])
+    np.testing.assert_allclose(in_pieces["image_features"], at_once["image_features"], atol=1e-3)
+    assert in_pieces["valid"].all()
+
+
+def test_the_number_of_threads_does_not_change_a_byte(ten: SampleTable) -> None:
+    one, many = (computed(ten, (3,), threads=threads).arrays for threads in (1, 8))
+    assert set(one) == {"image_features", "crops", "valid", "labels"}
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, many[name])
+
+
+@pytest.mark.parametrize("views", [1, 9])
+def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
+    views: int, ten: SampleTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, seen = [], []
+    decode = part_module.decode_image
+    monkeypatch.setattr(part_module, "decode_image", lambda *given: [decoded.append(1), decode(*given)][1])
+    teacher = CountingTeacher(lambda: seen.append(len(decoded)))
+    computed(ten, (views,), batch_size=2, threads=1, teacher=teacher)
+    a_batch = 2 if views == 1 else 1
+    taken = np.arange(1, len(seen) + 1) * a_batch
+    assert len(seen) == (5 if views == 1 else 50)
+    assert (np.array(seen) >= taken).all()
+    assert (np.array(seen) <= taken + BATCHES_AHEAD * a_batch).all()
+
+
+def test_progress_counts_samples_whose_views_are_all_done(ten: SampleTable) -> None:
+    counts: list[int] = []
+    computed(ten, (7,), batch_size=3, on_batch=counts.append)
+    assert counts == list(range(1, 11))
+    counts.clear()
+    computed(ten, batch_size=4, on_batch=counts.append)
+    assert counts == [4, 8, 10]
+
+
+def _damaged(name: str) -> bytes:
+    if name == "long":  # a small file, but 32 x 2.9 million pixels once its short side is 32
+        return encoded(Image.new("RGB", (90_000, 1)), "PNG")
+    return {"empty": b"", "cut": jpeg(3)[:-300], "text": b"no image", "bomb": _bomb()}[name]
+
+
+def _bomb() -> bytes:
+    return encoded(Image.new("1", (30_000, 30_000)), "PNG")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("empty", "empty file"),
+        ("cut", "truncated"),
+        ("text", "not an image"),
+        ("bomb", "DecompressionBomb"),
+        ("long", "90000 x 1 pixels are too long and narrow"),
+    ],
+)
+def test_a_bad_image_costs_its_row_and_changes_no_byte_of_others(
+    damage: str, reason: str, ten: SampleTable, tmp_path: Path
+) -> None:
+    source = write_folder(tmp_path / "images")
+    (source / "axolotl" / "1.jpg").write_bytes(_damaged(damage))
+    found = computed(indexed(source), (2,))
+    assert [(entry["row"], entry["key"]) for entry in found.skipped] == [(1, "axolotl/1.jpg")]
+    assert reason in found.skipped[0]["reason"]
+    clean, good = computed(ten, (2,)).arrays, np.arange(10) != 1
+    np.testing.assert_array_equal(found.arrays["valid"], good)
+    for name in ("image_features", "crops"):
+        np.testing.assert_array_equal(found.arrays[name][good], clean[name][good])
+        assert not found.arrays[name][1].any()
+
+
+def test_a_later_pass_computes_its_own_views_of_the_rows_that_are_valid(ten: SampleTable) -> None:
+    at_once = computed(ten, (5,), batch_size=20).arrays
+    readable = np.arange(10) != 4
+    added = computed(ten, (2, 5), part=1, batch_size=12, readable=readable)
+    assert set(added.arrays) == {"image_features", "crops"}
+    np.testing.assert_array_equal(added.arrays["crops"][readable], at_once["crops"][readable, 2:])
+    np.testing.assert_allclose(
+        added.arrays["image_features"][readable], at_once["image_features"][readable, 2:], atol=1e-3
+    )
+    assert not added.arrays["image_features"][4].any()
+    assert added.skipped == []
+
+
+def test_an_image_that_was_readable_and_is_no_more_stops_a_later_pass(
+    ten: SampleTable, tmp_path: Path
+) -> None:
+    source = write_folder(tmp_path / "images")
+    (source / "dog" / "0.jpg").write_bytes(b"")
+    readable = np.ones(10, dtype=np.bool_)
+    with pytest.raises(RppError, match=r"dog/0\.jpg \(.*\): empty file, and its row is valid in the views"):
+        computed(indexed(source), (2, 5), part=1, readable=readable)
+    readable[4] = False
+    assert computed(indexed(source), (2, 5), part=1, readable=readable).skipped == []
+
+
+def test_seconds_are_told_by_stage(ten: SampleTable) -> None:
+    seconds = computed(ten).seconds
+    assert set(seconds) == {"wall", "read", "decode", "wait", "forward"}
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["wait"] + seconds["forward"] <= seconds["wall"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "slowest"),
+    [
+        ({}, "forward"),
+        ({"wait": 60, "decode": 300}, "decode"),
+        ({"wait": 60, "read": 300}, "read"),
+        ({"write": 120}, "write"),
+    ],
+)
+def test_the_slowest_stage_is_named(changed: dict[str, float], slowest: str) -> None:
+    usual = {"wall": 100.0, "read": 2.0, "decode": 20.0, "wait": 5.0, "forward": 94.0, "write": 3.0}
+    assert slowest_stage(usual | changed) == slowest
+
+
+def test_rows_of_the_sample_table_are_read_without_the_rest(ten: SampleTable, tmp_path: Path) -> None:
+    path = tmp_path / "samples.parquet"
+    pq.write_table(ten.table, path, row_group_size=3)
+    for start, stop in ((0, 10), (0, 3), (2, 7), (3, 6), (9, 10), (4, 5)):
+        found = SampleTable.read_rows(path, slice(start, stop))
+        assert found.table.equals(ten.table.slice(start, stop - start))
+    content = bytearray(path.read_bytes())
+    offset = pq.ParquetFile(path).metadata.row_group(3).column(0).data_page_offset
+    content[offset : offset + 8] = os.urandom(8)
+    path.write_bytes(content)
+    assert SampleTable.read_rows(path, slice(0, 9)).table.equals(ten.table.slice(0, 9))
