@@ -50,6 +50,8 @@ def eval_command(settings: EvalSettings, as_json: Json = False) -> None:
     Example: rpp eval --student runs/t2 --images 'val/*.tar' --classes imagenet-1k
     """
     result = evaluate(settings)
+    for line in result["notes"]:
+        note(f"note: {line}")
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
         return
@@ -72,11 +74,18 @@ def demo(settings: DemoSettings, as_json: Json = False) -> None:
 
 def evaluation_table(evals: list[dict[str, Any]]) -> Table:
     """One row an evaluation."""
-    table = Table("student", "images", "classes", "samples", "top-1 %", "top-5 %", "unreadable")
+    table = Table("student", "images", "classes", "samples", "top-1 %", "top-5 %", "unreadable", "no label")
     for result in evals:
         figures = [f"{100 * result[name]:.2f}" for name in ("top1", "top5")]
         counts = [str(result[name]) for name in ("classes", "samples")]
-        table.add_row(result["student"], result["images"], *counts, *figures, str(result["skipped"]))
+        table.add_row(
+            result["student"],
+            result["images"],
+            *counts,
+            *figures,
+            str(result["skipped"]),
+            str(result["without_label"]),
+        )
     return table
 
 

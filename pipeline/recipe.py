@@ -47,6 +47,9 @@ def load_recipe(path: Path) -> Recipe:
             f"the recipe {path} needs the tables [build] and [train], may have [[eval]]"
             + (f", and does not know [{min(unknown)}]" if unknown else "")
         )
+    evals = tables.get("eval", [])
+    if not (isinstance(evals, list) and all(isinstance(table, dict) for table in evals)):
+        raise UsageError(f"the recipe {path}: an evaluation begins with [[eval]], in double brackets")
     tables = _expand(tables, path)
     build = _table(BuildSettings, tables["build"], f"{path} [build]")
     train = _table(TrainSettings, {"cache": build.out, **tables["train"]}, f"{path} [train]")

@@ -1,13 +1,16 @@
 """`rpp-train`: train a student on a cache."""
 
 import json
+import time
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from student_train.distributed import AgreedError, speaks
 from student_train.run_folder import SETTINGS
-from student_train.train import TrainSettings, train
+from student_train.settings import TrainSettings
+from student_train.train import train
 from teacher_cache.options import run_app, settings_options
 
 app = typer.Typer(
@@ -25,8 +28,17 @@ def train_command(
     """Train prompts on a cache. Without further options: the teacher's own model, its images, both towers.
 
     Example: rpp-train --cache ./zarr --temperature 2 --soft-weight 1 --out runs/t2
+    Several GPUs: torchrun --nproc-per-node 4 -m student_train.cli --cache ./zarr
     """
-    result = train(settings)
+    try:
+        result = train(settings)
+    except AgreedError as error:
+        if speaks():
+            raise
+        time.sleep(1)  # torchrun ends all processes when one has ended: the first one says the line before
+        raise typer.Exit(error.exit_code) from error
+    if not speaks():
+        return
     if as_json:
         print(json.dumps(result.__dict__, default=str))
         return
@@ -45,3 +57,7 @@ def train_command(
 def main() -> None:
     """Entry point of `rpp-train`."""
     run_app(app)
+
+
+if __name__ == "__main__":  # as torchrun starts it
+    main()

@@ -199,7 +199,7 @@ def load_feature_model(settings: EvalSettings) -> tuple[FeatureModel, tuple[str,
         return StudentFeatures(student, device, settings.precision), run_templates(settings.student)
     if settings.cache is None:
         raise UsageError("--student zero-shot needs --cache: its model and templates are meant")
-    store = CacheStore.open(Path(settings.cache))
+    store = CacheStore.open(settings.cache)
     teacher = store.header.teacher
     if settings.model is None:
         loaded = load_model(teacher["model"], settings.pretrained or teacher["pretrained"])
@@ -217,7 +217,8 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     """Accuracy of a student, or of the frozen model, on an image source.
 
     Returns:
-        top1, top5, samples, classes, skipped (images that could not be read), student, images.
+        top1, top5, samples, classes, skipped (images that could not be read), without_label (samples that
+        were left out for having no class of the vocabulary), notes (remarks on the images), student, images.
 
     Raises:
         UsageError: no such run, images without labels, or labels that do not fit the vocabulary.
@@ -225,7 +226,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     model, templates = load_feature_model(settings)
     names = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
     vocabulary = Vocabulary(names.names, names.ids, templates)
-    samples, _ = index_images(settings.images, vocabulary)
+    samples, notes = index_images(settings.images, vocabulary)
     encoded = encode_images(model, samples, settings.batch_size, settings.threads)
     classes = subset_classes(len(vocabulary), settings.class_subset)
     result = accuracy(encoded, model.class_features(vocabulary), classes)
@@ -233,6 +234,8 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     return {
         **result,
         "skipped": len(encoded.skipped),
+        "without_label": int((samples.labels < 0).sum()),
+        "notes": notes,
         "student": settings.student,
         "images": settings.images,
     }

@@ -1,107 +1,67 @@
-"""Samples joined with what the teacher said of them, in a shuffled order that resumes by arithmetic.
+"""Samples joined with what the teacher said of them: the batches of a run, by step number.
 
-Knows which rows a run trains on, in which order, which view of each, and how their pixels or features are
-read. The order is a function of (seed, epoch) alone: step k needs no state of step k - 1.
+The join is by row. Which rows a step has is the order's business (`order.py`), reading is the readers' and
+the pixel workers'; what is read next is read while the batch before is used.
 
-Shapes: B batch, N rows of the run, D embedding, H, W image size.
+Shapes: B samples of the step in this process, D embedding, H, W image size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image, index_images
+from student_train.order import ClassSubset, Order, select_rows, subset_classes
+from student_train.pixels import PixelWorkers, ShownViews
+from student_train.readers import LoadedWindow, ReaderName, StoredArrays, make_reader
+from teacher_cache.errors import UsageError
+from teacher_cache.images import SampleTable, index_images
 from teacher_cache.softlabels import TeacherCache
-from teacher_cache.store import CHUNK_ROWS
-from teacher_cache.views import ViewRenderer
 
-ClassSubset = Literal["all", "base", "new"]
+__all__ = ["Batch", "ClassSubset", "Join", "locate_images", "select_rows", "subset_classes"]
 
-WINDOW_BLOCKS = 64  # blocks of the cache whose rows are shuffled among each other and read together
-
-
-def subset_classes(num_classes: int, subset: ClassSubset) -> NDArray[np.int64]:
-    """Class indices of a subset: `base` is the first half (rounded up) and `new` the rest, as in CoOp."""
-    half = -(-num_classes // 2)
-    bounds = {"all": (0, num_classes), "base": (0, half), "new": (half, num_classes)}
-    return np.arange(*bounds[subset], dtype=np.int64)
-
-
-def select_rows(
-    labels: NDArray[np.int32],
-    valid: NDArray[np.bool_],
-    num_classes: int,
-    subset: ClassSubset = "all",
-    shots: int | None = None,
-    seed: int = 0,
-) -> NDArray[np.int64]:
-    """Rows that a run trains on, ascending.
-
-    Args:
-        labels: hard labels, [N] int32, -1 = none.
-        valid: whether the image could be read, [N].
-        subset: rows of these classes only; rows without a hard label belong to `all` alone.
-        shots: at most this many rows a class, drawn by the seed; rows without a hard label are left out.
-
-    Raises:
-        UsageError: nothing is left.
-    """
-    rows = np.flatnonzero(valid)
-    if subset != "all":
-        rows = rows[np.isin(labels[rows], subset_classes(num_classes, subset))]
-    if shots is not None:
-        rows = rows[labels[rows] >= 0]
-        drawn = np.random.default_rng([seed, 0]).permutation(rows)
-        drawn = drawn[np.argsort(labels[drawn], kind="stable")]
-        sorted_labels = labels[drawn]
-        starts = np.searchsorted(sorted_labels, sorted_labels)  # where the row's class begins
-        rows = np.sort(drawn[np.arange(len(drawn)) - starts < shots])
-    if len(rows) == 0:
-        raise UsageError(f"no sample to train on (class subset '{subset}', shots {shots})")
-    return rows
-
-
-def epoch_order(
-    rows: NDArray[np.int64], seed: int, epoch: int, window_blocks: int = WINDOW_BLOCKS
-) -> NDArray[np.int64]:
-    """All rows once, shuffled: blocks of the cache in random order, rows mixed within windows of blocks.
-
-    Reading a window then touches few blocks, each once, whole.
-    """
-    random = np.random.default_rng([seed, 1, epoch])
-    blocks = rows // CHUNK_ROWS
-    present = np.unique(blocks)
-    window_of_block = np.empty(int(present[-1]) + 1, dtype=np.int64)
-    window_of_block[random.permutation(present)] = np.arange(len(present)) // window_blocks
-    # One sort: by window, and at random within it.
-    return rows[np.lexsort((random.random(len(rows)), window_of_block[blocks]))]
+Item = TypeVar("Item")
+Arrays = dict[str, dict[str, Tensor]]  # by source and name
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples.
+    """One step's samples, or those of them that are this process's.
 
     Attributes:
         rows, views: [B] int64, where they stand in the cache.
         labels: [B] int64 hard labels in the cache's vocabulary, -1 = none.
-        teacher: what the cache's encoding stored of each view, [B, ...] by array name.
-        student_features: [B, D'] float16 unit features of the student's own image tower (feature mode).
+        step_labels: [B of all processes] int64, those of the whole step.
+        teacher: what the cache's encoding stored of each view, [B, ...] by array name; empty where a run
+            has no use for it.
+        student_features: [B, D'] unit features of the student's own image tower (feature mode).
         pixels: [B, 3, H, W] uint8 (image mode).
     """
 
     rows: NDArray[np.int64]
     views: NDArray[np.int64]
     labels: Tensor
+    step_labels: Tensor
     teacher: dict[str, Tensor]
-    student_features: Tensor | None
-    pixels: Tensor | None
+    student_features: Tensor | None = None
+    pixels: Tensor | None = None
+
+    @property
+    def share(self) -> float:
+        """This process's share of the step's samples."""
+        return len(self.labels) / len(self.step_labels)
+
+    @property
+    def labelled_share(self) -> float:
+        """This process's share of the step's samples that have a label."""
+        return int((self.labels >= 0).sum()) / max(1, int((self.step_labels >= 0).sum()))
 
 
 class Join:
@@ -114,125 +74,142 @@ class Join:
         batch_size: int,
         seed: int,
         *,
-        renderer: ViewRenderer | None = None,
-        samples: SampleTable | None = None,
+        soft_labels: bool = True,
         student_features: TeacherCache | None = None,
-        threads: int = 4,
+        pixels: PixelWorkers | None = None,
+        reader: ReaderName = "auto",
+        device: torch.device = torch.device("cpu"),
+        rank: int = 0,
+        ranks: int = 1,
+        ranks_here: int = 1,
     ) -> None:
-        """Image mode with `renderer` (`samples` then says where the images lie now, if not where the cache
-        found them); feature mode with `student_features`."""
-        self.cache, self.rows, self.seed = cache, rows, seed
+        """Args:
+        cache: what the teacher said.
+        rows: of the run, ascending.
+        batch_size: samples a step, of all processes.
+        seed: of the order.
+        soft_labels: whether batches need what the teacher said.
+        student_features: feature mode: a cache of the student's own features.
+        pixels: image mode: who reads and decodes.
+        reader: how stored arrays are read.
+        device: where they are wanted.
+        rank, ranks: which share of each step is this process's.
+        ranks_here: processes on this machine.
+
+        Raises:
+            UsageError: fewer samples a step than processes.
+        """
+        self.cache, self.rows = cache, rows
         self.batch_size = min(batch_size, len(rows))
+        if self.batch_size < ranks:
+            raise UsageError(f"a step of {self.batch_size} samples cannot be shared by {ranks} processes")
         self.steps_per_epoch = len(rows) // self.batch_size
-        self._renderer, self._student_features = renderer, student_features
-        self._samples = samples if samples is not None else cache.samples if renderer else None
+        self.order = Order(rows, cache.num_views, seed)
+        self._own = slice(self.batch_size * rank // ranks, self.batch_size * (rank + 1) // ranks)
         self._labels = torch.from_numpy(cache.labels.astype(np.int64))
-        self._reader, self._threads = ImageReader(), threads
+        self._pixels = pixels
+
+        encoding_arrays = tuple(cache.encoding.arrays(cache.header.embedding, cache.header.classes))
+        sources = {}
+        if soft_labels or student_features is cache:
+            sources["teacher"] = StoredArrays(cache, encoding_arrays)
+        if student_features is not None and student_features is not cache:
+            header = student_features.header
+            names = student_features.encoding.arrays(header.embedding, header.classes)
+            sources["student"] = StoredArrays(student_features, tuple(names))
+        if pixels is not None:
+            sources["crops"] = StoredArrays(cache, ("crops",))
+        self._student_features = student_features
+        self._soft_labels = soft_labels
+        self._sources = list(sources)
+        self.reader = make_reader(
+            reader, list(sources.values()), rows, cache.num_views, device, processes=ranks_here
+        )
 
     def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """Batches of steps first_step .. last_step - 1, each read while the one before is used.
 
         Raises:
-            RppError: an image that the teacher could read cannot be read now.
+            RppError: an image that the teacher could read cannot be read now, or is another one.
         """
-        with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as ahead:
-            windows = _Windows(self)
-            following: Future[Batch] | None = None
-            for step in range(first_step, last_step):
-                current = following or ahead.submit(self._batch, step, windows, pool)
-                following = None
-                batch = current.result()
-                if step + 1 < last_step:
-                    following = ahead.submit(self._batch, step + 1, windows, pool)
-                yield batch
+        joined = self._joined(first_step, last_step)
+        if self._pixels is not None:
+            return _ahead(self._with_pixels(joined, self._pixels))
+        return _ahead(batch for batch, _ in joined)
 
-    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and their views in the order of the epoch."""
-        order = epoch_order(self.rows, self.seed, epoch)
-        random = np.random.default_rng([self.seed, 2, epoch])
-        return order, random.integers(0, self.cache.num_views, size=len(order))
+    def samples_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and views of a step, of all processes."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        return self.order.samples(epoch, number * self.batch_size, (number + 1) * self.batch_size)
 
-    def _batch(self, step: int, windows: "_Windows", pool: ThreadPoolExecutor) -> Batch:
-        rows, views, teacher, student = windows.read(step)
-        pixels = None
-        if self._renderer is not None and self._samples is not None:
-            crops = np.empty((len(rows), 5), dtype=np.uint16)
-            for view in np.unique(views):
-                crops[views == view] = self.cache.crops(rows[views == view], int(view))
-            pixels = read_pixels(self._samples, rows, views, crops, self._renderer, self._reader, pool.map)
-        return Batch(rows, views, self._labels[rows], teacher, student, pixels)
+    def _own_pieces(self, step: int) -> Iterator[tuple[tuple[int, int], slice]]:
+        """Where this process's samples of a step are: (epoch, window), and which of the window's samples."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        start = number * self.batch_size
+        for window, samples in self.order.pieces(epoch, start + self._own.start, start + self._own.stop):
+            yield (epoch, window), samples
 
+    def _windows(self, first_step: int, last_step: int) -> Iterator[LoadedWindow]:
+        """Each window that the steps need, once."""
+        keys = (key for step in range(first_step, last_step) for key, _ in self._own_pieces(step))
+        for (epoch, number), _ in groupby(keys):
+            yield self.reader.load(self.order.window(epoch, number))
 
-class _Windows:
-    """Features of the rows of many steps, read together: every block of the cache once a window."""
+    def _joined(self, first_step: int, last_step: int) -> Iterator[tuple[Batch, Arrays]]:
+        """Each step's batch, still without pixels, and what was read for it by source."""
+        windows = _ahead(self._windows(first_step, last_step))
+        at: tuple[int, int] | None = None
+        for step in range(first_step, last_step):
+            parts = []
+            for key, samples in self._own_pieces(step):
+                if key != at:
+                    at, loaded = key, next(windows)
+                parts.append(loaded.take(samples))
+            stored = dict(zip(self._sources, map(_joined_arrays, zip(*parts, strict=True)), strict=True))
+            yield self._batch(step, stored), stored
 
-    def __init__(self, join: Join) -> None:
-        self._join = join
-        self._epoch = self._first = self._last = -1
+    def _batch(self, step: int, stored: Arrays) -> Batch:
+        rows, views = self.samples_of(step)
+        step_labels = self._labels[rows]
+        features = None
+        if self._student_features is not None:
+            features = self._student_features.encoding.image_features(
+                stored.get("student", stored["teacher"])
+            )
+        return Batch(
+            rows[self._own],
+            views[self._own],
+            step_labels[self._own],
+            step_labels,
+            teacher=stored["teacher"] if self._soft_labels else {},
+            student_features=features,
+        )
 
-    def read(
-        self, step: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], dict[str, Tensor], Tensor | None]:
-        join = self._join
-        epoch, k = divmod(step, join.steps_per_epoch)
-        if epoch != self._epoch:
-            self._order, self._views = join._epoch(epoch)
-            self._epoch, self._last = epoch, -1
-        start, stop = k * join.batch_size, (k + 1) * join.batch_size
-        if not (self._first <= start and stop <= self._last):
-            batches = max(1, WINDOW_BLOCKS * CHUNK_ROWS // join.batch_size)
-            self._first, self._last = start, min(start + batches * join.batch_size, len(self._order))
-            self._teacher = self._stored(join.cache)
-            other = join._student_features
-            stored = self._teacher if other is None or other is join.cache else self._stored(other)
-            self._student = None if other is None else other.encoding.image_features(stored)
-        here, at = slice(start, stop), slice(start - self._first, stop - self._first)
-        teacher = {name: values[at] for name, values in self._teacher.items()}
-        student = None if self._student is None else self._student[at]
-        return self._order[here], self._views[here], teacher, student
+    def _with_pixels(self, joined: Iterator[tuple[Batch, Arrays]], pixels: PixelWorkers) -> Iterator[Batch]:
+        waiting: deque[Batch] = deque()  # the workers are some batches ahead
 
-    def _stored(self, cache: TeacherCache) -> dict[str, Tensor]:
-        """What the encoding stored of every row of the window, in the epoch's order."""
-        rows, views = self._order[self._first : self._last], self._views[self._first : self._last]
-        window: dict[str, Tensor] = {}
-        for view in np.unique(views):
-            chosen = views == view
-            for name, values in cache.stored(rows[chosen], int(view)).items():
-                whole = window.setdefault(name, values.new_empty((len(rows), *values.shape[1:])))
-                whole[torch.from_numpy(chosen)] = values
-        return window
+        def shown() -> Iterator[ShownViews]:
+            for batch, stored in joined:
+                waiting.append(batch)
+                yield ShownViews(batch.rows, batch.views, stored["crops"]["crops"].numpy())
+
+        for decoded in pixels.decode(shown(), self._own.stop - self._own.start):
+            yield replace(waiting.popleft(), pixels=decoded)
 
 
-def read_pixels(
-    samples: SampleTable,
-    rows: NDArray[np.int64],
-    views: NDArray[np.int64],
-    crops: NDArray[np.uint16],
-    renderer: ViewRenderer,
-    reader: ImageReader,
-    map_over: Callable[..., Iterator[Tensor]],
-) -> Tensor:
-    """Pixels of the given views of the given rows, [B, 3, H, W] uint8: the crops that the teacher saw.
+def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    Args:
-        map_over: `map`, or a thread pool's.
 
-    Raises:
-        RppError: an image cannot be read.
-    """
-
-    def pixels(key: str, location: tuple[str, int, int], view: int, crop: NDArray[np.uint16]) -> Tensor:
-        try:
-            image = decode_image(reader.read(*location))
-        except (UnreadableImageError, RppError) as error:
-            raise RppError(
-                f"{key} in {location[0]} cannot be read now, though the teacher could: {error}; if the "
-                "images moved, say where with --images"
-            ) from error
-        return torch.from_numpy(renderer.render(image, view, crop))
-
-    shown = map_over(pixels, samples.keys(rows), samples.locations(rows), views.tolist(), crops)
-    return torch.stack(list(shown))
+def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; each is made, in a thread, while the one before is used."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(lambda: list(islice(items, 1)))
+        while item := following.result():
+            following = thread.submit(lambda: list(islice(items, 1)))
+            yield item[0]
 
 
 def locate_images(cache: TeacherCache, images: str | None) -> SampleTable:
@@ -245,7 +222,7 @@ def locate_images(cache: TeacherCache, images: str | None) -> SampleTable:
         return cache.samples
     samples, _ = index_images(images, cache.vocabulary)
     if samples.digest != cache.header.sample_table_digest:
-        ours: Sequence[str] = cache.samples.keys(slice(0, 1))
+        ours = cache.samples.keys(slice(0, 1))
         raise UsageError(
             f"'{images}' does not hold the samples of the cache {cache.path}: {len(samples)} samples, first "
             f"'{samples.keys(slice(0, 1))[0]}', against {len(cache)}, first '{ours[0]}' (keys, sizes, labels "

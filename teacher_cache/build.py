@@ -3,25 +3,26 @@
 How a part is computed is in `part.py`, by whom in `cluster.py`.
 """
 
-import errno
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 
 from teacher_cache.cluster import ComputeSettings, Work, compute_parts, stoppable
-from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import SampleTable, index_images
+from teacher_cache.encodings import encoding_of
+from teacher_cache.errors import CacheDamagedError
+from teacher_cache.images import SampleTable, absolute_source, index_images
 from teacher_cache.openclip import load_model
 from teacher_cache.options import Place
-from teacher_cache.store import CacheHeader, CacheStore, part_rows, vocabulary_digest
+from teacher_cache.relabel import ensure_vocabulary
+from teacher_cache.store import CacheHeader, CacheStore, disk_errors, part_rows, vocabulary_digest
 from teacher_cache.teacher import Precision, Teacher, choose_device
 from teacher_cache.views import ViewPolicy
 from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabulary, load_vocabulary
@@ -41,23 +42,26 @@ class BuildSettings(ComputeSettings):
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
     view_policy: ViewPolicy = ViewPolicy()
-    encoding: Literal["factored"] = Field(default="factored", description="how logits are stored")
+    encoding: Literal["factored", "factored-int8", "topk", "dense"] = Field(
+        default="factored", description="how logits are stored; docs/format.md says what each loses"
+    )
+    topk: int = Field(default=100, ge=1, description="classes a view that --encoding topk keeps")
     precision: Precision = Field(default="fp32", description="the teacher's autocast precision")
     part_size: int = Field(
         default=8192, ge=1, description="samples a part, above 1024 in steps of 1024: what a kill can lose"
     )
 
     @property
-    def images_place(self) -> str:
-        """The image source, named so that it is found from anywhere."""
-        return str(Path(self.images).expanduser().absolute())
+    def encoding_record(self) -> dict[str, Any]:
+        """The encoding with its options, as the header records it."""
+        return {"name": self.encoding} | ({"k": self.topk} if self.encoding == "topk" else {})
 
 
 @dataclass(frozen=True)
 class BuildResult:
     """What a build did."""
 
-    path: Path
+    path: str
     samples: int
     parts_total: int
     parts_computed: int
@@ -82,17 +86,20 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         loaded = load_model(settings.teacher, settings.pretrained)
         teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
         store = open_or_create(settings, teacher, vocabulary, samples)
-        with store.locked():
-            with _disk_errors(store.path):
-                store.locate_images(samples, settings.images_place)
-            computed = compute_missing(store, settings, teacher, on_note)
-            skipped = sum(len(store.record(part).skipped) for part in store.committed())
+        computed = 0
+        # a finished cache may be another's, shared for reading alone
+        if store.missing() or store.folder.is_writable():
+            with disk_errors(store.path), store.locked():
+                store.mend_metadata()
+                ensure_vocabulary(store, store.header.vocabulary, vocabulary, teacher)
+                store.locate_images(samples, absolute_source(settings.images))
+                computed = compute_missing(store, settings, teacher, on_note)
     return BuildResult(
         path=store.path,
         samples=len(samples),
         parts_total=store.header.parts,
         parts_computed=computed,
-        skipped=skipped,
+        skipped=len(store.skipped()),
         seconds=time.monotonic() - started,
         notes=notes,
     )
@@ -117,13 +124,13 @@ def compute_missing(
     here = settings.on_this_machine() if settings.scheduler is None else settings
     work = Work(
         name=f"rpp-{uuid.uuid4().hex}",
-        path=str(store.path.resolve()),
+        path=store.folder.absolute,
         teacher=teacher.loaded.name,
         pretrained=teacher.loaded.pretrained,
         precision=teacher.precision,
         settings=ComputeSettings(**{name: getattr(here, name) for name in ComputeSettings.model_fields}),
     )
-    with _disk_errors(store.path):
+    with disk_errors(store.path):
         return compute_parts(work, store, teacher, on_note)
 
 
@@ -132,13 +139,23 @@ def load_inputs(
 ) -> tuple[Vocabulary, SampleTable, list[str]]:
     """The vocabulary, the samples, and what there is to remark about them, as it was told to `on_note`."""
     vocabulary = load_vocabulary(settings.classes, settings.templates, settings.lemma, settings.duplicates)
-    samples, notes = index_images(settings.images, vocabulary)
+    samples, notes = index_images(settings.images, vocabulary, _known_samples(settings.out))
+    notes = list(notes)
     if vocabulary.duplicate_names:
         shared = sum(vocabulary.duplicate_names.values())
         notes.append(f"{shared} classes share their name with another and cannot be told apart by it")
+    notes += encoding_of(settings.encoding_record).notes(len(vocabulary))
     for note in notes:
         on_note(note)
     return vocabulary, samples, notes
+
+
+def _known_samples(out: str) -> SampleTable | None:
+    """The sample table of a cache that was begun there: a source that did not change is not read again."""
+    with suppress(CacheDamagedError):
+        if CacheStore.exists(out):
+            return CacheStore.open(out).samples
+    return None
 
 
 def open_or_create(
@@ -150,15 +167,14 @@ def open_or_create(
         CacheMismatchError: it was begun with something else, naming both.
         UsageError: it cannot be written, or is no cache.
     """
-    path = Path(settings.out)
     header = header_of(settings, teacher, vocabulary, samples)
-    if (path / "zarr.json").exists():
-        store = CacheStore.open(path, writable=True)
-        store.header.require_equal(header, path)
+    if CacheStore.exists(settings.out):
+        store = CacheStore.open(settings.out, writable=True)
+        store.header.require_equal(header, settings.out)
         return store
-    with _disk_errors(path):
+    with disk_errors(settings.out):
         features_CD = teacher.class_features(vocabulary).numpy()
-        return CacheStore.create(path, header, samples, vocabulary, features_CD)
+        return CacheStore.create(settings.out, header, samples, vocabulary, features_CD)
 
 
 def header_of(
@@ -170,13 +186,13 @@ def header_of(
         part_size=part_rows(settings.part_size, len(samples)),
         embedding=_embedding_width(teacher),
         classes=len(vocabulary),
-        encoding={"name": settings.encoding},
+        encoding=settings.encoding_record,
         teacher=teacher.describe(),
         view_policy=settings.view_policy.model_dump(),
         vocabulary=Path(settings.classes).stem.lower(),
         vocabulary_digest=vocabulary_digest(vocabulary),
         sample_table_digest=samples.digest,
-        images=settings.images_place,
+        images=absolute_source(settings.images),
         software=f"rpp {version('rpp')}",
         passes=[settings.view_policy.views],
     )
@@ -185,18 +201,3 @@ def header_of(
 def _embedding_width(teacher: Teacher) -> int:
     height, width = teacher.renderer.size
     return int(teacher.image_features(torch.zeros(1, 3, height, width, dtype=torch.uint8)).shape[1])
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise RppError(
-                f"no room to write {path} ({error.strerror}); what is committed is safe: make room and run "
-                "the same command again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UsageError(f"cannot write {path}: {error.strerror}") from error
-        raise

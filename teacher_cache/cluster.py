@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import SampleTable
 from teacher_cache.openclip import load_model
 from teacher_cache.part import part_arrays
 from teacher_cache.progress import Counter, counting
-from teacher_cache.store import SAMPLES, CacheStore
+from teacher_cache.store import CacheStore
 from teacher_cache.teacher import Precision, Teacher, choose_device
 
 MOST_DECODING_THREADS = 16
@@ -48,7 +46,7 @@ class ComputeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    batch_size: int = Field(default=64, ge=1, description="views a forward pass")
+    batch_size: int = Field(default=64, ge=1, description="images a forward pass, one view of each")
     workers: int | None = Field(
         default=None, ge=1, description="local worker processes; unset: one a CUDA device, on a CPU one"
     )
@@ -316,7 +314,7 @@ _computing = threading.Lock()  # a Dask worker may have several threads; the dev
 
 @lru_cache(maxsize=2)
 def _opened(work: Work) -> Opened:
-    store = CacheStore.open(Path(work.path), writable=True)
+    store = CacheStore.open(work.path, writable=True)
     teacher = _teachers.get(work.name) or _load_teacher(work, store)
     head = ClassHead(torch.from_numpy(store.class_features()), float(store.header.teacher["logit_scale"]))
     return Opened(store, teacher, head.to(teacher.device))
@@ -365,7 +363,7 @@ def compute_part(work: Work, part: int) -> None:
             computed = part_arrays(
                 header,
                 part,
-                SampleTable.read_rows(store.path / SAMPLES, rows),
+                store.samples.part(rows),
                 opened.teacher,
                 opened.head,
                 batch_size=settings.batch_size,

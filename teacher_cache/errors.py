@@ -31,3 +31,7 @@ class CacheBusyError(UsageError):
 
 class CacheDamagedError(RppError):
     """Stored arrays or records of a cache cannot be trusted."""
+
+
+class CacheUnreachableError(RppError):
+    """The store that a cache lies in does not answer."""

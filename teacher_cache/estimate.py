@@ -75,10 +75,9 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
             settings.precision,
         )
         header = header_of(settings, teacher, vocabulary, samples)
-        out = Path(settings.out)
-        begun = CacheStore.open(out) if (out / "zarr.json").exists() else None
+        begun = CacheStore.open(settings.out) if CacheStore.exists(settings.out) else None
         if begun:
-            begun.header.require_equal(header, out)
+            begun.header.require_equal(header, settings.out)
             header = begun.header
         missing = begun.missing() if begun else range(header.parts)
         workers = number_of_workers(settings)
@@ -145,8 +144,7 @@ def _views_per_second(
     here = settings.on_this_machine()
     # what the class features are does not matter to the time that the encoding takes
     head = ClassHead(torch.zeros(header.classes, header.embedding), 1.0).to(teacher.device)
-    views = len(header.views_of(0))
-    batch = max(1, settings.batch_size // views)
+    views, batch = len(header.views_of(0)), settings.batch_size
 
     def seconds(count: int) -> float:
         rows = np.linspace(0, len(samples) - 1, count).astype(np.int64)

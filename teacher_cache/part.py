@@ -1,6 +1,7 @@
 """One part of a cache: read -> decode -> forward -> arrays.
 
-Batches are cut within a part and by its size alone: the arrays do not depend on who computes which part when.
+Batches are cut within a part, and the teacher sees one view of them at a time: the arrays do not depend on
+who computes which part when, nor on how many views a pass has.
 Who that is, and what is done with the arrays, is `cluster.py`'s business.
 
 Shapes: B views of a batch, V views of the part's pass, H and W pixels, D embedding.
@@ -29,6 +30,7 @@ from teacher_cache.teacher import Teacher
 from teacher_cache.views import ViewPolicy, ViewRenderer, draw_crop, evaluation_crop
 
 BATCHES_AHEAD = 2  # batches that are decoded while another is with the teacher
+VIEWS_AT_ONCE = 8  # views rendered of an image while it is decoded; more views decode it again
 BATCHES_ON_DEVICE = 32  # batches whose features stay on the device before they are fetched and encoded
 
 
@@ -67,7 +69,7 @@ def part_arrays(
     Args:
         samples: the part's own rows, no others.
         head: on the teacher's device.
-        batch_size: views a forward pass.
+        batch_size: images a forward pass, one view of each.
         threads: how many read and decode.
         strict: stop at the first unreadable image.
         readable: in a later pass, which of the rows the first pass could read, [N of the part] bool. Those
@@ -91,20 +93,19 @@ def part_arrays(
     )
     seconds = {"wait": 0.0, "forward": 0.0}
     skipped: list[dict[str, Any]] = []
-    on_device: deque[tuple[Batch, Tensor]] = deque()
+    on_device: deque[tuple[Batch, int, Tensor]] = deque()
     launched: deque[torch.cuda.Event] = deque()
 
-    def encode(batches: int) -> None:
-        for batch, features_BD in (on_device.popleft() for _ in range(batches)):
-            shape = (len(batch.samples), len(batch.views))
+    def encode() -> None:
+        for batch, view, features_BD in on_device:
             for name, values in encoding.encode(features_BD, head).items():
-                into = arrays[name][batch.slots, batch.views.start : batch.views.stop]
-                into[:] = values.reshape(*shape, *values.shape[1:])
+                arrays[name][batch.slots, view] = values
+        on_device.clear()
 
     batches = cut_batches(count, len(views), batch_size)
     with ThreadPoolExecutor(threads, initializer=_yield_to_the_teacher) as pool:
         asked = time.perf_counter()
-        for batch, pixels_BCHW, unreadable in pixels.decoded(pool, batches):
+        for batch, pixels_BVCHW, unreadable in pixels.decoded(pool, batches):
             arrived = time.perf_counter()
             seconds["wait"] += arrived - asked
             for position, reason in unreadable.items():
@@ -116,19 +117,20 @@ def part_arrays(
                     skipped.append(entry)
                 valid[position] = False
             if valid[batch.slots].any():
-                on_device.append((batch, teacher.image_features(pixels_BCHW)))
+                for number, view in enumerate(batch.views):
+                    on_device.append((batch, view, teacher.image_features(pixels_BVCHW[:, number])))
                 if teacher.device.type == "cuda":
                     launched.append(torch.cuda.Event())
                     launched[-1].record()
                     if len(launched) > 1:  # the launches may not run away from the device: memory is bounded
                         launched.popleft().synchronize()
-            if len(on_device) == BATCHES_ON_DEVICE:
-                encode(len(on_device))
+            if len(on_device) >= BATCHES_ON_DEVICE:
+                encode()
             if batch.views.stop == len(views):
                 on_batch(batch.samples.stop)
             asked = time.perf_counter()
             seconds["forward"] += asked - arrived
-        encode(len(on_device))
+        encode()
         ended = time.perf_counter()
         seconds["forward"] += ended - asked
     if len(skipped) == count and count > 1:
@@ -169,14 +171,11 @@ class Batch:
 
 
 def cut_batches(samples: int, views: int, batch_size: int) -> list[Batch]:
-    """Whole samples where a batch holds all their views, else one sample and as many views as it holds."""
-    per_batch, views_per_batch = max(1, batch_size // views), min(views, batch_size)
+    """`batch_size` samples with `VIEWS_AT_ONCE` of their views, the views of a sample behind each other."""
     return [
-        Batch(
-            range(sample, min(sample + per_batch, samples)), range(view, min(view + views_per_batch, views))
-        )
-        for sample in range(0, samples, per_batch)
-        for view in range(0, views, views_per_batch)
+        Batch(range(sample, min(sample + batch_size, samples)), range(view, min(view + VIEWS_AT_ONCE, views)))
+        for sample in range(0, samples, batch_size)
+        for view in range(0, views, VIEWS_AT_ONCE)
     ]
 
 
@@ -214,7 +213,7 @@ class PartPixels:
     def decoded(
         self, pool: ThreadPoolExecutor, batches: list[Batch]
     ) -> Iterator[tuple[Batch, Tensor, dict[int, str]]]:
-        """Yield each batch with its pixels [B, 3, H, W] uint8, sample by sample, and the reasons why some of
+        """Yield each batch with its pixels [B, V, 3, H, W] uint8 and the reasons why some of
         its samples could not be read, by position; the pixels of those are zero.
 
         A batch is begun when the one `BATCHES_AHEAD` before it is taken: memory is bounded.
@@ -231,7 +230,7 @@ class PartPixels:
                 if reason is not None:
                     unreadable[position] = reason
             ahead.extend(self._begin(pool, following) for following in islice(todo, 1))
-            yield batch, pixels.flatten(0, 1).permute(0, 3, 1, 2), unreadable
+            yield batch, pixels.permute(0, 1, 4, 2, 3), unreadable
 
     def _begin(
         self, pool: ThreadPoolExecutor, batch: Batch

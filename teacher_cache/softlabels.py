@@ -5,9 +5,9 @@ Knows which rows and views are read; what the stored arrays mean is the encoding
 Shapes: B rows, C classes (C' a subset of them), D embedding.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,38 +21,41 @@ from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
 from teacher_cache.vocabulary import Vocabulary
 
+PIECE_ROWS = 256  # rows whose logits stand in memory together: 22 MB with 21,841 classes
+SIGNED = {"uint16": "int32", "uint32": "int64"}
 Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
 
 class TeacherCache:
-    """A finished cache, read only. `len(cache)` is the number of samples."""
+    """A finished cache, read only, in one of its vocabularies. `len(cache)` is the number of samples.
 
-    def __init__(self, store: CacheStore) -> None:
+    While views are added to it, it has those that every sample has: `num_views` says how many.
+    """
+
+    def __init__(self, store: CacheStore, vocabulary: str | None = None) -> None:
         self.store = store
-        missing = store.missing()
-        if missing:
+        self.vocabulary_name = vocabulary or store.header.vocabulary
+        self.num_views = store.finished_views()
+        if not self.num_views:
             raise UsageError(
-                f"the cache {store.path} is not complete: {len(missing)} of {store.header.parts} parts are "
-                "missing; run rpp-cache build again, it goes on where it stopped"
+                f"the cache {store.path} is not complete: {len(store.missing())} of {store.header.parts} "
+                "parts are missing; run rpp-cache build again, it goes on where it stopped"
             )
+        if vocabulary is not None and vocabulary not in store.vocabulary_names():
+            store.vocabulary(vocabulary)  # says which there are
 
     def __len__(self) -> int:
         return self.store.header.samples
 
     @property
-    def path(self) -> Path:
-        """Where the cache lies."""
+    def path(self) -> str:
+        """Where the cache lies, a path or a URL."""
         return self.store.path
 
     @property
     def header(self) -> CacheHeader:
         """What the cache is of."""
         return self.store.header
-
-    @property
-    def num_views(self) -> int:
-        """Views a sample."""
-        return self.store.header.views
 
     @property
     def teacher(self) -> dict[str, Any]:
@@ -66,13 +69,13 @@ class TeacherCache:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The default vocabulary: the one that the labels index."""
-        return self.store.vocabulary()
+        """The vocabulary that the cache was opened with: the one that labels and logits index."""
+        return self.store.vocabulary(self.vocabulary_name)
 
     @cached_property
     def class_features(self) -> Tensor:
-        """Unit class features of the default vocabulary, [C, D] float32."""
-        return torch.from_numpy(self.store.class_features())
+        """Unit class features of the vocabulary, [C, D] float32."""
+        return torch.from_numpy(self.store.class_features(self.vocabulary_name))
 
     @property
     def samples(self) -> SampleTable:
@@ -81,8 +84,15 @@ class TeacherCache:
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
-        """Hard labels in the default vocabulary, [N]; -1 = none."""
-        return np.asarray(self.store.array("labels")[:])
+        """Hard labels in the vocabulary, [N]; -1 = none.
+
+        They are stored in the vocabulary of the build. In another one a label is the class of the same id.
+        """
+        stored = np.asarray(self.store.array("labels")[:])
+        if self.vocabulary_name == self.header.vocabulary:
+            return stored
+        there = np.append(self.store.vocabulary().classes_in(self.vocabulary), np.int32(-1))
+        return np.asarray(there[stored])
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
@@ -96,7 +106,7 @@ class TeacherCache:
 
     @cached_property
     def head(self) -> ClassHead:
-        """Class features of the default vocabulary and logit scale, on the CPU."""
+        """Class features of the vocabulary and logit scale, on the CPU."""
         return ClassHead(self.class_features, self.logit_scale)
 
     @property
@@ -104,10 +114,34 @@ class TeacherCache:
         """Whether the encoding keeps the teacher's image features, or only its logits."""
         return self.encoding.keeps_image_features
 
+    def require_view(self, view: int) -> None:
+        """Refuse a view that the cache does not have.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if not 0 <= view < self.num_views:
+            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
+
     def stored(self, rows: Rows, view: int = 0) -> dict[str, Tensor]:
-        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them."""
+        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them.
+
+        Unsigned integers become the next larger signed ones: torch can hardly do a thing with uint16.
+        """
         names = self.encoding.arrays(self.header.embedding, self.header.classes)
-        return {name: torch.from_numpy(self._read(name, rows, view)) for name in names}
+        arrays = {name: self._read(name, rows, view) for name in names}
+        return {
+            name: torch.from_numpy(values.astype(SIGNED.get(values.dtype.name, values.dtype), copy=False))
+            for name, values in arrays.items()
+        }
+
+    def stored_pieces(self, rows: Rows, view: int = 0) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """What `stored` gives, read at once and handed out with its place in `rows`, in pieces so small that
+        logits of all classes fit in memory."""
+        stored = self.stored(rows, view)
+        for first in range(0, len(next(iter(stored.values()))), PIECE_ROWS):
+            at = slice(first, first + PIECE_ROWS)
+            yield at, {name: values[at] for name, values in stored.items()}
 
     def image_features(self, rows: Rows, view: int = 0) -> Tensor:
         """Unit image features of the teacher, [B, D] float16.
@@ -124,7 +158,8 @@ class TeacherCache:
         return self._read("crops", rows, view)
 
     def logits(self, rows: Rows, view: int = 0, classes: Tensor | None = None) -> Tensor:
-        """Teacher logits of the given rows, [B, C'] float32.
+        """Teacher logits of the given rows, [B, C'] float32; of `topk`, those whose softmax at temperature 1
+        is the soft label.
 
         Args:
             rows: sample rows in any order.
@@ -142,10 +177,10 @@ class TeacherCache:
         """softmax(z / T) over the classes asked for, [B, C'] float32; each row sums to 1.
 
         Raises:
-            UsageError: a temperature that is not above zero, and what `logits` raises.
+            UsageError: a temperature that is not above zero, or at which the encoding has no soft labels;
+                and what `logits` raises.
         """
-        if not temperature > 0:
-            raise UsageError(f"the temperature must be above zero, not {temperature}")
+        self.encoding.require_temperature(temperature)
         return torch.softmax(self._logits(rows, view, classes, temperature) / temperature, dim=-1)
 
     def _logits(self, rows: Rows, view: int, classes: Tensor | None, temperature: float) -> Tensor:
@@ -160,9 +195,9 @@ class TeacherCache:
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Rows of a per-view array: every chunk that is needed is read once, whole."""
-        if not 0 <= view < self.num_views:
-            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
-        wanted = np.arange(len(self))[rows] if isinstance(rows, slice | int) else np.asarray(rows)
+        self.require_view(view)
+        # a range, not an array: 14 million numbers would cost more than the read
+        wanted = np.asarray(range(len(self))[rows] if isinstance(rows, slice | int) else rows)
         wanted = np.atleast_1d(wanted).astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise UsageError(f"rows {wanted.min()} to {wanted.max()} asked of a cache of {len(self)} samples")
@@ -177,10 +212,14 @@ class TeacherCache:
         return result
 
 
-def open_cache(path: str | Path) -> TeacherCache:
+def open_cache(path: str | os.PathLike[str], vocabulary: str | None = None) -> TeacherCache:
     """Open a finished cache for reading.
 
+    Args:
+        path: a path, or a URL that fsspec knows (`s3://bucket/zarr`).
+        vocabulary: one that `rpp-cache relabel` added; that of the build without it.
+
     Raises:
-        UsageError: no cache there, an unfinished one, or one of a newer format.
+        UsageError: no cache there, an unfinished one, one of another format, or no such vocabulary.
     """
-    return TeacherCache(CacheStore.open(Path(path)))
+    return TeacherCache(CacheStore.open(path), vocabulary)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.openclip import LoadedModel, TextParts, text_parts
+from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts
 from teacher_cache.views import ViewRenderer, normalise
 from teacher_cache.vocabulary import Vocabulary
 
@@ -104,6 +104,30 @@ class Teacher:
             "precision": self.precision,
             "quick_gelu": self.loaded.config["quick_gelu"],
         }
+
+
+def recorded_teacher(
+    record: dict[str, Any], model: str | None = None, pretrained: str | None = None, device: str = "auto"
+) -> Teacher:
+    """The teacher that a cache was made with.
+
+    Args:
+        record: what `Teacher.describe` gave.
+        model, pretrained: where its weights are now, if they moved.
+        device: as `choose_device` takes it.
+
+    Raises:
+        UsageError: it cannot be loaded, or it has other weights now.
+    """
+    if model is None:
+        model, pretrained = record["model"], pretrained or record["pretrained"]
+    loaded = load_model(model, pretrained)
+    if loaded.digest != record["weights_digest"]:
+        raise UsageError(
+            f"{loaded.name} has weights {loaded.digest}, the cache was made with {record['weights_digest']}; "
+            "name the cache's own with --teacher and --pretrained"
+        )
+    return Teacher(loaded, choose_device(device), record["precision"])
 
 
 def _encode_trimmed(parts: TextParts, tokens_BT: Tensor) -> Tensor:

@@ -74,6 +74,18 @@ def evaluation_crop(preprocess: PreprocessCfg, width: int, height: int) -> NDArr
     return np.round(np.array([(1 - w) / 2, (1 - h) / 2, w, h, 0]) * FULL).astype(np.uint16)
 
 
+def enough_pixels(crops_V5: NDArray[np.uint16], height: int, width: int) -> tuple[int, int]:
+    """The smallest (width, height) that a picture may be decoded at for crops to be shown at a size without
+    being enlarged: `decode_image(content, at_least=...)`.
+
+    Args:
+        crops_V5: [V, 5] or [5] as `draw_crop` and `evaluation_crop` give them.
+        height, width: of what is shown.
+    """
+    w, h = np.maximum(crops_V5[..., 2:4].reshape(-1, 2).min(axis=0), 1).astype(np.int64)
+    return math.ceil(width * FULL / w), math.ceil(height * FULL / h)
+
+
 def _size(preprocess: PreprocessCfg) -> tuple[int, int]:
     size = preprocess.size
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

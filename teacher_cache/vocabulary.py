@@ -1,18 +1,21 @@
 """Class names, ids and templates, in the order of the class indices.
 
 Reads ImageNet's names from timm's ImageNetInfo or the user's own file. Which image belongs to which class
-is decided in `images.py`.
+is decided in `images/`.
 """
 
 import csv
+import io
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from timm.data import ImageNetInfo
 
@@ -34,6 +37,10 @@ IMAGENETS = {
 TEMPLATE_SETS = {"imagenet": OPENAI_IMAGENET_TEMPLATES, "imagenet-simple": SIMPLE_IMAGENET_TEMPLATES}
 DEFAULT_TEMPLATE = "a photo of a {}."
 
+# What the columns of a CSV file are called, the most telling first.
+NAME_COLUMNS = ("name", "class_name", "classname", "class name", "lemma", "label", "class")
+ID_COLUMNS = ("id", "synset", "wnid", "class_id", "index", "idx", "class_index")
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -48,7 +55,6 @@ class Vocabulary:
     names: tuple[str, ...]
     ids: tuple[str, ...]
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
-    _index: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,16 +65,38 @@ class Vocabulary:
         return {name: count for name, count in Counter(self.names).items() if count > 1}
 
     def index_of(self, label: str) -> int | None:
-        """Class index of an id or, failing that, of a name (case and `_` do not matter); None if unknown.
+        """Class index of an id or, failing that, of a name, as written or, failing that, whatever the case
+        and with `_` for spaces; None if unknown.
 
-        A name that several classes share resolves to none of them.
+        What several classes share resolves to none of them.
         """
-        if not self._index:
-            folded = [_fold(name) for name in self.names]
-            counts = Counter(folded)
-            self._index.update({name: c for c, name in enumerate(folded) if counts[name] == 1})
-            self._index.update({_fold(identity): c for c, identity in enumerate(self.ids)})
-        return self._index.get(_fold(label))
+        exact, folded = self._index
+        return exact.get(label, folded.get(_fold(label)))
+
+    @cached_property
+    def _index(self) -> tuple[dict[str, int | None], dict[str, int | None]]:
+        """Ids and names as written, and folded; an id goes before another class's name."""
+        folded_names, folded_ids = map(_fold, self.names), map(_fold, self.ids)
+        return (
+            _unshared(self.names) | _unshared(self.ids),
+            _unshared(tuple(folded_names)) | _unshared(tuple(folded_ids)),
+        )
+
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        if all(identity.isdecimal() for identity in self.ids):
+            return {int(identity): c for c, identity in enumerate(self.ids)}
+        return {c: c for c in range(len(self))}
+
+    def index_of_number(self, number: int) -> int | None:
+        """Class index of a label that is a whole number: it is the index itself, unless the ids of the
+        vocabulary are whole numbers, which then are meant."""
+        return self._numbers.get(number)
+
+    def classes_in(self, other: "Vocabulary") -> NDArray[np.int32]:
+        """For each class the one of the same id in another vocabulary, [C] int32; -1 where there is none."""
+        index = {identity: c for c, identity in enumerate(other.ids)}
+        return np.array([index.get(identity, -1) for identity in self.ids], dtype=np.int32)
 
     def to_json(self) -> dict[str, Any]:
         """As the cache records it."""
@@ -78,6 +106,12 @@ class Vocabulary:
     def from_json(cls, record: dict[str, Any]) -> "Vocabulary":
         """From what `to_json` gave."""
         return cls(tuple(record["names"]), tuple(record["ids"]), tuple(record["templates"]))
+
+
+def _unshared(keys: tuple[str, ...]) -> dict[str, int | None]:
+    """Class index of each key, None where several classes have it."""
+    counts = Counter(keys)
+    return {key: c if counts[key] == 1 else None for c, key in enumerate(keys)}
 
 
 def _fold(label: str) -> str:
@@ -93,8 +127,8 @@ def load_vocabulary(
     """Class names by ImageNet's name or from a file.
 
     Args:
-        source: one of `IMAGENETS`, or a file: `.txt` (a name a line), `.csv`/`.tsv` (a `name` column and
-            perhaps an `id`, `synset` or `wnid` column; without a header the columns are id, name or name
+        source: one of `IMAGENETS`, or a file: `.txt` (a name a line), `.csv`/`.tsv` (a header with one of
+            `NAME_COLUMNS` and perhaps one of `ID_COLUMNS`; without a header the columns are id, name or name
             alone), `.json` (a list of names, an object index -> name, id -> name, or index -> [id, name] as
             Keras has it).
         templates: one text with `{}`, a file with one a line (or a JSON list), or `imagenet` /
@@ -199,7 +233,7 @@ def _has_one_field(template: str) -> bool:
 def _read_templates(path: Path) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8-sig")
-        texts = json.loads(content) if path.suffix == ".json" else content.splitlines()
+        texts = json.loads(content) if path.suffix == ".json" else _lines(content)
     except ValueError as error:
         raise UsageError(f"template file {path}: {error}") from error
     if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
@@ -216,12 +250,14 @@ def _read_names(path: Path) -> tuple[list[str], list[str]]:
         content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"vocabulary {path} is not UTF-8: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the vocabulary {path}: {error.strerror}") from error
     if path.suffix == ".json":
         pairs = _pairs_of_json(content, path)
     elif path.suffix in (".csv", ".tsv"):
         pairs = _pairs_of_csv(content, path)
     else:
-        pairs = [(line.strip(), line.strip()) for line in content.splitlines() if line.strip()]
+        pairs = [(line.strip(), line.strip()) for line in _lines(content) if line.strip()]
     if not pairs:
         raise UsageError(f"vocabulary {path} holds no class name")
     empty = [c for c, (_, name) in enumerate(pairs) if not name.strip()]
@@ -236,15 +272,26 @@ def _read_names(path: Path) -> tuple[list[str], list[str]]:
     return ids, names
 
 
+def _lines(content: str) -> list[str]:
+    """Lines as text files have them. `str.splitlines` would also cut at characters that names may hold."""
+    return content.replace("\r\n", "\n").split("\n")
+
+
 def _pairs_of_csv(content: str, path: Path) -> list[tuple[str, str]]:
-    rows = list(csv.reader(content.splitlines(), delimiter="\t" if path.suffix == ".tsv" else ","))
-    rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    first_line = _lines(content)[0]
+    delimiter = "\t" if path.suffix == ".tsv" else ";" if ";" in first_line and "," not in first_line else ","
+    rows = list(csv.reader(io.StringIO(content, newline=""), delimiter=delimiter))
+    rows = [[" ".join(cell.split()) for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if not rows:
         return []
     header = [cell.lower() for cell in rows[0]]
-    if "name" in header:
-        name_column = header.index("name")
-        id_column = next((header.index(h) for h in ("id", "synset", "wnid") if h in header), name_column)
+    if any(word in header for word in (*NAME_COLUMNS, *ID_COLUMNS)):
+        name_column = next((header.index(word) for word in NAME_COLUMNS if word in header), None)
+        if name_column is None:
+            raise UsageError(
+                f"vocabulary {path}: none of the columns {rows[0]} is called {' or '.join(NAME_COLUMNS)}"
+            )
+        id_column = next((header.index(word) for word in ID_COLUMNS if word in header), name_column)
         rows = rows[1:]
     else:
         id_column, name_column = 0, min(1, len(rows[0]) - 1)

@@ -5,13 +5,17 @@ Knows nothing of disks: arrays in, logits out. Reading and writing is the store'
 Shapes: B views, C classes (C' a subset of them), D embedding.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from teacher_cache.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,37 @@ class ClassHead:
 
 
 class Encoding(ABC):
-    """One way to store what the teacher said of a view."""
+    """One way to store what the teacher said of a view.
+
+    A cache's header records its name and its options, the keyword arguments of its class.
+    """
 
     name: ClassVar[str]
     keeps_image_features: ClassVar[bool] = False
 
-    def describe(self) -> dict[str, Any]:
-        """As the cache's header records it; `encoding_of` makes it an object again."""
-        return {"name": self.name}
+    def notes(self, classes: int) -> list[str]:
+        """What a user should know before C = classes are stored this way.
+
+        Raises:
+            UsageError: they cannot be.
+        """
+        return []
+
+    def require_temperature(self, temperature: float) -> None:
+        """Refuse a temperature at which this encoding has no soft labels.
+
+        Raises:
+            UsageError: naming those that it has.
+        """
+        if not temperature > 0:
+            raise UsageError(f"the temperature must be above zero, not {temperature}")
+
+    def bytes_a_view(self, embedding: int, classes: int) -> int:
+        """Bytes that one view takes, for D = embedding and C = classes."""
+        arrays = self.arrays(embedding, classes).values()
+        return sum(
+            np.dtype(spec.dtype).itemsize * math.prod(size for _, size in spec.axes) for spec in arrays
+        )
 
     @abstractmethod
     def arrays(self, embedding: int, classes: int) -> dict[str, ArraySpec]:
@@ -90,8 +117,11 @@ class Encoding(ABC):
             stored: the arrays as read, each [B, ...], on one device with `head` and `classes`.
             temperature: T; only an encoding that does not keep every logit needs it.
             classes: indices of the classes wanted, [C'] int64; all without it.
+
+        Raises:
+            UsageError: what `require_temperature` refuses.
         """
 
     def image_features(self, stored: dict[str, Tensor]) -> Tensor:
-        """Unit image features [B, D], of an encoding that keeps them."""
+        """Unit image features [B, D] float16, of an encoding that keeps them."""
         raise TypeError(f"the encoding '{self.name}' keeps no image features")

@@ -100,6 +100,7 @@ def test_the_command_prints_json(
         ("views = 2", "views = 0", r"\[build\]: --views 0: "),
         ("$PICTURES", "$NOWHERE_SET", r"environment variable NOWHERE_SET is not set"),
         ("views = 2", "views = ", r"is not TOML"),
+        ("[[eval]]", "[eval]", r"an evaluation begins with \[\[eval\]\]"),
         ("teacher =", "#", r"\[build\]: --teacher: Field required"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,25 @@ import torch
 
 from pipeline.cli import main
 from student_train import load_student
-from student_train.evaluate import EncodedImages, EvalSettings, accuracy, evaluate, harmonic_mean
+from student_train.evaluate import (
+    EncodedImages,
+    EvalSettings,
+    accuracy,
+    encode_images,
+    evaluate,
+    harmonic_mean,
+    load_feature_model,
+)
 from student_train.prompts import PromptSettings
 from student_train.train import TrainSettings, train
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, decode_image, index_images
-from teacher_cache.vocabulary import load_vocabulary
+from teacher_cache.teacher import Teacher
+from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES
+from tests.teacher_cache.inputs import write_shard
 
 IMAGES, CLASSES = str(PICTURES / "fluent-flat.tar"), str(PICTURES / "classes.txt")
 
@@ -104,6 +115,54 @@ def test_a_run_is_evaluated_with_its_own_features(demo_cache_path: Path, tmp_pat
     assert (found["top1"], found["top5"]) != (frozen["top1"], frozen["top5"])
     base = evaluate(run.model_copy(update={"class_subset": "base"}))
     assert (base["samples"], base["classes"]) == (150, 150)
+
+
+def test_unreadable_and_unlabelled_images_are_left_out_with_their_labels_and_counted(
+    demo_cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tarfile.open(IMAGES) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    pictures = [number for number, (name, _) in enumerate(members) if name.endswith(".jpg")]
+    stem = members[pictures[7]][0].removesuffix(".jpg")
+    damaged = [
+        (name, b"no picture" if number == pictures[3] else content)
+        for number, (name, content) in enumerate(members)
+    ]
+    damaged = [(name, content) for name, content in damaged if name not in (f"{stem}.cls", f"{stem}.json")]
+    shard = write_shard(tmp_path / "damaged.tar", damaged)
+    model, _ = load_feature_model(
+        EvalSettings(student="zero-shot", cache=demo_cache_path, images=IMAGES, classes=CLASSES)
+    )
+    vocabulary = load_vocabulary(CLASSES)
+    whole = encode_images(model, index_images(IMAGES, vocabulary)[0])
+    found = encode_images(model, index_images(str(shard), vocabulary)[0])
+    kept = [row for row in range(300) if row not in (3, 7)]
+    torch.testing.assert_close(found.features, whole.features[kept], atol=1e-5, rtol=0)
+    assert found.labels.tolist() == whole.labels[kept].tolist()
+    arguments = ["--cache", str(demo_cache_path), "--images", str(shard), "--classes", CLASSES, "--json"]
+    assert run_rpp(monkeypatch, "eval", "--student", "zero-shot", *arguments) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (result["samples"], result["skipped"], result["without_label"]) == (298, 1, 1)
+    assert [f"note: {line}" in printed.err for line in result["notes"]] == [True]
+
+
+def test_a_student_without_text_prompts_reads_names_through_its_caches_templates(
+    demo_cache_path: Path, tmp_path: Path
+) -> None:
+    prompts = PromptSettings(towers="vision")
+    train(TrainSettings(cache=demo_cache_path, out=tmp_path / "run", prompts=prompts, max_steps=1))
+    record = json.loads((tmp_path / "run" / "settings.json").read_text())
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(record | {"templates": ["{} in the rain"]}))
+    run = EvalSettings(student=str(tmp_path / "run"), images=IMAGES, classes=CLASSES)
+    model, templates = load_feature_model(run)
+    assert templates == ("{} in the rain",)
+    names = load_vocabulary(CLASSES)
+    found = model.class_features(Vocabulary(names.names, names.ids, templates))
+    teacher = Teacher(load_student(tmp_path / "run").base, torch.device("cpu"))
+    expected = teacher.class_features(Vocabulary(names.names, names.ids, ("{} in the rain",)))
+    torch.testing.assert_close(found, expected)
+    assert (found - teacher.class_features(names)).abs().max() > 0.01
 
 
 def run_rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

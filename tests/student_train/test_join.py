@@ -1,20 +1,19 @@
-"""Which samples, in which order, in which crop."""
+"""Batches by step number: the same wherever a run begins, however it reads, and shared by processes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from student_train.join import Batch, Join, epoch_order, read_pixels, select_rows, subset_classes
+from student_train.join import Batch, Join
+from student_train.order import Order, select_rows
+from student_train.pixels import PixelWorkers
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.errors import UsageError
-from teacher_cache.images import ImageReader, decode_image
 from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import ViewPolicy, draw_crop
 
 FEATURES = "image_features"
 
@@ -29,9 +28,12 @@ def teacher(cache: TeacherCache) -> Teacher:
     return Teacher(load_model(cache.teacher["model"]), torch.device("cpu"))
 
 
-def image_join(cache: TeacherCache, teacher: Teacher, batch_size: int = 32, seed: int = 0) -> Join:
+def image_join(
+    cache: TeacherCache, teacher: Teacher, batch_size: int = 32, seed: int = 0, **how: Any
+) -> Join:
     rows = select_rows(cache.labels, cache.valid, len(cache.vocabulary))
-    return Join(cache, rows, batch_size, seed, renderer=teacher.renderer)
+    pixels = PixelWorkers(cache.samples, cache.header.part_size, teacher.renderer, workers=0)
+    return Join(cache, rows, batch_size, seed, pixels=pixels, **how)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -41,24 +43,6 @@ def same(a: Batch, b: Batch) -> bool:
         and np.array_equal(a.views, b.views)
         and all((x is None and y is None) or torch.equal(x, y) for x, y in parts)
     )
-
-
-def test_replayed_crops_are_the_pixels_that_the_teacher_got(cache: TeacherCache, teacher: Teacher) -> None:
-    """Stage one draws a crop and renders it; stage two renders from the stored crop. Same pixels, and the
-    teacher says of them what the cache holds."""
-    rows, reader = np.arange(0, 300, 7), ImageReader()
-    policy = ViewPolicy(**cache.header.view_policy)
-    for view in range(cache.num_views):
-        views = np.full(len(rows), view)
-        replayed = read_pixels(
-            cache.samples, rows, views, cache.crops(rows, view), teacher.renderer, reader, map
-        )
-        for row, pixels in zip(rows.tolist(), replayed, strict=True):
-            image = decode_image(reader.read(*cache.samples.locations([row])[0]))
-            crop = draw_crop(policy, row, view, image.width, image.height)
-            assert np.array_equal(pixels.numpy(), teacher.renderer.render(image, view, crop))
-        said = teacher.image_features(replayed)
-        assert (said - cache.image_features(rows, view).float()).abs().max() < 1e-3
 
 
 def test_batches_hold_the_views_they_name(cache: TeacherCache, teacher: Teacher) -> None:
@@ -92,63 +76,49 @@ def test_order_depends_on_the_seed(cache: TeacherCache, teacher: Teacher) -> Non
     assert not np.array_equal(a.rows, b.rows)
 
 
-@given(
-    rows=st.sets(st.integers(0, 20_000), min_size=1, max_size=300),
-    seed=st.integers(0, 5),
-    epoch=st.integers(0, 5),
-    window=st.integers(1, 4),
-)
-@settings(max_examples=50)
-def test_an_epoch_has_every_row_once_and_blocks_stay_in_their_window(
-    rows: set[int], seed: int, epoch: int, window: int
+@pytest.mark.parametrize("first", [0, 3, 41, 60])
+@pytest.mark.parametrize("reader", ["memory", "blocks"])
+def test_feature_batches_are_the_same_however_they_are_read(
+    cache: TeacherCache, reader: Any, first: int
 ) -> None:
-    array = np.array(sorted(rows))
-    order = epoch_order(array, seed, epoch, window)
-    assert sorted(order.tolist()) == array.tolist()
-    blocks = order // 1024
-    changes = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
-    for at in changes:  # between the first and the last row of a block lie rows of few other blocks
-        assert len(np.unique(blocks[at[0] : at[-1] + 1])) <= window
-
-
-def test_epochs_and_seeds_differ_in_order() -> None:
-    rows = np.arange(5000)
-    first = epoch_order(rows, 3, 0)
-    np.testing.assert_array_equal(epoch_order(rows, 3, 0), first)
-    for other in (epoch_order(rows, 3, 1), epoch_order(rows, 4, 0), rows):
-        assert (first == other).mean() < 0.01
-
-
-def test_features_of_many_windows_are_those_of_their_rows(
-    cache: TeacherCache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("student_train.join.CHUNK_ROWS", 16)
-    monkeypatch.setattr("student_train.join.WINDOW_BLOCKS", 3)
+    """Steps that begin within a window, at its end and across it; 42 steps an epoch and some samples over."""
     rows = select_rows(cache.labels, cache.valid, 300)
-    join = Join(cache, rows, 7, 0, student_features=cache)
-    for batch in join.batches(0, 2 * join.steps_per_epoch):
+
+    def join() -> Join:
+        join = Join(cache, rows, 7, 0, student_features=cache, reader=reader)
+        join.order = Order(rows, cache.num_views, 0, window_rows=40)
+        return join
+
+    batches = list(join().batches(first, 90))
+    assert len(batches) == 90 - first
+    rows_then, views_then = join().samples_of(first)
+    assert np.array_equal(batches[0].rows, rows_then)
+    assert np.array_equal(batches[0].views, views_then)
+    for batch in batches:
+        assert batch.student_features is batch.teacher[FEATURES]
         for row, view, feature in zip(batch.rows, batch.views, batch.teacher[FEATURES], strict=True):
             assert torch.equal(feature, cache.image_features(int(row), int(view))[0])
 
 
-def test_shots_are_drawn_per_class_by_the_seed() -> None:
-    labels = np.array([0] * 10 + [1] * 3 + [-1] * 4 + [2] * 6, dtype=np.int32)
-    valid = np.ones(23, dtype=bool)
-    valid[0] = False
-    rows = select_rows(labels, valid, 3, shots=4, seed=1)
-    assert np.bincount(labels[rows]).tolist() == [4, 3, 4]
-    assert 0 not in rows
-    assert np.array_equal(rows, select_rows(labels, valid, 3, shots=4, seed=1))
-    assert not np.array_equal(rows, select_rows(labels, valid, 3, shots=4, seed=2))
-    assert len(select_rows(labels, valid, 3)) == 22
+def test_processes_share_a_step(cache: TeacherCache, teacher: Teacher) -> None:
+    whole = list(image_join(cache, teacher, 31).batches(0, 12))
+    parts = [list(image_join(cache, teacher, 31, rank=r, ranks=3).batches(0, 12)) for r in range(3)]
+    for one, *of_step in zip(whole, *parts, strict=True):
+        assert np.array_equal(one.rows, np.concatenate([part.rows for part in of_step]))
+        assert torch.equal(one.pixels, torch.cat([part.pixels for part in of_step]))
+        assert torch.equal(one.teacher[FEATURES], torch.cat([part.teacher[FEATURES] for part in of_step]))
+        assert all(torch.equal(part.step_labels, one.labels) for part in of_step)
+        assert sum(part.share for part in of_step) == pytest.approx(1)
+        assert sum(part.labelled_share for part in of_step) == pytest.approx(1)
+        assert one.share == one.labelled_share == 1
 
 
-def test_base_and_new_are_coops_halves() -> None:
-    assert subset_classes(5, "base").tolist() == [0, 1, 2]
-    assert subset_classes(5, "new").tolist() == [3, 4]
-    labels = np.array([0, 1, 2, 3, 4, -1], dtype=np.int32)
-    valid = np.ones(6, dtype=bool)
-    assert select_rows(labels, valid, 5, "base").tolist() == [0, 1, 2]
-    assert select_rows(labels, valid, 5, "new").tolist() == [3, 4]
-    with pytest.raises(UsageError, match="no sample to train on"):
-        select_rows(labels[:3], valid[:3], 5, "new")
+def test_a_step_must_have_samples_for_every_process(cache: TeacherCache) -> None:
+    with pytest.raises(UsageError, match="a step of 2 samples cannot be shared by 3 processes"):
+        Join(cache, np.arange(300), 2, 0, student_features=cache, ranks=3)
+
+
+def test_no_soft_labels_read_nothing_of_the_teacher(cache: TeacherCache, teacher: Teacher) -> None:
+    batch = next(image_join(cache, teacher, soft_labels=False).batches(0, 1))
+    assert batch.teacher == {}
+    assert batch.pixels is not None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from student_train import load_student
 from student_train.cli import main
 from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, learning_rate, train
+from student_train.run_folder import RunFolder
+from student_train.schedule import learning_rate
+from student_train.train import TrainSettings, train
 from teacher_cache.errors import RppError, UsageError
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES, build
@@ -188,6 +191,46 @@ class TestResume:
         train(begun.model_copy(update={"resume": True}))
         assert_same_result(tmp_path / "whole", tmp_path / "stopped")
 
+    @pytest.mark.parametrize(
+        ("towers", "others"),
+        [
+            ("text", {"reader": "memory", "classes_per_step": 64, "optimizer": "adamw"}),
+            ("text", {"reader": "blocks", "shots": 1, "class_subset": "new", "batch_size": 11}),
+            ("both", {"reader": "blocks", "classes_per_step": 64, "workers": 2}),
+            ("both", {"reader": "memory", "carry": "residual", "workers": 0, "soft_weight": 0.0}),
+        ],
+    )
+    def test_any_checkpoint_leads_to_the_same_end(
+        self,
+        cache_path: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        towers: str,
+        others: dict[str, Any],
+    ) -> None:
+        """In every mode, from steps within epochs and between them; the reader may be another one then."""
+        common = {"towers": towers, "epochs": 2, "max_steps": 18, "checkpoint_every": 1, **others}
+        save, kept = RunFolder.save, tmp_path / "kept"
+        kept.mkdir()
+
+        def save_and_keep(run: RunFolder, step: int) -> None:
+            save(run, step)
+            shutil.copy(run.out / "checkpoint.pt", kept / f"{step}.pt")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "save", save_and_keep)
+            train(settings(cache_path, tmp_path / "whole", **common))
+        for step in (1, 10, 17):
+            late = tmp_path / f"from-{step}"
+            late.mkdir()
+            shutil.copy(tmp_path / "whole" / "settings.json", late)
+            shutil.copy(tmp_path / "whole" / "metrics.jsonl", late)
+            shutil.copy(kept / f"{step}.pt", late / "checkpoint.pt")
+            other = {"memory": "blocks", "blocks": "memory"}[others["reader"]]
+            done = train(settings(cache_path, late, resume=True, **{**common, "reader": other}))
+            assert done.samples == (18 - step) * common.get("batch_size", 30)
+            assert_same_result(tmp_path / "whole", late)
+
     def test_a_killed_run_goes_on_from_its_checkpoint(self, cache_path: Path, tmp_path: Path) -> None:
         """SIGKILL in a process of its own, some steps behind the last checkpoint."""
         arguments = (
@@ -241,15 +284,30 @@ class TestResume:
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: Path, tmp_path: Path) -> None:
+    """As on a full disk: /dev/full takes no byte."""
+    run = settings(cache_path, tmp_path / "run", checkpoint_every=2)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"the one before")
+    (tmp_path / "run" / "checkpoint.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(RppError, match=r"checkpoint of step 2 cannot be written .* make room and go on with"):
+        train(run)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == b"the one before"
+
+
 def metrics_so_far(out: Path) -> list[str]:
     return (out / "metrics.jsonl").read_text().splitlines()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(cache_path: Path, tmp_path: Path) -> None:
-    wild = settings(cache_path, tmp_path / "run", lr=1e38, clip_norm=0.0, epochs=5)
-    with pytest.raises(RppError, match=r"the loss is (nan|inf) at step \d+ .*prompts before it are in"):
+    """Noted at its step, told at the next line of the log; no checkpoint holds what came after it."""
+    common = {"lr": 1e38, "clip_norm": 0.0, "epochs": 5}
+    with pytest.raises(RppError, match=r"the loss is not finite at step (\d+) \(rows \[") as exact:
+        train(settings(cache_path, tmp_path / "exact", **common))
+    wild = settings(cache_path, tmp_path / "run", log_every=50, checkpoint_every=3, **common)
+    with pytest.raises(RppError, match=r"the loss is not finite at step \d+ ") as late:
         train(wild)
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
+    assert str(late.value).split("(rows")[0] == str(exact.value).split("(rows")[0]
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 

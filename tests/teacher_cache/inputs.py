@@ -3,17 +3,23 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import zarr
 from PIL import Image
 
 from teacher_cache.build import BuildSettings
+from teacher_cache.images import ImageReader, SampleTable, index_images
+from teacher_cache.vocabulary import Vocabulary
 
 ANIMALS = ("cat", "dog", "great horned owl", "axolotl", "sea urchin")
+ANIMAL_VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
+SYNSETS = Vocabulary(("tench", "goldfish", "great white shark"), ("n01440764", "n01443537", "n01484850"))
 
 
 def picture(seed: int, width: int = 64, height: int = 48) -> Image.Image:
@@ -77,11 +83,55 @@ def write_folder(folder: Path, classes: Iterable[str] = ANIMALS, images: int = 2
     return folder
 
 
+def write_outer_tar(path: Path, folder: Path) -> Path:
+    """One tar that holds the tars of a folder, as ImageNet-21K is published; returns its path."""
+    members = [(f"release/{tar.name}", tar.read_bytes()) for tar in sorted(folder.glob("*.tar"))]
+    return write_shard(path, members)
+
+
+def write_parquet(
+    path: Path,
+    images: Sequence[Mapping[str, Any] | None],
+    labels: Sequence[Any] | None = None,
+    classes: Sequence[str] | None = None,
+    rows_a_group: int = 4,
+    columns: tuple[str, str] = ("image", "label"),
+    **options: Any,
+) -> Path:
+    """A Parquet file as Hugging Face's `datasets` writes it: structs of bytes and path, perhaps labels, and
+    the names of the classes in the schema's metadata; returns its path."""
+    image, label = columns
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({image: pa.array(images, struct)})
+    features: dict[str, Any] = {image: {"_type": "Image"}}
+    if labels is not None:
+        table = table.append_column(label, pa.array(labels))
+        features[label] = {"dtype": "int64", "_type": "Value"}
+    if classes is not None:
+        features[label] = {"names": list(classes), "_type": "ClassLabel"}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=rows_a_group, **options)
+    return path
+
+
 def write_names(path: Path, names: Iterable[str] = ANIMALS) -> Path:
     """A vocabulary file, a name a line; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(names) + "\n", encoding="utf-8")
     return path
+
+
+def indexed(source: Path | str, vocabulary: Vocabulary = ANIMAL_VOCABULARY) -> SampleTable:
+    """The sample table of a source."""
+    return index_images(str(source), vocabulary)[0]
+
+
+def contents(samples: SampleTable) -> dict[str, bytes]:
+    """Bytes of every sample by key, read as the build reads them."""
+    reader = ImageReader()
+    keys = samples.keys(slice(None))
+    return dict(zip(keys, (reader.read(*place) for place in samples.locations(slice(None))), strict=True))
 
 
 def settings(images: Path | str, classes: Path | str, out: Path, teacher: Path, **more: Any) -> BuildSettings:

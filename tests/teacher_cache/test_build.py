@@ -25,7 +25,7 @@ from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
 from teacher_cache.errors import CacheBusyError, CacheMismatchError, RppError, UsageError
 from teacher_cache.openclip import load_model
-from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore
+from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore, verify_store
 from teacher_cache.teacher import Teacher
 from teacher_cache.views import FULL, ViewPolicy, draw_crop
 from tests.models import write_model
@@ -127,22 +127,22 @@ KILLED_BUILD = """
 import os, signal, sys
 from teacher_cache import store
 moment, part = sys.argv.pop(1), int(sys.argv.pop(1))
-commit, write_json = store.CacheStore.commit, store._write_json
+commit, write_record = store.CacheStore.commit, store.CacheStore.write_record
 
 def kill_before_commit(self, number, *arguments):
     if number == part:
         os.kill(os.getpid(), signal.SIGKILL)
     return commit(self, number, *arguments)
 
-def kill_before_record(path, record):
-    if path.stem == f"{part:06d}":
+def kill_before_record(self, record):
+    if record.part == part:
         os.kill(os.getpid(), signal.SIGKILL)
-    write_json(path, record)
+    write_record(self, record)
 
 if moment == "between two parts":
     store.CacheStore.commit = kill_before_commit
 else:
-    store._write_json = kill_before_record
+    store.CacheStore.write_record = kill_before_record
 from teacher_cache.cli import main
 main()
 """
@@ -367,7 +367,7 @@ def test_a_damaged_sample_table_is_written_again(
         table.write_bytes(content[: len(content) // 2])
     CacheStore.open(copy, writable=True).withdraw(1)
     assert build_cache(settings(shards, names, copy, teacher)).parts_computed == 1
-    assert CacheStore.open(copy).damaged_tables() == []
+    assert not verify_store(CacheStore.open(copy))
     assert_same_arrays(copy, cache)
 
 

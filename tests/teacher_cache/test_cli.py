@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import pyarrow.parquet as pq
 import pytest
 
 from teacher_cache import open_cache
@@ -56,7 +57,9 @@ def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
         "views": 1,
     }
     assert (facts["parts_total"], facts["parts_committed"], facts["complete"]) == (4, 4, True)
-    assert facts["encoding"] == "factored"
+    assert facts["encoding"] == {"name": "factored"}
+    assert facts["passes"] == [{"views": 1, "parts_committed": 4, "parts_total": 4}]
+    assert re.match(r"(read|decode|forward|write), \d+% of the stages' \d+ s; ", facts["slowest_stage"])
     assert facts["bytes_per_view"] > 48 * 2
     assert facts["teacher"]["model"] == f"local-dir:{teacher}"
     assert facts["vocabularies"] == {"animals": {"classes": 5, "templates": ["a photo of a {}."]}}
@@ -113,15 +116,19 @@ def test_verify_finds_damage_and_the_next_build_mends_it(
     assert_same_arrays(copy, cache)
 
 
-def test_verify_says_what_is_to_be_built_anew(run: Run, cache: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "zarr"
+def test_damaged_class_features_are_computed_again_by_the_next_build(
+    run: Run, arguments: dict[str, Any], cache: Path
+) -> None:
+    copy = arguments["--out"]
     shutil.copytree(cache, copy)
     features = copy / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0"
     features.write_bytes(features.read_bytes()[:-4] + b"abcd")
     code, out, _ = run("verify", copy)
     assert code == 1
-    assert "vocabularies/animals/class_features is damaged" in out
-    assert "built anew" in out
+    assert "vocabularies/animals is damaged; it belongs to no part: build writes it again" in out
+    assert json.loads(run("build", "--json", *flat(arguments))[1])["parts_computed"] == 0
+    assert run("verify", copy)[:2] == (0, "ok\n")
+    assert_same_arrays(copy, cache)
 
 
 def _other_labels(tmp_path: Path, arguments: dict[str, Any]) -> None:
@@ -192,7 +199,7 @@ def test_no_cache_there(command: str, run: Run, tmp_path: Path) -> None:
     ("gone", "reason"),
     [
         ("samples.parquet", "samples.parquet is damaged; .* build writes it again"),
-        ("vocabularies", "is missing in"),
+        ("vocabularies", "vocabularies/animals is damaged; .* build writes it again"),
     ],
 )
 def test_a_cache_with_something_gone_is_described_in_a_line(
@@ -263,3 +270,82 @@ def test_labels_by_name_need_no_index(run: Run, arguments: dict[str, Any], tmp_p
     arguments["--classes"] = write_names(tmp_path / "reversed.txt", ANIMALS[::-1])
     assert run("build", *flat(arguments))[0] == 0
     assert open_cache(arguments["--out"]).labels.tolist() == [4, 3, 2, 1, 0]
+
+
+class TestStats:
+    def test_as_json(self, run: Run, cache: Path) -> None:
+        code, out, err = run("stats", "--temperature", "0.5,2", "--json", cache)
+        facts = json.loads(out)
+        assert code == 0
+        assert "rows 12/12" in err
+        assert (facts["rows"], facts["labelled"]) == (12, 12)
+        assert [line["temperature"] for line in facts["temperatures"]] == [0.5, 2.0]
+        assert facts["top1"] == 1 - sum(pair["count"] for pair in facts["confused"]) / 12
+
+    def test_for_people(self, run: Run, cache: Path) -> None:
+        code, out, err = run("stats", "--sample", "7", "--pairs", "1", cache)
+        assert code == 0
+        assert "rows 7/7" in err
+        assert "7 rows, 7 of them with a hard label, view 0" in out
+        assert "effective classes" in out
+        assert out.count(" taken for ") == 1
+
+    @pytest.mark.parametrize(
+        ("temperature", "reason"),
+        [("1,two", "--temperature '1,two': numbers with commas between"), ("0", "above zero, not 0")],
+    )
+    def test_wrong_temperatures(self, run: Run, cache: Path, temperature: str, reason: str) -> None:
+        code, out, err = run("stats", "--temperature", temperature, cache)
+        assert (code, out) == (2, "")
+        assert reason in err.splitlines()[-1]
+
+
+def test_export_writes_a_parquet_file(run: Run, cache: Path, tmp_path: Path) -> None:
+    out_file = tmp_path / "soft.parquet"
+    code, out, err = run("export", cache, "--out", out_file, "--top", 2, "--temperature", 4)
+    assert code == 0
+    assert out == f"{out_file}: 12 samples, the top 2 classes at temperature 4\n"
+    assert "rows 12/12" in err
+    assert pq.read_table(out_file).num_rows == 12
+    code, _, err = run("export", cache, "--out", out_file, "--top", 2)
+    assert (code, err.splitlines()[-1]) == (2, f"error: {out_file} exists; choose another --out")
+
+
+@pytest.mark.parametrize("command", ["stats", "export"])
+def test_an_unfinished_cache_is_refused(command: str, run: Run, cache: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "zarr"
+    shutil.copytree(cache, copy)
+    CacheStore.open(copy).withdraw(3)
+    options = ["--out", tmp_path / "soft.parquet"] if command == "export" else []
+    code, out, err = run(command, copy, *options)
+    assert (code, out) == (2, "")
+    assert "is not complete: 1 of 4 parts are missing; run rpp-cache build again" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"--encoding": "factored-int8"}, {"name": "factored-int8"}),
+        ({"--encoding": "topk", "--topk": 2}, {"name": "topk", "k": 2}),
+        ({"--encoding": "dense"}, {"name": "dense"}),
+    ],
+)
+def test_an_encoding_is_recorded_and_another_refused(
+    options: dict[str, Any], expected: dict[str, Any], run: Run, arguments: dict[str, Any]
+) -> None:
+    assert run("build", *flat(arguments | options))[0] == 0
+    assert run("verify", arguments["--out"])[:2] == (0, "ok\n")
+    opened = open_cache(arguments["--out"])
+    assert opened.header.encoding == expected
+    code, _, err = run("build", *flat(arguments | {"--encoding": "topk", "--topk": 3}))
+    assert code == 2
+    assert re.search(r"was begun otherwise \(encoding\..*(there|None), .*asked", err)
+
+
+def test_topk_of_too_many_classes_is_refused_before_anything_is_done(
+    run: Run, arguments: dict[str, Any]
+) -> None:
+    code, _, err = run("build", *flat(arguments | {"--encoding": "topk"}))
+    assert code == 2
+    assert "topk of 100 needs a vocabulary of more than its 5 classes" in err.splitlines()[-1]
+    assert not arguments["--out"].exists()

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from teacher_cache import TeacherCache, open_cache
+from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import Rows
 from teacher_cache.store import CacheStore
+from teacher_cache.views import ViewPolicy
+from tests.teacher_cache.inputs import settings
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +105,56 @@ def test_a_cache_that_is_not_complete_is_refused_with_what_to_do(cache: Path, tm
     CacheStore.open(copy).withdraw(3)
     with pytest.raises(UsageError, match=r"not complete: 1 of 4 parts are missing; run rpp-cache build"):
         open_cache(copy)
+
+
+class TestEncodings:
+    """The same images in caches of every encoding."""
+
+    @pytest.fixture(scope="class", params=["factored-int8", "topk", "dense"])
+    def pair(
+        self,
+        request: pytest.FixtureRequest,
+        tmp_path_factory: pytest.TempPathFactory,
+        teacher: Path,
+        shards: Path,
+        names: Path,
+    ) -> tuple[TeacherCache, TeacherCache]:
+        """Two views a sample, factored and otherwise; topk keeps 4 of 5 classes, so that it loses none."""
+        folder, caches = tmp_path_factory.mktemp("encoded"), []
+        for encoding in ("factored", request.param):
+            more = {"encoding": encoding, "topk": 4, "view_policy": ViewPolicy(views=2)}
+            build_cache(settings(shards, names, folder / encoding, teacher, **more))
+            caches.append(open_cache(folder / encoding))
+        return caches[0], caches[1]
+
+    def test_all_hold_the_same_soft_labels(self, pair: tuple[TeacherCache, TeacherCache]) -> None:
+        exact, other = pair
+        for view in range(2):
+            for temperature in (0.25, 0.7, 1.0, 4.0):
+                torch.testing.assert_close(
+                    other.soft_labels([7, 0, 11], temperature, view),
+                    exact.soft_labels([7, 0, 11], temperature, view),
+                    atol=0.01,
+                    rtol=0,
+                )
+        subset = torch.tensor([3, 0])
+        torch.testing.assert_close(
+            other.logits([5, 2], 1, subset), exact.logits([5, 2], 1, subset), atol=0.02, rtol=0
+        )
+
+    def test_image_features_only_where_they_are_kept(self, pair: tuple[TeacherCache, TeacherCache]) -> None:
+        exact, other = pair
+        if other.keeps_image_features:
+            found = other.image_features([3, 1], 1)
+            torch.testing.assert_close(found, exact.image_features([3, 1], 1), atol=2e-3, rtol=0)
+        else:
+            with pytest.raises(UsageError, match=r"the encoding '\w+' of .* keeps no image features"):
+                other.image_features([3])
+
+    def test_only_topk_has_a_range_of_temperatures(self, pair: tuple[TeacherCache, TeacherCache]) -> None:
+        _, other = pair
+        if other.encoding.name == "topk":
+            with pytest.raises(UsageError, match=r"for temperatures from 0\.125 to 16"):
+                other.soft_labels([0], 40.0)
+        else:
+            assert other.soft_labels([0], 40.0).sum() == pytest.approx(1.0)

@@ -123,6 +123,10 @@ def _read(path: Path, content: str | bytes) -> Vocabulary:
         ("v.csv", "name\ncat\n", ("cat",), ("cat",)),
         ("v.csv", 'id,name\nn01,"cat, domestic"\n', ("n01",), ("cat, domestic",)),
         ("v.csv", "id,name\nn01,cat\nn02,cat\n", ("n01", "n02"), ("cat", "cat")),
+        ("v.csv", "index,label\n0,cat\n1,dog\n", ("0", "1"), ("cat", "dog")),
+        ("v.csv", "class_id;name\n7;cat\n3;dog\n", ("7", "3"), ("cat", "dog")),
+        ("v.csv", 'id,name\nn01,"big\ncat"\n', ("n01",), ("big cat",)),
+        ("v.txt", "cat\u2028dog\x0c\x85owl\n", ("cat\u2028dog\x0c\x85owl",), ("cat\u2028dog\x0c\x85owl",)),
         ("v.tsv", "synset\tname\nn01\tcat, the\n", ("n01",), ("cat, the",)),
         ("v.json", '["cat", "dog"]', ("cat", "dog"), ("cat", "dog")),
         ("v.json", '{"1": "dog", "0": "cat"}', ("cat", "dog"), ("cat", "dog")),
@@ -151,6 +155,7 @@ def test_files_are_read_in_their_order(
         ("v.txt", b"caf\xe9\n", "not UTF-8"),
         ("v.csv", "id,name\nn01,cat\nn02\n", r"row 2 has too few columns: \['n02'\]"),
         ("v.csv", "id,name\nn01,cat\nn02,\n", "class 1 has no name"),
+        ("v.csv", "index,title\n0,cat\n", "none of the columns .* is called name or class_name"),
         ("v.csv", "id,name\nn01,cat\nn01,dog\n", "the id 'n01' stands for several classes"),
         ("v.json", '{"0": "cat"', "not JSON"),
         ("v.json", '{"0": "cat", "2": "dog"}', "indices do not run from 0 to 1"),
@@ -192,8 +197,21 @@ def test_a_name_of_several_classes_stands_for_none_of_them() -> None:
     assert [vocabulary.index_of(identity) for identity in vocabulary.ids] == [0, 1, 2]
 
 
-def test_names_that_differ_by_case_alone_stand_for_neither() -> None:
-    assert Vocabulary(("China", "china"), ("n01", "n02")).index_of("china") is None
+def test_names_that_differ_by_case_alone_are_told_apart_as_written_alone() -> None:
+    vocabulary = Vocabulary(("China", "china"), ("n01", "n02"))
+    assert [vocabulary.index_of(label) for label in ("China", "china", "CHINA")] == [0, 1, None]
+
+
+def test_ids_that_differ_by_case_alone_are_told_apart_as_written_alone() -> None:
+    vocabulary = Vocabulary(("Turkey", "turkey", "cat"), ("Turkey", "turkey", "cat"))
+    assert [vocabulary.index_of(label) for label in ("Turkey", "turkey", "TURKEY", "CAT")] == [0, 1, None, 2]
+
+
+def test_a_whole_number_is_a_class_index_unless_the_ids_are_whole_numbers() -> None:
+    named = Vocabulary(("dog", "cat", "bird"), ("n2", "n0", "n1"))
+    numbered = Vocabulary(("dog", "cat", "bird"), ("2", "0", "17"))
+    assert [named.index_of_number(n) for n in (0, 1, 2, 3, -1)] == [0, 1, 2, None, None]
+    assert [numbered.index_of_number(n) for n in (0, 2, 17, 1)] == [1, 0, 2, None]
 
 
 words = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=12)

@@ -19,7 +19,7 @@ from teacher_cache import open_cache, store
 from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
 from teacher_cache.images import SampleTable, index_images
-from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore, part_rows
+from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore, cache_store, part_rows, verify_store
 from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
@@ -103,7 +103,7 @@ def test_whatever_is_committed_is_read_back_to_the_last_bit(
         np.testing.assert_array_equal(stored.view(np.uint8), expected.view(np.uint8))
     again = CacheStore.open(path)
     assert again.missing() == []
-    assert again.damaged_tables() == []
+    assert verify_store(again).tables == []
     assert all(again.part_is_sound(part) for part in again.committed())
 
 
@@ -122,7 +122,7 @@ def test_creation_that_fails_leaves_nothing(
     def full_disk(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(SampleTable, "write", full_disk)
+    monkeypatch.setattr(cache_store, "write_samples", full_disk)
     with pytest.raises(OSError, match="No space"):
         create(tmp_path / "zarr", table)
     assert list(tmp_path.iterdir()) == []
@@ -137,7 +137,7 @@ def test_a_part_exists_only_once_its_record_is_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_write_json", interrupted)
+        patched.setattr(CacheStore, "write_record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             made.commit(1, random_arrays(made, 1), {}, [])
     assert made.committed() == []
@@ -168,8 +168,8 @@ def test_damage_of_any_array_is_found_in_its_part_alone(
     made = create(tmp_path / "zarr", table)
     for part in range(3):
         made.commit(part, random_arrays(made, part), {}, [])
-    shards = sorted(path for path in (made.path / name / "c" / "1").rglob("*") if path.is_file())
-    damage(shards[0] if shards else made.path / name / "c" / "1")
+    shards = sorted(path for path in (Path(made.path) / name / "c" / "1").rglob("*") if path.is_file())
+    damage(shards[0] if shards else Path(made.path) / name / "c" / "1")
     assert [made.part_is_sound(part) for part in range(3)] == [True, False, True]
 
 
@@ -177,7 +177,7 @@ def test_damage_of_any_array_is_found_in_its_part_alone(
 def test_a_broken_record_is_a_damaged_part(content: str, table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     made.commit(1, random_arrays(made, 1), {}, [])
-    (made.path / "parts" / "000001.json").write_text(content)
+    (Path(made.path) / "parts" / "000001.json").write_text(content)
     assert not made.part_is_sound(1)
     with pytest.raises(CacheDamagedError, match=r"000001\.json is not readable"):
         made.record(1)
@@ -187,18 +187,18 @@ def test_a_broken_record_is_a_damaged_part(content: str, table: SampleTable, tmp
 
 def test_damage_of_what_belongs_to_no_part_is_found(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
-    assert made.damaged_tables() == []
-    damage_bit(made.path / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0")
-    assert made.damaged_tables() == ["vocabularies/animals/class_features"]
-    samples = made.path / "samples.parquet"
+    assert verify_store(made).tables == []
+    damage_bit(Path(made.path) / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0")
+    assert verify_store(made).tables == ["vocabularies/animals"]
+    samples = Path(made.path) / "samples.parquet"
     samples.write_bytes(samples.read_bytes()[:-20])
     fresh = CacheStore.open(made.path)
-    assert fresh.damaged_tables() == ["vocabularies/animals/class_features", "samples.parquet"]
+    assert verify_store(fresh).tables == ["samples.parquet", "vocabularies/animals"]
 
 
 def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
-    shutil.rmtree(made.path / "crops")
+    shutil.rmtree(Path(made.path) / "crops")
     with pytest.raises(CacheDamagedError, match="the array 'crops' is missing"):
         CacheStore.open(made.path).array("crops")
 
@@ -209,7 +209,7 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
         (None, UsageError, "no cache at"),
         ("{", CacheDamagedError, "not readable"),
         ({}, UsageError, "a Zarr group, but not written by rpp-cache"),
-        ({"format": "rpp-cache", "format_version": 2}, UsageError, "has cache format 2; .* reads 1"),
+        ({"format": "rpp-cache", "format_version": 3}, UsageError, "has cache format 3; .* reads 2"),
     ],
 )
 def test_what_is_no_cache_of_this_version_is_refused(
@@ -226,16 +226,16 @@ def test_what_is_no_cache_of_this_version_is_refused(
 
 def test_headers_that_differ_in_what_is_computed_do_not_mix(table: SampleTable) -> None:
     one = header(table)
-    one.require_equal(replace(one, images="elsewhere", software="newer"), Path("zarr"))
-    one.require_equal(replace(one, teacher={**one.teacher, "model": "moved"}), Path("zarr"))
+    one.require_equal(replace(one, images="elsewhere", software="newer"), "zarr")
+    one.require_equal(replace(one, teacher={**one.teacher, "model": "moved"}), "zarr")
     with pytest.raises(CacheMismatchError, match=r"encoding\.name: factored there, dense asked"):
-        one.require_equal(replace(one, encoding={"name": "dense"}), Path("zarr"))
+        one.require_equal(replace(one, encoding={"name": "dense"}), "zarr")
     for name, value in (("samples", 13), ("part_size", 6)):
         with pytest.raises(CacheMismatchError, match=rf"{name}: \S+ there, {value} asked"):
-            one.require_equal(replace(one, **{name: value}), Path("zarr"))
+            one.require_equal(replace(one, **{name: value}), "zarr")
     for key, value in (("weights_digest", "e"), ("logit_scale", 51.0)):
         with pytest.raises(CacheMismatchError, match=rf"teacher\.{key}: \S+ there, {value} asked"):
-            one.require_equal(replace(one, teacher={**one.teacher, key: value}), Path("zarr"))
+            one.require_equal(replace(one, teacher={**one.teacher, key: value}), "zarr")
 
 
 def test_vocabularies_are_told_apart_and_listed_with_the_default_first(
@@ -275,8 +275,8 @@ def test_a_view_of_512_features_costs_at_most_1100_bytes(tmp_path: Path) -> None
     made = create(tmp_path / "zarr", table, part_size=CHUNK_ROWS, embedding=512)
     for part in range(made.header.parts):
         made.commit(part, random_arrays(made, part), {"forward": 1.0}, [])
-    files = [p for p in made.path.rglob("*") if p.is_file() and "vocabularies" not in p.parts]
-    whole = sum(p.stat().st_size for p in files if p.name not in ("zarr.json", "build.lock"))
+    files = [p for p in Path(made.path).rglob("*") if p.is_file() and "vocabularies" not in p.parts]
+    whole = sum(p.stat().st_size for p in files if p.name not in ("zarr.json", "header.json", "build.lock"))
     assert made.bytes_per_view() == pytest.approx(whole / 2048)
     assert 1024 + 10 + 1 + 4 < made.bytes_per_view() <= 1100
 

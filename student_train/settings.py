@@ -1,0 +1,114 @@
+"""What a run is: its settings, what it writes down of itself, and when another may continue it."""
+
+import os
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from student_train.order import ClassSubset
+from student_train.prompts import PromptSettings
+from student_train.readers import ReaderName
+from student_train.run_folder import read_settings
+from student_train.student import PromptedCLIP
+from teacher_cache.errors import UsageError
+from teacher_cache.options import Place
+from teacher_cache.softlabels import TeacherCache
+from teacher_cache.teacher import Precision
+
+# What may differ between a run and its continuation without changing its result.
+FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "device", "out"}
+MAY_MOVE = {"images", "cache", "student_features"}  # compared by what they hold
+
+
+class TrainSettings(BaseModel):
+    """Settings of stage two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cache: Place = Field(description="a finished cache of rpp-cache build")
+    out: Path | None = Field(default=None, description="the run's folder [default: runs/CACHE-DATE]")
+    resume: bool = Field(default=False, description="go on with the run in --out")
+    student: str | None = Field(default=None, description="open_clip model [default: the teacher's]")
+    pretrained: str | None = Field(default=None, description="its pretrained tag or weights file")
+    images: str | None = Field(default=None, description="image source [default: where the cache found them]")
+    student_features: Place | None = Field(
+        default=None, description="a cache made by the student's own model over the same samples and views"
+    )
+    prompts: PromptSettings = PromptSettings()
+    soft_weight: float = Field(default=1.0, ge=0, description="weight λ of the soft-label loss")
+    temperature: float = Field(default=1.0, gt=0, description="temperature T of the soft labels")
+    classes_per_step: Literal["all"] | Annotated[int, Field(ge=2)] = Field(
+        default="all", description="classes in each step's softmax: all, or a number of sampled ones"
+    )
+    class_subset: ClassSubset = Field(default="all", description="train on all, base or new classes")
+    shots: int | None = Field(default=None, ge=1, description="samples a class [default: all]")
+    epochs: int = Field(default=5, ge=1, description="passes over the samples")
+    max_steps: int | None = Field(default=None, ge=1, description="stop the schedule at this step")
+    batch_size: int = Field(default=256, ge=1, description="samples a step, of all processes together")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has momentum 0.9")
+    lr: float = Field(default=0.002, gt=0, description="peak learning rate")
+    weight_decay: float = Field(default=5e-4, ge=0, description="weight decay of the prompts")
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with linear warm-up")
+    clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    precision: Precision = Field(default="fp32", description="autocast precision of the towers")
+    seed: int = Field(default=0, ge=0, description="prompts, order, views, sampled classes")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    reader: ReaderName = Field(
+        default="auto",
+        description="how stored arrays are read: held in memory, or by blocks [auto: memory where a quarter "
+        "of what is free suffices]; the result is the same",
+    )
+    workers: int = Field(
+        default=min(16, os.cpu_count() or 1), ge=0, description="processes that decode images, for each GPU"
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
+
+
+def describe_run(
+    settings: TrainSettings, cache: TeacherCache, student: PromptedCLIP, mode: str, processes: int
+) -> dict[str, Any]:
+    """What `settings.json` holds: everything that decides the run's result."""
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "cache": asdict(cache.header),
+        "student": {
+            "model": student.base.name,
+            "pretrained": student.base.pretrained,
+            "weights_digest": student.base.digest,
+        },
+        "templates": list(cache.vocabulary.templates),
+        "mode": mode,
+        "processes": processes,
+        "never_read": student.describe_dead(),
+        "software": f"rpp {version('rpp')}, torch {torch.__version__}",
+    }
+
+
+def check_same_run(settings: TrainSettings, out: Path, cache: TeacherCache) -> None:
+    """Refuse to continue a run with settings or a cache that would change its result.
+
+    Raises:
+        UsageError: no run in `out`, or what differs.
+    """
+    if settings.out is None:
+        raise UsageError("--resume needs --out with a run's folder")
+    record = read_settings(out)
+    changed = [
+        f"{name}: {record['settings'].get(name)} there, {value} asked"
+        for name, value in settings.model_dump(mode="json").items()
+        if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
+    ]
+    there_cache, now_cache = record["cache"], asdict(cache.header)
+    for header in (there_cache, now_cache):
+        header["weights"] = header["teacher"]["weights_digest"]  # not where the teacher lies
+    for name in ("weights", "sample_table_digest", "vocabulary_digest", "view_policy"):
+        there, now = there_cache[name], now_cache[name]
+        if there != now:
+            changed.append(f"cache {name}: {there} there, {now} now")
+    if changed:
+        raise UsageError(f"the run {out} was begun otherwise ({'; '.join(changed)})")

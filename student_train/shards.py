@@ -1,0 +1,107 @@
+"""Whole chunks of uncompressed sharded Zarr arrays, straight from their files.
+
+Zarr's own reader takes about a millisecond for each chunk of a shard, more than reading its megabyte does
+(benchmarks/feature_reads.py). The bytes are laid out as the Zarr v3 sharding codec says: chunks, and behind
+them a table of (offset, length) for each chunk with a checksum. An array that is stored otherwise
+(compressed, not local) is not read here.
+"""
+
+import io
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
+from zarr.codecs.sharding import ShardingCodecIndexLocation
+from zarr.core.metadata.v3 import ArrayV3Metadata
+from zarr.storage import LocalStore
+
+from teacher_cache.errors import CacheDamagedError
+
+CHECKSUM_BYTES = 4
+ABSENT = (1 << 64) - 1  # offset of a chunk that was never written
+OPEN_SHARDS = 256
+
+
+class ShardedArray:
+    """Reader of an array [N, V, ...] whose chunks hold consecutive rows of one view."""
+
+    def __init__(self, root: Path, array: zarr.Array[Any]) -> None:
+        self.dtype = array.dtype
+        self.shape = array.shape
+        self._root = root
+        self._metadata = array.metadata
+        self._chunk_rows = array.chunks[0]
+        self._shard_rows = (array.shards or array.chunks)[0]
+        self._fill = array.fill_value
+        self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
+
+    @classmethod
+    def of(cls, array: zarr.Array[Any]) -> "ShardedArray | None":
+        """A reader of the array, or None if its bytes cannot be taken as they lie in its files."""
+        metadata, store = array.metadata, array.store
+        if not isinstance(metadata, ArrayV3Metadata) or not isinstance(store, LocalStore):
+            return None
+        if len(metadata.codecs) != 1 or not isinstance(sharding := metadata.codecs[0], ShardingCodec):
+            return None
+        plain = (
+            len(sharding.codecs) == 1
+            and isinstance(inner := sharding.codecs[0], BytesCodec)
+            and (inner.endian is None or inner.endian.value == sys.byteorder)
+        )
+        index = [type(codec) for codec in sharding.index_codecs]
+        rows_alone = array.shards is not None and array.shards[1] == 1 and array.chunks[2:] == array.shape[2:]
+        if (
+            not plain
+            or not rows_alone
+            or index != [BytesCodec, Crc32cCodec]
+            or sharding.index_location is not ShardingCodecIndexLocation.end
+        ):
+            return None
+        return cls(Path(store.root) / array.path, array)
+
+    def read(self, rows: NDArray[np.int64], view: int, out: NDArray[Any]) -> None:
+        """Read the given ascending rows of one view into `out`, [len(rows), ...]: each chunk once, whole.
+
+        Raises:
+            CacheDamagedError: a shard is cut.
+        """
+        chunks = rows // self._chunk_rows
+        begins = np.flatnonzero(np.diff(chunks, prepend=-1))
+        scratch = np.empty((self._chunk_rows, *self.shape[2:]), self.dtype)
+        for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(rows)], strict=True):
+            start = int(chunks[begin]) * self._chunk_rows
+            count = min(self._chunk_rows, self.shape[0] - start)
+            if end - begin == count:
+                self._read_chunk(start, view, out[begin:end])
+            else:
+                self._read_chunk(start, view, scratch[:count])
+                out[begin:end] = scratch[rows[begin:end] - start]
+
+    def _read_chunk(self, start: int, view: int, out: NDArray[Any]) -> None:
+        shard, within = divmod(start, self._shard_rows)
+        file, offsets = self._shard(shard, view)
+        offset = int(offsets[within // self._chunk_rows]) if file else ABSENT
+        if file is None or offset == ABSENT:
+            out[...] = self._fill
+        elif os.preadv(file.fileno(), [out.reshape(-1).view(np.uint8).data], offset) != out.nbytes:
+            raise CacheDamagedError(f"{file.name} is cut; run rpp-cache verify")
+
+    def _open_shard(self, shard: int, view: int) -> tuple[io.FileIO | None, NDArray[np.uint64]]:
+        """A shard's file and where each of its chunks begins; no file where all is the fill value."""
+        path = self._root / self._metadata.encode_chunk_key((shard, view, *(0 for _ in self.shape[2:])))
+        chunks = self._shard_rows // self._chunk_rows
+        try:
+            file = io.FileIO(path)  # closed when the last reader lets go of it
+            file.seek(-(16 * chunks + CHECKSUM_BYTES), os.SEEK_END)
+            table = np.frombuffer(file.read(16 * chunks), np.dtype("<u8")).reshape(chunks, 2)
+        except FileNotFoundError:
+            return None, np.empty(0, np.uint64)
+        except (OSError, ValueError) as error:
+            raise CacheDamagedError(f"{path} cannot be read ({error}); run rpp-cache verify") from error
+        return file, table[:, 0]

@@ -1,0 +1,89 @@
+"""What a run reads: the student's frozen model, and features or images joined with the cache."""
+
+import torch
+
+from student_train.distributed import Processes
+from student_train.join import Join, locate_images
+from student_train.order import select_rows
+from student_train.pixels import PixelWorkers
+from student_train.settings import TrainSettings
+from teacher_cache.errors import UsageError
+from teacher_cache.openclip import LoadedModel, load_model
+from teacher_cache.softlabels import TeacherCache, open_cache
+from teacher_cache.views import ViewRenderer
+
+
+def load_student_base(settings: TrainSettings, cache: TeacherCache, device: torch.device) -> LoadedModel:
+    """The student's frozen model: the teacher's own unless the settings name another.
+
+    Raises:
+        UsageError: the teacher's model is found, but with other weights than the cache was made with.
+    """
+    if settings.student is not None or settings.pretrained is not None:
+        return load_model(settings.student or cache.teacher["model"], settings.pretrained, device)
+    base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device)
+    if base.digest != cache.teacher["weights_digest"]:
+        raise UsageError(
+            f"{base.name} has weights {base.digest} now, the cache {cache.path} was made with "
+            f"{cache.teacher['weights_digest']}; name the student's weights with --student and --pretrained"
+        )
+    return base
+
+
+def make_join(
+    settings: TrainSettings,
+    cache: TeacherCache,
+    base: LoadedModel,
+    processes: Processes,
+    device: torch.device,
+) -> tuple[Join, str]:
+    """The run's batches, and their mode: `features` (no image is read) or `images`.
+
+    Features serve where no vision prompt changes them and a cache holds those of the student's own model.
+    """
+    rows = select_rows(
+        cache.labels, cache.valid, len(cache.vocabulary), settings.class_subset, settings.shots, settings.seed
+    )
+    features: TeacherCache | None = None
+    if settings.student_features is not None:
+        features = open_cache(settings.student_features)
+        check_student_features(settings, cache, features, base)
+    elif settings.prompts.towers == "text" and cache.teacher["weights_digest"] == base.digest:
+        features = cache if cache.keeps_image_features else None
+    pixels = None
+    if features is None:
+        samples, renderer = locate_images(cache, settings.images), ViewRenderer(base.preprocess)
+        pin = device.type == "cuda"
+        pixels = PixelWorkers(samples, cache.header.part_size, renderer, settings.workers, pin)
+    join = Join(
+        cache,
+        rows,
+        settings.batch_size,
+        settings.seed,
+        soft_labels=settings.soft_weight > 0,
+        student_features=features,
+        pixels=pixels,
+        reader=settings.reader,
+        device=device if pixels is None else torch.device("cpu"),  # beside pixels the rest is little
+        rank=processes.rank,
+        ranks=processes.size,
+        ranks_here=processes.local_size,
+    )
+    return join, "images" if features is None else "features"
+
+
+def check_student_features(
+    settings: TrainSettings, cache: TeacherCache, features: TeacherCache, base: LoadedModel
+) -> None:
+    """Refuse features that are not those of the student over the same samples and views."""
+    if settings.prompts.towers != "text":
+        raise UsageError("--student-features serves text prompts alone: vision prompts change the features")
+    if features.teacher["weights_digest"] != base.digest:
+        raise UsageError(
+            f"{features.path} holds features of {features.teacher['model']} "
+            f"({features.teacher['weights_digest']}), the student is {base.name} ({base.digest})"
+        )
+    for name in ("sample_table_digest", "view_policy"):
+        ours, theirs = getattr(cache.header, name), getattr(features.header, name)
+        if ours != theirs:
+            raise UsageError(f"{features.path} has another {name} ({theirs}) than {cache.path} ({ours})")

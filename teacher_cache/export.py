@@ -1,0 +1,128 @@
+"""A cache's soft labels as one Parquet file, for trainers that know nothing of this project.
+
+Shapes: B rows, C classes, K classes kept.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.softlabels import TeacherCache
+from teacher_cache.store import CHUNK_ROWS, vocabulary_digest
+
+ROWS_A_GROUP = 16 * CHUNK_ROWS
+METADATA = b"rpp"  # key of the schema's metadata
+
+
+def export_soft_labels(
+    cache: TeacherCache,
+    out: Path,
+    top: int,
+    temperature: float = 1.0,
+    view: int = 0,
+    on_rows: Callable[[int], object] = lambda rows: None,
+) -> int:
+    """Write the `top` likeliest classes of every readable sample; returns the number of rows.
+
+    Columns: key; label (int32 class index, -1 = none); label_id (the class's id, null = none); classes
+    (list of int32, likeliest first); probabilities (list of float32, of the softmax over all classes, so
+    that they sum to less than 1). The file appears complete or not at all.
+
+    Args:
+        on_rows: called with the number of rows that are done now.
+
+    Raises:
+        UsageError: more classes than there are, a temperature or view that the cache does not have, a file
+            that exists or cannot be written.
+    """
+    cache.encoding.require_temperature(temperature)
+    cache.require_view(view)
+    if not 1 <= top <= len(cache.vocabulary):
+        raise UsageError(f"the top {top} classes asked of a vocabulary of {len(cache.vocabulary)}")
+    if out.exists():
+        raise UsageError(f"{out} exists; choose another --out")
+    temporary = out.with_name(f".{out.name}.new-{os.getpid()}")
+    schema = _schema(cache, top, temperature, view)
+    written = 0
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(temporary, schema) as writer:
+            for first in range(0, len(cache), ROWS_A_GROUP):
+                group = range(first, min(first + ROWS_A_GROUP, len(cache)))
+                batches = []
+                for start in group[::CHUNK_ROWS]:
+                    rows = np.arange(start, min(start + CHUNK_ROWS, group.stop))
+                    batches.append(_batch(cache, rows[cache.valid[rows]], schema, top, temperature, view))
+                    on_rows(len(rows))
+                writer.write_table(pa.Table.from_batches(batches, schema))
+                written += sum(len(batch) for batch in batches)
+        os.replace(temporary, out)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own texts are longer
+        raise (RppError if full else UsageError)(f"cannot write {out}: {reason}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return written
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What an exported file says of itself: temperature, top, view, teacher, vocabulary."""
+    record: dict[str, Any] = json.loads(pq.read_schema(path).metadata[METADATA])
+    return record
+
+
+def _schema(cache: TeacherCache, top: int, temperature: float, view: int) -> pa.Schema:
+    header, vocabulary = cache.header, cache.vocabulary
+    record = {
+        "temperature": temperature,
+        "top": top,
+        "view": view,
+        "teacher": cache.teacher,
+        "encoding": header.encoding,
+        "vocabulary": header.vocabulary,
+        "vocabulary_digest": vocabulary_digest(vocabulary),
+        "names": list(vocabulary.names),
+        "ids": list(vocabulary.ids),
+    }
+    fields = [
+        pa.field("key", pa.string()),
+        pa.field("label", pa.int32()),
+        pa.field("label_id", pa.string()),
+        pa.field("classes", pa.list_(pa.int32())),
+        pa.field("probabilities", pa.list_(pa.float32())),
+    ]
+    return pa.schema(fields, metadata={METADATA: json.dumps(record, ensure_ascii=False)})
+
+
+def _batch(
+    cache: TeacherCache, rows: NDArray[np.int64], schema: pa.Schema, top: int, temperature: float, view: int
+) -> pa.RecordBatch:
+    """The given rows of one chunk of the store."""
+    classes_BK = np.empty((len(rows), top), dtype=np.int32)
+    probabilities_BK = np.empty((len(rows), top), dtype=np.float32)
+    for at, stored in cache.stored_pieces(rows, view):
+        logits_BC = cache.encoding.logits(stored, cache.head, temperature)
+        kept = torch.softmax(logits_BC / temperature, dim=1).topk(top, dim=1)
+        classes_BK[at], probabilities_BK[at] = kept.indices.numpy(), kept.values.numpy()
+    ends = np.arange(len(rows) + 1, dtype=np.int32) * top
+    labels = cache.labels[rows]
+    ids = cache.vocabulary.ids
+    columns = [
+        pa.array(cache.samples.keys(rows), pa.string()),
+        pa.array(labels, pa.int32()),
+        pa.array([ids[label] if label >= 0 else None for label in labels], pa.string()),
+        pa.ListArray.from_arrays(ends, classes_BK.ravel()),
+        pa.ListArray.from_arrays(ends, probabilities_BK.ravel()),
+    ]
+    return pa.record_batch(columns, schema=schema)

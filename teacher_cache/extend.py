@@ -1,0 +1,91 @@
+"""More views for a finished cache: a further pass over the same images by the same teacher.
+
+A view's crop is a function of (seed, row, view), so the cache is then what one build with that many views
+would have made.
+"""
+
+import time
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from teacher_cache.build import compute_missing
+from teacher_cache.cluster import ComputeSettings, stoppable
+from teacher_cache.errors import UsageError
+from teacher_cache.images import absolute_source, index_images
+from teacher_cache.store import CacheStore, disk_errors
+from teacher_cache.teacher import recorded_teacher
+
+
+class ExtendSettings(ComputeSettings):
+    """Settings of a further pass: what does not change its result, but for the number of views."""
+
+    views: int = Field(ge=1, le=1024, description="views per image that the cache shall have")
+    images: str | None = Field(default=None, description="where the images are now, if they moved")
+    teacher: str | None = Field(default=None, description="the cache's teacher, if its weights moved")
+    pretrained: str | None = Field(default=None, description="its weights file, if it moved")
+
+
+@dataclass(frozen=True)
+class ExtendResult:
+    """What an extension did."""
+
+    path: str
+    views: int
+    parts_total: int
+    parts_computed: int
+    seconds: float
+
+
+def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
+    """Add views to a finished cache, or go on with an extension that was stopped.
+
+    Raises:
+        UsageError: the cache has that many views, is not finished, or its teacher or images are others.
+        RppError: the extension stopped; what was committed stays and the next call goes on.
+    """
+    started = time.monotonic()
+    store = CacheStore.open(path, writable=True)
+    _require_extensible(store, settings.views)
+    teacher = recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
+    with stoppable(), disk_errors(path), store.locked():
+        _require_extensible(store, settings.views)
+        store.mend_metadata()
+        if settings.images is not None:
+            _locate_images(store, settings.images)
+        if settings.views > store.header.views:
+            store.add_views(settings.views)
+        computed = compute_missing(store, settings, teacher)
+    return ExtendResult(
+        path=path,
+        views=store.header.views,
+        parts_total=store.header.parts,
+        parts_computed=computed,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _require_extensible(store: CacheStore, views: int) -> None:
+    header, missing = store.header, store.missing()
+    if views < header.views or (views == header.views and not missing):
+        raise UsageError(f"the cache {store.path} has {header.views} views a sample already")
+    first_pass = missing and missing[0] < header.parts_per_pass
+    if first_pass or (missing and views > header.views):
+        raise UsageError(
+            f"the cache {store.path} is not complete: {len(missing)} of {header.parts} parts are missing; "
+            + (
+                "run rpp-cache build again first"
+                if first_pass
+                else f"run rpp-cache extend --views {header.views} again first"
+            )
+        )
+
+
+def _locate_images(store: CacheStore, images: str) -> None:
+    samples, _ = index_images(images, store.vocabulary())
+    if samples.digest != store.header.sample_table_digest:
+        raise UsageError(
+            f"'{images}' does not hold the samples of the cache {store.path}: {len(samples)} samples against "
+            f"{store.header.samples} (keys, sizes, labels and their order must be equal)"
+        )
+    store.locate_images(samples, absolute_source(images))

@@ -1,0 +1,118 @@
+"""Image folders: one sub-folder a class, as torchvision's `ImageFolder`, here or on another machine.
+
+A row's path is the folder and its key the place within.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images.labels import SYNSET
+from teacher_cache.images.remote import ask, filesystem, is_remote
+from teacher_cache.images.rows import RowBuilder, Rows
+from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS
+from teacher_cache.images.table import LOOSE_FILE
+
+
+def index_folder(root: str) -> tuple[Rows, dict[str, int]]:
+    """Rows of a folder, its own images first, then each sub-folder's in sorted order; and all folders in it
+    by their places, with the times of their last change before they were listed (none of a folder on another
+    machine: object stores have files only).
+
+    Raises:
+        UsageError: a file name that is not UTF-8.
+        RppError: a folder cannot be listed.
+    """
+    if is_remote(root):
+        return Rows(root, _table(_remote_images(root))), {}
+    times = folder_times(root, [""])
+    folders, images = _list(root, "")
+
+    def branch(top: str) -> tuple[pa.Table, dict[str, int]]:
+        walked: dict[str, int] = {}
+        return _table(_walk(root, top, walked)), walked
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        branches = list(pool.map(branch, folders))
+    tables = [_table(images), *(table for table, _ in branches)]
+    for _, walked in branches:
+        times |= walked
+    return Rows(root, pa.concat_tables(tables)), times
+
+
+def folder_times(root: str, folders: Iterable[str]) -> dict[str, int]:
+    """Times of the last change of folders in a folder, ns; -1 of one that is gone."""
+    places = {folder: os.path.join(root, folder) for folder in folders}
+    return {f: os.stat(place).st_mtime_ns if os.path.isdir(place) else -1 for f, place in places.items()}
+
+
+def _walk(root: str, top: str, walked: dict[str, int]) -> Iterator[tuple[str, int]]:
+    todo = [top]
+    while todo:
+        folder = todo.pop()
+        walked |= folder_times(root, [folder])
+        folders, images = _list(root, folder)
+        todo += reversed(folders)
+        yield from images
+
+
+def _list(root: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Folders in a folder, and images with their sizes, by their places in the root."""
+    folders, images = [], []
+    try:
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                place = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    folders.append(place)
+                elif _is_image(entry.name):
+                    images.append((_utf8(place), _size(entry)))
+    except OSError as error:
+        raise RppError(f"cannot list {os.path.join(root, folder)}: {error.strerror or error}") from error
+    return folders, images
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:  # a link to nothing keeps its row, as every image that cannot be read
+        return 0
+
+
+def _utf8(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the file name {path!r} is not UTF-8, as the sample table is; rename it") from error
+    return path
+
+
+def _remote_images(root: str) -> list[tuple[str, int]]:
+    files, path = filesystem(root)
+    found = ask(root, lambda: files.find(path, detail=True))
+    prefix = path.rstrip("/") + "/"
+    images = [
+        (name.removeprefix(prefix), int(info["size"])) for name, info in found.items() if _is_image(name)
+    ]
+
+    def own_images_first(image: tuple[str, int]) -> list[tuple[bool, str]]:
+        *folders, name = image[0].split("/")
+        return [*((True, folder) for folder in folders), (False, name)]
+
+    return sorted(images, key=own_images_first)
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _table(images: Iterable[tuple[str, int]]) -> pa.Table:
+    builder = RowBuilder()
+    for key, length in images:
+        folder, below, _ = key.partition("/")
+        synset = None if below else SYNSET.search(key)
+        builder.append(key, LOOSE_FILE, length, None, folder if below else synset[0] if synset else None)
+    return builder.table()

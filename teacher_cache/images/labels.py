@@ -1,0 +1,113 @@
+"""Labels: what a source says of a sample, and which class of the vocabulary that is.
+
+The rules are in docs/images.md.
+"""
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from teacher_cache.errors import UsageError
+from teacher_cache.vocabulary import Vocabulary
+
+LABEL_KEYS = ("label", "cls", "class_id", "class", "synset", "wnid", "class_name")
+SYNSET = re.compile(r"(?<![a-z0-9])n\d{8}(?!\d)")
+
+
+def read_label(content: bytes, suffix: str, where: str) -> tuple[int | None, str | None]:
+    """Class index, or id or name, from a `.cls` or `.json` member; (None, None) if it has neither.
+
+    Raises:
+        UsageError: naming the member, `where`.
+    """
+    try:
+        text: Any = content.decode().strip()
+        if suffix == ".json":
+            record = json.loads(text)
+            text = next((record[key] for key in LABEL_KEYS if key in record), None)
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        raise UsageError(f"{where}: label is not readable ({error})") from error
+    return parse_label(text, where)
+
+
+def parse_label(text: Any, where: str) -> tuple[int | None, str | None]:
+    """What a source's label says: class index, or id or name; (None, None) if nothing.
+
+    Raises:
+        UsageError: a number that can be no class index, naming the place, `where`.
+    """
+    if text is None or text == "":
+        return None, None
+    if re.fullmatch(r"-?\d+", str(text)):
+        if int(text) >= 1 << 31:
+            raise UsageError(f"{where}: the label {text} is no class index")
+        return max(int(text), -1), None
+    return None, str(text)
+
+
+def resolve_labels(
+    raw: pa.Table, class_list: tuple[str, ...] | None, vocabulary: Vocabulary, source: str
+) -> tuple[NDArray[np.int32], list[str]]:
+    """Class indices from what the source calls the classes, and notes for the user.
+
+    Args:
+        raw: columns label_index and label_name, a dictionary, in one chunk.
+        class_list: all classes in the order of the source's own numbers, where it has such a list.
+
+    Raises:
+        UsageError: labels that do not fit the vocabulary.
+    """
+    notes: list[str] = []
+    indices = raw["label_index"].fill_null(-1).to_numpy().astype(np.int32)
+    if indices.max(initial=-1) >= len(vocabulary):
+        raise UsageError(
+            f"the labels of '{source}' go up to {indices.max()}, but the vocabulary has {len(vocabulary)} "
+            f"classes (0 to {len(vocabulary) - 1}): another vocabulary is needed"
+        )
+    encoded = raw["label_name"].chunk(0)
+    names: list[str] = encoded.dictionary.to_pylist()
+    if names:
+        index_of_name, how = _match(names, class_list, vocabulary, source)
+        notes += [how] if how else []
+        by_code = np.array([index_of_name.get(name, -1) for name in names], dtype=np.int32)
+        codes = encoded.indices.fill_null(-1).to_numpy()
+        indices = np.where(codes >= 0, by_code[codes], indices)
+        outside = (codes >= 0) & (by_code[codes] < 0)
+        if outside.any():
+            unknown = [names[code] for code in np.unique(codes[outside])]
+            notes.append(
+                f"{outside.sum()} samples of {len(unknown)} classes outside the vocabulary "
+                f"({', '.join(unknown[:3])}{', ...' if len(unknown) > 3 else ''}) have no hard label"
+            )
+    if (indices < 0).all():
+        notes.append("no sample has a hard label")
+    absent = len(vocabulary) - len(np.unique(indices[indices >= 0]))
+    if absent and absent < len(vocabulary):
+        notes.append(f"{absent} of {len(vocabulary)} classes have no sample")
+    return indices.astype(np.int32), notes
+
+
+def _match(
+    names: list[str], class_list: tuple[str, ...] | None, vocabulary: Vocabulary, source: str
+) -> tuple[dict[str, int], str | None]:
+    """Class index of each name that has one, and a note on how it was found if not by the vocabulary."""
+    classes = class_list or tuple(sorted(names))
+    found = {name: index for name in classes if (index := vocabulary.index_of(name)) is not None}
+    if len(classes) == len(vocabulary):
+        if class_list and len(found) < len(classes) and all(classes[i] == n for n, i in found.items()):
+            how = "classes were matched to the vocabulary by number: not all of their names are in it"
+            return {name: index for index, name in enumerate(classes)}, how
+        if not found:
+            how = "class folders were matched to the vocabulary by sorted order, as torchvision does"
+            return {name: index for index, name in enumerate(classes)}, how
+    if not found:
+        raise UsageError(
+            f"'{source}' has {len(classes)} classes ({', '.join(classes[:3])}, ...), the "
+            f"vocabulary {len(vocabulary)} ({', '.join(vocabulary.ids[:3])}, ...), and no id or "
+            "name is in both"
+        )
+    return found, None

@@ -1,0 +1,220 @@
+"""Parquet files in the layout of Hugging Face image data sets: a struct (bytes, path) and a label a row.
+
+Rows are named while indexing without reading an image; an image is read with its row group, which is kept for
+the rows beside it.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images.decode import UnreadableImageError
+from teacher_cache.images.labels import LABEL_KEYS, parse_label
+from teacher_cache.images.remote import RemoteFile, file_info, is_remote, read_range
+from teacher_cache.images.rows import RowBuilder, Rows
+from teacher_cache.images.sources import SourceFile
+from teacher_cache.images.table import PARQUET_ROW
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label", *LABEL_KEYS)
+KEPT_FILES = 64
+KEPT_BYTES = (
+    256 << 20
+)  # of row groups; the last two stay in any case, where threads cross from one to the next
+
+
+def index_parquet(file: SourceFile) -> Rows:
+    """Rows of a Parquet file.
+
+    Raises:
+        UsageError: no Parquet file, no column of images, or labels of a kind that names no class.
+        RppError: the file cannot be read.
+    """
+    builder, notes = RowBuilder(), list[str]()
+    try:
+        with _open(file.path, file.size) as parquet:
+            schema = parquet.schema_arrow
+            image, label = _image_column(schema, file.path), _label_column(schema)
+            class_list = _class_list(schema, label)
+            columns = [f"{image}.path"] + ([label] if label else [])
+            row = 0
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group, columns=columns)
+                names = pc.struct_field(table[image], "path").to_pylist()
+                labels = table[label].to_pylist() if label else [None] * len(names)
+                for name, value in zip(names, labels, strict=True):
+                    where = f"{file.path}: row {row}"
+                    index, text = _label(value, class_list, where)
+                    builder.append(name or f"{file.stem}/{row}", row, PARQUET_ROW, index, text)
+                    row += 1
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"{file.path} is no readable Parquet file ({_first_line(error)})") from error
+    except OSError as error:
+        raise RppError(f"cannot read {file.path}: {error.strerror or _first_line(error)}") from error
+    return Rows(file.path, builder.table(), notes, class_list)
+
+
+def _open(path: str, size: int | None = None) -> pq.ParquetFile:
+    if is_remote(path):
+        return pq.ParquetFile(RemoteFile(path, int(file_info(path)["size"]) if size is None else size))
+    return pq.ParquetFile(path)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _image_column(schema: pa.Schema, path: str) -> str:
+    def holds_images(column: pa.Field) -> bool:
+        if not pa.types.is_struct(column.type):
+            return False
+        parts = {part.name: part.type for part in column.type}
+        kind = parts.get("bytes")
+        return (
+            "path" in parts
+            and kind is not None
+            and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        )
+
+    found: list[str] = [column.name for column in schema if holds_images(column)]
+    if not found:
+        raise UsageError(
+            f"{path} has no column of images, a struct of bytes and path; its columns are "
+            f"{', '.join(schema.names)}"
+        )
+    return next((name for name in IMAGE_COLUMNS if name in found), found[0])
+
+
+def _features(schema: pa.Schema) -> dict[str, Any]:
+    """What Hugging Face's metadata says of the columns."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _label_column(schema: pa.Schema) -> str | None:
+    known = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    labels = [name for name in schema.names if _class_list(schema, name)]
+    return known or (labels[0] if len(labels) == 1 else None)
+
+
+def _class_list(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
+    feature = _features(schema).get(label or "")
+    names = feature.get("names") if isinstance(feature, dict) else None
+    if isinstance(names, dict):  # index -> name, as in a data set's card
+        names = [names[key] for key in sorted(names, key=int)]
+    return tuple(str(name) for name in names) if isinstance(names, list) and names else None
+
+
+def _label(value: Any, class_list: tuple[str, ...] | None, where: str) -> tuple[int | None, str | None]:
+    if isinstance(value, float | list | dict | bytes):
+        raise UsageError(f"{where}: the label {str(value)[:40]!r} is neither a number nor a name of a class")
+    index, text = parse_label(value, where)
+    if index is None or class_list is None or index < 0:
+        return index, text
+    if index >= len(class_list):
+        raise UsageError(f"{where}: the label {index}, but the file names {len(class_list)} classes")
+    return None, class_list[index]
+
+
+class _OpenFile:
+    """A Parquet file whose footer is read."""
+
+    def __init__(self, path: str) -> None:
+        self.parquet = _open(path)
+        footer = self.parquet.metadata
+        self.image = _image_column(self.parquet.schema_arrow, path)
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        self.starts = np.cumsum([0, *rows])
+        self.reading = threading.Lock()
+
+    def images(self, group: int) -> pa.ChunkedArray:
+        """The images of a row group, structs of bytes and path."""
+        return self.parquet.read_row_group(group, columns=[self.image])[self.image]
+
+
+class ParquetImages:
+    """Reads images of Parquet files by (file, row) from any number of threads. Rows in order cost one read of
+    each row group; rows in random order cost one each."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, row: int) -> bytes:
+        """Bytes of the image in one row.
+
+        Raises:
+            UnreadableImageError: the row has no image, the file that it names is gone, or its row group is
+                damaged.
+            RppError: the Parquet file cannot be read: that is not one image's damage.
+        """
+        file = self._file(path)
+        try:
+            group = int(np.searchsorted(file.starts, row, side="right")) - 1
+            if group == len(file.starts) - 1:
+                raise RppError(f"{path} has {row} rows or fewer; it changed since it was indexed")
+            with file.reading:  # threads that want the same row group wait for the one that reads it
+                images = self._images(path, file, group)
+        except (OSError, pa.ArrowInvalid) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise RppError(f"cannot read {path}: {error.strerror or error}") from error
+            raise UnreadableImageError(f"its row group is damaged ({_first_line(error)[:200]})") from error
+        image = images[row - int(file.starts[group])]
+        if not image.is_valid:
+            raise UnreadableImageError("the row holds no image")
+        content: bytes | None = image["bytes"].as_py()
+        return _read_beside(path, image["path"].as_py()) if content is None else content
+
+    def _file(self, path: str) -> _OpenFile:
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                try:
+                    file = self._files[path] = _OpenFile(path)
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise RppError(f"cannot read {path}: {_first_line(error)}") from error
+                while len(self._files) > KEPT_FILES:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(path)
+        return file
+
+    def _images(self, path: str, file: _OpenFile, group: int) -> pa.ChunkedArray:
+        with self._lock:
+            if (images := self._groups.get((path, group))) is not None:
+                self._groups.move_to_end((path, group))
+                return images
+        images = file.images(group)
+        with self._lock:
+            self._groups[path, group] = images
+            while len(self._groups) > 2 and sum(kept.nbytes for kept in self._groups.values()) > KEPT_BYTES:
+                self._groups.popitem(last=False)
+        return images
+
+
+def _read_beside(parquet: str, name: str | None) -> bytes:
+    """An image that a row gives by its path, relative to the Parquet file."""
+    if not name:
+        raise UnreadableImageError("the row holds neither bytes nor a path")
+    place = PurePosixPath(name)
+    if place.is_absolute() or ".." in place.parts or "://" in name:
+        raise UnreadableImageError(f"the path {name!r} leads out of the Parquet file's folder")
+    path = f"{parquet.rpartition('/')[0]}/{name}"
+    try:
+        if is_remote(path):
+            return read_range(path, 0, int(file_info(path)["size"]))
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UnreadableImageError(f"cannot read {path}: {error.strerror or 'no such file'}") from error

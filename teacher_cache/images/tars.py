@@ -1,0 +1,131 @@
+"""Tar shards: WebDataset's, or one tar a synset, loose or inside one outer tar.
+
+A member's name is a key and nothing else: no file is opened or written by it.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images.headers import DamagedTarError, TarMember, tar_members
+from teacher_cache.images.labels import SYNSET, read_label
+from teacher_cache.images.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
+from teacher_cache.images.rows import RowBuilder, Rows
+from teacher_cache.images.sources import IMAGE_SUFFIXES, SourceFile
+
+LOCAL_BUFFER_BYTES = 8192  # headers lie some 100 KB apart: a larger buffer reads images for nothing
+
+
+@dataclass(frozen=True)
+class TarSpan:
+    """A tar: a whole file, or a member of an outer tar.
+
+    Attributes:
+        file: the file that holds it.
+        start, stop: where in that file.
+        name: its own name if it is a member.
+    """
+
+    file: SourceFile
+    start: int
+    stop: int
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file.path}:{self.name}" if self.name else self.file.path
+
+    @property
+    def file_name(self) -> str:
+        """Its own name without folders."""
+        return (self.name or self.file.path).rpartition("/")[2]
+
+    def open(self) -> BinaryIO:
+        """The file that holds it, seekable."""
+        if is_remote(self.file.path):
+            return io.BufferedReader(RemoteFile(self.file.path, self.file.size), READ_AHEAD_BYTES)
+        return open(self.file.path, "rb", buffering=LOCAL_BUFFER_BYTES)
+
+
+def index_tar(span: TarSpan) -> tuple[Rows, list[TarSpan]]:
+    """Rows of a tar, and the tars inside it, which are to be indexed in their turn.
+
+    Members that share all before the first dot of the file name are one sample.
+
+    Raises:
+        UsageError: a file that is no uncompressed tar, or a label that cannot be read.
+        RppError: the file cannot be read.
+    """
+    samples, inner = _Samples(span), list[TarSpan]()
+    try:
+        with span.open() as file:
+            for member in tar_members(file, span.start, span.stop):
+                if member.name.endswith(".tar"):
+                    stop = member.offset + member.size
+                    inner.append(TarSpan(span.file, member.offset, stop, member.name))
+                else:
+                    samples.add(member, file)
+    except DamagedTarError as error:
+        if error.position > span.start:
+            samples.notes.append(f"{span}: {error}; its tail is left out")
+        elif span.name:
+            samples.notes.append(f"{span}: is no uncompressed tar ({error}); it is left out")
+        else:
+            raise UsageError(
+                f"{span} is no uncompressed tar shard ({error}); unpack compressed ones"
+            ) from error
+    except OSError as error:
+        raise RppError(f"cannot read image shard {span}: {error.strerror or error}") from error
+    return samples.rows(), inner
+
+
+class _Samples:
+    """Puts the members of a tar together to samples."""
+
+    def __init__(self, span: TarSpan) -> None:
+        self.span = span
+        self.notes: list[str] = []
+        self._builder = RowBuilder()
+        self._synset = SYNSET.search(span.file_name)
+        self._more_images = 0
+        self._begin("")
+
+    def _begin(self, stem: str) -> None:
+        self._stem = stem
+        self._image: TarMember | None = None
+        self._label: tuple[int | None, str | None] = (None, None)
+
+    def add(self, member: TarMember, file: BinaryIO) -> None:
+        """Take the next member."""
+        folder, _, base = member.name.rpartition("/")
+        base, _, extension = base.partition(".")
+        if (stem := f"{folder}/{base}") != self._stem:
+            self._finish()
+            self._begin(stem)
+        suffix = "." + extension.rpartition(".")[2].lower()
+        if suffix in IMAGE_SUFFIXES:
+            self._more_images += self._image is not None
+            self._image = self._image or member
+        elif suffix in (".cls", ".json") and self._label == (None, None):
+            file.seek(member.offset)
+            where = f"{self.span.file.path}:{member.name}"
+            self._label = read_label(file.read(member.size), suffix, where)
+
+    def _finish(self) -> None:
+        if self._image is None:
+            return
+        index, name = self._label
+        if index is None and name is None and (synset := SYNSET.search(self._image.name) or self._synset):
+            name = synset[0]
+        key = self._stem.lstrip("/")
+        self._builder.append(key, self._image.offset, self._image.size, index, name)
+
+    def rows(self) -> Rows:
+        """All samples; no member may follow."""
+        self._finish()
+        if self._more_images:
+            self.notes.append(
+                f"{self.span}: {self._more_images} images share a sample's name; "
+                "the first of each name is taken"
+            )
+        return Rows(self.span.file.path, self._builder.table(), self.notes)

@@ -1,0 +1,113 @@
+"""More vocabularies for a cache: the teacher's text tower runs alone, over new names or new templates.
+
+Image features stay as they are; which encodings keep them is `encodings`' knowledge.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from teacher_cache.encodings import encoding_of
+from teacher_cache.errors import UsageError
+from teacher_cache.store import CacheStore, disk_errors, vocabulary_digest
+from teacher_cache.teacher import Teacher, recorded_teacher
+from teacher_cache.vocabulary import Duplicates, Lemma, Vocabulary, load_templates, load_vocabulary
+
+
+class RelabelSettings(BaseModel):
+    """Settings of a further vocabulary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="what the vocabulary is called in this cache")
+    classes: str = Field(description="vocabulary: imagenet-21k and its kin, or a .txt, .csv or .json file")
+    templates: str | None = Field(
+        default=None,
+        description="one text with {}, a file of them, imagenet or imagenet-simple; unset: the cache's own",
+    )
+    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
+    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
+    teacher: str | None = Field(default=None, description="the cache's teacher, if its weights moved")
+    pretrained: str | None = Field(default=None, description="its weights file, if it moved")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class RelabelResult:
+    """What was added."""
+
+    path: str
+    name: str
+    classes: int
+    labelled_classes: int
+    written: bool
+    seconds: float
+
+
+def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
+    """Add a vocabulary to a cache; one that is there already and sound is left alone.
+
+    Raises:
+        UsageError: the encoding keeps no image features, the name is taken by another vocabulary or cannot
+            be one, or the teacher is not the cache's.
+    """
+    started = time.monotonic()
+    if not re.fullmatch(r"\w[\w.-]*", settings.name):
+        raise UsageError(f"'{settings.name}' is no name for a vocabulary: letters, digits, '_', '-' and '.'")
+    store = CacheStore.open(path, writable=True)
+    encoding = encoding_of(store.header.encoding)
+    if not encoding.keeps_image_features:
+        raise UsageError(
+            f"the encoding '{encoding.name}' of {path} keeps logits of its own vocabulary and no image "
+            "features: another vocabulary needs another build"
+        )
+    vocabulary = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
+    if settings.templates is None:
+        vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, store.vocabulary().templates)
+    else:
+        templates = load_templates(settings.templates)
+        vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, templates)
+    with disk_errors(path), store.locked():
+        written = not _is_there(store, settings.name, vocabulary)
+        if written:
+            teacher = recorded_teacher(
+                store.header.teacher, settings.teacher, settings.pretrained, settings.device
+            )
+            ensure_vocabulary(store, settings.name, vocabulary, teacher)
+    known = store.vocabulary().classes_in(vocabulary)
+    return RelabelResult(
+        path=path,
+        name=settings.name,
+        classes=len(vocabulary),
+        labelled_classes=int((known >= 0).sum()),
+        written=written,
+        seconds=time.monotonic() - started,
+    )
+
+
+def ensure_vocabulary(store: CacheStore, name: str, vocabulary: Vocabulary, teacher: Teacher) -> bool:
+    """Compute and write a vocabulary's class features, unless they are there and sound.
+
+    Returns:
+        Whether they were written.
+
+    Raises:
+        UsageError: another vocabulary has that name.
+    """
+    if _is_there(store, name, vocabulary):
+        return False
+    store.add_vocabulary(name, vocabulary, teacher.class_features(vocabulary).numpy())
+    return True
+
+
+def _is_there(store: CacheStore, name: str, vocabulary: Vocabulary) -> bool:
+    if not store.vocabulary_is_sound(name):
+        return False  # absent, or damaged
+    if vocabulary_digest(store.vocabulary(name)) != vocabulary_digest(vocabulary):
+        raise UsageError(
+            f"the cache {store.path} has another vocabulary '{name}' (other names, ids or templates); "
+            "choose another --name"
+        )
+    return True

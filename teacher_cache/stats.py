@@ -1,0 +1,137 @@
+"""How good and how sure the teacher is: accuracy, entropy and confusions, out of core over a cache.
+
+Shapes: B rows, C classes, T temperatures.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from teacher_cache.errors import UsageError
+from teacher_cache.softlabels import TeacherCache
+from teacher_cache.store import CHUNK_ROWS
+
+BLOCKS_AT_ONCE = 2  # one is read while the other is computed; torch itself uses all cores
+
+
+def teacher_statistics(
+    cache: TeacherCache,
+    temperatures: Sequence[float],
+    view: int = 0,
+    sample: int | None = None,
+    seed: int = 0,
+    pairs: int = 10,
+    on_rows: Callable[[int], object] = lambda rows: None,
+) -> dict[str, Any]:
+    """Statistics of the teacher's soft labels over the rows whose image could be read.
+
+    Blocks of rows go through dask.array; a block is as many chunks of the store as are read together. In
+    memory stand the logits of some hundred rows and 8 bytes for each row that the teacher got wrong.
+
+    Args:
+        temperatures: at which entropy is taken; accuracy does not depend on one.
+        sample: this many rows, drawn by `seed`; all without it.
+        pairs: most confused pairs to name.
+        on_rows: called with the number of rows that are done now, from several threads.
+
+    Returns:
+        rows; labelled (those with a hard label); top1 and top5 (shares of the labelled rows, None without
+        any); temperatures: a list of temperature, entropy (mean over rows, in nats) and effective_classes
+        (exponential of that mean); confused: a list of label, predicted (class indices), label_name,
+        predicted_name and count, most frequent first.
+
+    Raises:
+        UsageError: no temperature or one that the encoding does not serve, no such view, no row.
+    """
+    if not temperatures:
+        raise UsageError("no temperature to take statistics at")
+    for temperature in temperatures:
+        cache.encoding.require_temperature(temperature)
+    cache.require_view(view)
+    rows = sample_rows(cache, sample, seed)
+    # blocks end where chunks of the store end, so that each chunk is read once
+    sizes = np.unique(rows // CHUNK_ROWS, return_counts=True)[1]
+    record = [("top1", "i8"), ("hit1", "?"), ("hit5", "?"), ("entropy", "f8", (len(temperatures),))]
+
+    @torch.inference_mode()
+    def block_statistics(block: NDArray[np.int64]) -> NDArray[Any]:
+        result = np.empty(len(block), dtype=record)
+        labels = torch.from_numpy(cache.labels[block].astype(np.int64))
+        for at, stored in cache.stored_pieces(block, view):
+            for t, temperature in enumerate(temperatures):
+                logits_BC = cache.encoding.logits(stored, cache.head, temperature)
+                result["entropy"][at, t] = entropy(logits_BC / temperature).numpy()
+            best = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
+            hits = best == labels[at, None]
+            result["top1"][at] = best[:, 0].numpy()
+            result["hit1"][at], result["hit5"][at] = hits[:, 0].numpy(), hits.any(dim=1).numpy()
+        on_rows(len(block))
+        return result
+
+    labels = da.from_array(cache.labels[rows].astype(np.int64), chunks=(tuple(sizes),))
+    found = da.from_array(rows, chunks=(tuple(sizes),)).map_blocks(
+        block_statistics, dtype=record, meta=np.empty(0, dtype=record)
+    )
+    wrong = (labels >= 0) & ~found["hit1"]
+    codes = (labels * len(cache.vocabulary) + found["top1"])[wrong]
+    hit1, hit5, entropies, confused = da.compute(
+        found["hit1"].sum(),
+        found["hit5"].sum(),
+        found["entropy"].mean(axis=0),
+        codes,
+        scheduler="threads",
+        num_workers=BLOCKS_AT_ONCE,
+    )
+    labelled = int((cache.labels[rows] >= 0).sum())
+    return {
+        "rows": len(rows),
+        "labelled": labelled,
+        "top1": int(hit1) / labelled if labelled else None,
+        "top5": int(hit5) / labelled if labelled else None,
+        "temperatures": [
+            {"temperature": t, "entropy": float(mean), "effective_classes": float(np.exp(mean))}
+            for t, mean in zip(temperatures, entropies, strict=True)
+        ],
+        "confused": _most_confused(confused, cache.vocabulary.names, pairs),
+    }
+
+
+def sample_rows(cache: TeacherCache, sample: int | None, seed: int) -> NDArray[np.int64]:
+    """Rows that statistics are taken over, ascending: all valid ones or a random sample of them.
+
+    Raises:
+        UsageError: there is none.
+    """
+    rows = np.flatnonzero(cache.valid)
+    if sample is not None and sample < len(rows):
+        rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
+    if len(rows) == 0:
+        raise UsageError(f"no image of {cache.path} could be read: there is nothing to take statistics of")
+    return rows
+
+
+def entropy(scaled_logits_BC: Tensor) -> Tensor:
+    """Entropy of each row's softmax in nats, [B]."""
+    log_p_BC = torch.log_softmax(scaled_logits_BC, dim=1)
+    return -(log_p_BC.exp() * log_p_BC).sum(dim=1)
+
+
+def _most_confused(codes: NDArray[np.int64], names: Sequence[str], pairs: int) -> list[dict[str, Any]]:
+    found, counts = np.unique(codes, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:pairs]
+    return [
+        {
+            "label": label,
+            "predicted": predicted,
+            "label_name": names[label],
+            "predicted_name": names[predicted],
+            "count": int(counts[at]),
+        }
+        for at in order
+        for label, predicted in [divmod(int(found[at]), len(names))]
+    ]

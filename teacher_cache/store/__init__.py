@@ -1,0 +1,26 @@
+"""The cache on disk or in an object store: laid out, created, opened, committed by parts and verified."""
+
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.checksums import checksum
+from teacher_cache.store.folder import disk_errors
+from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader, part_rows
+from teacher_cache.store.records import PartRecord
+from teacher_cache.store.samples import SAMPLES, StoredSamples
+from teacher_cache.store.verify import Damage, verify_store
+from teacher_cache.store.vocabularies import vocabulary_digest
+
+__all__ = [
+    "CHUNK_ROWS",
+    "SAMPLES",
+    "SAMPLE_ARRAYS",
+    "CacheHeader",
+    "CacheStore",
+    "Damage",
+    "PartRecord",
+    "StoredSamples",
+    "checksum",
+    "disk_errors",
+    "part_rows",
+    "verify_store",
+    "vocabulary_digest",
+]

@@ -1,0 +1,129 @@
+"""One build at a time: who holds a cache, and when a holder counts as dead.
+
+On a disk the kernel keeps the lock and drops it with the process. In an object store it is an object that
+only one writer can create; its holder renews it, and one that is not renewed any more is taken over.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+from teacher_cache.errors import CacheBusyError, RppError
+from teacher_cache.store.folder import Folder, LocalFolder, RemoteFolder, disk_errors
+
+LOCK = "build.lock"
+RENEW_SECONDS = 60.0
+DEAD_AFTER_SECONDS = 300.0  # five renewals missed; clocks of several machines may differ by a minute or two
+SETTLE_SECONDS = 2.0  # two that take over the same dead lock both write it; the later one has it
+
+
+@contextmanager
+def build_lock(folder: Folder) -> Iterator[None]:
+    """Hold a cache for one build.
+
+    Raises:
+        CacheBusyError: another build holds it.
+    """
+    if isinstance(folder, LocalFolder):
+        with disk_errors(folder.url):
+            file = open(folder.root / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise CacheBusyError(
+                    f"another build is writing {folder.url}; wait for it or stop it"
+                ) from error
+            yield
+    elif isinstance(folder, RemoteFolder):
+        with _ObjectLock(folder):
+            yield
+
+
+class _ObjectLock:
+    """The lock object: owner, host, process and the time of its last renewal."""
+
+    held: set[str] = set()  # noqa: RUF012 - owners in this process
+
+    def __init__(self, folder: RemoteFolder) -> None:
+        self._folder = folder
+        self._owner = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, daemon=True, name="build-lock")
+
+    def __enter__(self) -> None:
+        try:
+            self._folder.create(LOCK, self._content())
+        except FileExistsError:
+            self._take_over()
+        self.held.add(self._owner)
+        self._renewing.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._renewing.join()
+        self.held.discard(self._owner)
+        # what stopped the build is the news, not that the lock stays until it counts as dead
+        with suppress(RppError):
+            if self._holder().get("owner") == self._owner:
+                self._folder.remove(LOCK)
+
+    def _content(self) -> bytes:
+        record = {"owner": self._owner, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        return json.dumps(record).encode()
+
+    def _holder(self) -> dict[str, Any]:
+        """The lock as it is there now; empty if there is none or it says nothing."""
+        with suppress(FileNotFoundError, ValueError):
+            record = json.loads(self._folder.read(LOCK))
+            if isinstance(record, dict):
+                return record
+        return {}
+
+    def _take_over(self) -> None:
+        holder = self._holder()
+        silent = time.time() - float(holder.get("time", 0))
+        if silent < DEAD_AFTER_SECONDS and not self._died_here(holder):
+            raise CacheBusyError(
+                f"another build is writing {self._folder.url} (process {holder.get('pid')} on "
+                f"{holder.get('host')}, last seen {timedelta(seconds=round(silent))} ago); wait for it or "
+                f"stop it: one that was killed counts as dead after {timedelta(seconds=DEAD_AFTER_SECONDS)}"
+            )
+        self._folder.write(LOCK, self._content())
+        time.sleep(SETTLE_SECONDS)
+        winner = self._holder()
+        if winner.get("owner") != self._owner:
+            raise CacheBusyError(
+                f"another build has just begun to write {self._folder.url} (process {winner.get('pid')} on "
+                f"{winner.get('host')})"
+            )
+
+    def _died_here(self, holder: dict[str, Any]) -> bool:
+        """Whether the holder was a process of this machine that is gone."""
+        if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+            return False
+        if holder["pid"] == os.getpid():  # a container that starts anew has the same host and process
+            return holder["owner"] not in self.held
+        try:
+            os.kill(holder["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            # an unreachable store stops the build by itself; the lock waits for the next time
+            with suppress(RppError):
+                if self._holder().get("owner") != self._owner:
+                    return
+                self._folder.write(LOCK, self._content())

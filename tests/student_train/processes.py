@@ -1,0 +1,56 @@
+"""What each process of `test_distributed.py` runs under torchrun: a list of runs, one after the other.
+
+Called with a JSON list of [kind, settings of rank 0, what differs in rank 1]. What a run raised, and how it
+ended, goes to PROCESS-RANK.json in the folder of the runs.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from student_train.train import TrainSettings, train
+from teacher_cache.errors import RppError
+
+RANK = int(os.environ["RANK"])
+
+
+def when_logged(out: Path, lines: int, act: Any) -> None:
+    """Act in a thread as soon as the run has logged so many steps."""
+
+    def wait() -> None:
+        metrics = out / "metrics.jsonl"
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > lines):
+            time.sleep(0.002)
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")  # once for all runs
+    folder, runs = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
+    said = []
+    for kind, values, of_second in runs:
+        settings = TrainSettings(**values, **(of_second if RANK == 1 else {}))
+        if kind == "stop" and RANK == 1:
+            when_logged(Path(values["out"]), 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        if kind == "die" and RANK == 1:
+            when_logged(Path(values["out"]), 3, lambda: os._exit(7))
+        try:
+            done = train(settings)
+            said.append(["done", done.steps, done.mode])
+        except RppError as error:
+            said.append([type(error).__name__, str(error), error.exit_code])
+        (folder / f"process-{RANK}.json").write_text(json.dumps(said))
+
+
+main()

@@ -1,0 +1,241 @@
+"""Caches in an object store, a local S3 server: what holds on a disk holds there, without a rename."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from teacher_cache import open_cache
+from teacher_cache.build import build_cache
+from teacher_cache.errors import CacheBusyError, CacheUnreachableError, UsageError
+from teacher_cache.extend import ExtendSettings, extend_cache
+from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.store import CacheStore, lock, verify_store
+from teacher_cache.store.folder import RemoteFolder, folder_at
+from tests.teacher_cache.inputs import decoded_arrays, settings
+
+KILLED_BUILD = """
+import os, signal
+from teacher_cache.store import CacheStore
+write_record = CacheStore.write_record
+
+def kill_before_record(self, record):
+    if record.part == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_record(self, record)
+
+CacheStore.write_record = kill_before_record
+from teacher_cache.cli import main
+main()
+"""
+
+
+def objects() -> Any:
+    """The store as another program sees it."""
+    return fsspec.filesystem("s3", use_listings_cache=False)
+
+
+def assert_equals(remote: str, local: Path) -> None:
+    """A cache in the store holds what one on a disk holds, read by zarr alone."""
+    group = zarr.open_group(remote, mode="r")
+    for name, values in decoded_arrays(local).items():
+        np.testing.assert_array_equal(np.asarray(group[name][:]), values, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_build_that_was_killed_goes_on(
+    bucket: str, cache: Path, teacher: Path, shards: Path, names: Path
+) -> None:
+    asked = settings(shards, names, f"{bucket}/zarr", teacher)
+    options = ("images", "classes", "out", "teacher", "part_size", "batch_size", "threads", "device")
+    arguments = [f"--{name.replace('_', '-')}={getattr(asked, name)}" for name in options]
+    killed = subprocess.run([sys.executable, "-c", KILLED_BUILD, "build", *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    store = CacheStore.open(asked.out)
+    assert store.committed() == [0, 1]
+    with pytest.raises(UsageError, match=r"not complete: 2 of 4 parts"):
+        open_cache(asked.out)
+    assert objects().exists(f"{asked.out}/build.lock")
+    assert build_cache(asked).parts_computed == 2  # the lock of a process that is gone is taken over at once
+    assert not objects().exists(f"{asked.out}/build.lock")
+    assert build_cache(asked).parts_computed == 0
+    assert_equals(asked.out, cache)
+
+
+@pytest.fixture(scope="module")
+def remote(s3_server: str, teacher: Path, shards: Path, names: Path) -> str:
+    """The cache of `conftest.py`, built in the store; who changes it copies it."""
+    build_cache(settings(shards, names, "s3://bucket/shared", teacher))
+    return "s3://bucket/shared"
+
+
+@pytest.fixture
+def copy(remote: str, bucket: str) -> str:
+    """A cache in the store that a test may change."""
+    objects().cp(remote, bucket, recursive=True)
+    return bucket
+
+
+def test_a_flipped_bit_is_found_and_mended(
+    copy: str, cache: Path, teacher: Path, shards: Path, names: Path
+) -> None:
+    assert not verify_store(CacheStore.open(copy))
+    for key in ("image_features/c/2/0/0", "samples.parquet", "crops/zarr.json"):
+        content = bytearray(objects().cat_file(f"{copy}/{key}"))
+        content[len(content) // 3] ^= 1
+        objects().pipe_file(f"{copy}/{key}", bytes(content))
+    store = CacheStore.open(copy)
+    damage = verify_store(store)
+    assert (damage.parts, damage.tables) == ([2], ["crops/zarr.json", "samples.parquet"])
+    store.withdraw(2)
+    assert store.missing() == [2]
+    assert build_cache(settings(shards, names, copy, teacher)).parts_computed == 1
+    assert not verify_store(CacheStore.open(copy))
+    assert_equals(copy, cache)
+
+
+def test_what_is_read_there_is_what_is_read_on_a_disk(remote: str, cache: Path) -> None:
+    there, here = open_cache(remote), open_cache(cache)
+    torch.testing.assert_close(there.logits([7, 1]), here.logits([7, 1]))
+    np.testing.assert_array_equal(there.labels, here.labels)
+    np.testing.assert_array_equal(there.crops([3]), here.crops([3]))
+    assert there.samples.keys(slice(None)) == here.samples.keys(slice(None))
+    assert CacheStore.open(remote).bytes_per_view() > 0
+
+
+def test_views_and_vocabularies_are_added(copy: str, tmp_path: Path) -> None:
+    (tmp_path / "german.txt").write_text("Katze\nHund\n")
+    relabel_cache(copy, RelabelSettings(name="german", classes=str(tmp_path / "german.txt"), device="cpu"))
+    assert extend_cache(copy, ExtendSettings(views=2, device="cpu")).parts_computed == 4
+    found = open_cache(copy, "german")
+    assert (found.num_views, found.logits([0], view=1).shape) == (2, (1, 2))
+    assert not verify_store(CacheStore.open(copy))
+
+
+def test_a_creation_that_was_cut_is_made_again(
+    bucket: str, cache: Path, teacher: Path, shards: Path, names: Path, monkeypatch: Any
+) -> None:
+    asked = settings(shards, names, bucket, teacher)
+    write = RemoteFolder.write
+
+    def cut(self: RemoteFolder, key: str, content: bytes) -> None:
+        if key == "zarr.json":
+            raise RuntimeError("cut")
+        write(self, key, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "write", cut)
+        with pytest.raises(RuntimeError, match="cut"):
+            build_cache(asked)
+    assert not CacheStore.exists(bucket)
+    with pytest.raises(UsageError, match="no cache at s3://"):
+        open_cache(bucket)
+    assert build_cache(asked).parts_computed == 4
+    assert_equals(bucket, cache)
+    objects().pipe_file(f"{bucket}-other/somebodys.txt", b"hello")
+    with pytest.raises(UsageError, match=r"-other exists and is no cache; choose another --out"):
+        build_cache(asked.model_copy(update={"out": f"{bucket}-other"}))
+
+
+def test_an_object_whose_writing_fails_does_not_appear(bucket: str) -> None:
+    folder = folder_at(bucket)
+
+    def write_some() -> None:
+        with folder.writing("table") as file:
+            file.write(bytes(100))
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        write_some()
+    assert folder.names() == []
+
+
+def held_by(copy: str, **holder: Any) -> None:
+    """Put a lock there."""
+    record = {"owner": "somebody", "host": "elsewhere", "pid": 7, "time": time.time()} | holder
+    objects().pipe_file(f"{copy}/build.lock", json.dumps(record).encode())
+
+
+def test_the_second_of_two_builds_is_refused(copy: str) -> None:
+    store = CacheStore.open(copy, writable=True)
+    with store.locked():
+        busy = rf"another build is writing {copy} \(process {os.getpid()} on .*, last seen 0:00:0\d ago\)"
+        with pytest.raises(CacheBusyError, match=busy), CacheStore.open(copy).locked():
+            pass
+        assert objects().exists(f"{copy}/build.lock")
+    with store.locked():
+        pass
+    assert not objects().exists(f"{copy}/build.lock")
+
+
+def test_a_lock_that_nobody_renews_is_taken_over(copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.0)
+    store = CacheStore.open(copy, writable=True)
+    held_by(copy, time=time.time() - lock.DEAD_AFTER_SECONDS / 2)
+    with (
+        pytest.raises(CacheBusyError, match=r"process 7 on elsewhere, last seen 0:02:3\d ago"),
+        store.locked(),
+    ):
+        pass
+    held_by(copy, time=time.time() - lock.DEAD_AFTER_SECONDS - 1)
+    with store.locked():
+        assert json.loads(objects().cat_file(f"{copy}/build.lock"))["pid"] == os.getpid()
+        held_by(copy)  # who was taken over in turn leaves the other's lock alone
+    assert json.loads(objects().cat_file(f"{copy}/build.lock"))["host"] == "elsewhere"
+
+
+def test_a_lock_is_renewed_while_it_is_held(copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_SECONDS", 0.02)
+
+    def renewed() -> float:
+        return float(json.loads(objects().cat_file(f"{copy}/build.lock"))["time"])
+
+    with CacheStore.open(copy, writable=True).locked():
+        first, until = renewed(), time.monotonic() + 5
+        while renewed() == first:
+            assert time.monotonic() < until
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://bucket/none", "no cache at s3://bucket/none"),
+        ("s3://no-bucket/none", "no cache at s3://no-bucket/none"),
+        ("teapot://bucket/none", "teapot://bucket/none is no place that fsspec knows"),
+        ("adl://bucket/none", "adl://bucket/none needs a package that is not installed"),
+    ],
+)
+@pytest.mark.usefixtures("s3_server")
+def test_places_without_a_cache(url: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        open_cache(url)
+
+
+def test_a_bucket_that_is_not_there(s3_server: str, teacher: Path, shards: Path, names: Path) -> None:
+    with pytest.raises(UsageError, match=r"cannot write s3://no-bucket/zarr: .*bucket does not exist"):
+        build_cache(settings(shards, names, "s3://no-bucket/zarr", teacher))
+
+
+def test_a_store_that_does_not_answer_is_no_damage(copy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` withdraws what is damaged: an error of the network must not look like that."""
+    store = CacheStore.open(copy)
+
+    async def lost(*_: Any, **__: Any) -> bytes:
+        raise ConnectionResetError("connection reset by peer")
+
+    monkeypatch.setattr(type(store._zarr.fs), "_cat_file", lost)
+    lines = r"cannot reach .* \(ConnectionResetError: connection reset by peer\); what is committed is safe"
+    with pytest.raises(CacheUnreachableError, match=lines):
+        verify_store(store)
+    with pytest.raises(CacheUnreachableError, match=lines):
+        store.array("crops")[:]

@@ -1,0 +1,124 @@
+"""The Parquet file that other trainers read."""
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from teacher_cache import TeacherCache, open_cache
+from teacher_cache.build import build_cache
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.export import export_soft_labels, read_metadata
+from teacher_cache.views import ViewPolicy
+from tests.teacher_cache.inputs import ANIMALS, settings, webdataset_members, write_shard
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory, teacher: Path, names: Path) -> TeacherCache:
+    """Twenty samples of two views: one without a hard label, one unreadable."""
+    folder = tmp_path_factory.mktemp("export")
+    members = dict(webdataset_members(0, 20))
+    del members["000004.cls"]
+    members["000007.jpg"] = b"no image"
+    images = write_shard(folder / "a.tar", members.items())
+    build_cache(settings(images, names, folder / "zarr", teacher, view_policy=ViewPolicy(views=2)))
+    return open_cache(folder / "zarr")
+
+
+@pytest.mark.parametrize(("temperature", "view", "top"), [(1.0, 0, 3), (2.5, 1, 5)])
+def test_it_holds_the_likeliest_classes(
+    opened: TeacherCache,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+    view: int,
+    top: int,
+) -> None:
+    monkeypatch.setattr("teacher_cache.export.CHUNK_ROWS", 4)
+    monkeypatch.setattr("teacher_cache.export.ROWS_A_GROUP", 8)
+    out, done = tmp_path / "new" / "soft.parquet", []
+    assert export_soft_labels(opened, out, top, temperature, view, on_rows=done.append) == 19
+    assert sum(done) == 20
+    assert os.listdir(out.parent) == ["soft.parquet"]
+    assert pq.ParquetFile(out).num_row_groups == 3
+    table = pq.read_table(out)
+    assert [(f.name, str(f.type)) for f in table.schema] == [
+        ("key", "string"),
+        ("label", "int32"),
+        ("label_id", "string"),
+        ("classes", "list<element: int32>"),
+        ("probabilities", "list<element: float>"),
+    ]
+    rows = np.flatnonzero(opened.valid)
+    soft = opened.soft_labels(rows, temperature, view)
+    for at, line in enumerate(table.to_pylist()):
+        row = int(rows[at])
+        assert line["key"] == f"{row:06d}"
+        assert line["label"] == (-1 if row == 4 else row % 5)
+        assert line["label_id"] == (None if row == 4 else ANIMALS[row % 5])
+        expected = soft[at].topk(top)
+        assert line["classes"] == expected.indices.tolist()
+        assert line["probabilities"] == pytest.approx(expected.values.tolist(), abs=1e-6)
+
+
+def test_it_opens_in_pandas_and_says_what_it_is(opened: TeacherCache, tmp_path: Path) -> None:
+    out = tmp_path / "soft.parquet"
+    export_soft_labels(opened, out, 2, 0.5)
+    said = read_metadata(out)
+    assert {name: said[name] for name in ("temperature", "top", "view", "vocabulary")} == {
+        "temperature": 0.5,
+        "top": 2,
+        "view": 0,
+        "vocabulary": "animals",
+    }
+    assert said["teacher"] == opened.teacher
+    assert said["encoding"] == {"name": "factored"}
+    assert said["vocabulary_digest"] == opened.header.vocabulary_digest
+    assert said["names"] == said["ids"] == list(ANIMALS)
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.read_parquet(out)
+    assert len(frame) == 19
+    assert [len(classes) for classes in frame["classes"]] == [2] * 19
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"top": 6}, "the top 6 classes asked of a vocabulary of 5"),
+        ({"temperature": 0.0}, "the temperature must be above zero"),
+        ({"view": 2}, "view 2 is not in the cache, which has 2"),
+        ({"out": Path("/proc/none/soft.parquet")}, "cannot write /proc/none/soft.parquet"),
+    ],
+)
+def test_wrong_use(opened: TeacherCache, tmp_path: Path, change: dict[str, object], reason: str) -> None:
+    arguments: dict[str, object] = {"out": tmp_path / "soft.parquet", "top": 2} | change
+    with pytest.raises(UsageError, match=reason):
+        export_soft_labels(opened, **arguments)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_exists_is_left_alone(opened: TeacherCache, tmp_path: Path) -> None:
+    out = tmp_path / "soft.parquet"
+    out.write_text("mine")
+    with pytest.raises(UsageError, match="exists; choose another --out"):
+        export_soft_labels(opened, out, 2)
+    assert out.read_text() == "mine"
+
+
+def test_without_room_nothing_is_left(opened: TeacherCache, tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: the system answers both with an error of writing."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
+    try:
+        with pytest.raises(RppError, match=r"cannot write .*soft\.parquet: File too large") as raised:
+            export_soft_labels(opened, tmp_path / "soft.parquet", 5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert raised.value.exit_code == 1
+    assert not list(tmp_path.iterdir())
