@@ -374,8 +374,8 @@ def compute_part(work: Work, part: int) -> None:
             )
         except torch.OutOfMemoryError as error:
             raise RppError(
-                f"{opened.teacher.device} of {worker.address} has no room for {settings.batch_size} views at "
-                "once: choose a smaller --batch-size; what is committed is safe"
+                f"{opened.teacher.device} of {worker.address} has no room for {settings.batch_size} images "
+                "at once: choose a smaller --batch-size; what is committed is safe"
             ) from error
     secede()  # the next part begins while this one is written
     store.commit(part, computed.arrays, computed.seconds, computed.skipped)

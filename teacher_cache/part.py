@@ -105,7 +105,7 @@ def part_arrays(
     batches = cut_batches(count, len(views), batch_size)
     with ThreadPoolExecutor(threads, initializer=_yield_to_the_teacher) as pool:
         asked = time.perf_counter()
-        for batch, pixels_BVCHW, unreadable in pixels.decoded(pool, batches):
+        for batch, pixels_VBCHW, unreadable in pixels.decoded(pool, batches):
             arrived = time.perf_counter()
             seconds["wait"] += arrived - asked
             for position, reason in unreadable.items():
@@ -117,8 +117,8 @@ def part_arrays(
                     skipped.append(entry)
                 valid[position] = False
             if valid[batch.slots].any():
-                for number, view in enumerate(batch.views):
-                    on_device.append((batch, view, teacher.image_features(pixels_BVCHW[:, number])))
+                for view, pixels_BCHW in zip(batch.views, pixels_VBCHW, strict=True):
+                    on_device.append((batch, view, teacher.image_features(pixels_BCHW)))
                 if teacher.device.type == "cuda":
                     launched.append(torch.cuda.Event())
                     launched[-1].record()
@@ -171,7 +171,7 @@ class Batch:
 
 
 def cut_batches(samples: int, views: int, batch_size: int) -> list[Batch]:
-    """`batch_size` samples with `VIEWS_AT_ONCE` of their views, the views of a sample behind each other."""
+    """`batch_size` samples with `VIEWS_AT_ONCE` of their views; all views of some samples before others."""
     return [
         Batch(range(sample, min(sample + batch_size, samples)), range(view, min(view + VIEWS_AT_ONCE, views)))
         for sample in range(0, samples, batch_size)
@@ -213,8 +213,8 @@ class PartPixels:
     def decoded(
         self, pool: ThreadPoolExecutor, batches: list[Batch]
     ) -> Iterator[tuple[Batch, Tensor, dict[int, str]]]:
-        """Yield each batch with its pixels [B, V, 3, H, W] uint8 and the reasons why some of
-        its samples could not be read, by position; the pixels of those are zero.
+        """Yield each batch with its pixels [V, B, 3, H, W] uint8, each view one block of memory, and the reasons
+        why some of its samples could not be read, by position; the pixels of those are zero.
 
         A batch is begun when the one `BATCHES_AHEAD` before it is taken: memory is bounded.
         """
@@ -235,11 +235,11 @@ class PartPixels:
     def _begin(
         self, pool: ThreadPoolExecutor, batch: Batch
     ) -> tuple[Batch, Tensor, list[tuple[int, "Future[tuple[str | None, float, float]]"]]]:
-        shape = (len(batch.samples), len(batch.views), *self.renderer.size, 3)
+        shape = (len(batch.views), len(batch.samples), *self.renderer.size, 3)
         pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.pinned)
         into = pixels.numpy()
         futures = [
-            (position, pool.submit(self._decode, position, batch.views, into[number]))
+            (position, pool.submit(self._decode, position, batch.views, into[:, number]))
             for number, position in enumerate(batch.samples)
             if self.wanted[position]
         ]

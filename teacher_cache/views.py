@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from teacher_cache.images import UnreadableImageError
+from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError
 
 FULL = 65535  # a side of the image in units of a stored crop
 
@@ -137,7 +137,7 @@ class ViewRenderer:
         # 60,000 x 1 pixels are no large image until the short side is made 224
         if self.preprocess.resize_mode == "shortest":
             scale = max(self.size[0] / image.height, self.size[1] / image.width)
-            if image.width * image.height * scale**2 > (Image.MAX_IMAGE_PIXELS or math.inf):
+            if image.width * image.height * scale**2 > MAX_PIXELS:
                 raise UnreadableImageError(
                     f"{image.width} x {image.height} pixels are too long and narrow to be resized"
                 )
