@@ -4,7 +4,8 @@ A build of JPEG files is timed against a bare loop of the same model's `encode_i
 decoded, preprocessed and cut into the same batches beforehand: in one process, with the same torch threads,
 in turn. The build is what grows with the number of images (`compute_missing`: workers are started, parts
 computed and committed); loading the model, which the bare loop needs as well, and the class features are not
-in it. Medians over the rounds.
+in it. Medians over the rounds. `processor_ratio` compares the processor time of all threads in the same way:
+it hardly changes where other work runs on the machine.
 
     python benchmarks/build_overhead.py --json
     python benchmarks/build_overhead.py --images 'shards/{0000..0003}.tar' --count 2048
@@ -16,6 +17,8 @@ import statistics
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +34,6 @@ from safetensors.torch import save_file
 from teacher_cache.build import BuildSettings, compute_missing, open_or_create
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
-from teacher_cache.store import CacheStore
 from teacher_cache.teacher import Teacher, choose_device
 from teacher_cache.vocabulary import load_vocabulary
 
@@ -70,6 +72,13 @@ def preprocessed(samples: SampleTable, preprocess: Any, batch_size: int) -> list
     return [torch.stack(pictures[n : n + batch_size]) for n in range(0, len(pictures), batch_size)]
 
 
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall time of a call, and the processor time of this process during it."""
+    wall, busy = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - busy
+
+
 def main(
     images: Annotated[str | None, typer.Option(help="real images; unset: pictures made here")] = None,
     count: Annotated[int, typer.Option(help="how many images")] = 512,
@@ -103,41 +112,36 @@ def main(
         teacher = Teacher(load_model(model, settings.pretrained), choose_device("auto"))
         batches = preprocessed(samples, teacher.loaded.preprocess, settings.batch_size)
 
-        def bare() -> float:
-            started = time.perf_counter()
+        def forward() -> None:
             with torch.inference_mode():
                 for batch in batches:
                     features = teacher.model.encode_image(batch.to(teacher.device))
                 features.cpu()
-            return time.perf_counter() - started
 
-        def build(number: int) -> tuple[float, CacheStore]:
+        forward()  # the first pass of a model is slower
+        forwards, builds = [], []
+        for number in range(rounds):
             asked = settings.model_copy(update={"out": str(folder / f"zarr-{number}")})
             store = open_or_create(asked, teacher, vocabulary, samples)
-            started = time.perf_counter()
-            compute_missing(store, asked, teacher)
-            return time.perf_counter() - started, store
-
-        bare()  # the first pass of a model is slower
-        forwards, builds = [], []
-        stages: dict[str, float] = {}
-        for number in range(rounds):
-            forwards.append(bare())
-            seconds, store = build(number)
-            builds.append(seconds)
-            stages = store.record(0).seconds
-            forwards.append(bare())
+            forwards.append(seconds(forward))
+            builds.append(seconds(partial(compute_missing, store, asked, teacher)))
+        stages = store.record(0).seconds
+    wall_build, wall_forward = (statistics.median(wall for wall, _ in runs) for runs in (builds, forwards))
+    busy_build, busy_forward = (statistics.median(busy for _, busy in runs) for runs in (builds, forwards))
     found = {
-        "ratio": round(statistics.median(builds) / statistics.median(forwards), 3),
-        "seconds_build": round(statistics.median(builds), 3),
-        "seconds_forward": round(statistics.median(forwards), 3),
+        "ratio": round(wall_build / wall_forward, 3),
+        "seconds_build": round(wall_build, 3),
+        "seconds_forward": round(wall_forward, 3),
+        "processor_ratio": round(busy_build / busy_forward, 3),
+        "processor_seconds_build": round(busy_build, 3),
+        "processor_seconds_forward": round(busy_forward, 3),
         "images": len(samples),
-        "images_per_second": round(len(samples) / statistics.median(builds), 1),
+        "rounds": rounds,
         "torch_threads": torch.get_num_threads(),
         "decoding_threads": settings.on_this_machine().threads,
         "stages_of_the_last_build": stages,
-        "all_builds": [round(value, 3) for value in builds],
-        "all_forwards": [round(value, 3) for value in forwards],
+        "all_builds": [round(wall, 3) for wall, _ in builds],
+        "all_forwards": [round(wall, 3) for wall, _ in forwards],
     }
     if as_json:
         print(json.dumps(found))
