@@ -1,8 +1,8 @@
 """Indexing: members a second of a set of synset tars, against tarfile over the same files, and reuse.
 
-The default set is 200 tars of 500 images of 700 bytes, read from the page cache: what is measured is the work
-of the processor, not of a disk. `--table N` adds the table of N rows that a set of that size gives, its
-memory and the seconds of labels, digest, writing and reading.
+The default set is 200 tars of 500 images of 700 bytes, read from the page cache. All seconds are processor
+time: not of a disk, and not of what else runs on the machine. `--table N` adds the table of N rows that a set
+of that size gives, its memory and the seconds of joining, labels, digest, writing and reading.
 
     python benchmarks/index_images.py --json --table 14197122
 """
@@ -42,9 +42,9 @@ def write_tars(folder: Path, synsets: tuple[str, ...], members: int) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What the work returns, and its seconds."""
-    started = time.perf_counter()
-    return work(), time.perf_counter() - started
+    """What the work returns, and its seconds of processor time, all threads together."""
+    started = time.process_time()
+    return work(), time.process_time() - started
 
 
 def peak_mb() -> float:

@@ -3,7 +3,7 @@
 Speed and pixels: pictures with the spectrum of photographs, 500x375 (ImageNet's usual size) and 2000x1500,
 shown at 224 pixels. Features and logits: the demo's teacher (48 pixels) over its class names, on the same
 pictures and on emoji enlarged to 512x512, which it knows. A margin of 2 decodes at no less than twice the
-size that the crop needs. One thread; medians over the rounds.
+size that the crop needs. One thread, processor time; medians over the rounds.
 
     python benchmarks/jpeg_decode.py --json
 """
@@ -69,13 +69,13 @@ def emoji(count: int) -> list[bytes]:
 def shown(
     renderer: ViewRenderer, content: bytes, row: int, view: int, margin: int | None
 ) -> tuple[NDArray[np.uint8], float]:
-    """Pixels of one view, decoded plainly without a margin, and the seconds of decoding and of all."""
+    """Pixels of one view, decoded plainly without a margin, and the processor's seconds."""
     size = image_size(content)
     crop = evaluation_crop(renderer.preprocess, *size) if view == 0 else draw_crop(POLICY, row, view, *size)
-    started = time.perf_counter()
+    started = time.process_time()
     at_least = None if margin is None else enough_pixels(crop, *(margin * side for side in renderer.size))
     pixels = renderer.render(decode_image(content, at_least), view, crop)
-    return pixels, time.perf_counter() - started
+    return pixels, time.process_time() - started
 
 
 def compare(contents: list[bytes], renderer: ViewRenderer, view: int, rounds: int) -> dict[str, Any]:

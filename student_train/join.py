@@ -191,7 +191,8 @@ class Join:
         def shown() -> Iterator[ShownViews]:
             for batch, stored in joined:
                 waiting.append(batch)
-                yield ShownViews(batch.rows, batch.views, stored["crops"]["crops"].numpy())
+                crops = stored["crops"]["crops"].numpy().astype(np.uint16)
+                yield ShownViews(batch.rows, batch.views, crops)
 
         for decoded in pixels.decode(shown(), self._own.stop - self._own.start):
             yield replace(waiting.popleft(), pixels=decoded)

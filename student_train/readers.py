@@ -5,10 +5,11 @@ other reads the window's blocks, each once and whole. What is chosen follows fro
 """
 
 import os
+from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from student_train.order import Window
 from student_train.shards import ShardedArray
-from teacher_cache.softlabels import TeacherCache
+from teacher_cache.softlabels import SIGNED, TeacherCache
 
 ReaderName = Literal["auto", "memory", "blocks"]
 
@@ -39,17 +40,26 @@ class StoredArrays:
     @property
     def row_bytes(self) -> int:
         """Bytes of one view of one row."""
-        rows = (self.cache.store.array(name) for name in self.names)
-        return sum(array.dtype.itemsize * int(np.prod(array.shape[2:])) for array in rows)
+        return sum(_held_as(values).itemsize * values[0].size for values in self.room(1).values())
 
-    def read(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> dict[str, Tensor]:
-        """Rows as they are stored, each [len(rows), ...]. They come by view and ascend within each."""
+    def room(self, rows: int) -> dict[str, NDArray[Any]]:
+        """Uninitialised arrays for so many rows."""
+        arrays = {name: self.cache.store.array(name) for name in self.names}
+        return {name: np.empty((rows, *array.shape[2:]), array.dtype) for name, array in arrays.items()}
+
+    def read(
+        self, rows: NDArray[np.int64], views: NDArray[np.int64], room: dict[str, NDArray[Any]]
+    ) -> dict[str, Tensor]:
+        """Rows as they are stored, each [len(rows), ...]. They come by view and ascend within each.
+
+        Args:
+            room: what `room` gave, for at least as many rows; the result lies in it.
+        """
         begins = np.flatnonzero(np.diff(views, prepend=-1)).tolist()
         spans = list(zip(begins, [*begins[1:], len(rows)], strict=True))
         read = {}
         for name in self.names:
-            array = self.cache.store.array(name)
-            values = np.empty((len(rows), *array.shape[2:]), array.dtype)
+            values = room[name][: len(rows)]
             direct = self._direct[name]
             for begin, end in spans:
                 view, span = int(views[begin]), slice(begin, end)
@@ -59,8 +69,13 @@ class StoredArrays:
                     values[span] = self.cache.crops(rows[span], view)
                 else:
                     values[span] = self.cache.stored(rows[span], view)[name].numpy()
-            read[name] = torch.from_numpy(values)
+            read[name] = torch.from_numpy(values.astype(_held_as(values), copy=False))
         return read
+
+
+def _held_as(stored: NDArray[Any]) -> np.dtype[Any]:
+    """torch can hardly do a thing with unsigned integers: they become what `TeacherCache.stored` makes them."""
+    return np.dtype(SIGNED.get(stored.dtype.name, stored.dtype))
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,10 @@ class MemoryReader:
         self._rows = len(rows)
         every_row, every_view = np.tile(rows, views), np.repeat(np.arange(views), len(rows))
         self._device = device if fits(sources, len(rows), views, device_memory(device)) else None
-        self._stored = [to_device(source.read(every_row, every_view), self._device) for source in sources]
+        self._stored = [
+            to_device(source.read(every_row, every_view, source.room(len(every_row))), self._device)
+            for source in sources
+        ]
 
     def load(self, window: Window) -> LoadedWindow:
         """Nothing is read: where the samples stand in what is held."""
@@ -111,15 +129,27 @@ class MemoryReader:
 
 
 class BlockReader:
-    """Reads each block of a window once, whole, and brings the window to the device in one piece."""
+    """Reads each block of a window once, whole, and brings the window to the device in one piece.
+
+    Two windows may be in use: the third is read into the room of the first. Memory that is touched for the
+    first time costs a third of the reading speed.
+    """
 
     def __init__(self, sources: list[StoredArrays], rows: NDArray[np.int64], device: torch.device) -> None:
         self._sources, self._rows, self._device = sources, rows, device
+        self._rooms: deque[tuple[int, list[dict[str, NDArray[Any]]]]] = deque([(0, []), (0, [])])
 
     def load(self, window: Window) -> LoadedWindow:
         """Read the window."""
         rows = self._rows[window.positions]
-        stored = [to_device(source.read(rows, window.views), self._device) for source in self._sources]
+        capacity, rooms = self._rooms.popleft()
+        if capacity < len(rows):
+            capacity, rooms = len(rows), [source.room(len(rows)) for source in self._sources]
+        self._rooms.append((capacity, rooms))
+        stored = [
+            to_device(source.read(rows, window.views, room), self._device)
+            for source, room in zip(self._sources, rooms, strict=True)
+        ]
         return LoadedWindow(window, stored, torch.from_numpy(window.shuffled).to(self._device))
 
 

@@ -30,6 +30,9 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cache: Place = Field(description="a finished cache of rpp-cache build")
+    vocabulary: str | None = Field(
+        default=None, description="a vocabulary that was added to the cache [default: that of its build]"
+    )
     out: Path | None = Field(default=None, description="the run's folder [default: runs/CACHE-DATE]")
     resume: bool = Field(default=False, description="go on with the run in --out")
     student: str | None = Field(default=None, description="open_clip model [default: the teacher's]")

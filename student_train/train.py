@@ -215,7 +215,8 @@ class Run:
 
 def prepare(settings: TrainSettings, processes: Processes, device: torch.device) -> Run:
     """Open, load and check everything; begin or take up the run's folder."""
-    cache = open_cache(settings.cache)
+    cache = open_cache(settings.cache, settings.vocabulary)
+    cache.encoding.require_temperature(settings.temperature)
     torch.manual_seed(settings.seed)
     base = load_student_base(settings, cache, device)
     student = PromptedCLIP(base, settings.prompts, seed=settings.seed).to(device)

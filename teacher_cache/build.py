@@ -154,7 +154,8 @@ def _known_samples(out: str) -> SampleTable | None:
     """The sample table of a cache that was begun there: a source that did not change is not read again."""
     with suppress(CacheDamagedError):
         if CacheStore.exists(out):
-            return CacheStore.open(out).samples
+            store = CacheStore.open(out)
+            return store.samples if store.samples_are_sound() else None
     return None
 
 

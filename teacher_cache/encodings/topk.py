@@ -17,7 +17,7 @@ from torch import Tensor
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
 from teacher_cache.errors import UsageError
 
-# Three knots an octave and six of them for each interpolation keep the kept probabilities within 2e-4 of
+# Three knots an octave and six of them for each interpolation keep the kept probabilities within 3e-4 of
 # the exact ones, everywhere between the knots (benchmarks/encodings.py).
 KNOTS_AN_OCTAVE, NEIGHBOURS = 3, 6
 KNOTS = tuple(2.0 ** (step / KNOTS_AN_OCTAVE) for step in range(-9, 13))  # temperatures, 1/8 to 16

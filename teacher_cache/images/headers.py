@@ -1,7 +1,7 @@
 """The members of a tar from their headers alone: ustar, GNU and pax, 512 bytes each.
 
-tarfile takes about five times as long for the same headers, and ends without a word at a damaged one; both
-count at 14 million members (`benchmarks/index_images.py`).
+tarfile takes three and a half times as long for the same headers, and ends without a word at a damaged one;
+both count at 14 million members (`benchmarks/index_images.py`).
 """
 
 from collections.abc import Iterator

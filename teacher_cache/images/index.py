@@ -94,13 +94,17 @@ def _all(what: str, index: Callable[[Work], Done], work: Sequence[Work]) -> list
     counter: Counter | None = None
     started = time.monotonic()
     with ThreadPoolExecutor(THREADS) as pool, ExitStack() as shown:
-        for result in pool.map(index, work):
-            if counter is None and time.monotonic() - started > QUIET_SECONDS:
-                counter = shown.enter_context(counting(what, len(work)))
-                counter.start_at(len(done))
-            done.append(result)
-            if counter:
-                counter()
+        try:
+            for result in pool.map(index, work):
+                if counter is None and time.monotonic() - started > QUIET_SECONDS:
+                    counter = shown.enter_context(counting(what, len(work)))
+                    counter.start_at(len(done))
+                done.append(result)
+                if counter:
+                    counter()
+        except BaseException:  # Ctrl-C does not wait for thousands of files that nobody wants any more
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return done
 
 

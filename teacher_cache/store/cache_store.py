@@ -122,13 +122,14 @@ class CacheStore:
 
     @cached_property
     def samples(self) -> StoredSamples:
-        """The sample table, in row order; rows are read when they are asked for.
+        """The sample table, in row order; rows are read when they are asked for. Whether they still are what
+        the header says, `samples_are_sound` tells.
 
         Raises:
             CacheDamagedError: it is missing or not readable.
         """
         try:
-            return StoredSamples(self.folder.open(SAMPLES))
+            return StoredSamples(self.folder.open(SAMPLES), self.header.sample_table_digest)
         except (OSError, ValueError) as error:
             raise CacheDamagedError(f"{self.path}/{SAMPLES} is not readable: {error}") from error
 

@@ -32,13 +32,16 @@ def write_samples(samples: SampleTable, file: Sink) -> str:
 
 
 class StoredSamples(SampleTable):
-    """The table as `write_samples` wrote it. Opening reads the footer; `table` and `digest` read all."""
+    """The table as `write_samples` wrote it. Opening reads the footer alone, and `table` all."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, digest: str | None = None) -> None:
         """
         Args:
             file: seekable, binary, as pyarrow reads it.
+            digest: the table's, where it is known: computing it reads all.
         """
+        if digest is not None:
+            self.__dict__["digest"] = digest
         self._parquet = pq.ParquetFile(file, read_dictionary=["path"], pre_buffer=True)
         footer = self._parquet.metadata
         counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -70,15 +73,12 @@ class StoredSamples(SampleTable):
 
     def same_as(self, other: SampleTable) -> bool:
         """Whether both hold the same samples in the same places, compared without reading all at once."""
-        if other is self:
-            return True
-        theirs = other.table.schema
-        if len(self) != len(other) or self.schema.names != theirs.names:
+        if len(self) != len(other) or self.schema.names != other.schema.names:
             return False
-        if (self.schema.metadata or {}) != (theirs.metadata or {}):
+        if (self.schema.metadata or {}) != (other.schema.metadata or {}):
             return False
         for group, start in enumerate(self._starts[:-1]):
-            ours, rows = self._group(group), other.table.slice(start, self._starts[group + 1] - start)
+            ours, rows = self._group(group), other._take(slice(start, self._starts[group + 1]))
             for name in ours.schema.names:
                 kind = pa.large_string() if name in ("key", "path") else ours[name].type
                 if not ours[name].cast(kind).equals(rows[name].cast(kind)):

@@ -35,7 +35,7 @@ def test_a_window_holds_what_the_cache_stored(
         monkeypatch.setattr(ShardedArray, "of", lambda array: None)
     rows = np.flatnonzero(np.arange(300) % 7 != 3)
     sources = [StoredArrays(cache, ("image_features",)), StoredArrays(cache, ("crops",))]
-    assert [source.row_bytes for source in sources] == [2 * 48, 10]
+    assert [source.row_bytes for source in sources] == [2 * 48, 4 * 5]
     order = Order(rows, cache.num_views, seed=1, window_rows=100)
     reader = (
         MemoryReader(sources, rows, cache.num_views, CPU)

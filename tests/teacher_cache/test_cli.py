@@ -57,9 +57,9 @@ def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
         "views": 1,
     }
     assert (facts["parts_total"], facts["parts_committed"], facts["complete"]) == (4, 4, True)
-    assert facts["encoding"] == {"name": "factored"}
+    assert (facts["encoding"], facts["encoding_options"]) == ("factored", {})
     assert facts["passes"] == [{"views": 1, "parts_committed": 4, "parts_total": 4}]
-    assert re.match(r"(read|decode|forward|write), \d+% of the stages' \d+ s; ", facts["slowest_stage"])
+    assert facts["slowest_stage"] in ("read", "decode", "forward", "write")
     assert facts["bytes_per_view"] > 48 * 2
     assert facts["teacher"]["model"] == f"local-dir:{teacher}"
     assert facts["vocabularies"] == {"animals": {"classes": 5, "templates": ["a photo of a {}."]}}

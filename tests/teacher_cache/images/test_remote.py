@@ -87,6 +87,32 @@ def test_a_loose_image_that_is_gone_is_unreadable_and_a_shard_that_is_gone_stops
         ImageReader().read(*packed)
 
 
+# In an object store
+
+
+def test_every_kind_of_source_is_read_from_an_object_store(tmp_path: Path, bucket: str) -> None:
+    write_shards(tmp_path / "tars", shards=2, samples=3)
+    write_outer_tar(tmp_path / "outer" / "whole.tar", tmp_path / "tars")
+    write_folder(tmp_path / "folder", images=1)
+    parquet_file(tmp_path / "parquet" / "a.parquet", count=6)
+    upload(tmp_path, bucket)
+    for kind in ("tars", "outer", "folder", "parquet"):
+        here, there = indexed(tmp_path / kind), indexed(f"{bucket}/{kind}")
+        assert there.digest == here.digest
+        assert contents(there) == contents(here)
+
+
+def test_a_shard_that_came_to_an_object_store_is_seen_at_once(tmp_path: Path, bucket: str) -> None:
+    """Its file system keeps listings for the whole process."""
+    upload(write_shards(tmp_path / "first", shards=2, samples=1), bucket)
+    known = indexed(bucket)
+    assert index_images(bucket, ANIMAL_VOCABULARY, known)[0] is known
+    write_shard(tmp_path / "shard-002.tar", [("9.jpg", jpeg(9))])
+    others = fsspec.filesystem("s3", skip_instance_cache=True)
+    others.put(str(tmp_path / "shard-002.tar"), f"{bucket}/shard-002.tar")
+    assert len(index_images(bucket, ANIMAL_VOCABULARY, known)[0]) == 3
+
+
 # Names
 
 
@@ -102,7 +128,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     source: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_filesystems", {})
-    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    imported = sys.modules["fsspec.registry"]._registry
+    for protocol in list(imported):
+        monkeypatch.delitem(imported, protocol)
     monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UsageError, match=rf"needs {package}: pip install 'rpp\[{extra}\]'"):
