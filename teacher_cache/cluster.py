@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
+import dask
 import numpy as np
 import torch
 from dask.distributed import Client, KilledWorker, LocalCluster, get_worker, secede, wait
@@ -268,6 +269,8 @@ def _client(settings: ComputeSettings) -> Iterator[Client]:
             yield client
         return
     with (
+        # a worker that died is given up where another is not there soon; importing torch takes its time
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         LocalCluster(
             n_workers=settings.local_workers,
             threads_per_worker=1,

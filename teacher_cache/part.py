@@ -213,8 +213,8 @@ class PartPixels:
     def decoded(
         self, pool: ThreadPoolExecutor, batches: list[Batch]
     ) -> Iterator[tuple[Batch, Tensor, dict[int, str]]]:
-        """Yield each batch with its pixels [V, B, 3, H, W] uint8, each view one block of memory, and the reasons
-        why some of its samples could not be read, by position; the pixels of those are zero.
+        """Yield each batch with its pixels [V, B, 3, H, W] uint8, a view in one block of memory, and the
+        reasons why some of its samples could not be read, by position; the pixels of those are zero.
 
         A batch is begun when the one `BATCHES_AHEAD` before it is taken: memory is bounded.
         """
