@@ -8,9 +8,10 @@ Shapes: B samples of the step in this process, D embedding, H, W image size.
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from queue import SimpleQueue
+from threading import Thread
 from typing import TypeVar
 
 import numpy as np
@@ -205,12 +206,33 @@ def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
 
 
 def _ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; each is made, in a thread, while the one before is used."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(lambda: list(islice(items, 1)))
-        while item := following.result():
-            following = thread.submit(lambda: list(islice(items, 1)))
+    """The same items; each is made, in a thread, while the one before is used.
+
+    In plain threads: worker processes are forked from here, and from a thread of an executor they could not
+    end without an error (Python's executors join all of theirs at the end, and so themselves).
+    """
+    made: SimpleQueue[list[Item] | BaseException] = SimpleQueue()
+
+    def make() -> None:
+        try:
+            made.put(list(islice(items, 1)))
+        except BaseException as error:  # raised where the item is wanted
+            made.put(error)
+
+    def begin() -> Thread:
+        thread = Thread(target=make)
+        thread.start()
+        return thread
+
+    making = begin()
+    try:
+        while item := made.get():
+            if isinstance(item, BaseException):
+                raise item
+            making = begin()
             yield item[0]
+    finally:
+        making.join()
 
 
 def locate_images(cache: TeacherCache, images: str | None) -> SampleTable:

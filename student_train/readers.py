@@ -74,7 +74,7 @@ class StoredArrays:
 
 
 def _held_as(stored: NDArray[Any]) -> np.dtype[Any]:
-    """torch can hardly do a thing with unsigned integers: they become what `TeacherCache.stored` makes them."""
+    """torch can hardly do a thing with unsigned integers: here, too, they are what `stored` makes them."""
     return np.dtype(SIGNED.get(stored.dtype.name, stored.dtype))
 
 

@@ -1,11 +1,13 @@
 """Batches by step number: the same wherever a run begins, however it reads, and shared by processes."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from student_train.join import Batch, Join
 from student_train.order import Order, select_rows
@@ -122,3 +124,16 @@ def test_no_soft_labels_read_nothing_of_the_teacher(cache: TeacherCache, teacher
     batch = next(image_join(cache, teacher, soft_labels=False).batches(0, 1))
     assert batch.teacher == {}
     assert batch.pixels is not None
+
+
+def test_workers_end_without_an_error(cache: TeacherCache, teacher: Teacher) -> None:
+    """torch's own handler, which any DataLoader of the main thread leaves behind, raises if one does not."""
+    before = signal.getsignal(signal.SIGCHLD)
+    signal_handling._set_SIGCHLD_handler()
+    try:
+        pixels = PixelWorkers(cache.samples, cache.header.part_size, teacher.renderer, workers=2)
+        for _ in range(5):
+            join = Join(cache, np.arange(300), 40, 0, pixels=pixels)
+            assert len(list(join.batches(0, 2))) == 2
+    finally:
+        signal.signal(signal.SIGCHLD, before)

@@ -21,7 +21,9 @@ from student_train.prompts import PromptSettings
 from student_train.run_folder import RunFolder
 from student_train.schedule import learning_rate
 from student_train.train import TrainSettings, train
+from teacher_cache import open_cache
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.relabel import RelabelSettings, relabel_cache
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES, build
 
@@ -154,6 +156,19 @@ class TestModes:
     def test_other_images_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="does not hold the samples of the cache"):
             train(settings(cache_path, tmp_path / "run", towers="both", images=str(PICTURES / "noto-v1.tar")))
+
+
+def test_another_vocabulary_of_the_cache(cache_path: Path, tmp_path: Path) -> None:
+    """Every second class alone: labels follow the ids, samples of the others have none."""
+    cache = tmp_path / "zarr"
+    shutil.copytree(cache_path, cache)
+    names = open_cache(cache).vocabulary.names[::2]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    relabel_cache(str(cache), RelabelSettings(name="half", classes=str(tmp_path / "names.txt"), device="cpu"))
+    train(settings(cache, tmp_path / "run", vocabulary="half", class_subset="base", epochs=2, max_steps=4))
+    assert metrics(tmp_path / "run")[1]["epoch"] == pytest.approx(2 / 2)  # 75 of 300 samples
+    with pytest.raises(UsageError, match="no vocabulary 'third'"):
+        train(settings(cache, tmp_path / "none", vocabulary="third"))
 
 
 def test_a_student_that_is_the_teacher_has_no_soft_loss(cache_path: Path, tmp_path: Path) -> None:
