@@ -82,11 +82,11 @@ def test_chunks_and_checkpoints_change_nothing(carry: str, monkeypatch: pytest.M
     student = student_of("gelu", "text", carry=carry, prompt_depth=2)
     prompts, tokens = student.tower_prompts("text"), student.tokenize_names(NAMES * 3)
     assert prompts is not None
-    whole = towers.encode_text(towers_parts(student), prompts, tokens, checkpoint=False)
+    whole = towers.encode_text(towers_parts(student), prompts, tokens, segment=0)
     expected = gradients(prompts, whole)
     monkeypatch.setattr(towers, "CHUNK_ROWS", 16)
-    for checkpoint in (False, True):
-        pieces = towers.encode_text(towers_parts(student), prompts, tokens, checkpoint=checkpoint)
+    for segment in (0, 1, 2, BLOCKS):
+        pieces = towers.encode_text(towers_parts(student), prompts, tokens, segment=segment)
         torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
         for a, b in zip(gradients(prompts, pieces), expected, strict=True):
             assert (a - b).norm() <= 1e-5 * b.norm()
