@@ -3,7 +3,7 @@
 Both get the same classes, prompts and output gradients, in one process and in turn; the yardstick
 (`plain_text_tower.py`) runs in chunks of classes, so that it needs no recomputation and fits memory. Features
 and prompt gradients of both are compared in the same run, which fails where they differ. Medians over the
-rounds. CPU seconds are those of all threads together; they mean more than seconds on a machine with other work.
+rounds. CPU seconds are of all threads together; they mean more than seconds on a machine with other work.
 
     python benchmarks/text_tower.py --json
     python benchmarks/text_tower.py --depth 12 --names 4000
@@ -26,7 +26,7 @@ from student_train.packing import pack_texts
 from student_train.towers import encode_text
 from teacher_cache.teacher import choose_device
 
-# Largest difference of a feature, relative to how features spread over the classes, and of a prompt's gradient.
+# Largest difference of a feature, relative to the features' spread over the classes, and of prompt gradients.
 FORWARD_BAR, GRADIENT_BAR = 1e-4, 1e-4
 
 

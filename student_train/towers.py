@@ -154,8 +154,9 @@ def encode_image(visual: VisionTransformer, prompts: Prompts | None, images: Ten
         rows = 1 if class_token_alone and number == len(blocks) else stream.rows_after(number)
         residual, q, k, v = stream.attention_inputs(block, number, rows)
         stream.x = _finish(block, residual, _attend(block, q, k, v))
-    pooled, _ = visual._pool(stream.x)
-    features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
+    with torch.autocast(images.device.type, enabled=False):  # as for text
+        pooled, _ = visual._pool(stream.x.float())
+        features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
     return features
 
 
@@ -247,7 +248,9 @@ def _own_rows(
             x_KSW = run_checkpointed(_own_blocks, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
             x_KSW = _own_blocks(*arguments)
-    return parts.project(parts.ln_final(x_KSW))
+    # float32 under autocast too: rounded features cost more than half precision in all blocks
+    with torch.autocast(x_KSW.device.type, enabled=False):
+        return parts.project(parts.ln_final(x_KSW.float()))
 
 
 def _own_blocks(
