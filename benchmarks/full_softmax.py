@@ -134,7 +134,7 @@ def main(
 
     seconds: dict[str, list[float]] = {"full": [], "plain": []}
     cpu_seconds: dict[str, list[float]] = {"full": [], "plain": []}
-    peak = 0
+    peak: int | None = None
     for number in range(rounds):
         order = [("full", full), ("plain", plain)]
         for name, run in order if number % 2 == 0 else reversed(order):
@@ -144,7 +144,8 @@ def main(
             wall_after, cpu_after = synchronised()
             seconds[name].append(wall_after - wall)
             cpu_seconds[name].append(cpu_after - cpu)
-            peak = peak or peak_memory(where) - before  # of the very first step, a full one
+            if peak is None:  # of the very first step, a full one
+                peak = peak_memory(where) - before
 
     median = {name: statistics.median(values) for name, values in seconds.items()}
     cpu_median = {name: statistics.median(values) for name, values in cpu_seconds.items()}
