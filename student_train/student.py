@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from student_train import towers
+from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
@@ -119,10 +120,10 @@ class PromptedCLIP(nn.Module):
             features = towers.encode_image(self.clip.visual, prompts, images)
         return F.normalize(features, dim=-1) if normalize else features
 
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+    def encode_text(self, tokens: Tensor | PackedTexts, normalize: bool = False) -> Tensor:
         """Text features [B, D] of tokens [B, T] int64, as open_clip's tokenizer gives them.
 
-        The prompts are put behind the start-of-text token.
+        The prompts are put behind the start-of-text token. `pack_texts` prepares tokens for many calls.
 
         Raises:
             UsageError: a text has no room for the prompts; `tokenize_names` makes tokens that have.
@@ -134,6 +135,17 @@ class PromptedCLIP(nn.Module):
         else:
             features = towers.encode_text(parts, self.tower_prompts("text"), tokens)
         return F.normalize(features, dim=-1) if normalize else features
+
+    def pack_texts(self, tokens: Tensor) -> PackedTexts:
+        """Tokens [B, T] prepared for `encode_text`, on the model's device: for texts that are encoded often.
+
+        Raises:
+            UnsupportedTowerError: a text tower that `encode_text` can only give tokens.
+            UsageError: as `encode_text`.
+        """
+        prompts = self.tower_prompts("text")
+        packed = pack_texts(text_parts(self.clip), tokens, prompts.length if prompts else 0)
+        return packed.to(self.logit_scale.device)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit image features, unit text features and the factor s, as open_clip's CLIP returns them."""

@@ -1,13 +1,13 @@
 """The frozen towers of open_clip, run with prompts and without computing what nothing reads.
 
 Both results equal the plain computation over all positions in value and in gradient; what is left out is
-what every class has in common (text), what no later row reads (both), and padding (text).
+what texts have in common (text), what no later row reads (both), and padding (text).
 
-Shapes: B images or texts, T tokens, S rows before the prompts, n prompts, P prefix rows (1 + n), R rows of
-several classes behind each other, G classes of equal length, W tower width, N heads, H head width, J prompt
-depth, D embedding.
+Shapes: B images or texts, T tokens, S rows before the prompts or of a pack, K packs, n prompts, P prefix rows
+(1 + n), W tower width, N heads, H head width, J prompt depth, D embedding.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
+from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import Prompts
-from teacher_cache.errors import UsageError
 from teacher_cache.openclip import TextParts
 
 # Rows of class tokens that run through the text tower together.
 CHUNK_ROWS = 2048
-# With gradients, more rows than this run under activation checkpointing.
-CHECKPOINT_ROWS = 8192
+# Activations of the text tower that a step may keep for its backward pass; the rest is computed again.
+KEPT_BYTES = 2 * 2**30
+# What a block keeps of a row, in tower widths: both norms' inputs, q, k, v, attention, the MLP's hidden row.
+WIDTHS_PER_BLOCK = 12
 
 
 # --- one frozen block, taken apart where prompts enter it ------------------------------------------------
@@ -152,8 +154,9 @@ def encode_image(visual: VisionTransformer, prompts: Prompts | None, images: Ten
         rows = 1 if class_token_alone and number == len(blocks) else stream.rows_after(number)
         residual, q, k, v = stream.attention_inputs(block, number, rows)
         stream.x = _finish(block, residual, _attend(block, q, k, v))
-    pooled, _ = visual._pool(stream.x)
-    features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
+    with torch.autocast(images.device.type, enabled=False):  # as for text
+        pooled, _ = visual._pool(stream.x.float())
+        features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
     return features
 
 
@@ -176,107 +179,90 @@ def text_prefix(parts: TextParts, prompts: Prompts | None, sot_1: Tensor) -> lis
 
 
 def encode_text(
-    parts: TextParts, prompts: Prompts | None, tokens_BT: Tensor, checkpoint: bool | None = None
+    parts: TextParts, prompts: Prompts | None, texts: Tensor | PackedTexts, segment: int | None = None
 ) -> Tensor:
     """Text features [B, D] of a frozen causal text tower with prompts behind SOT.
 
-    SOT and the prompts run once, as a batch of one. Of each text only the tokens behind SOT up to the pooled
-    one run, attending to that prefix and to one another; rows of all texts lie behind one another, and only
-    attention looks at texts, in groups of equal length. Position embeddings are those of the full sequence.
+    SOT and the prompts run once, as a batch of one. Of the texts every distinct beginning runs once, up to
+    the pooled token, attending to that prefix and to the rows before it (`packing.py`). Position embeddings
+    are those of the full sequence.
 
     Args:
         parts: the text tower.
         prompts: its prompts, or None for none.
-        tokens_BT: int64 [B, T], as open_clip's tokenizer gives them: without room for prompts.
-        checkpoint: recompute activations in the backward pass; None = where there are many rows.
+        texts: int64 [B, T], as open_clip's tokenizer gives them: without room for prompts; or what
+            `pack_texts` made of them for this number of prompts.
+        segment: with gradients, what is computed inside of so many blocks is computed again in the backward
+            pass; 0 keeps everything, None decides by KEPT_BYTES.
 
     Raises:
-        UsageError: a text has no end-of-text token, is too long for the prompts, or does not begin as the
-            others do.
+        UsageError: see `pack_texts`.
     """
-    device = parts.positional_embedding.device
-    tokens_BT = tokens_BT.cpu()  # the grouping is arithmetic on lengths: one transfer, no synchronisation
-    lengths_B = parts.pool_positions(tokens_BT)
-    first = 1 + (prompts.length if prompts else 0)
-    _check_texts(tokens_BT, lengths_B, first, parts)
-    prefix = text_prefix(parts, prompts, tokens_BT[0, :1].to(device))
-    order_B = lengths_B.argsort(stable=True)
-    if checkpoint is None:
-        checkpoint = int(lengths_B.sum()) > CHECKPOINT_ROWS
-    features = []
-    for chunk in _chunks(order_B, lengths_B):
-        groups = [(int(g), int(t)) for t, g in zip(*lengths_B[chunk].unique(return_counts=True), strict=True)]
-        texts = zip(chunk.split([g for g, _ in groups]), groups, strict=True)
-        ids_R = torch.cat([tokens_BT[members, 1 : 1 + t].flatten() for members, (_, t) in texts]).to(device)
-        positions_R = torch.cat([torch.arange(first, first + t).repeat(g) for g, t in groups]).to(device)
-        if checkpoint and torch.is_grad_enabled():
-            features.append(
-                run_checkpointed(_own_tokens, parts, prefix, ids_R, positions_R, groups, use_reentrant=False)
-            )
-        else:
-            features.append(_own_tokens(parts, prefix, ids_R, positions_R, groups))
-    return torch.cat(features)[order_B.argsort().to(device)]
+    if isinstance(texts, Tensor):
+        texts = pack_texts(parts, texts, prompts.length if prompts else 0)
+    texts = texts.to(parts.positional_embedding.device)
+    prefix = text_prefix(parts, prompts, texts.sot)
+    packs, size = texts.ids.shape
+    if segment is None:
+        segment = _segment(packs * size, len(parts.blocks), parts.positional_embedding.shape[1])
+    features, ended = [], 0
+    for chunk in _chunks(packs, size):
+        x_KSW = parts.token_embedding(texts.ids[chunk])
+        x_KSW = x_KSW + parts.positional_embedding[texts.positions[chunk]]
+        sees = F.pad(texts.sees[chunk], (prefix[0][0].shape[1], 0), value=True)[:, None]
+        begin, ended = ended, ended + sum(texts.ends_by_pack[chunk])
+        ends_B = texts.ends[begin:ended] - chunk.start * size
+        features.append(_own_rows(parts, prefix, x_KSW, sees, ends_B, segment))
+    return torch.cat(features)[texts.places]
 
 
-def _check_texts(tokens_BT: Tensor, lengths_B: Tensor, first: int, parts: TextParts) -> None:
-    context = parts.positional_embedding.shape[0]
-    for row in (lengths_B < 1).nonzero()[:1].flatten().tolist():
-        raise UsageError(f"text row {row} has no end-of-text token behind its first token")
-    for row in (lengths_B + first > context).nonzero()[:1].flatten().tolist():
-        raise UsageError(
-            f"text row {row} is too long: {int(lengths_B[row]) + 1} tokens and {first - 1} prompts, "
-            f"but the text tower has {context} positions"
-        )
-    for row in (tokens_BT[:, 0] != tokens_BT[0, 0]).nonzero()[:1].flatten().tolist():
-        raise UsageError(f"text row {row} does not begin with the same start-of-text token as row 0")
+def _segment(rows: int, blocks: int, width: int) -> int:
+    """Blocks whose inner activations are computed again, so that KEPT_BYTES suffice; 0 = all are kept."""
+    inputs_bytes = 4 * rows * width * blocks  # of every block
+    if inputs_bytes * WIDTHS_PER_BLOCK <= KEPT_BYTES:
+        return 0
+    return min(blocks, -(-inputs_bytes // KEPT_BYTES))
 
 
-def _chunks(order_B: Tensor, lengths_B: Tensor) -> tuple[Tensor, ...]:
-    """The texts from short to long, in pieces of about CHUNK_ROWS rows."""
-    number_B = (lengths_B[order_B].cumsum(0) - 1) // CHUNK_ROWS
-    return torch.split(order_B, number_B.unique_consecutive(return_counts=True)[1].tolist())
+def _chunks(packs: int, size: int) -> list[slice]:
+    """Packs that run together, in as equal pieces as there are."""
+    pieces = min(packs, -(-packs * size // CHUNK_ROWS))
+    bounds = [piece * packs // pieces for piece in range(pieces + 1)]
+    return [slice(begin, end) for begin, end in pairwise(bounds)]
 
 
-def _own_tokens(
+def _own_rows(
     parts: TextParts,
     prefix: list[tuple[Tensor, Tensor]],
-    ids_R: Tensor,
-    positions_R: Tensor,
-    groups: list[tuple[int, int]],
+    x_KSW: Tensor,
+    sees: Tensor,
+    ends_B: Tensor,
+    segment: int,
 ) -> Tensor:
-    """Features of some texts, [sum of G, D]. `groups`: (G, T) in the order of the rows, R = sum of G · T."""
-    x = parts.token_embedding(ids_R) + parts.positional_embedding[positions_R]
-    ends = torch.tensor([t for g, t in groups for _ in range(g)]).cumsum(0).to(x.device) - 1
-    block: Any
-    for number, (block, (prefix_k, prefix_v)) in enumerate(zip(parts.blocks, prefix, strict=True), start=1):
-        normed = block.ln_1(x)
-        k, v = _project(block, normed, "kv")
-        if number == len(prefix):  # behind the last block only the pooled rows are read
-            x, normed = x[ends], normed[ends]
-        (q,) = _project(block, normed, "q")
-        attended = [
-            _attend(
-                block,
-                q_GTNH,
-                torch.cat([prefix_k.expand(len(k_GTNH), -1, -1, -1), k_GTNH], dim=1),
-                torch.cat([prefix_v.expand(len(v_GTNH), -1, -1, -1), v_GTNH], dim=1),
-                _sees(q_GTNH.shape[1], prefix_k.shape[1], x.device),
-            ).flatten(0, 1)
-            for q_GTNH, k_GTNH, v_GTNH in zip(*(_by_text(rows, groups) for rows in (q, k, v)), strict=True)
-        ]
-        x = _finish(block, x, torch.cat(attended))
-    return parts.project(parts.ln_final(x))
+    """Features [B, D] of the texts that end at rows `ends_B` of some packs. `sees` is [K, 1, S, P + S]."""
+    blocks = list(zip(parts.blocks, prefix, strict=True))
+    for begin in range(0, len(blocks), segment or len(blocks)):
+        end = begin + (segment or len(blocks))
+        arguments = (blocks[begin:end], x_KSW, sees, ends_B if end >= len(blocks) else None)
+        if segment and torch.is_grad_enabled():
+            x_KSW = run_checkpointed(_own_blocks, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x_KSW = _own_blocks(*arguments)
+    # float32 under autocast too: rounded features cost more than half precision in all blocks
+    with torch.autocast(x_KSW.device.type, enabled=False):
+        return parts.project(parts.ln_final(x_KSW.float()))
 
 
-def _by_text(x_RNH: Tensor, groups: list[tuple[int, int]]) -> list[Tensor]:
-    """Rows -> [G, T, N, H] for each group; T is 1 where each text has its pooled row alone."""
-    per_text = [t if len(x_RNH) == sum(g * t for g, t in groups) else 1 for _, t in groups]
-    split = torch.split(x_RNH, [g * t for (g, _), t in zip(groups, per_text, strict=True)])
-    return [rows.unflatten(0, (-1, t)) for rows, t in zip(split, per_text, strict=True)]
-
-
-def _sees(queries: int, prefix: int, device: torch.device) -> Tensor | None:
-    """Mask [T, P + T] of a text's rows: the whole prefix and the rows up to itself; None = a last row."""
-    if queries == 1:
-        return None
-    return torch.ones(queries, prefix + queries, dtype=torch.bool, device=device).tril(prefix)
+def _own_blocks(
+    pieces: list[tuple[Any, tuple[Tensor, Tensor]]], x_KSW: Tensor, sees: Tensor, ends_B: Tensor | None
+) -> Tensor:
+    """Some blocks over the rows of packs; with `ends_B` the last one writes these rows alone, [B, W]."""
+    for number, (block, (prefix_k, prefix_v)) in enumerate(pieces, start=1):
+        q, k, v = _project(block, block.ln_1(x_KSW), "qkv")
+        k = torch.cat([prefix_k.expand(len(k), -1, -1, -1), k], dim=1)
+        v = torch.cat([prefix_v.expand(len(v), -1, -1, -1), v], dim=1)
+        attended = _attend(block, q, k, v, sees)
+        if ends_B is not None and number == len(pieces):
+            x_KSW, attended = x_KSW.flatten(0, 1)[ends_B], attended.flatten(0, 1)[ends_B]
+        x_KSW = _finish(block, x_KSW, attended)
+    return x_KSW

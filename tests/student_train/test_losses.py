@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -119,3 +120,67 @@ def test_every_other_class_is_sampled_equally_often() -> None:
 def test_fewer_classes_than_the_batch_has_are_refused() -> None:
     with pytest.raises(UsageError, match="2 classes a step are fewer than the 3 classes"):
         sample_classes(torch.tensor([1, 2, 3]), 20, 2, torch.Generator())
+
+
+def hard_gradient(
+    logits_BC: torch.Tensor, labels_B: torch.Tensor, chosen: torch.Tensor, correction: float
+) -> torch.Tensor:
+    """Gradient of the hard loss over the chosen classes with respect to the logits of all, [B, C]."""
+    leaf_BC = logits_BC.clone().requires_grad_()
+    targets = torch.searchsorted(chosen, labels_B)
+    loss, _, _ = distillation_loss(
+        leaf_BC[:, chosen], leaf_BC[:, chosen].detach(), targets, 0.0, 1.0, correction
+    )
+    loss.backward()
+    assert leaf_BC.grad is not None
+    return leaf_BC.grad
+
+
+def some_problem(classes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Generator]:
+    """Four samples whose label has about half of the probability."""
+    generator = torch.Generator().manual_seed(0)
+    labels_B = torch.randint(classes, (4,), generator=generator)
+    logits_BC = 0.7 * torch.randn(4, classes, generator=generator)
+    logits_BC[range(4), labels_B] = math.log(classes) + 0.5
+    return logits_BC, labels_B, generator
+
+
+@pytest.mark.parametrize("soft_weight", [0.0, 1.0])
+def test_sampling_all_classes_is_the_full_softmax(soft_weight: float) -> None:
+    logits_BC, labels_B, generator = some_problem(50)
+    teacher_BC = torch.randn(4, 50, generator=generator)
+    chosen, correction = sample_classes(labels_B, 50, 50, generator), sampling_correction(50, 50)
+    assert chosen.tolist() == list(range(50))
+    full = distillation_loss(logits_BC, teacher_BC, labels_B, soft_weight, 2.0)
+    targets = torch.searchsorted(chosen, labels_B)
+    sampled = distillation_loss(
+        logits_BC[:, chosen], teacher_BC[:, chosen], targets, soft_weight, 2.0, correction
+    )
+    assert [x.item() for x in sampled] == [x.item() for x in full]
+    assert torch.equal(
+        hard_gradient(logits_BC, labels_B, chosen, correction),
+        hard_gradient(logits_BC, labels_B, torch.arange(50), 0.0),
+    )
+
+
+def assert_tends_to_the_full_gradient(correction_of: Callable[[int, int], float]) -> None:
+    """The mean of many draws comes nearer to the full gradient the more classes a step has."""
+    logits_BC, labels_B, generator = some_problem(1001)
+    full_BC = hard_gradient(logits_BC, labels_B, torch.arange(1001), 0.0)
+    for k, bar in ((21, 0.2), (101, 0.04), (401, 0.01)):
+        mean_BC = torch.zeros_like(full_BC)
+        for _ in range(300):
+            chosen = sample_classes(labels_B, 1001, k, generator)
+            mean_BC += hard_gradient(logits_BC, labels_B, chosen, correction_of(k, 1001)) / 300
+        assert (mean_BC - full_BC).norm() <= bar * full_BC.norm()
+
+
+def test_expected_gradient_of_the_sampled_softmax_tends_to_the_full_one() -> None:
+    assert_tends_to_the_full_gradient(sampling_correction)
+
+
+@pytest.mark.parametrize("wrong", [lambda k, c: -math.log10((k - 1) / (c - 1)), lambda k, c: 0.0])
+def test_with_another_correction_it_does_not(wrong: Callable[[int, int], float]) -> None:
+    """log10, as in POMP's code, and none at all: the check above can fail."""
+    with pytest.raises(AssertionError):
+        assert_tends_to_the_full_gradient(wrong)
