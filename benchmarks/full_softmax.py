@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from student_train.losses import distillation_loss
 from student_train.packing import pack_texts
 from student_train.towers import encode_text
-from teacher_cache.softlabels import factored_logits
+from teacher_cache.encodings import ClassHead
 from teacher_cache.teacher import choose_device
 
 SCALE = 100.0
@@ -73,10 +73,10 @@ class Batch:
 
         self.features_BD = unit(size)
         self.targets_B = torch.randint(classes, (size,), generator=generator).to(device)
-        self.teacher_logits_BC = factored_logits(unit(size), unit(classes), SCALE)
+        self.teacher_logits_BC = ClassHead(unit(classes), SCALE).logits(unit(size))
 
     def loss(self, class_features_CD: Tensor) -> Tensor:
-        logits_BC = factored_logits(self.features_BD, F.normalize(class_features_CD, dim=-1), SCALE)
+        logits_BC = ClassHead(F.normalize(class_features_CD, dim=-1), SCALE).logits(self.features_BD)
         return distillation_loss(logits_BC, self.teacher_logits_BC, self.targets_B, 1.0, 1.0)[0]
 
 

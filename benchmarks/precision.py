@@ -23,8 +23,8 @@ from torch.nn import functional as F
 from student_train.losses import distillation_loss
 from student_train.prompts import PromptSettings
 from student_train.student import PromptedCLIP
+from teacher_cache.encodings import ClassHead
 from teacher_cache.openclip import load_model
-from teacher_cache.softlabels import factored_logits
 from teacher_cache.teacher import AUTOCAST, choose_device
 from teacher_cache.vocabulary import load_vocabulary
 
@@ -58,13 +58,13 @@ def main(
         return F.normalize(class_features_CD[targets_B] + noise * noise_BD.to(where), dim=-1)
 
     images_BD = near_their_class()
-    teacher_logits_BC = factored_logits(near_their_class(), class_features_CD, scale)
+    teacher_logits_BC = ClassHead(class_features_CD, scale).logits(near_their_class())
 
     def step(precision: str) -> tuple[Tensor, Tensor, Tensor]:
         student.zero_grad(set_to_none=True)
         with torch.autocast(where.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32"):
             class_features_CD = student.encode_text(texts, normalize=True)
-        logits_BC = factored_logits(images_BD, class_features_CD, scale)
+        logits_BC = ClassHead(class_features_CD, scale).logits(images_BD)
         loss = distillation_loss(logits_BC, teacher_logits_BC, targets_B, 1.0, 1.0)[0]
         (loss * 2**10).backward()  # as a gradient scaler does, for fp16
         gradients = [p.grad.flatten() / 2**10 for p in student.prompts.parameters() if p.grad is not None]

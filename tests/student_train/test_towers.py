@@ -8,8 +8,8 @@ from student_train import packing, towers
 from student_train.losses import distillation_loss
 from student_train.prompts import Prompts, PromptSettings, dead_query_blocks
 from student_train.student import PromptedCLIP
+from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.softlabels import factored_logits
 from tests.models import loaded
 from tests.student_train import reference
 
@@ -173,7 +173,7 @@ def test_half_precision_costs_this_much(
         with torch.autocast("cpu", dtype=dtype, enabled=half):
             features = student.encode_text(tokens, normalize=True)
         assert features.isfinite().all()
-        logits = factored_logits(images, features.float(), 100.0)
+        logits = ClassHead(features.float(), 100.0).logits(images)
         loss = distillation_loss(logits, teacher_logits, targets, 1.0, 1.0)[0]
         prompts.zero_grad(set_to_none=True)
         loss.backward()
