@@ -1,6 +1,5 @@
 """What a run is: its settings, what it writes down of itself, and when another may continue it."""
 
-import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -65,8 +64,11 @@ class TrainSettings(BaseModel):
         description="how stored arrays are read: held in memory, or by blocks [auto: memory where a quarter "
         "of what is free suffices]; the result is the same",
     )
-    workers: int = Field(
-        default=min(16, os.cpu_count() or 1), ge=0, description="processes that decode images, for each GPU"
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        description="processes that decode images, for each GPU; 0: none beside the training process "
+        "[default: the machine's cores shared among its GPUs, at most 16]",
     )
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")

@@ -1,5 +1,7 @@
 """What a run reads: the student's frozen model, and features or images joined with the cache."""
 
+import os
+
 import torch
 
 from student_train.distributed import Processes
@@ -53,8 +55,10 @@ def make_join(
     pixels = None
     if features is None:
         samples, renderer = locate_images(cache, settings.images), ViewRenderer(base.preprocess)
-        pin = device.type == "cuda"
-        pixels = PixelWorkers(samples, cache.header.part_size, renderer, settings.workers, pin)
+        workers, pin = settings.workers, device.type == "cuda"
+        if workers is None:
+            workers = max(1, min(16, (os.cpu_count() or 1) // processes.local_size))
+        pixels = PixelWorkers(samples, cache.header.part_size, renderer, workers, pin)
     join = Join(
         cache,
         rows,
