@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_cache.encodings import ClassHead, Encoding, encoding_of
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
 from teacher_cache.vocabulary import Vocabulary
@@ -40,6 +40,11 @@ class TeacherCache:
             raise UsageError(
                 f"the cache {store.path} is not complete: {len(store.missing())} of {store.header.parts} "
                 "parts are missing; run rpp-cache build again, it goes on where it stopped"
+            )
+        if absent := store.absent_shards():
+            raise CacheDamagedError(
+                f"{len(absent)} stored files of the cache {store.path} are gone, the first {absent[0]}: copy "
+                "it whole, or let rpp-cache verify find the parts and build compute them again"
             )
         if vocabulary is not None and vocabulary not in store.vocabulary_names():
             store.vocabulary(vocabulary)  # says which there are
@@ -88,7 +93,7 @@ class TeacherCache:
 
         They are stored in the vocabulary of the build. In another one a label is the class of the same id.
         """
-        stored = np.asarray(self.store.array("labels")[:])
+        stored = self.store.read("labels", slice(None))
         if self.vocabulary_name == self.header.vocabulary:
             return stored
         there = np.append(self.store.vocabulary().classes_in(self.vocabulary), np.int32(-1))
@@ -97,7 +102,7 @@ class TeacherCache:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """Which samples could be read, [N]."""
-        return np.asarray(self.store.array("valid")[:])
+        return self.store.read("valid", slice(None))
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -198,7 +203,14 @@ class TeacherCache:
         self.require_view(view)
         # a range, not an array: 14 million numbers would cost more than the read
         wanted = np.asarray(range(len(self))[rows] if isinstance(rows, slice | int) else rows)
-        wanted = np.atleast_1d(wanted).astype(np.int64)
+        wanted = np.atleast_1d(wanted)
+        if wanted.dtype == np.bool_ and len(wanted) == len(self):
+            wanted = np.flatnonzero(wanted)
+        if len(wanted) and not np.issubdtype(wanted.dtype, np.integer):
+            raise UsageError(
+                f"rows are whole numbers, a slice or a mask of all {len(self)}: not {wanted[:3]}"
+            )
+        wanted = wanted.astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise UsageError(f"rows {wanted.min()} to {wanted.max()} asked of a cache of {len(self)} samples")
         array = self.store.array(name)
@@ -207,7 +219,7 @@ class TeacherCache:
         for block in np.unique(blocks):
             here = blocks == block
             start = int(block) * CHUNK_ROWS
-            chunk = np.asarray(array[start : start + CHUNK_ROWS, view])
+            chunk = self.store.read(name, (slice(start, start + CHUNK_ROWS), view))
             result[here] = chunk[wanted[here] - start]
         return result
 

@@ -88,6 +88,13 @@ class Vocabulary:
             return {int(identity): c for c, identity in enumerate(self.ids)}
         return {c: c for c in range(len(self))}
 
+    @property
+    def numbering(self) -> str:
+        """Which whole numbers are labels, in words."""
+        if self._numbers.keys() == set(range(len(self))):
+            return f"0 to {len(self) - 1}"
+        return f"numbered {', '.join(map(str, list(self._numbers)[:3]))}, ... by their ids"
+
     def index_of_number(self, number: int) -> int | None:
         """Class index of a label that is a whole number: it is the index itself, unless the ids of the
         vocabulary are whole numbers, which then are meant."""

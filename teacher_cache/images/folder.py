@@ -50,12 +50,16 @@ def folder_times(root: str, folders: Iterable[str]) -> dict[str, int]:
 
 
 def _walk(root: str, top: str, walked: dict[str, int]) -> Iterator[tuple[str, int]]:
-    todo = [top]
+    """Images below a folder. A link to a folder that is above it is not followed."""
+    todo: list[tuple[str, tuple[str, ...]]] = [(top, (os.path.realpath(root),))]
     while todo:
-        folder = todo.pop()
+        folder, above = todo.pop()
+        real = os.path.realpath(os.path.join(root, folder))
+        if real in above:
+            continue
         walked |= folder_times(root, [folder])
         folders, images = _list(root, folder)
-        todo += reversed(folders)
+        todo += [(inside, (*above, real)) for inside in reversed(folders)]
         yield from images
 
 

@@ -22,7 +22,7 @@ from teacher_cache.progress import Counter, counting
 from teacher_cache.vocabulary import Vocabulary
 
 QUIET_SECONDS = 2.0
-INDEX_VERSION = 1  # counts up when the same source gives other rows than before
+INDEX_VERSION = 2  # counts up when the same source gives other rows than before
 
 Work = TypeVar("Work")
 Done = TypeVar("Done")
@@ -64,7 +64,7 @@ def index_images(
     raw = joined(pieces)
     if raw.num_rows == 0:
         raise UsageError(f"image source '{source}' holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    labels, label_notes = resolve_labels(raw, class_list, vocabulary, source)
+    labels, label_notes = resolve_labels(raw, class_list, vocabulary, source, by_order=found.kind == "folder")
     columns = {name: raw[name] for name in ("key", "path", "offset", "length")}
     table = SampleTable(pa.table({**columns, "label": pa.array(labels, pa.int32())}))
     notes += label_notes

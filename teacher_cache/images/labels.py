@@ -28,8 +28,8 @@ def read_label(content: bytes, suffix: str, where: str) -> tuple[int | None, str
         text: Any = content.decode().strip()
         if suffix == ".json":
             record = json.loads(text)
-            text = next((record[key] for key in LABEL_KEYS if key in record), None)
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+            text = next((record[key] for key in LABEL_KEYS if record.get(key) is not None), None)
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
         raise UsageError(f"{where}: label is not readable ({error})") from error
     return parse_label(text, where)
 
@@ -50,28 +50,30 @@ def parse_label(text: Any, where: str) -> tuple[int | None, str | None]:
 
 
 def resolve_labels(
-    raw: pa.Table, class_list: tuple[str, ...] | None, vocabulary: Vocabulary, source: str
+    raw: pa.Table,
+    class_list: tuple[str, ...] | None,
+    vocabulary: Vocabulary,
+    source: str,
+    by_order: bool = False,
 ) -> tuple[NDArray[np.int32], list[str]]:
     """Class indices from what the source calls the classes, and notes for the user.
 
     Args:
         raw: columns label_index and label_name, a dictionary, in one chunk.
         class_list: all classes in the order of the source's own numbers, where it has such a list.
+        by_order: match by sorted order where no class is in the vocabulary but both have as many.
 
     Raises:
         UsageError: labels that do not fit the vocabulary.
     """
     notes: list[str] = []
-    indices = raw["label_index"].fill_null(-1).to_numpy().astype(np.int32)
-    if indices.max(initial=-1) >= len(vocabulary):
-        raise UsageError(
-            f"the labels of '{source}' go up to {indices.max()}, but the vocabulary has {len(vocabulary)} "
-            f"classes (0 to {len(vocabulary) - 1}): another vocabulary is needed"
-        )
+    said = raw["label_index"].fill_null(-1).to_numpy()
+    numbers, places = np.unique(said, return_inverse=True)
+    indices = np.array([_class_of(n, vocabulary, source) for n in numbers.tolist()], np.int32)[places]
     encoded = raw["label_name"].chunk(0)
     names: list[str] = encoded.dictionary.to_pylist()
     if names:
-        index_of_name, how = _match(names, class_list, vocabulary, source)
+        index_of_name, how = _match(names, class_list, vocabulary, source, by_order)
         notes += [how] if how else []
         by_code = np.array([index_of_name.get(name, -1) for name in names], dtype=np.int32)
         codes = encoded.indices.fill_null(-1).to_numpy()
@@ -91,17 +93,30 @@ def resolve_labels(
     return indices.astype(np.int32), notes
 
 
+def _class_of(number: int, vocabulary: Vocabulary, source: str) -> int:
+    """Class index of a label that is a whole number; -1 stays -1."""
+    index = -1 if number < 0 else vocabulary.index_of_number(number)
+    if index is None:
+        raise UsageError(
+            f"'{source}' has the label {number}, but the vocabulary has {len(vocabulary)} classes "
+            f"({vocabulary.numbering}): another vocabulary is needed"
+        )
+    return index
+
+
 def _match(
-    names: list[str], class_list: tuple[str, ...] | None, vocabulary: Vocabulary, source: str
+    names: list[str], class_list: tuple[str, ...] | None, vocabulary: Vocabulary, source: str, by_order: bool
 ) -> tuple[dict[str, int], str | None]:
     """Class index of each name that has one, and a note on how it was found if not by the vocabulary."""
     classes = class_list or tuple(sorted(names))
     found = {name: index for name in classes if (index := vocabulary.index_of(name)) is not None}
+    if not found and all(name.isdecimal() for name in classes):
+        return {name: _class_of(int(name), vocabulary, source) for name in classes}, None
     if len(classes) == len(vocabulary):
         if class_list and len(found) < len(classes) and all(classes[i] == n for n, i in found.items()):
             how = "classes were matched to the vocabulary by number: not all of their names are in it"
             return {name: index for index, name in enumerate(classes)}, how
-        if not found:
+        if not found and by_order:
             how = "class folders were matched to the vocabulary by sorted order, as torchvision does"
             return {name: index for index, name in enumerate(classes)}, how
     if not found:

@@ -96,6 +96,11 @@ def find_source(source: str) -> Source:
             inside = (_remote_folder if is_remote(source) else _local_folder)(folders[0].path)
             for suffix in (".tar", ".parquet"):
                 if chosen := [match for match in inside if match.path.endswith(suffix)]:
+                    if not is_remote(source) and _holds_images_too(folders[0].path):
+                        raise UsageError(
+                            f"image source '{source}' holds {suffix} files beside images or folders; name "
+                            f"the files, '{source.rstrip('/')}/*{suffix}', or take them out"
+                        )
                     found, folders = chosen, []
                     break
         if not found or (folders and len(found) > 1):
@@ -149,6 +154,15 @@ def _local_folder(folder: str) -> list[_Match]:
     names = sorted(name for name in os.listdir(folder) if name.endswith((".tar", ".parquet")))
     paths = [Path(folder, name).absolute() for name in names]
     return [_Match(str(path), False) for path in paths if path.is_file()]
+
+
+def _holds_images_too(folder: str) -> bool:
+    with os.scandir(folder) as entries:
+        return any(
+            not entry.name.startswith(".")
+            and (entry.is_dir() or os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)
+            for entry in entries
+        )
 
 
 def _remote_matches(pattern: str) -> list[_Match] | None:

@@ -326,13 +326,16 @@ class CacheStore:
     def _erase_shards(self, name: str, part: int) -> None:
         """Remove what an earlier attempt left of a part: zarr reads a shard that it does not fill, and
         cannot read a cut one."""
+        for key in self._shards(name, part):
+            self.folder.remove(key)
+
+    def _shards(self, name: str, part: int) -> list[str]:
+        """Keys of the shards of an array that hold a part."""
         row = part % self.header.parts_per_pass
         if name in SAMPLE_ARRAYS:
-            self.folder.remove(f"{name}/c/{row}")
-            return
+            return [f"{name}/c/{row}"]
         inner = "/0" * len(self.header.per_view[name].axes)  # a shard spans all of the further axes
-        for view in self.header.views_of(part):
-            self.folder.remove(f"{name}/c/{row}/{view}{inner}")
+        return [f"{name}/c/{row}/{view}{inner}" for view in self.header.views_of(part)]
 
     def part_is_sound(self, part: int) -> bool:
         """Whether record and stored arrays of a committed part are those that were written.
@@ -353,6 +356,33 @@ class CacheStore:
         # A shard that was cut or overwritten fails in the codec in as many ways as there are codecs.
         except (CacheDamagedError, OSError, *CODEC_ERRORS):
             return False
+
+    def read(self, name: str, selection: Any) -> NDArray[Any]:
+        """Values of a stored array, selected as zarr does.
+
+        Raises:
+            CacheDamagedError: they are not readable.
+        """
+        array = self.array(name)
+        try:
+            return np.asarray(array[selection])
+        except CODEC_ERRORS as error:
+            raise CacheDamagedError(
+                f"'{name}' in {self.path} is not readable ({error}); rpp-cache verify finds the part, build "
+                "computes it again"
+            ) from error
+
+    def absent_shards(self) -> list[str]:
+        """Keys of the shards of committed parts that are not there: zarr would read them as zeros."""
+        header = self.header
+        there = {key for name in header.per_view for key in self.folder.sizes(f"{name}/c")}
+        return [
+            key
+            for part in self.committed()
+            for name in header.per_view
+            for key in self._shards(name, part)
+            if key not in there
+        ]
 
     @cached_property
     def _expected_metadata(self) -> dict[str, Any]:

@@ -59,14 +59,21 @@ class Vocabularies:
         """Unit class features, [C, D] float32.
 
         Raises:
-            CacheDamagedError: they are not there, or not readable.
+            FileNotFoundError: the vocabulary does not exist.
+            CacheDamagedError: they are not there, or not what was written.
         """
+        _, expected = self.read(name)
         path = f"{VOCABULARIES}/{name}/{FEATURES}"
         try:
             array = zarr.open_array(self._folder.zarr_store(writable=False), path=path, mode="r")
-            return np.asarray(array[:], dtype=np.float32)
+            features_CD = np.asarray(array[:], dtype=np.float32)
         except (FileNotFoundError, *CODEC_ERRORS) as error:
             raise CacheDamagedError(f"{self._folder.url}/{path} is not readable: {error}") from error
+        if checksum(features_CD) != expected:
+            raise CacheDamagedError(
+                f"{self._folder.url}/{path} is not what was written; rpp-cache verify says how it is mended"
+            )
+        return features_CD
 
     def is_sound(self, name: str, embedding: int, digest: str | None = None) -> bool:
         """Whether one exists and is what was written.
@@ -76,13 +83,14 @@ class Vocabularies:
             digest: what its `vocabulary_digest` has to be, if that is known.
         """
         try:
-            vocabulary, expected = self.read(name)
+            vocabulary, _ = self.read(name)
             if digest not in (None, vocabulary_digest(vocabulary)):
                 return False
             key = f"{FEATURES}/{GROUP}"
             metadata = _feature_objects(np.zeros((len(vocabulary), embedding), np.float32))[key]
             stored = self._folder.read(f"{VOCABULARIES}/{name}/{key}")
-            return same_metadata(stored, metadata) and checksum(self.class_features(name)) == expected
+            self.class_features(name)
+            return same_metadata(stored, metadata)
         except (CacheDamagedError, FileNotFoundError, NotADirectoryError):
             return False
 

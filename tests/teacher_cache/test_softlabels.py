@@ -9,7 +9,7 @@ import torch
 
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.softlabels import Rows
 from teacher_cache.store import CacheStore
 from teacher_cache.views import ViewPolicy
@@ -33,6 +33,7 @@ def opened(cache: Path) -> TeacherCache:
         (np.array([7, 3], dtype=np.uint16), [7, 3]),
         (torch.tensor([7, 3]), [7, 3]),
         ([], []),
+        (np.arange(12) % 5 == 3, [3, 8]),
     ],
 )
 def test_rows_come_in_the_order_asked_for(rows: Rows, expected: list[int], opened: TeacherCache) -> None:
@@ -49,6 +50,12 @@ def test_rows_come_in_the_order_asked_for(rows: Rows, expected: list[int], opene
 def test_rows_beyond_the_cache_are_refused(rows: Rows, opened: TeacherCache) -> None:
     with pytest.raises(UsageError, match="asked of a cache of 12 samples"):
         opened.image_features(rows)
+
+
+@pytest.mark.parametrize("rows", [[1.7], np.array([True, False]), ["a"]])
+def test_rows_that_are_no_whole_numbers_are_refused(rows: Rows, opened: TeacherCache) -> None:
+    with pytest.raises(UsageError, match="rows are whole numbers, a slice or a mask of all 12"):
+        opened.logits(rows)
 
 
 @pytest.mark.parametrize("view", [-1, 1])
@@ -97,6 +104,40 @@ def test_a_temperature_softens(opened: TeacherCache) -> None:
     assert (entropy(1.0) < entropy(8.0)).all()
     flat = opened.soft_labels([0], 1e6)
     torch.testing.assert_close(flat, torch.full((1, 5), 0.2), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("gone", ["image_features/c/2/0/0", "crops/c", "image_features/c"])
+def test_a_cache_whose_files_are_gone_is_not_read_as_zeros(gone: str, cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "zarr")
+    path = tmp_path / "zarr" / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(
+        CacheDamagedError, match=rf"{1 if '2' in gone else 4} stored files .* are gone, the first"
+    ):
+        open_cache(tmp_path / "zarr")
+
+
+def test_class_features_that_are_gone_or_changed_are_not_read(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "zarr")
+    (chunk,) = (tmp_path / "zarr").glob("vocabularies/*/class_features/c/0/0")
+    content = bytearray(chunk.read_bytes())
+    content[7] ^= 1
+    chunk.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(CacheDamagedError, match="class_features is not what was written"):
+            open_cache(tmp_path / "zarr").logits([0])
+        chunk.unlink(missing_ok=True)
+
+
+def test_a_cut_shard_is_one_line_that_says_what_to_do(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "zarr")
+    shard = tmp_path / "zarr" / "image_features/c/2/0/0"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    opened = open_cache(tmp_path / "zarr")
+    with pytest.raises(
+        CacheDamagedError, match=r"'image_features' in .* is not readable .* rpp-cache verify"
+    ):
+        opened.logits([7])
 
 
 def test_a_cache_that_is_not_complete_is_refused_with_what_to_do(cache: Path, tmp_path: Path) -> None:

@@ -62,3 +62,14 @@ def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None
     Path(os.fsdecode(bytes(tmp_path / "cat") + b"/caf\xe9.jpg")).write_bytes(jpeg(0))
     with pytest.raises(UsageError, match=r"caf\\udce9\.jpg.*not UTF-8"):
         indexed(tmp_path)
+
+
+def test_a_link_to_a_folder_above_is_not_followed_and_one_beside_is(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "images", ("cat", "dog"))
+    (source / "cat" / "loop").symlink_to(source)
+    (source / "cat" / "self").symlink_to(source / "cat")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "9.jpg").write_bytes(jpeg(9))
+    (source / "dog" / "linked").symlink_to(tmp_path / "more")
+    keys = indexed(source).keys(slice(None))
+    assert keys == ["cat/0.jpg", "cat/1.jpg", "dog/0.jpg", "dog/1.jpg", "dog/linked/9.jpg"]

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from teacher_cache.errors import UsageError
-from teacher_cache.images import (
-    index_images,
-)
+from teacher_cache.images import index_images
+from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     SYNSETS,
@@ -33,7 +32,8 @@ from tests.teacher_cache.inputs import (
         ("json", b'{"cls": "4"}', 4),
         ("json", b'{"class_name": "axolotl", "width": 5}', 3),
         ("json", b'{"caption": "a dog"}', -1),
-        ("json", b'{"label": null, "class": 1}', -1),
+        ("json", b'{"label": null, "class": 1}', 1),
+        ("json", b'{"label": null}', -1),
         ("txt", b"1", -1),
     ],
 )
@@ -90,7 +90,9 @@ def test_a_vocabulary_of_another_number_of_classes_is_refused_naming_both(tmp_pa
 @pytest.mark.parametrize("label", ["3", "40000"])
 def test_label_indices_beyond_the_vocabulary_are_refused(label: str, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", [("0.cls", label.encode()), ("0.jpg", jpeg(0))])
-    with pytest.raises(UsageError, match=rf"go up to {label}, but the vocabulary has 3 classes \(0 to 2\)"):
+    with pytest.raises(
+        UsageError, match=rf"has the label {label}, but the vocabulary has 3 classes \(0 to 2\)"
+    ):
         indexed(shard, SYNSETS)
 
 
@@ -121,3 +123,36 @@ def test_a_json_label_of_a_large_record_is_found(tmp_path: Path) -> None:
     record = {"caption": "x" * 20_000, "synset": "n01484850"}
     shard = write_shard(tmp_path / "s.tar", [("0.jpg", jpeg(0)), ("0.json", json.dumps(record).encode())])
     assert indexed(shard, SYNSETS).labels.tolist() == [2]
+
+
+def test_folders_named_by_numbers_are_class_indices_and_not_in_sorted_order(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "images", [str(c) for c in range(12)], images=1)
+    vocabulary = Vocabulary(*[tuple(f"class {c}" for c in range(12))] * 2)
+    table, notes = index_images(str(source), vocabulary)
+    assert [int(key.partition("/")[0]) for key in table.keys(slice(None))] == table.labels.tolist()
+    assert notes == []
+    (source / "11").rename(source / "12")  # counted from 1, perhaps: all would be off by one
+    with pytest.raises(UsageError, match="has the label 12, but the vocabulary has 12 classes \\(0 to 11\\)"):
+        index_images(str(source), vocabulary)
+
+
+def test_a_whole_number_is_the_id_where_ids_are_whole_numbers(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(("dog", "cat", "bird"), ("2", "0", "90"))
+    members = [
+        member for n in (0, 2, 90) for member in ((f"{n}.cls", str(n).encode()), (f"{n}.jpg", jpeg(n)))
+    ]
+    shard = write_shard(tmp_path / "s.tar", members)
+    assert index_images(str(shard), vocabulary)[0].labels.tolist() == [1, 0, 2]
+    write_shard(tmp_path / "s.tar", [("0.cls", b"1"), ("0.jpg", jpeg(0))])
+    with pytest.raises(
+        UsageError, match=r"has the label 1, but the vocabulary has 3 classes .numbered 2, 0, 90"
+    ):
+        index_images(str(shard), vocabulary)
+
+
+def test_unknown_names_of_a_shard_are_not_matched_by_their_order(tmp_path: Path) -> None:
+    shard = write_shard(
+        tmp_path / "s.tar", [("0.cls", b"kot"), ("0.jpg", jpeg(0)), ("1.cls", b"pies"), ("1.jpg", jpeg(1))]
+    )
+    with pytest.raises(UsageError, match="no id or name is in both"):
+        index_images(str(shard), Vocabulary(("cat", "dog"), ("cat", "dog")))

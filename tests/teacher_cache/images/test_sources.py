@@ -75,3 +75,12 @@ def test_two_image_folders_at_once_are_refused(tmp_path: Path) -> None:
         write_folder(tmp_path / name, images=1)
     with pytest.raises(UsageError, match="no single image folder"):
         indexed(f"{tmp_path}/{{a,b}}")
+
+
+def test_tars_beside_images_are_refused_by_saying_how_to_name_them(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "images")
+    write_shard(source / "stray.tar", [("x.jpg", b"")])
+    with pytest.raises(
+        UsageError, match=r"holds \.tar files beside images or folders; name the files, .*/\*\.tar"
+    ):
+        expand_source(str(source))
