@@ -174,9 +174,8 @@ class Join:
         step_labels = self._labels[rows]
         features = None
         if self._student_features is not None:
-            features = self._student_features.encoding.image_features(
-                stored.get("student", stored["teacher"])
-            )
+            source = "student" if "student" in stored else "teacher"
+            features = self._student_features.encoding.image_features(stored[source])
         return Batch(
             rows[self._own],
             views[self._own],

@@ -145,6 +145,10 @@ class TestModes:
         for a, b in zip(metrics(tmp_path / "images"), metrics(tmp_path / "features"), strict=True):
             assert a["loss"] == pytest.approx(b["loss"], abs=0.01)
             assert a["soft_loss"] > 0.01
+        hard = {"student_features": own, "soft_weight": 0.0, "student": model, "max_steps": 1}
+        train(settings(cache_path, tmp_path / "hard", **hard))
+        (line,) = metrics(tmp_path / "hard")
+        assert line["loss"] == pytest.approx(metrics(tmp_path / "features")[0]["hard_loss"])
 
     def test_features_of_another_model_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
         own = build(tmp_path, "quickgelu", seed=3)
