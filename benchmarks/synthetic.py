@@ -22,7 +22,7 @@ from teacher_cache.images import SampleTable
 from teacher_cache.openclip import load_model
 from teacher_cache.store import CacheHeader, CacheStore, part_rows, vocabulary_digest
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import ViewPolicy
+from teacher_cache.views import FULL, ViewPolicy
 from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 
 PART_ROWS = 16_384
@@ -92,7 +92,7 @@ def write_cache(
         features /= np.linalg.norm(features, axis=-1, keepdims=True)
         arrays = {
             "image_features": features.astype(np.float16),
-            "crops": np.zeros((*shape[:2], 5), dtype=np.uint16),
+            "crops": np.full((*shape[:2], 5), (0, 0, FULL, FULL, 0), dtype=np.uint16),
             "labels": labels[here],
             "valid": np.ones(shape[0], dtype=bool),
         }
