@@ -31,9 +31,11 @@ class PackedTexts:
         positions: positions in the full sequence with the prompts, int64 [K, S].
         sees: which rows of its pack a row attends to besides the prefix, bool [K, S, S]: the rows of its text
             up to itself.
-        ends: rows of the texts' pooled tokens, ascending, int64 [B].
-        places: where each text stands in `ends`, int64 [B].
-        ends_by_pack: how many texts end in each pack.
+        ends: rows of a pack that texts are pooled from, int64 [K, E]; the last one repeated up to the largest
+            number of texts in a pack.
+        slots: entries k · E + e of `ends` that a text has, ascending, int64 [B].
+        places: which of `slots` is each text's, int64 [B].
+        texts_by_pack: how many texts end in each pack.
     """
 
     sot: Tensor
@@ -41,8 +43,9 @@ class PackedTexts:
     positions: Tensor
     sees: Tensor
     ends: Tensor
+    slots: Tensor
     places: Tensor
-    ends_by_pack: tuple[int, ...]
+    texts_by_pack: tuple[int, ...]
 
     def to(self, device: torch.device) -> "PackedTexts":
         """The same on another device."""
@@ -52,8 +55,9 @@ class PackedTexts:
             positions=self.positions.to(device),
             sees=self.sees.to(device),
             ends=self.ends.to(device),
+            slots=self.slots.to(device),
             places=self.places.to(device),
-            ends_by_pack=self.ends_by_pack,
+            texts_by_pack=self.texts_by_pack,
         )
 
 
@@ -101,17 +105,23 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
         below = depth_R >= depth
         sees_KSS.reshape(-1, size)[row_R[below], row_BT[text_R[below], depth] % size] = True
 
-    ends_B = np.empty_like(begin_B)
-    ends_B[order_B] = row_BT[np.arange(len(row_BT)), length_B - 1]
-    by_end_B = ends_B.argsort(kind="stable")
+    end_B = np.empty_like(begin_B)
+    end_B[order_B] = row_BT[np.arange(len(row_BT)), length_B - 1]
+    by_end_B = end_B.argsort(kind="stable")
+    pack_B, row_B = np.divmod(end_B[by_end_B], size)
+    texts_K = np.bincount(pack_B, minlength=packs)
+    first_K = texts_K.cumsum() - texts_K
+    slot_B = pack_B * texts_K.max() + np.arange(len(pack_B)) - first_K[pack_B]
+    text_KE = first_K[:, None] + np.minimum(np.arange(texts_K.max()), texts_K[:, None] - 1)
     return PackedTexts(
         sot=tokens_BT[0, :1],
         ids=torch.from_numpy(ids_KS),
         positions=torch.from_numpy(depths_KS) + 1 + prompts,
         sees=torch.from_numpy(sees_KSS),
-        ends=torch.from_numpy(ends_B[by_end_B]),
+        ends=torch.from_numpy(row_B[text_KE]),
+        slots=torch.from_numpy(slot_B),
         places=torch.from_numpy(by_end_B.argsort()),
-        ends_by_pack=tuple(np.bincount(ends_B // size, minlength=packs).tolist()),
+        texts_by_pack=tuple(texts_K.tolist()),
     )
 
 

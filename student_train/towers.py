@@ -205,14 +205,15 @@ def encode_text(
     packs, size = texts.ids.shape
     if segment is None:
         segment = _segment(packs * size, len(parts.blocks), parts.positional_embedding.shape[1])
-    features, ended = [], 0
+    features, begin = [], 0
     for chunk in _chunks(packs, size):
         x_KSW = parts.token_embedding(texts.ids[chunk])
         x_KSW = x_KSW + parts.positional_embedding[texts.positions[chunk]]
-        sees = F.pad(texts.sees[chunk], (prefix[0][0].shape[1], 0), value=True)[:, None]
-        begin, ended = ended, ended + sum(texts.ends_by_pack[chunk])
-        ends_B = texts.ends[begin:ended] - chunk.start * size
-        features.append(_own_rows(parts, prefix, x_KSW, sees, ends_B, segment))
+        sees = F.pad(texts.sees[chunk], (prefix[0][0].shape[1], 0), value=True)
+        end = begin + sum(texts.texts_by_pack[chunk])
+        slots_B = texts.slots[begin:end] - chunk.start * texts.ends.shape[1]
+        features.append(_own_rows(parts, prefix, x_KSW, sees, texts.ends[chunk], slots_B, segment))
+        begin = end
     return torch.cat(features)[texts.places]
 
 
@@ -235,34 +236,50 @@ def _own_rows(
     parts: TextParts,
     prefix: list[tuple[Tensor, Tensor]],
     x_KSW: Tensor,
-    sees: Tensor,
-    ends_B: Tensor,
+    sees_KST: Tensor,
+    ends_KE: Tensor,
+    slots_B: Tensor,
     segment: int,
 ) -> Tensor:
-    """Features [B, D] of the texts that end at rows `ends_B` of some packs. `sees` is [K, 1, S, P + S]."""
+    """Features [B, D] of the texts of some packs; T = P + S, `ends_KE` and `slots_B` as in `PackedTexts`."""
     blocks = list(zip(parts.blocks, prefix, strict=True))
+    x = x_KSW
     for begin in range(0, len(blocks), segment or len(blocks)):
         end = begin + (segment or len(blocks))
-        arguments = (blocks[begin:end], x_KSW, sees, ends_B if end >= len(blocks) else None)
+        pooled = (ends_KE, slots_B) if end >= len(blocks) else None
+        arguments = (blocks[begin:end], x, sees_KST, pooled)
         if segment and torch.is_grad_enabled():
-            x_KSW = run_checkpointed(_own_blocks, *arguments, use_reentrant=False, preserve_rng_state=False)
+            x = run_checkpointed(_own_blocks, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
-            x_KSW = _own_blocks(*arguments)
+            x = _own_blocks(*arguments)
     # float32 under autocast too: rounded features cost more than half precision in all blocks
-    with torch.autocast(x_KSW.device.type, enabled=False):
-        return parts.project(parts.ln_final(x_KSW.float()))
+    with torch.autocast(x.device.type, enabled=False):
+        return parts.project(parts.ln_final(x.float()))
 
 
 def _own_blocks(
-    pieces: list[tuple[Any, tuple[Tensor, Tensor]]], x_KSW: Tensor, sees: Tensor, ends_B: Tensor | None
+    blocks: list[tuple[Any, tuple[Tensor, Tensor]]],
+    x_KSW: Tensor,
+    sees_KST: Tensor,
+    pooled: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
-    """Some blocks over the rows of packs; with `ends_B` the last one writes these rows alone, [B, W]."""
-    for number, (block, (prefix_k, prefix_v)) in enumerate(pieces, start=1):
-        q, k, v = _project(block, block.ln_1(x_KSW), "qkv")
+    """Some blocks over the rows of packs; with `pooled` rows the last one writes these alone, [B, W]."""
+    x = x_KSW
+    for number, (block, (prefix_k, prefix_v)) in enumerate(blocks, start=1):
+        normed = block.ln_1(x)
+        ends = pooled[0] if pooled and number == len(blocks) else None
+        if ends is None:
+            q, k, v = _project(block, normed, "qkv")
+        else:
+            k, v = _project(block, normed, "kv")
+            # repeated ends get a gradient of zero: adding them up in any order gives the same
+            x, normed = (rows.take_along_dim(ends[..., None], 1) for rows in (x, normed))
+            (q,) = _project(block, normed, "q")
+            sees_KST = sees_KST.take_along_dim(ends[..., None], 1)
         k = torch.cat([prefix_k.expand(len(k), -1, -1, -1), k], dim=1)
         v = torch.cat([prefix_v.expand(len(v), -1, -1, -1), v], dim=1)
-        attended = _attend(block, q, k, v, sees)
-        if ends_B is not None and number == len(pieces):
-            x_KSW, attended = x_KSW.flatten(0, 1)[ends_B], attended.flatten(0, 1)[ends_B]
-        x_KSW = _finish(block, x_KSW, attended)
-    return x_KSW
+        attended = _attend(block, q, k, v, sees_KST[:, None])
+        if pooled and ends is not None:
+            x, attended = (rows.flatten(0, 1)[pooled[1]] for rows in (x, attended))
+        x = _finish(block, x, attended)
+    return x

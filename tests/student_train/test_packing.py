@@ -40,13 +40,15 @@ def text_at(packed: PackedTexts, end: int) -> tuple[list[int], list[int]]:
 @given(texts=TEXTS, prompts=st.integers(0, 6))
 def test_every_end_sees_its_text_in_order(parts: TextParts, texts: list[list[int]], prompts: int) -> None:
     packed = pack_texts(parts, tokens_of(texts), prompts)
+    packs, size = packed.ids.shape
+    ends = packed.ends + size * torch.arange(packs)[:, None]
     for text, place in zip(texts, packed.places.tolist(), strict=True):
         expected = [*text, EOT]
         positions = list(range(1 + prompts, 1 + prompts + len(expected)))
-        assert text_at(packed, int(packed.ends[place])) == (expected, positions)
-    assert packed.ends.tolist() == sorted(packed.ends.tolist())
-    ends_by_pack = torch.bincount(packed.ends // packed.ids.shape[1], minlength=len(packed.ids))
-    assert list(packed.ends_by_pack) == ends_by_pack.tolist()
+        assert text_at(packed, int(ends.flatten()[packed.slots[place]])) == (expected, positions)
+    assert packed.slots.tolist() == sorted(set(packed.slots.tolist()))
+    texts_by_pack = torch.bincount(packed.slots // packed.ends.shape[1], minlength=packs)
+    assert list(packed.texts_by_pack) == texts_by_pack.tolist()
     used = packed.sees.any(-1)
     assert used.sum() <= sum(len(text) + 1 for text in texts)
     assert used.any(-1).all(), "a pack without rows"
