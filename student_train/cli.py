@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from student_train.distributed import AgreedError, speaks
-from student_train.run_folder import SETTINGS
+from student_train.run_folder import read_settings
 from student_train.settings import TrainSettings
 from student_train.train import train
 from teacher_cache.options import run_app, settings_options
@@ -43,8 +43,7 @@ def train_command(
         print(json.dumps(result.__dict__, default=str))
         return
     console = Console(soft_wrap=True)
-    never_read = json.loads((result.out / SETTINGS).read_text(encoding="utf-8"))["never_read"]
-    for line in never_read:
+    for line in read_settings(result.out).get("never_read", []):
         console.print(f"note: {line}", markup=False)
     console.print(
         f"{result.out}: {result.steps} steps from {result.mode}, {result.samples_per_second:.0f} samples/s, "

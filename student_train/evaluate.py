@@ -5,7 +5,6 @@ Knows image sources and metrics; how images and names become features is the mod
 Shapes: N images, B batch, C classes, D embedding.
 """
 
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from student_train.join import ClassSubset, subset_classes
+from student_train.run_folder import SETTINGS, read_settings
 from student_train.student import PromptedCLIP, load_student
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image, index_images
@@ -184,11 +184,14 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 def run_templates(student: str) -> tuple[str, ...]:
-    """Templates of the cache that a run was trained on; they matter to students without text prompts."""
-    settings = Path(student) / "settings.json"
-    if not settings.is_file():
+    """Templates of the cache that a run was trained on; they matter to students without text prompts.
+
+    Raises:
+        UsageError: its settings cannot be read.
+    """
+    if not (Path(student) / SETTINGS).is_file():
         return (DEFAULT_TEMPLATE,)
-    return tuple(json.loads(settings.read_text(encoding="utf-8"))["templates"])
+    return tuple(read_settings(Path(student))["templates"])
 
 
 def load_feature_model(settings: EvalSettings) -> tuple[FeatureModel, tuple[str, ...]]:

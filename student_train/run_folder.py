@@ -3,36 +3,95 @@
 Knows how a run is stopped and continued; what is in its settings is the loop's business.
 """
 
+import fcntl
 import json
 import math
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
 
+from student_train.student import STUDENT
 from teacher_cache.errors import RppError, UsageError
 
 SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
+LOCK = "run.lock"
 
 
 def read_settings(out: Path) -> dict[str, Any]:
     """What a run wrote down of itself.
 
     Raises:
-        UsageError: no run there.
+        UsageError: no run there, or a file that is not what a run writes.
     """
     try:
-        record: dict[str, Any] = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        record = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UsageError(f"{out / SETTINGS} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no JSON, or no text
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
-    return record
+    parts = {"settings": dict, "cache": dict, "student": dict, "templates": list}
+    for name, kind in parts.items():
+        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            raise UsageError(f"{out / SETTINGS} is damaged: it has no {name}")
+    found: dict[str, Any] = record
+    return found
+
+
+def has_steps(out: Path) -> bool:
+    """Whether a run in the folder has left anything behind that beginning anew would lose."""
+    return any((out / name).exists() for name in (CHECKPOINT, STUDENT)) or bool(read_metrics(out))
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; those that cannot be read, as a crash may leave, are left out."""
+    try:
+        text = (out / METRICS).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in map(_metrics_line, text.splitlines(keepends=True)) if line is not None]
+
+
+def _metrics_line(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text) if text.endswith("\n") else None
+    except ValueError:
+        return None
+    whole = isinstance(line, dict) and all(
+        isinstance(line.get(name), int | float) for name in ("step", "loss")
+    )
+    return line if whole else None
+
+
+def look_into(out: Path, resume: bool) -> dict[str, Any] | None:
+    """Refuse a folder in which no run can begin, or go on, before anything takes time.
+
+    Returns:
+        What the run to go on with wrote down of itself; None if one begins, as where no step was ever taken.
+
+    Raises:
+        UsageError: the folder holds a run, or holds none, or cannot be one.
+    """
+    if resume:
+        record = read_settings(out)
+        return record if has_steps(out) else None
+    if has_steps(out):
+        raise UsageError(f"{out} holds a run already; choose another --out, or go on with --resume")
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--out {out} cannot be a folder: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"--out {out} cannot be written: no right to write to {there}")
+    return None
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -61,20 +120,42 @@ class RunFolder:
         writes: false in a process of several that leaves writing to the first one.
         """
         self.out, self._writes = out, writes
+        self._lock: TextIO | None = None
         self._parts: dict[str, Any] = {"prompts": prompts, "optimizer": optimizer, "scaler": scaler}
 
     def begin(self, record: dict[str, Any]) -> None:
-        """Make the folder and write `settings.json`.
+        """Make the folder, hold it, and write `settings.json`; one in which no step was taken begins anew.
 
         Raises:
-            UsageError: the folder holds a run already.
+            UsageError: the folder holds a run already, another process trains in it, or it cannot be written.
         """
         if not self._writes:
             return
-        if (self.out / SETTINGS).exists():
-            raise UsageError(f"{self.out} holds a run already; choose another --out, or go on with --resume")
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_whole(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
+        with _written(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._hold()
+            if has_steps(self.out):
+                raise UsageError(
+                    f"{self.out} holds a run already; choose another --out, or go on with --resume"
+                )
+            write_whole(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
+
+    def _hold(self) -> None:
+        """One process trains in a folder. The lock ends with the process; forked workers do not have it."""
+        self._lock = open(self.out / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self.close()
+            raise UsageError(
+                f"another process is training in {self.out}; wait for it, stop it, or choose another --out"
+            ) from error
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def save(self, step: int) -> None:
         """Write the checkpoint in front of step `step`, completely or not at all.
@@ -100,44 +181,67 @@ class RunFolder:
             ) from error
 
     def resume(self) -> int:
-        """Take up the checkpoint; metrics of later steps are dropped.
+        """Hold the folder and take up the checkpoint; metrics of later steps are dropped.
 
         Returns:
             The step to go on with; 0 if the run stopped before its first checkpoint.
 
         Raises:
-            UsageError: the checkpoint cannot be read.
+            UsageError: the checkpoint cannot be read, another process trains in the folder, or it cannot be
+                written.
         """
+        if self._writes:
+            with _written(self.out):
+                self._hold()
         step = 0
         path = self.out / CHECKPOINT
-        if path.is_file():
+        if path.exists():
             try:
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 for name, part in self._parts.items():
                     part.load_state_dict(state[name])
                 step = int(state["step"])
-            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            except (
+                *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
+                *(EOFError, OSError, pickle.UnpicklingError),
+            ) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UsageError(
                     f"{path} cannot be read ({reason}); remove it to begin the run anew"
                 ) from error
-        if self._writes and (self.out / METRICS).is_file():
-            kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-            write_whole(self.out / METRICS, "".join(kept))
+        if self._writes:
+            kept = [json.dumps(line) + "\n" for line in read_metrics(self.out) if line["step"] <= step]
+            with _written(self.out):
+                write_whole(self.out / METRICS, "".join(kept))
         return step
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`."""
+        """Append a line to `metrics.jsonl`.
+
+        Raises:
+            RppError: it cannot be written, as on a full disk.
+        """
         if not self._writes:
             return
-        with open(self.out / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.out / METRICS, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise RppError(
+                f"{self.out / METRICS} cannot be written ({error.strerror}); go on from the last checkpoint "
+                f"with --out {self.out} --resume"
+            ) from error
 
     def last_loss(self) -> float:
-        """The loss of the last line of `metrics.jsonl`; not a number in a process that does not write it."""
-        return float(self.metrics()[-1]["loss"]) if self._writes else math.nan
+        """The loss of the last line of `metrics.jsonl`; not a number if there is none, and in a process that
+        does not write it."""
+        lines = read_metrics(self.out) if self._writes else []
+        return float(lines[-1]["loss"]) if lines else math.nan
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; one that a crash cut off in the middle is left out."""
-        text = (self.out / METRICS).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+@contextmanager
+def _written(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error

@@ -11,22 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from student_train.order import ClassSubset
 from student_train.prompts import PromptSettings
 from student_train.readers import ReaderName
-from student_train.run_folder import read_settings
 from student_train.student import PromptedCLIP
 from teacher_cache.errors import UsageError
+from teacher_cache.openclip import LoadedModel
 from teacher_cache.options import Place
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher import Precision
 
 # What may differ between a run and its continuation without changing its result.
 FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "device", "out"}
-MAY_MOVE = {"images", "cache", "student_features"}  # compared by what they hold
+MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained"}  # compared by what they hold
+LARGEST_SEED = 2**63 - 1  # twice a seed is the largest that torch takes
 
 
 class TrainSettings(BaseModel):
     """Settings of stage two."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     cache: Place = Field(description="a finished cache of rpp-cache build")
     vocabulary: str | None = Field(
@@ -57,7 +58,7 @@ class TrainSettings(BaseModel):
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with linear warm-up")
     clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
     precision: Precision = Field(default="fp32", description="autocast precision of the towers")
-    seed: int = Field(default=0, ge=0, description="prompts, order, views, sampled classes")
+    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="prompts, order, views, sampled classes")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     reader: ReaderName = Field(
         default="auto",
@@ -85,6 +86,7 @@ def describe_run(
             "model": student.base.name,
             "pretrained": student.base.pretrained,
             "weights_digest": student.base.digest,
+            "config": student.base.config,
         },
         "templates": list(cache.vocabulary.templates),
         "mode": mode,
@@ -94,26 +96,32 @@ def describe_run(
     }
 
 
-def check_same_run(settings: TrainSettings, out: Path, cache: TeacherCache) -> None:
-    """Refuse to continue a run with settings or a cache that would change its result.
+def check_same_run(
+    settings: TrainSettings, out: Path, record: dict[str, Any], cache: TeacherCache, base: LoadedModel
+) -> None:
+    """Refuse to continue a run with settings, a cache or a model that would change its result.
+
+    Args:
+        record: what the run wrote down of itself.
+        base: the student's frozen model now; where it lies does not matter.
 
     Raises:
-        UsageError: no run in `out`, or what differs.
+        UsageError: what differs.
     """
-    if settings.out is None:
-        raise UsageError("--resume needs --out with a run's folder")
-    record = read_settings(out)
     changed = [
         f"{name}: {record['settings'].get(name)} there, {value} asked"
         for name, value in settings.model_dump(mode="json").items()
         if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
     ]
-    there_cache, now_cache = record["cache"], asdict(cache.header)
-    for header in (there_cache, now_cache):
-        header["weights"] = header["teacher"]["weights_digest"]  # not where the teacher lies
-    for name in ("weights", "sample_table_digest", "vocabulary_digest", "view_policy"):
-        there, now = there_cache[name], now_cache[name]
-        if there != now:
-            changed.append(f"cache {name}: {there} there, {now} now")
+    now_cache = asdict(cache.header)
+    weights_now = now_cache["teacher"]["weights_digest"]  # not where the teacher lies
+    compared = [
+        ("cache weights", record["cache"].get("teacher", {}).get("weights_digest"), weights_now),
+        ("student weights", record["student"].get("weights_digest"), base.digest),
+        ("student config", record["student"].get("config"), base.config),
+    ]
+    for name in ("sample_table_digest", "vocabulary_digest", "view_policy"):
+        compared.append((f"cache {name}", record["cache"].get(name), now_cache[name]))
+    changed += [f"{name}: {there} there, {now} now" for name, there, now in compared if there != now]
     if changed:
         raise UsageError(f"the run {out} was begun otherwise ({'; '.join(changed)})")

@@ -9,6 +9,7 @@ from student_train.join import Join, locate_images
 from student_train.order import select_rows
 from student_train.pixels import PixelWorkers
 from student_train.settings import TrainSettings
+from student_train.step_classes import check_classes_per_step
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel, load_model
 from teacher_cache.softlabels import TeacherCache, open_cache
@@ -19,11 +20,17 @@ def load_student_base(settings: TrainSettings, cache: TeacherCache, device: torc
     """The student's frozen model: the teacher's own unless the settings name another.
 
     Raises:
-        UsageError: the teacher's model is found, but with other weights than the cache was made with.
+        UsageError: no such model, or the teacher's with other weights than the cache was made with.
     """
     if settings.student is not None or settings.pretrained is not None:
         return load_model(settings.student or cache.teacher["model"], settings.pretrained, device)
-    base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device)
+    try:
+        base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device)
+    except UsageError as error:
+        raise UsageError(
+            f"the teacher's model, which the student is by default: {error}; if it moved, say where it is "
+            "now with --student (and --pretrained)"
+        ) from error
     if base.digest != cache.teacher["weights_digest"]:
         raise UsageError(
             f"{base.name} has weights {base.digest} now, the cache {cache.path} was made with "
@@ -43,15 +50,17 @@ def make_join(
 
     Features serve where no vision prompt changes them and a cache holds those of the student's own model.
     """
-    rows = select_rows(
-        cache.labels, cache.valid, len(cache.vocabulary), settings.class_subset, settings.shots, settings.seed
-    )
     features: TeacherCache | None = None
+    valid = cache.valid
     if settings.student_features is not None:
         features = open_cache(settings.student_features)
         check_student_features(settings, cache, features, base)
+        valid = valid & features.valid  # an image may have become unreadable between the two builds
     elif settings.prompts.towers == "text" and cache.teacher["weights_digest"] == base.digest:
         features = cache if cache.keeps_image_features else None
+    num_classes = len(cache.vocabulary)
+    rows = select_rows(cache.labels, valid, num_classes, settings.class_subset, settings.shots, settings.seed)
+    check_classes_per_step(settings, cache.labels[rows], num_classes)
     pixels = None
     if features is None:
         samples, renderer = locate_images(cache, settings.images), ViewRenderer(base.preprocess)

@@ -3,7 +3,9 @@
 Shapes: B samples, C classes of the step, D embedding.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from student_train.distributed import Processes
@@ -11,6 +13,7 @@ from student_train.losses import sample_classes, sampling_correction
 from student_train.order import subset_classes
 from student_train.settings import TrainSettings
 from student_train.student import PromptedCLIP
+from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher import Teacher
 
@@ -31,10 +34,31 @@ class StepClasses:
         every = self._every
         if self._k == "all" or self._k >= len(every):
             return every, 0.0
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
         labelled = step_labels[step_labels >= 0] - every[0]
         sampled = sample_classes(labelled, len(every), self._k, generator)
         return every[0] + sampled, sampling_correction(self._k, len(every))
+
+
+def check_classes_per_step(settings: TrainSettings, labels: NDArray[np.int32], num_classes: int) -> None:
+    """Refuse so few classes a step that a batch of the run could have more.
+
+    Args:
+        labels: of all rows of the run, -1 = none.
+        num_classes: of the vocabulary.
+
+    Raises:
+        UsageError: how many a batch can have.
+    """
+    k = settings.classes_per_step
+    if k == "all" or k >= len(subset_classes(num_classes, settings.class_subset)):
+        return
+    most = min(settings.batch_size, int(np.count_nonzero(np.bincount(labels[labels >= 0]))))
+    if k < most:
+        raise UsageError(
+            f"--classes-per-step {k}: fewer than the {most} classes that one batch can have; take at least "
+            f"{most}, or a smaller --batch-size"
+        )
 
 
 def positions_of(labels_B: Tensor, step_classes_C: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from student_train import towers
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
-from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
 
 STUDENT = "student.safetensors"
@@ -185,7 +185,7 @@ class PromptedCLIP(nn.Module):
         return self.encode_text(self.tokenize_names(names).to(self.logit_scale.device), normalize=True)
 
     def describe_dead(self) -> list[str]:
-        """One line a tower about query prompts that nothing reads and that therefore never change."""
+        """One line a tower about query prompts that nothing reads and that therefore learn nothing."""
         lines = []
         for name in self.prompts:
             prompts = cast(Prompts, self.prompts[name])
@@ -197,13 +197,18 @@ class PromptedCLIP(nn.Module):
                 blocks = f"block {dead[0]}" if len(dead) == 1 else f"blocks {dead[0]} to {dead[-1]}"
                 lines.append(
                     f"{name}: nothing reads the query prompts of {blocks} (of {prompts.depth} prompted) "
-                    f"under carry {self.settings.carry}; their gradient is zero"
+                    f"under carry {self.settings.carry}; their gradient is zero, weight decay alone moves "
+                    "them"
                 )
         return lines
 
 
 def save_student(student: PromptedCLIP, folder: Path) -> Path:
-    """Write the prompts and what they belong to as `student.safetensors`, complete or not at all."""
+    """Write the prompts and what they belong to as `student.safetensors`, complete or not at all.
+
+    Raises:
+        RppError: it cannot be written, as on a full disk.
+    """
     record = {
         "format": FORMAT,
         "prompts": student.settings.model_dump(),
@@ -219,8 +224,13 @@ def save_student(student: PromptedCLIP, folder: Path) -> Path:
     path = folder / STUDENT
     temporary = path.with_suffix(".tmp")
     # one key: safetensors writes several in any order, and equal students should be equal files
-    save_file(tensors, temporary, metadata={"student": json.dumps(record)})
-    os.replace(temporary, path)
+    try:
+        save_file(tensors, temporary, metadata={"student": json.dumps(record)})
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise RppError(
+            f"{path} cannot be written ({error}); make room and go on with rpp-train --out {folder} --resume"
+        ) from error
     return path
 
 
@@ -255,15 +265,28 @@ def load_student(
         if record.get("format") != FORMAT:
             raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT})")
         settings = PromptSettings(**record["prompts"])
-    except (SafetensorError, ValidationError, KeyError, json.JSONDecodeError) as error:
+        now_model = model or record["model"]
+        now_pretrained = pretrained if model else pretrained or record["pretrained"]
+        digest = record["weights_digest"]
+    except (
+        SafetensorError,
+        OSError,
+        ValidationError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
         raise UsageError(f"{path} is damaged or not a student: {str(error).splitlines()[0]}") from error
-    if model is None:
-        model, pretrained = record["model"], pretrained or record["pretrained"]
-    base = load_model(model, pretrained, device)
-    if base.digest != record["weights_digest"]:
+    try:
+        base = load_model(now_model, now_pretrained, device)
+    except UsageError as error:
         raise UsageError(
-            f"the student {path} was trained on weights {record['weights_digest']}, but {base.name} has "
-            f"{base.digest}"
+            f"the frozen model of the student {path}: {error}; if it moved, say where it is now with --model"
+        ) from error
+    if base.digest != digest:
+        raise UsageError(
+            f"the student {path} was trained on weights {digest}, but {base.name} has {base.digest}"
         )
     student = PromptedCLIP(base, settings)
     expected = {

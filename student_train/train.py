@@ -10,7 +10,7 @@ Shapes: B samples of the step in this process, C classes of the step, D embeddin
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,14 +23,14 @@ from torch import Tensor
 from student_train.distributed import AgreedError, Processes, joined_processes
 from student_train.join import Batch, Join
 from student_train.losses import distillation_loss
-from student_train.run_folder import RunFolder
+from student_train.run_folder import RunFolder, look_into
 from student_train.schedule import learning_rate, make_optimizer
 from student_train.settings import TrainSettings, check_same_run, describe_run
 from student_train.sources import load_student_base, make_join
 from student_train.step_classes import StepClasses, StepText, positions_of
 from student_train.student import PromptedCLIP, save_student
 from teacher_cache.encodings import ClassHead
-from teacher_cache.errors import RppError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.teacher import AUTOCAST
@@ -62,8 +62,14 @@ def train(settings: TrainSettings) -> RunResult:
         UsageError: settings that do not fit the cache, the model or the folder.
         RppError: the loss is not finite, an image is gone, or the run was stopped by a signal.
     """
-    with joined_processes(settings.device) as (processes, device), stop_signals() as stopped:
+    with (
+        joined_processes(settings.device) as (processes, device),
+        stop_signals() as stopped,
+        ExitStack() as at_end,
+    ):
         run, _ = processes.agree(lambda: prepare(settings, processes, device))
+        at_end.callback(run.folder.close)
+        processes.agree(run.begin)
         student, join, optimizer, scaler = run.student, run.join, run.optimizer, run.scaler
         learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
         amp = AUTOCAST.get(settings.precision)
@@ -140,19 +146,25 @@ def train(settings: TrainSettings) -> RunResult:
                         "wait_seconds": waited,
                     }
                     logged_at = now
-                    run.folder.log(line)
+                    processes.agree(lambda: run.folder.log(line))  # noqa: B023 - called at once
                     counter(0, loss=f"{of_loss:.4f}", wait=f"{waited:.1f}s")
                 if saves:
                     processes.agree(lambda: run.folder.save(done))  # noqa: B023 - called at once
                 counter(1)
 
         seconds = time.perf_counter() - started
-        return run.finish(seconds, waited)
+        result, _ = processes.agree(lambda: run.finish(seconds, waited))
+        return result
 
 
 @dataclass
 class Run:
-    """Everything that is made before the first step."""
+    """Everything that is made before the first step.
+
+    Attributes:
+        record: of the run that is continued; None for one that begins.
+        first_step: known when the folder is begun, or taken up.
+    """
 
     settings: TrainSettings
     processes: Processes
@@ -166,8 +178,18 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     folder: RunFolder
-    first_step: int
+    record: dict[str, Any] | None
     total_steps: int
+    first_step: int = 0
+
+    def begin(self) -> None:
+        """Begin the run's folder, or take it up. Nothing is written before all else is known to be right."""
+        if self.record is not None:
+            self.first_step = self.folder.resume()
+            return
+        self.folder.begin(
+            describe_run(self.settings, self.cache, self.student, self.mode, self.processes.size)
+        )
 
     def counting(self) -> AbstractContextManager[Callable[..., None]]:
         """Progress of the steps, shown by the first process."""
@@ -214,24 +236,23 @@ class Run:
 
 
 def prepare(settings: TrainSettings, processes: Processes, device: torch.device) -> Run:
-    """Open, load and check everything; begin or take up the run's folder."""
+    """Open, load and check everything; nothing is written yet."""
+    if settings.resume and settings.out is None:
+        raise UsageError("--resume needs --out with a run's folder")
+    out = settings.out or Path("runs") / f"{Path(settings.cache).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    record = look_into(out, settings.resume)
     cache = open_cache(settings.cache, settings.vocabulary)
     cache.encoding.require_temperature(settings.temperature)
     torch.manual_seed(settings.seed)
     base = load_student_base(settings, cache, device)
+    if record is not None:
+        check_same_run(settings, out, record, cache, base)
     student = PromptedCLIP(base, settings.prompts, seed=settings.seed).to(device)
     classes = StepClasses(settings, len(cache.vocabulary))
     join, mode = make_join(settings, cache, base, processes, device)
     optimizer = make_optimizer(settings, [p for p in student.parameters() if p.requires_grad])
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    out = settings.out or Path("runs") / f"{Path(settings.cache).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder(out, student.prompts, optimizer, scaler, writes=processes.first)
-    first_step = 0
-    if settings.resume:
-        check_same_run(settings, out, cache)
-        first_step = folder.resume()
-    else:
-        folder.begin(describe_run(settings, cache, student, mode, processes.size))
     return Run(
         settings,
         processes,
@@ -245,7 +266,7 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
         optimizer,
         scaler,
         folder,
-        first_step,
+        record,
         total_steps=min(settings.epochs * join.steps_per_epoch, settings.max_steps or 2**62),
     )
 

@@ -20,6 +20,7 @@ from rich.markup import escape
 
 from teacher_cache.errors import RppError, UsageError
 
+INTERRUPTED = 130  # the exit code of Ctrl-C
 Settings = TypeVar("Settings", bound=BaseModel)
 # A path or URL; pathlib's paths are taken as well, and "s3://" survives, which pathlib would shorten.
 Place = Annotated[str, BeforeValidator(os.fspath)]
@@ -136,3 +137,9 @@ def run_app(app: typer.Typer) -> None:
     except RppError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(error.exit_code)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        # typer makes an exit of an interrupt, and says nothing
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+            raise
+        Console(stderr=True).print("stopped")
+        sys.exit(INTERRUPTED)
