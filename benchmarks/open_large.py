@@ -81,7 +81,7 @@ def lay_out(path: Path, samples: int) -> None:
     )
     features = random.normal(size=(len(vocabulary), EMBEDDING)).astype(np.float32)
     store = CacheStore.create(path, header, SampleTable(table), vocabulary, features)
-    seconds = {"read": 10.0, "decode": 60.0, "forward": 40.0, "write": 1.0}
+    seconds = {"wall": 41.0, "read": 10.0, "decode": 60.0, "wait": 1.0, "forward": 40.0, "write": 1.0}
     for part in range(header.parts):
         rows = header.rows(part)
         count = rows.stop - rows.start

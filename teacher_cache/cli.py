@@ -132,7 +132,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "view_policy": header.view_policy,
         "images": header.images,
         "seconds": seconds,
-        "slowest_stage": slowest_stage(seconds) if records else None,
+        "slowest_stage": slowest_stage(seconds) if "wall" in seconds else None,
         "software": header.software,
     }
 
