@@ -7,7 +7,7 @@ Shapes: B samples of the step in this process, D embedding, H, W image size.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from queue import SimpleQueue
@@ -127,7 +127,7 @@ class Join:
             reader, list(sources.values()), rows, cache.num_views, device, processes=ranks_here
         )
 
-    def batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
         """Batches of steps first_step .. last_step - 1, each read while the one before is used.
 
         Raises:
@@ -204,7 +204,7 @@ def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _ahead(items: Iterator[Item]) -> Iterator[Item]:
+def _ahead(items: Iterator[Item]) -> Generator[Item]:
     """The same items; each is made, in a thread, while the one before is used.
 
     In plain threads: worker processes are forked from here, and from a thread of an executor they could not

@@ -5,6 +5,7 @@ DataLoader keeps the processes. What they get and give are plain values: no cach
 arrays come through a pipe, so that no shared memory is needed.
 """
 
+import atexit
 import signal
 import tarfile
 from collections import deque
@@ -178,9 +179,18 @@ class PixelWorkers:
             yield [Shown(*of_sample) for of_sample in fields]
 
 
-def _received(loader: Iterable[NDArray[np.uint8] | RppError]) -> Iterator[NDArray[np.uint8]]:
+def _received(
+    loader: DataLoader[NDArray[np.uint8] | RppError],
+) -> Iterator[NDArray[np.uint8]]:
+    pieces = [iter(loader)]
+    # torch ends its workers when their iterator goes. At the interpreter's exit one that an error's traceback
+    # still holds would stay, and as the workers ignore SIGTERM they would be waited for without end.
+    atexit.register(pieces.clear)
     try:
-        for piece in loader:
+        while True:
+            piece = next(pieces[0], None)
+            if piece is None:
+                return
             if isinstance(piece, RppError):
                 raise piece
             yield piece
@@ -189,6 +199,9 @@ def _received(loader: Iterable[NDArray[np.uint8] | RppError]) -> Iterator[NDArra
             f"a process that decodes images ended ({str(error).splitlines()[0]}); if memory ran out, take "
             "fewer --workers"
         ) from error
+    finally:
+        pieces.clear()
+        atexit.unregister(pieces.clear)
 
 
 class _InReadingOrder(Sampler[list[Shown]]):

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -78,6 +80,26 @@ def test_a_killed_worker_is_one_clear_line(cache: TeacherCache, teacher: Teacher
     os.kill(int(children[-1]), signal.SIGKILL)
     with pytest.raises(RppError, match=r"a process that decodes images ended .*fewer --workers"):
         list(decoded)
+
+
+ABANDONED = """
+import sys
+import numpy as np
+from student_train.pixels import PixelWorkers, ShownViews
+from teacher_cache import open_cache
+from teacher_cache.openclip import load_model
+from teacher_cache.views import ViewRenderer
+cache = open_cache(sys.argv[1])
+renderer = ViewRenderer(load_model(cache.teacher["model"]).preprocess)
+rows = np.arange(300)
+views = ShownViews(rows, np.zeros(300, np.int64), cache.crops(rows))
+decoded = PixelWorkers(cache.samples, 100, renderer, workers=2).decode((views for _ in range(1000)), 300)
+next(decoded)
+"""
+
+
+def test_workers_that_nobody_reads_from_end_with_their_parent(cache_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", ABANDONED, cache_path], check=True, timeout=120)
 
 
 class TestKeys:
