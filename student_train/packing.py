@@ -36,6 +36,7 @@ class PackedTexts:
         slots: entries k · E + e of `ends` that a text has, ascending, int64 [B].
         places: which of `slots` is each text's, int64 [B].
         texts_by_pack: how many texts end in each pack.
+        prompts: number of prompts that the positions leave room for.
     """
 
     sot: Tensor
@@ -46,6 +47,7 @@ class PackedTexts:
     slots: Tensor
     places: Tensor
     texts_by_pack: tuple[int, ...]
+    prompts: int
 
     def to(self, device: torch.device) -> "PackedTexts":
         """The same on another device."""
@@ -58,6 +60,7 @@ class PackedTexts:
             slots=self.slots.to(device),
             places=self.places.to(device),
             texts_by_pack=self.texts_by_pack,
+            prompts=self.prompts,
         )
 
 
@@ -81,6 +84,7 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
         tokens_BT[:, 1 : 1 + int(lengths_B.max())].numpy(),
         -1,  # what stands behind the pooled token is not read
     )
+    # sorted, so that texts which begin alike stand together, and cut into trees that fit a pack
     order_B = np.lexsort(own_BT.T[::-1])
     own_BT, length_B = own_BT[order_B], lengths_B.numpy()[order_B]
     alike_B = np.zeros_like(length_B)  # tokens that a text begins with as the one before it does
@@ -92,10 +96,11 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
     alike_B[starts] = 0
     begin_B, packs = _place(starts, rows, length_B - alike_B, size)
 
+    # every token's row: its own text's or, of a shared beginning, that of the text which brings it in
     depth_T = np.arange(own_BT.shape[1])
     is_own_BT = (depth_T >= alike_B[:, None]) & (depth_T < length_B[:, None])
     owner_BT = np.maximum.accumulate(np.where(is_own_BT, np.arange(len(own_BT))[:, None], 0), axis=0)
-    row_BT = begin_B[owner_BT] + depth_T - alike_B[owner_BT]  # of every token, whichever text brings it in
+    row_BT = begin_B[owner_BT] + depth_T - alike_B[owner_BT]
     text_R, depth_R = is_own_BT.nonzero()
     row_R = row_BT[text_R, depth_R]
     ids_KS, depths_KS = np.zeros((2, packs, size), dtype=np.int64)
@@ -105,6 +110,7 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
         below = depth_R >= depth
         sees_KSS.reshape(-1, size)[row_R[below], row_BT[text_R[below], depth] % size] = True
 
+    # pooled rows pack by pack, and which of them is whose
     end_B = np.empty_like(begin_B)
     end_B[order_B] = row_BT[np.arange(len(row_BT)), length_B - 1]
     by_end_B = end_B.argsort(kind="stable")
@@ -122,6 +128,7 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
         slots=torch.from_numpy(slot_B),
         places=torch.from_numpy(by_end_B.argsort()),
         texts_by_pack=tuple(texts_K.tolist()),
+        prompts=prompts,
     )
 
 

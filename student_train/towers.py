@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import Prompts
+from teacher_cache.errors import UsageError
 from teacher_cache.openclip import TextParts
 
 # Rows of class tokens that run through the text tower together.
@@ -196,10 +197,13 @@ def encode_text(
             pass; 0 keeps everything, None decides by KEPT_BYTES.
 
     Raises:
-        UsageError: see `pack_texts`.
+        UsageError: see `pack_texts`; or texts that were prepared for another number of prompts.
     """
+    length = prompts.length if prompts else 0
     if isinstance(texts, Tensor):
-        texts = pack_texts(parts, texts, prompts.length if prompts else 0)
+        texts = pack_texts(parts, texts, length)
+    if texts.prompts != length:
+        raise UsageError(f"the texts were prepared for {texts.prompts} prompts, but the tower has {length}")
     texts = texts.to(parts.positional_embedding.device)
     prefix = text_prefix(parts, prompts, texts.sot)
     packs, size = texts.ids.shape

@@ -127,7 +127,7 @@ def test_full_softmax_in_pieces_has_the_gradient_of_the_whole(
     assert whole[-1].norm() > 1e-3
 
 
-def test_recomputation_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recomputation_keeps_less() -> None:
     """What a ViT-B/16 text tower keeps: everything of 1,000 names, what goes into blocks of 21,841."""
     assert towers._segment(rows=4_224, blocks=12, width=512) == 0
     assert towers._segment(rows=79_072, blocks=12, width=512) == 1
@@ -146,6 +146,12 @@ def test_texts_are_prepared_once_and_encoded_again() -> None:
             parameter.add_(0.1)
     assert not torch.equal(before, student.encode_text(packed))
     assert torch.equal(student.encode_text(packed), student.encode_text(tokens))
+
+
+def test_texts_prepared_for_other_prompts_are_refused() -> None:
+    packed = student_of("gelu", "text").pack_texts(loaded("gelu").tokenizer(NAMES))
+    with pytest.raises(UsageError, match="prepared for 4 prompts, but the tower has 5"):
+        student_of("gelu", "text", prompt_length=5).encode_text(packed)
 
 
 @pytest.mark.parametrize(
