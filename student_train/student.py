@@ -277,7 +277,8 @@ def load_student(
         AttributeError,
         ValueError,
     ) as error:
-        raise UsageError(f"{path} is damaged or not a student: {str(error).splitlines()[0]}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{path} is damaged or not a student: {reason}") from error
     try:
         base = load_model(now_model, now_pretrained, device)
     except UsageError as error:

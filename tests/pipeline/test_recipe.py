@@ -65,9 +65,46 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(recipe: Path, tmp_path:
     student = (tmp_path / "run" / "student.safetensors").read_bytes()
     second = run_recipe(load_recipe(recipe), notes.append)
     assert second["build"]["parts_computed"] == 0
-    assert second["train"]["samples"] == 0
+    assert second["train"] == first["train"], "the figures are those of the call that trained"
+    assert first["train"]["samples"] > 0
     assert second["evals"] == first["evals"]
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == second
     assert (tmp_path / "run" / "student.safetensors").read_bytes() == student
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("fluent-flat.tar", "nothing.tar", r"\[\[eval\]\]: image source .*nothing.tar.* does not exist"),
+        ('class_subset = "new"', 'cache = "none.zarr"', r"\[\[eval\]\]: no cache at none.zarr"),
+        ('class_subset = "new"', 'student = "nobody"', r"\[\[eval\]\]: no student at nobody"),
+        ('classes.txt"\n        class_s', 'none.txt"\n        class_s', r"\[\[eval\]\]: .*none.txt"),
+    ],
+)
+def test_a_wrong_evaluation_is_named_before_the_build(
+    recipe: Path, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    assert old in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace(old, new))
+    with pytest.raises(UsageError, match=said):
+        run_recipe(load_recipe(recipe), print)
+    assert not (tmp_path / "small.zarr").exists()
+
+
+def test_an_evaluation_that_fails_leaves_the_figures_of_the_training(recipe: Path, tmp_path: Path) -> None:
+    """The labels do not fit the vocabulary, which only reading the images shows."""
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    whole = recipe.read_text()
+    recipe.write_text(
+        whole.replace('classes.txt"\n        class_s', 'x"\n        class_s').replace(
+            f"{PICTURES}/x", str(few)
+        )
+    )
+    with pytest.raises(UsageError, match="2 classes"):
+        run_recipe(load_recipe(recipe), print)
+    recipe.write_text(whole)
+    assert run_recipe(load_recipe(recipe), print)["train"]["samples"] > 0
 
 
 def test_another_train_table_uses_the_same_cache(recipe: Path, tmp_path: Path) -> None:

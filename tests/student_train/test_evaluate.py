@@ -10,6 +10,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.cli import main
 from student_train import load_student
@@ -177,11 +178,20 @@ def run_rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     [
         (["--student", "zero-shot"], "--student zero-shot needs --cache"),
         (["--student", "nowhere"], "no student at nowhere"),
+        (["--student", "garbage.safetensors"], "garbage.safetensors is damaged or not a student"),
+        (["--student", "null.safetensors"], "null.safetensors is damaged or not a student"),
     ],
 )
 def test_wrong_use_is_one_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("garbage.safetensors").write_bytes(b"\xff" * 100)
+    save_file({"x": torch.zeros(1)}, "null.safetensors", metadata={"student": "null"})
     assert run_rpp(monkeypatch, "eval", "--images", IMAGES, "--classes", CLASSES, *arguments) == 2
     error = capsys.readouterr().err
     assert said in error

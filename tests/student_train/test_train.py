@@ -13,16 +13,19 @@ from typing import Any
 
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file
 
-from student_train import load_student
+from student_train import PromptedCLIP, load_student
 from student_train.cli import main
+from student_train.distributed import Processes
 from student_train.prompts import PromptSettings
 from student_train.run_folder import RunFolder
 from student_train.schedule import learning_rate
-from student_train.train import TrainSettings, train
+from student_train.train import TrainSettings, prepare, train
 from teacher_cache import open_cache
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.openclip import load_model
 from teacher_cache.relabel import RelabelSettings, relabel_cache
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES, build
@@ -156,6 +159,15 @@ class TestModes:
             train(settings(cache_path, tmp_path / "run", student_features=own))
         with pytest.raises(UsageError, match="serves text prompts alone"):
             train(settings(cache_path, tmp_path / "run", towers="both", student_features=cache_path))
+
+    def test_a_sample_is_used_if_both_caches_could_read_it(self, cache_path: Path, tmp_path: Path) -> None:
+        own = build(tmp_path, "gelu")
+        zarr.open_array(own, path="valid", mode="r+", zarr_format=3)[:10] = False
+        run = settings(cache_path, tmp_path / "run", student_features=own, batch_size=290)
+        done = train(run)
+        assert (done.steps, done.samples) == (1, 290)  # with the ten others a step would have 290 of 300
+        prepared = prepare(run.model_copy(update={"out": None}), Processes(), torch.device("cpu"))
+        assert prepared.join.rows.tolist() == list(range(10, 300))
 
     def test_other_images_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="does not hold the samples of the cache"):
@@ -305,13 +317,51 @@ class TestResume:
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: Path, tmp_path: Path) -> None:
     """As on a full disk: /dev/full takes no byte."""
-    run = settings(cache_path, tmp_path / "run", checkpoint_every=2)
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"the one before")
+    run = settings(cache_path, tmp_path / "run", checkpoint_every=2, max_steps=4)
+    train(run)
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save(state | {"step": 1}, checkpoint)
+    before = checkpoint.read_bytes()
     (tmp_path / "run" / "checkpoint.pt.tmp").symlink_to("/dev/full")
     with pytest.raises(RppError, match=r"checkpoint of step 2 cannot be written .* make room and go on with"):
-        train(run)
-    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == b"the one before"
+        train(run.model_copy(update={"resume": True}))
+    assert checkpoint.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "student.tmp"])
+def test_what_cannot_be_written_in_the_run_is_one_line(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    begin = RunFolder.begin
+
+    def begin_and_block(run: RunFolder, record: dict[str, Any]) -> None:
+        begin(run, record)
+        (run.out / name).mkdir()
+
+    monkeypatch.setattr(RunFolder, "begin", begin_and_block)
+    with pytest.raises(RppError, match=r"cannot be written .*--resume") as failed:
+        train(settings(cache_path, tmp_path / "run", max_steps=1))
+    assert failed.value.exit_code == 1
+
+
+def test_a_clipped_step_has_the_gradients_direction_and_the_asked_norm(
+    cache_path: Path, tmp_path: Path
+) -> None:
+    """One step of plain SGD: what the prompts moved by is the rate times the gradient."""
+    common = {"max_steps": 1, "lr": 0.5, "warmup": 0.0, "weight_decay": 0.0}
+    moved = {}
+    for clip in (0.0, 0.01):
+        out = tmp_path / str(clip)
+        train(settings(cache_path, out, clip_norm=clip, **common))
+        base = load_model(open_cache(cache_path).teacher["model"])
+        begun = PromptedCLIP(base, load_student(out).settings, seed=0).prompts["text"].tensors()
+        moved[clip] = torch.cat([(result(out)[f"text.{n}"] - x).flatten() for n, x in begun.items()]) / 0.5
+    norm = metrics(tmp_path / "0.0")[0]["gradient_norm"]
+    assert norm > 0.02
+    assert float(moved[0.0].norm()) == pytest.approx(norm, rel=1e-3)
+    assert float(moved[0.01].norm()) == pytest.approx(0.01, rel=1e-3)
+    assert float(torch.cosine_similarity(moved[0.0], moved[0.01], dim=0)) == pytest.approx(1, abs=1e-3)
 
 
 def metrics_so_far(out: Path) -> list[str]:
