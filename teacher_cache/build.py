@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from teacher_cache.cluster import ComputeSettings, Work, compute_parts, stoppable
 from teacher_cache.encodings import encoding_of
-from teacher_cache.errors import CacheDamagedError
+from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable, absolute_source, index_images
 from teacher_cache.openclip import load_model
 from teacher_cache.options import Place
@@ -31,7 +31,9 @@ from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabu
 class BuildSettings(ComputeSettings):
     """Settings of stage one."""
 
-    images: str = Field(description="tar shards ('a/{00..99}.tar', 'a/*.tar') or an image folder")
+    images: str = Field(
+        description="tar shards ('a/{00..99}.tar'), Parquet files or an image folder; a path or a URL"
+    )
     classes: str = Field(description="vocabulary: imagenet-21k and its kin, or a .txt, .csv or .json file")
     out: Place = Field(description="the cache to write or to go on with")
     teacher: str = Field(description="open_clip model name, or a folder with open_clip_config.json")
@@ -45,7 +47,9 @@ class BuildSettings(ComputeSettings):
     encoding: Literal["factored", "factored-int8", "topk", "dense"] = Field(
         default="factored", description="how logits are stored; docs/format.md says what each loses"
     )
-    topk: int = Field(default=100, ge=1, description="classes a view that --encoding topk keeps")
+    topk: int | None = Field(
+        default=None, ge=1, description="classes a view that --encoding topk keeps [default: 100]"
+    )
     precision: Precision = Field(default="fp32", description="the teacher's autocast precision")
     part_size: int = Field(
         default=8192, ge=1, description="samples a part, above 1024 in steps of 1024: what a kill can lose"
@@ -54,7 +58,13 @@ class BuildSettings(ComputeSettings):
     @property
     def encoding_record(self) -> dict[str, Any]:
         """The encoding with its options, as the header records it."""
-        return {"name": self.encoding} | ({"k": self.topk} if self.encoding == "topk" else {})
+        return {"name": self.encoding} | ({"k": self.topk or 100} if self.encoding == "topk" else {})
+
+    @model_validator(mode="after")
+    def _topk_of_topk(self) -> "BuildSettings":
+        if self.topk is not None and self.encoding != "topk":
+            raise UsageError(f"--topk {self.topk} belongs to --encoding topk, not to {self.encoding}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+InVocabulary = Annotated[str | None, typer.Option(help="one that relabel added [default: that of the build]")]
 Cache = Annotated[str, typer.Argument(help="the cache, a path or a URL")]
 console = Console(soft_wrap=True)
 remarks = Console(stderr=True, soft_wrap=True)
@@ -273,6 +274,7 @@ def stats(
     sample: Annotated[int | None, typer.Option(min=1, help="random rows to take [default: all]")] = None,
     seed: Annotated[int, typer.Option(help="decides the random rows")] = 0,
     pairs: Annotated[int, typer.Option(min=0, help="most confused class pairs to show")] = 10,
+    vocabulary: InVocabulary = None,
     as_json: Json = False,
 ) -> None:
     """Say how good and how sure the teacher is.
@@ -286,7 +288,7 @@ def stats(
         temperatures = [float(text) for text in temperature.split(",")]
     except ValueError as error:
         raise UsageError(f"--temperature '{temperature}': numbers with commas between, as 0.5,1,2") from error
-    opened = open_cache(cache)
+    opened = open_cache(cache, vocabulary)
     count = len(sample_rows(opened, sample, seed))
     with counting("rows", count) as counter:
         facts = teacher_statistics(opened, temperatures, view, sample, seed, pairs, on_rows=counter)
@@ -315,6 +317,7 @@ def export(
     top: Annotated[int, typer.Option(min=1, help="likeliest classes kept of each sample")] = 20,
     temperature: Annotated[float, typer.Option(help="temperature T of the soft labels")] = 1.0,
     view: Annotated[int, typer.Option(help="which view")] = 0,
+    vocabulary: InVocabulary = None,
 ) -> None:
     """Write the likeliest classes of every sample to Parquet, for other trainers.
 
@@ -323,7 +326,7 @@ def export(
 
     Example: rpp-cache export ./zarr --out soft.parquet --top 20 --temperature 1
     """
-    opened = open_cache(cache)
+    opened = open_cache(cache, vocabulary)
     with counting("rows", len(opened)) as counter:
         written = export_soft_labels(opened, out, top, temperature, view, on_rows=counter)
     console.print(

@@ -90,7 +90,7 @@ def _schema(cache: TeacherCache, top: int, temperature: float, view: int) -> pa.
         "view": view,
         "teacher": cache.teacher,
         "encoding": header.encoding,
-        "vocabulary": header.vocabulary,
+        "vocabulary": cache.vocabulary_name,
         "vocabulary_digest": vocabulary_digest(vocabulary),
         "names": list(vocabulary.names),
         "ids": list(vocabulary.ids),

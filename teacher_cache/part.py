@@ -151,7 +151,7 @@ def part_arrays(
 def slowest_stage(seconds: dict[str, float]) -> str:
     """Which stage sets the pace, from the seconds of one or more parts: `read`, `decode`, `forward` or
     `write`."""
-    if seconds["wait"] > 0.2 * seconds["wall"]:  # the teacher had no pixels
+    if seconds["wait"] > seconds["forward"]:  # most of the time the teacher had no pixels
         return "read" if seconds["read"] > seconds["decode"] else "decode"
     # a part is written while the next one is computed
     return "write" if seconds["write"] > seconds["wall"] else "forward"

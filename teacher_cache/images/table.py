@@ -112,14 +112,3 @@ class SampleTable:
     def read(cls, path: Path) -> "SampleTable":
         """Read what `write` wrote."""
         return cls(pq.read_table(path, read_dictionary=["path"]))
-
-    @classmethod
-    def read_rows(cls, path: Path, rows: slice) -> "SampleTable":
-        """Read some rows of what `write` wrote: of the file only the row groups that hold them."""
-        with pq.ParquetFile(path, read_dictionary=["path"]) as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            ends = np.cumsum([0, *sizes])
-            first = int(np.searchsorted(ends, rows.start, side="right")) - 1
-            last = int(np.searchsorted(ends, rows.stop, side="left"))
-            table = file.read_row_groups(range(first, last))
-        return cls(table.slice(rows.start - ends[first], rows.stop - rows.start))

@@ -29,7 +29,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 out=made[encoding],
                 teacher=str(PICTURES.parent / "teacher"),
                 encoding=encoding,
-                topk=299,
+                topk=299 if encoding == "topk" else None,
             )
         )
     return made

@@ -124,34 +124,48 @@ def test_a_second_call_computes_nothing_and_changes_no_file(
 
 
 KILLED_BUILD = """
-import os, signal, sys
+import os, signal, sys, time
 from teacher_cache import store
 moment, part = sys.argv.pop(1), int(sys.argv.pop(1))
 commit, write_record = store.CacheStore.commit, store.CacheStore.write_record
 
+def kill(cache):
+    while cache.committed()[:part] != list(range(part)):  # they are written beside one another
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
 def kill_before_commit(self, number, *arguments):
     if number == part:
-        os.kill(os.getpid(), signal.SIGKILL)
+        kill(self)
     return commit(self, number, *arguments)
 
-def kill_before_record(self, record):
-    if record.part == part:
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill_at_record(self, record):
+    if record.part == part and moment == "between a part's arrays and its record":
+        kill(self)
     write_record(self, record)
+    if record.part == part:
+        kill(self)
 
 if moment == "between two parts":
     store.CacheStore.commit = kill_before_commit
 else:
-    store.CacheStore.write_record = kill_before_record
+    store.CacheStore.write_record = kill_at_record
 from teacher_cache.cli import main
 main()
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["between two parts", "between a part's arrays and its record"])
+@pytest.mark.parametrize(
+    ("moment", "whole"),
+    [
+        ("between two parts", [0, 1]),
+        ("between a part's arrays and its record", [0, 1]),
+        ("behind a part's record", [0, 1, 2]),
+    ],
+)
 def test_a_build_killed_and_called_again_equals_an_undisturbed_one(
-    moment: str, cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
+    moment: str, whole: list[int], cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "zarr"
     asked = settings(shards, names, out, teacher)
@@ -162,13 +176,14 @@ def test_a_build_killed_and_called_again_equals_an_undisturbed_one(
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     store = CacheStore.open(out)
-    assert store.committed() == [0, 1]
-    with pytest.raises(UsageError, match=r"not complete: 2 of 4 parts"):
+    assert store.committed() == whole
+    assert all(store.part_is_sound(part) for part in whole)
+    with pytest.raises(UsageError, match=rf"not complete: {4 - len(whole)} of 4 parts"):
         open_cache(out)
-    records = {part: part_record(out, part) for part in (0, 1)}
+    records = {part: part_record(out, part) for part in whole}
     result = build_cache(asked)
-    assert result.parts_computed == 2
-    assert {part: part_record(out, part) for part in (0, 1)} == records
+    assert result.parts_computed == 4 - len(whole)
+    assert {part: part_record(out, part) for part in whole} == records
     assert_same_arrays(out, cache)
 
 

@@ -1,10 +1,12 @@
 """Another vocabulary on the same image features: equal to a build with it, without the images' work."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from teacher_cache.relabel import RelabelSettings, relabel_cache
 from teacher_cache.store import CacheStore, verify_store
 from teacher_cache.store.folder import LocalFolder
 from tests.models import write_model
+from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names
 
 GERMAN = {"cat": "Katze", "great horned owl": "Virginia-Uhu", "dog": "Hund", "sea urchin": "Seeigel"}
@@ -136,3 +139,20 @@ def test_another_teacher_is_refused_and_a_moved_one_taken(
         relabel_cache(str(copy), german.model_copy(update={"teacher": str(other)}))
     shutil.copytree(teacher, tmp_path / "moved")
     assert relabel_cache(str(copy), german.model_copy(update={"teacher": str(tmp_path / "moved")})).written
+
+
+def test_statistics_and_export_read_the_vocabulary_that_is_named(
+    copy: Path, german: RelabelSettings, run: Run, tmp_path: Path
+) -> None:
+    relabel_cache(str(copy), german)
+    code, said, _ = run("stats", copy, "--vocabulary", "german", "--json")
+    expected = open_cache(copy, "german")
+    top1 = expected.logits(slice(None)).argmax(1).numpy()
+    labelled = expected.labels >= 0
+    assert code == 0
+    assert json.loads(said)["top1"] == pytest.approx((top1 == expected.labels)[labelled].mean())
+    assert run("export", copy, "--vocabulary", "german", "--top", 1, "--out", tmp_path / "x.parquet")[0] == 0
+    exported = pq.read_table(tmp_path / "x.parquet")
+    assert [classes[0] for classes in exported["classes"].to_pylist()] == top1.tolist()
+    assert json.loads(exported.schema.metadata[b"rpp"])["vocabulary"] == "german"
+    assert run("stats", copy, "--vocabulary", "dutch")[0] == 2

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from teacher_cache.images import (
     SampleTable,
@@ -43,15 +42,6 @@ def test_the_digest_does_not_depend_on_how_the_columns_are_cut() -> None:
     plain.update(np.array([len(key.encode()) for key in keys], dtype=np.int64).tobytes())
     plain.update("".join(keys).encode() + np.arange(6).tobytes() + np.arange(6, dtype=np.int32).tobytes())
     assert digests == {f"blake2b:{plain.hexdigest()}"}
-
-
-def test_rows_of_the_written_table_are_read_alone(tmp_path: Path) -> None:
-    samples = indexed(write_shards(tmp_path / "shards", shards=3, samples=5))
-    pq.write_table(samples.table, tmp_path / "samples.parquet", row_group_size=4)
-    for rows in (slice(0, 15), slice(0, 4), slice(3, 5), slice(7, 12), slice(14, 15)):
-        part = SampleTable.read_rows(tmp_path / "samples.parquet", rows)
-        assert part.keys(slice(None)) == samples.keys(rows)
-        assert part.locations(slice(None)) == samples.locations(rows)
 
 
 def test_the_digest_knows_keys_lengths_and_labels_but_not_where_the_images_lie(tmp_path: Path) -> None:
