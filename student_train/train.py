@@ -10,7 +10,7 @@ Shapes: B samples of the step in this process, C classes of the step, D embeddin
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -68,10 +68,9 @@ def train(settings: TrainSettings) -> RunResult:
         learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
         amp = AUTOCAST.get(settings.precision)
         head, scale = run.cache.head.to(device), float(student.logit_scale.exp())
-        batches = join.batches(run.first_step, run.total_steps)
         started = logged_at = time.perf_counter()
         waited, first_bad = 0.0, torch.tensor(-1, device=device)
-        with run.counting() as counter:
+        with run.counting() as counter, closing(join.batches(run.first_step, run.total_steps)) as batches:
             for step in range(run.first_step, run.total_steps):
                 waiting = time.perf_counter()
                 batch, stop = processes.agree(lambda: next(batches), stopped[0] if stopped else 0)
