@@ -107,7 +107,6 @@ class Join:
         self.steps_per_epoch = len(rows) // self.batch_size
         self.order = Order(rows, cache.num_views, seed)
         self._own = slice(self.batch_size * rank // ranks, self.batch_size * (rank + 1) // ranks)
-        self._labels = torch.from_numpy(cache.labels.astype(np.int64))
         self._pixels = pixels
 
         encoding_arrays = tuple(cache.encoding.arrays(cache.header.embedding, cache.header.classes))
@@ -127,8 +126,8 @@ class Join:
             reader, list(sources.values()), rows, cache.num_views, device, processes=ranks_here
         )
 
-    def batches(self, first_step: int, last_step: int) -> Generator[Batch]:
-        """Batches of steps first_step .. last_step - 1, each read while the one before is used.
+    def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+        """Batches of steps first_step .. last_step - 1, each read while the one before is used; to be closed.
 
         Raises:
             RppError: an image that the teacher could read cannot be read now, or is another one.
@@ -171,7 +170,7 @@ class Join:
 
     def _batch(self, step: int, stored: Arrays) -> Batch:
         rows, views = self.samples_of(step)
-        step_labels = self._labels[rows]
+        step_labels = torch.from_numpy(self.cache.labels[rows].astype(np.int64))
         features = None
         if self._student_features is not None:
             source = "student" if "student" in stored else "teacher"
@@ -204,34 +203,35 @@ def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _ahead(items: Iterator[Item]) -> Generator[Item]:
+def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items; each is made, in a thread, while the one before is used.
 
-    In plain threads: worker processes are forked from here, and from a thread of an executor they could not
-    end without an error (Python's executors join all of theirs at the end, and so themselves).
+    One plain thread for all of them. Worker processes are forked in it, and from a thread of an executor they
+    could not end without an error (Python's executors join all of theirs at the end, and so themselves); in a
+    thread for each item torch would start its own threads anew each time.
     """
+    wanted: SimpleQueue[bool] = SimpleQueue()
     made: SimpleQueue[list[Item] | BaseException] = SimpleQueue()
 
     def make() -> None:
-        try:
-            made.put(list(islice(items, 1)))
-        except BaseException as error:  # raised where the item is wanted
-            made.put(error)
+        while wanted.get():
+            try:
+                made.put(list(islice(items, 1)))
+            except BaseException as error:  # raised where the item is wanted
+                made.put(error)
 
-    def begin() -> Thread:
-        thread = Thread(target=make)
-        thread.start()
-        return thread
-
-    making = begin()
+    thread = Thread(target=make, daemon=True)
+    thread.start()
+    wanted.put(True)
     try:
         while item := made.get():
             if isinstance(item, BaseException):
                 raise item
-            making = begin()
+            wanted.put(True)
             yield item[0]
     finally:
-        making.join()
+        wanted.put(False)
+        thread.join()
 
 
 def locate_images(cache: TeacherCache, images: str | None) -> SampleTable:

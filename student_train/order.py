@@ -5,9 +5,9 @@ undisturbed one. It is made for reading: blocks of the cache in random order are
 are shuffled within a window, so that whoever reads a window reads each of its blocks once.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -102,14 +102,13 @@ class Order:
 
     def pieces(self, epoch: int, start: int, stop: int) -> list[tuple[int, slice]]:
         """Where samples start .. stop - 1 of an epoch are: numbers of windows, and which of their samples."""
-        bounds = np.append(self._epoch(epoch)[2], len(self.rows))
-        first, last = np.searchsorted(bounds, [start, stop - 1], side="right") - 1
-        return [
-            (number, slice(max(start - begin, 0), min(stop, end) - begin))
-            for number, (begin, end) in enumerate(
-                pairwise(bounds[first : last + 2].tolist()), start=int(first)
-            )
-        ]
+        bounds = self._epoch(epoch)[2]
+        number, pieces = bisect_right(bounds, start) - 1, []
+        while bounds[number] < stop:
+            begin, end = bounds[number], bounds[number + 1]
+            pieces.append((number, slice(max(start - begin, 0), min(stop, end) - begin)))
+            number += 1
+        return pieces
 
     def samples(self, epoch: int, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and views of samples start .. stop - 1 of an epoch."""
@@ -119,14 +118,15 @@ class Order:
             at = window.shuffled[of_window]
             rows.append(self.rows[window.positions[at]])
             views.append(window.views[at])
-        return np.concatenate(rows), np.concatenate(views)
+        return (rows[0], views[0]) if len(rows) == 1 else (np.concatenate(rows), np.concatenate(views))
 
-    def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Blocks in the epoch's order; of each window, its first block in that order and its first sample."""
+    def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
+        """Blocks in the epoch's order; of each window, its first block in that order and its first sample,
+        and behind these the number of samples."""
         blocks = np.random.default_rng([self._seed, 1, epoch]).permutation(len(self._begins))
         starts = np.cumsum(self._lengths[blocks]) - self._lengths[blocks]
         first_blocks = np.flatnonzero(np.diff(starts // self._window_rows, prepend=-1))
-        return blocks, first_blocks, starts[first_blocks]
+        return blocks, first_blocks, [*starts[first_blocks].tolist(), len(self.rows)]
 
     def _make_window(self, epoch: int, number: int) -> Window:
         blocks, first_blocks, _ = self._epoch(epoch)

@@ -94,9 +94,14 @@ class LoadedWindow:
     def take(self, samples: slice) -> list[dict[str, Tensor]]:
         """The arrays of some of the window's samples, each [B, ...], in the order of training."""
         at = self.index[samples]
-        return [
-            {name: values.index_select(0, at) for name, values in arrays.items()} for arrays in self.stored
-        ]
+        return [{name: _rows(values, at) for name, values in arrays.items()} for arrays in self.stored]
+
+
+def _rows(values: Tensor, at: Tensor) -> Tensor:
+    """values[at]. On a CPU not by torch: its threads would hold up those of the towers for copying memory."""
+    if values.device.type != "cpu":
+        return values.index_select(0, at)
+    return torch.from_numpy(values.numpy().take(at.numpy(), axis=0))
 
 
 class Reader(Protocol):
