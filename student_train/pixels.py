@@ -6,12 +6,16 @@ arrays come through a pipe, so that no shared memory is needed.
 """
 
 import atexit
+import os
 import signal
 import tarfile
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,7 @@ from teacher_cache.images import (
 from teacher_cache.views import ViewRenderer
 
 PIECE = 16  # images that a worker decodes at a time; a batch is spread over all of them
+LOOK_FOR_PARENT_SECONDS = 1.0
 TAR_BLOCK = 512
 WHOLE_NAME = 90  # a tar header holds names up to 100 bytes whole, with their extension
 
@@ -154,7 +159,7 @@ class PixelWorkers:
             sampler=_InReadingOrder(self._named(batches), taken),
             num_workers=self._workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_live_as_the_parent_does,
             # this batch and the next
             prefetch_factor=max(2, -(-2 * pieces_per_batch // self._workers)) if self._workers else None,
         )
@@ -182,15 +187,13 @@ class PixelWorkers:
 def _received(
     loader: DataLoader[NDArray[np.uint8] | RppError],
 ) -> Iterator[NDArray[np.uint8]]:
-    pieces = [iter(loader)]
-    # torch ends its workers when their iterator goes. At the interpreter's exit one that an error's traceback
-    # still holds would stay, and as the workers ignore SIGTERM they would be waited for without end.
-    atexit.register(pieces.clear)
+    pieces = iter(loader)
+    # A caller that never closes this generator may stay in an error's traceback until the interpreter's exit,
+    # where worker processes are waited for.
+    end = partial(_end, pieces)
+    atexit.register(end)
     try:
-        while True:
-            piece = next(pieces[0], None)
-            if piece is None:
-                return
+        for piece in pieces:
             if isinstance(piece, RppError):
                 raise piece
             yield piece
@@ -200,8 +203,18 @@ def _received(
             "fewer --workers"
         ) from error
     finally:
-        pieces.clear()
-        atexit.unregister(pieces.clear)
+        end()
+        atexit.unregister(end)
+
+
+def _end(pieces: Any) -> None:
+    """End the workers of torch's iterator. Torch would do so when the iterator is freed, which the traceback
+    of any error that passed through it delays, and by SIGTERM where one hangs, which they ignore."""
+    workers = getattr(pieces, "_workers", [])
+    if workers:
+        pieces._shutdown_workers()
+    for worker in workers:
+        worker.kill()
 
 
 class _InReadingOrder(Sampler[list[Shown]]):
@@ -237,7 +250,15 @@ def _as_it_is(piece: Any) -> Any:
     return piece
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A signal to the whole process group must not take the workers from a step that is to be finished."""
+def _live_as_the_parent_does(worker: int) -> None:
+    """A signal to the whole process group must not take the workers from a step that is to be finished; but
+    where the parent is gone, nobody will ever take what they still want to send."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_FOR_PARENT_SECONDS)
+    os._exit(1)

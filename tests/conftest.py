@@ -1,5 +1,6 @@
 """What holds for every test."""
 
+import multiprocessing
 from collections.abc import Iterator
 
 import fsspec
@@ -9,6 +10,16 @@ from moto.server import ThreadedMotoServer
 
 # The models here are tiny: one thread is several times faster than two that wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_is_left_behind() -> Iterator[None]:
+    """Python waits for its children before it ends: a forgotten one is a run that never ends."""
+    yield
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert not left
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 """Pixels: the crops that the teacher saw, of the samples that the cache means."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from student_train.pixels import PixelWorkers, Shown, ShownViews, check_key, read_pixels
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import ImageReader, decode_image, index_images
+from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
 from teacher_cache.views import ViewPolicy, draw_crop
@@ -82,6 +84,20 @@ def test_a_killed_worker_is_one_clear_line(cache: TeacherCache, teacher: Teacher
         list(decoded)
 
 
+def test_an_error_ends_the_workers_though_its_traceback_is_kept(
+    cache: TeacherCache, teacher: Teacher
+) -> None:
+    """The interpreter waits for its children at its end: one that is left behind would hang it."""
+    table = cache.samples.table
+    others = SampleTable(table.set_column(0, "key", table["key"].take(np.arange(len(table))[::-1])))
+    before = set(multiprocessing.active_children())
+    batches = (shown(cache, np.arange(300), 0) for _ in range(1000))
+    with pytest.raises(UsageError, match="where the cache has") as kept:
+        list(PixelWorkers(others, 100, teacher.renderer, workers=2).decode(batches, 300))
+    assert kept.tb is not None
+    assert set(multiprocessing.active_children()) <= before
+
+
 ABANDONED = """
 import sys
 import numpy as np
@@ -98,8 +114,23 @@ next(decoded)
 """
 
 
-def test_workers_that_nobody_reads_from_end_with_their_parent(cache_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", ABANDONED, cache_path], check=True, timeout=120)
+@pytest.mark.parametrize("by", [0, signal.SIGTERM, signal.SIGKILL])
+def test_workers_that_nobody_reads_from_end_with_their_parent(cache_path: Path, by: int) -> None:
+    end = f"import os; os.kill(os.getpid(), {int(by)})" if by else ""
+    process = subprocess.Popen([sys.executable, "-c", ABANDONED + end, cache_path], start_new_session=True)
+    assert process.wait(timeout=120) == -by
+    deadline = time.monotonic() + 20
+    while has_processes(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not has_processes(process.pid)
+
+
+def has_processes(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class TestKeys:

@@ -163,7 +163,8 @@ class TestEncodings:
         """Two views a sample, factored and otherwise; topk keeps 4 of 5 classes, so that it loses none."""
         folder, caches = tmp_path_factory.mktemp("encoded"), []
         for encoding in ("factored", request.param):
-            more = {"encoding": encoding, "topk": 4, "view_policy": ViewPolicy(views=2)}
+            topk = 4 if encoding == "topk" else None
+            more = {"encoding": encoding, "topk": topk, "view_policy": ViewPolicy(views=2)}
             build_cache(settings(shards, names, folder / encoding, teacher, **more))
             caches.append(open_cache(folder / encoding))
         return caches[0], caches[1]
