@@ -36,6 +36,8 @@ def when_logged(out: Path, lines: int, act: Any) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
+    # torchrun ends the process that is left as soon as the other died: not before it could say how it fared
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     dist.init_process_group("gloo")  # once for all runs
     folder, runs = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text())
     said = []
