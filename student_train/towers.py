@@ -21,8 +21,8 @@ from student_train.prompts import Prompts
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import TextParts
 
-# Rows of class tokens that run through the text tower together.
-CHUNK_ROWS = 2048
+# Rows of class tokens that run through the text tower together (`benchmarks/full_softmax.py`).
+CHUNK_ROWS = 4096
 # Activations of the text tower that a step may keep for its backward pass; the rest is computed again.
 KEPT_BYTES = 2 * 2**30
 # What a block keeps of a row, in tower widths: both norms' inputs, q, k, v, attention, the MLP's hidden row.
@@ -248,24 +248,45 @@ def _own_rows(
     """Features [B, D] of the texts of some packs; T = P + S, `ends_KE` and `slots_B` as in `PackedTexts`."""
     blocks = list(zip(parts.blocks, prefix, strict=True))
     x = x_KSW
-    for begin in range(0, len(blocks), segment or len(blocks)):
-        end = begin + (segment or len(blocks))
-        pooled = (ends_KE, slots_B) if end >= len(blocks) else None
-        arguments = (blocks[begin:end], x, sees_KST, pooled)
-        if segment and torch.is_grad_enabled():
-            x = run_checkpointed(_own_blocks, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            x = _own_blocks(*arguments)
+    pooled = (ends_KE, slots_B)
+    if segment and torch.is_grad_enabled():
+        *firsts, last = range(0, len(blocks), segment)
+        kept = x.new_empty(len(firsts), *x.shape)
+        for begin, place in zip(firsts, kept.unbind(), strict=True):
+            x = _Kept.apply(_computed_again(blocks[begin : begin + segment], x, sees_KST), place.data)
+        x = _computed_again(blocks[last:], x, sees_KST, pooled)
+    else:
+        x = _own_blocks(blocks, x, sees_KST, pooled)
     # float32 under autocast too: rounded features cost more than half precision in all blocks
     with torch.autocast(x.device.type, enabled=False):
         return parts.project(parts.ln_final(x.float()))
+
+
+class _Kept(torch.autograd.Function):
+    """Rows, moved to a place that was set aside for them. What is kept of one block after the other, between
+    all that is freed, would otherwise scatter the C library's heap over twice the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
+        ctx.mark_dirty(place)
+        return place.copy_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _computed_again(*arguments: Any) -> Tensor:
+    """`_own_blocks`, of which the backward pass keeps what goes in."""
+    rows: Tensor = run_checkpointed(_own_blocks, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return rows
 
 
 def _own_blocks(
     blocks: list[tuple[Any, tuple[Tensor, Tensor]]],
     x_KSW: Tensor,
     sees_KST: Tensor,
-    pooled: tuple[Tensor, Tensor] | None,
+    pooled: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Some blocks over the rows of packs; with `pooled` rows the last one writes these alone, [B, W]."""
     x = x_KSW
