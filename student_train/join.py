@@ -28,6 +28,9 @@ from teacher_cache.softlabels import TeacherCache
 
 __all__ = ["Batch", "ClassSubset", "Join", "locate_images", "select_rows", "subset_classes"]
 
+# With two of them neither side waits for the other to wake up.
+BATCHES_AHEAD = 2
+
 Item = TypeVar("Item")
 Arrays = dict[str, dict[str, Tensor]]  # by source and name
 
@@ -134,8 +137,8 @@ class Join:
         """
         joined = self._joined(first_step, last_step)
         if self._pixels is not None:
-            return _ahead(self._with_pixels(joined, self._pixels))
-        return _ahead(batch for batch, _ in joined)
+            return _ahead(self._with_pixels(joined, self._pixels), BATCHES_AHEAD)
+        return _ahead((batch for batch, _ in joined), BATCHES_AHEAD)
 
     def samples_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and views of a step, of all processes."""
@@ -203,8 +206,8 @@ def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items; each is made, in a thread, while the one before is used.
+def _ahead(items: Iterator[Item], number: int = 1) -> Generator[Item, None, None]:
+    """The same items; so many of them are made, in a thread, while the one before is used.
 
     One plain thread for all of them. Worker processes are forked in it, and from a thread of an executor they
     could not end without an error (Python's executors join all of theirs at the end, and so themselves); in a
@@ -222,7 +225,8 @@ def _ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
 
     thread = Thread(target=make, daemon=True)
     thread.start()
-    wanted.put(True)
+    for _ in range(number):
+        wanted.put(True)
     try:
         while item := made.get():
             if isinstance(item, BaseException):

@@ -9,6 +9,8 @@ them a table of (offset, length) for each chunk with a checksum. An array that i
 import io
 import os
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from teacher_cache.errors import CacheDamagedError
 CHECKSUM_BYTES = 4
 ABSENT = (1 << 64) - 1  # offset of a chunk that was never written
 OPEN_SHARDS = 256
+READING_THREADS = 4  # a disk, and more so a server, answers several questions at a time
 
 
 class ShardedArray:
@@ -73,15 +76,19 @@ class ShardedArray:
         """
         chunks = rows // self._chunk_rows
         begins = np.flatnonzero(np.diff(chunks, prepend=-1))
-        scratch = np.empty((self._chunk_rows, *self.shape[2:]), self.dtype)
-        for begin, end in zip(begins.tolist(), [*begins[1:].tolist(), len(rows)], strict=True):
+
+        def read_rows(begin: int, end: int) -> None:
             start = int(chunks[begin]) * self._chunk_rows
             count = min(self._chunk_rows, self.shape[0] - start)
             if end - begin == count:
                 self._read_chunk(start, view, out[begin:end])
             else:
-                self._read_chunk(start, view, scratch[:count])
-                out[begin:end] = scratch[rows[begin:end] - start]
+                whole = np.empty((count, *self.shape[2:]), self.dtype)
+                self._read_chunk(start, view, whole)
+                out[begin:end] = whole[rows[begin:end] - start]
+
+        with ThreadPoolExecutor(READING_THREADS) as pool:
+            deque(pool.map(read_rows, begins.tolist(), [*begins[1:].tolist(), len(rows)]), maxlen=0)
 
     def _read_chunk(self, start: int, view: int, out: NDArray[Any]) -> None:
         shard, within = divmod(start, self._shard_rows)
