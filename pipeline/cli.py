@@ -1,6 +1,7 @@
 """`rpp`: both stages chained, evaluation, the demo."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from pipeline.demo.compare import DemoSettings, demo_table, run_demo
 from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
 from student_train.evaluate import EvalSettings, evaluate
+from student_train.predict import PredictSettings, predict
 from teacher_cache.options import run_app, settings_options
 
 app = typer.Typer(
@@ -56,6 +58,27 @@ def eval_command(settings: EvalSettings, as_json: Json = False) -> None:
         print(json.dumps(result, ensure_ascii=False))
         return
     console.print(evaluation_table([result]))
+
+
+@app.command("predict")
+@settings_options(PredictSettings)
+def predict_command(
+    settings: PredictSettings,
+    images: Annotated[list[Path], typer.Argument(help="picture files")],
+    as_json: Json = False,
+) -> None:
+    """The likely classes of pictures, by a student or the frozen model.
+
+    Example: rpp predict cat.jpg dog.png --student runs/t2 --classes imagenet-21k --top 5
+    """
+    predictions = predict(settings, images)
+    if as_json:
+        print(json.dumps([asdict(prediction) for prediction in predictions], ensure_ascii=False))
+        return
+    for prediction in predictions:
+        console.print(prediction.image, markup=False, highlight=False)
+        for share, name in zip(prediction.probabilities, prediction.classes, strict=True):
+            console.print(f"  {100 * share:5.1f} %  {name}", markup=False, highlight=False)
 
 
 @app.command()

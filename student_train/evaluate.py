@@ -34,14 +34,13 @@ from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabu
 ZERO_SHOT = "zero-shot"
 
 
-class EvalSettings(BaseModel):
-    """Settings of an evaluation."""
+class ModelSettings(BaseModel):
+    """Which model looks at images, and which classes it knows."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     student: str = Field(description="a run's folder, or zero-shot for the cache's frozen model")
-    images: str = Field(description="tar shards or an image folder")
-    classes: str = Field(description="vocabulary of the images: a known name or a file")
+    classes: str = Field(description="vocabulary: a known name or a file")
     cache: Place | None = Field(
         default=None, description="the cache whose model and templates zero-shot means"
     )
@@ -49,11 +48,17 @@ class EvalSettings(BaseModel):
         default=None, description="where the frozen model is now [default: where it was at training]"
     )
     pretrained: str | None = Field(default=None, description="its pretrained tag or weights file now")
-    class_subset: ClassSubset = Field(default="all", description="all, base (first half) or new classes")
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
     precision: Precision = Field(default="fp32", description="autocast precision")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+
+class EvalSettings(ModelSettings):
+    """Settings of an evaluation."""
+
+    images: str = Field(description="tar shards, Parquet or an image folder")
+    class_subset: ClassSubset = Field(default="all", description="all, base (first half) or new classes")
     batch_size: int = Field(default=64, ge=1, description="images a forward pass")
     threads: int = Field(default=min(16, os.cpu_count() or 1), ge=1, description="threads that decode images")
 
@@ -62,6 +67,11 @@ class FeatureModel(Protocol):
     """What evaluation needs of a model. `Teacher` is one."""
 
     renderer: ViewRenderer
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor s of its logits."""
+        ...
 
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
         """Unit features [B, D] float32 of uint8 pixels."""
@@ -78,6 +88,11 @@ class StudentFeatures:
     def __init__(self, student: PromptedCLIP, device: torch.device, precision: Precision = "fp32") -> None:
         self.student, self.device, self.precision = student.to(device).eval(), device, precision
         self.renderer = ViewRenderer(student.base.preprocess)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor s of its logits."""
+        return float(self.student.logit_scale.exp())
 
     @torch.inference_mode()
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
@@ -194,7 +209,7 @@ def run_templates(student: str) -> tuple[str, ...]:
     return tuple(read_settings(Path(student))["templates"])
 
 
-def load_feature_model(settings: EvalSettings) -> tuple[FeatureModel, tuple[str, ...]]:
+def load_feature_model(settings: ModelSettings) -> tuple[FeatureModel, tuple[str, ...]]:
     """The model to evaluate and the templates it reads names through."""
     device = choose_device(settings.device)
     if settings.student != ZERO_SHOT:
@@ -216,6 +231,13 @@ def load_feature_model(settings: EvalSettings) -> tuple[FeatureModel, tuple[str,
     return Teacher(loaded, device, settings.precision), store.vocabulary().templates
 
 
+def load_with_classes(settings: ModelSettings) -> tuple[FeatureModel, Vocabulary]:
+    """The model, and the classes with the templates that it reads their names through."""
+    model, templates = load_feature_model(settings)
+    names = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
+    return model, Vocabulary(names.names, names.ids, templates)
+
+
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
     """Accuracy of a student, or of the frozen model, on an image source.
 
@@ -226,9 +248,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     Raises:
         UsageError: no such run, images without labels, or labels that do not fit the vocabulary.
     """
-    model, templates = load_feature_model(settings)
-    names = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
-    vocabulary = Vocabulary(names.names, names.ids, templates)
+    model, vocabulary = load_with_classes(settings)
     samples, notes = index_images(settings.images, vocabulary)
     encoded = encode_images(model, samples, settings.batch_size, settings.threads)
     classes = subset_classes(len(vocabulary), settings.class_subset)

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from student_train.order import ClassSubset
 from student_train.prompts import PromptSettings
 from student_train.readers import ReaderName
-from student_train.student import PromptedCLIP
+from student_train.student import PromptedCLIP, StoredStudent
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel
 from teacher_cache.options import Place
@@ -20,7 +20,8 @@ from teacher_cache.teacher import Precision
 
 # What may differ between a run and its continuation without changing its result.
 FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "device", "out"}
-MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained"}  # compared by what they hold
+# Compared by what they hold; what --init held is in the checkpoint.
+MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
 LARGEST_SEED = 2**63 - 1  # twice a seed is the largest that torch takes
 
 
@@ -42,6 +43,14 @@ class TrainSettings(BaseModel):
         default=None, description="a cache made by the student's own model over the same samples and views"
     )
     prompts: PromptSettings = PromptSettings()
+    init: Path | None = Field(
+        default=None,
+        description="a run, or its student.safetensors, whose prompts this one starts from; images and "
+        "classes may be others, the frozen model and the prompt options may not",
+    )
+    freeze: Literal["text", "vision"] | None = Field(
+        default=None, description="prompts of --init that stay as they are, while the other tower's learn"
+    )
     soft_weight: float = Field(default=1.0, ge=0, description="weight λ of the soft-label loss")
     temperature: float = Field(default=1.0, gt=0, description="temperature T of the soft labels")
     classes_per_step: Literal["all"] | Annotated[int, Field(ge=2)] = Field(
@@ -74,9 +83,27 @@ class TrainSettings(BaseModel):
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
 
+    @model_validator(mode="after")
+    def _something_learns(self) -> "TrainSettings":
+        if self.freeze and self.init is None:
+            raise UsageError(
+                f"--freeze {self.freeze} keeps prompts that are random: start from a run, --init RUN"
+            )
+        if self.freeze and self.prompts.towers != "both":
+            raise UsageError(
+                f"--freeze {self.freeze} leaves the other tower's prompts to learn: it needs --towers both, "
+                f"not {self.prompts.towers}"
+            )
+        return self
+
 
 def describe_run(
-    settings: TrainSettings, cache: TeacherCache, student: PromptedCLIP, mode: str, processes: int
+    settings: TrainSettings,
+    cache: TeacherCache,
+    student: PromptedCLIP,
+    mode: str,
+    processes: int,
+    init: StoredStudent | None = None,
 ) -> dict[str, Any]:
     """What `settings.json` holds: everything that decides the run's result."""
     return {
@@ -90,6 +117,7 @@ def describe_run(
         },
         "templates": list(cache.vocabulary.templates),
         "mode": mode,
+        "init": None if init is None else init.digest,
         "processes": processes,
         "never_read": student.describe_dead(),
         "software": f"rpp {version('rpp')}, torch {torch.__version__}",

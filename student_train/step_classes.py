@@ -68,7 +68,7 @@ def positions_of(labels_B: Tensor, step_classes_C: Tensor) -> Tensor:
 
 
 class StepText:
-    """The student's class features of a step: learnt ones, or fixed ones where text has no prompts."""
+    """The student's class features of a step: learnt ones, or fixed ones where no text prompt learns."""
 
     def __init__(
         self, student: PromptedCLIP, cache: TeacherCache, processes: Processes, device: torch.device
@@ -80,6 +80,10 @@ class StepText:
             teacher = Teacher(student.base, device)
             features = cache.class_features if same else teacher.class_features(cache.vocabulary)
             self.fixed_CD = features.to(device)
+        elif "text" in student.prompts and not any(
+            p.requires_grad for p in student.prompts["text"].parameters()
+        ):
+            self.fixed_CD = student.class_features(cache.vocabulary.names)
         else:
             self.tokens = student.tokenize_names(cache.vocabulary.names)
 

@@ -6,10 +6,12 @@ Knows how prompts begin, how names become tokens, and how a student is stored. H
 Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower width.
 """
 
+import hashlib
 import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,6 +87,33 @@ class PromptedCLIP(nn.Module):
         first_nW = INIT_STD * torch.randn(n, embedding.shape[1], generator=generator)
         first_nW[: len(words_T)] = embedding[words_T.to(embedding.device)].cpu()
         return first_nW + parts.positional_embedding[1 : 1 + n].cpu()
+
+    def take_prompts(self, stored: "StoredStudent") -> None:
+        """Take a stored student's prompts in place of one's own.
+
+        Raises:
+            UsageError: they belong to another frozen model, or are others than this student's settings say.
+        """
+        if self.base.digest != stored.weights_digest:
+            raise UsageError(
+                f"the student {stored.path} was trained on weights {stored.weights_digest}, but "
+                f"{self.base.name} has {self.base.digest}"
+            )
+        own = {f"{t}.{n}": x for t, p in self.prompts.items() for n, x in cast(Prompts, p).tensors().items()}
+        if {n: x.shape for n, x in own.items()} != {n: x.shape for n, x in stored.tensors.items()}:
+            differ = [
+                f"--{name.replace('_', '-')} {theirs} there, {getattr(self.settings, name)} here"
+                for name, theirs in stored.settings
+                if theirs != getattr(self.settings, name) and name != "prompt_init"
+            ]
+            raise UsageError(
+                f"{stored.path} holds other prompts than are asked for: {'; '.join(differ)}"
+                if differ
+                else f"{stored.path} does not hold the prompts that its settings name: "
+                f"{', '.join(sorted(stored.tensors))}"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(stored.tensors[name])
 
     def train(self, mode: bool = True) -> "PromptedCLIP":
         """As any module's, but the frozen towers stay in evaluation mode (no dropout of patches)."""
@@ -234,6 +263,68 @@ def save_student(student: PromptedCLIP, folder: Path) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class StoredStudent:
+    """What a `student.safetensors` holds.
+
+    Attributes:
+        settings: what prompts the student has.
+        tensors: by 'TOWER.NAME', as `Prompts.tensors` names them.
+        model, pretrained: where the frozen model was at training.
+        weights_digest: of the frozen model.
+        digest: of the file.
+    """
+
+    path: Path
+    settings: PromptSettings
+    tensors: dict[str, Tensor]
+    model: str
+    pretrained: str | None
+    weights_digest: str
+    digest: str
+
+
+def read_student(path: str | Path) -> StoredStudent:
+    """Read what `rpp-train` has written: a run's folder, or its `student.safetensors`.
+
+    Raises:
+        UsageError: no student there, or a file that is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / STUDENT).is_file() and (path / "settings.json").is_file():
+            raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
+        path = path / STUDENT
+    if not path.is_file():
+        raise UsageError(f"no student at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get("student", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if record.get("format") != FORMAT:
+            raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT})")
+        return StoredStudent(
+            path,
+            PromptSettings(**record["prompts"]),
+            tensors,
+            record["model"],
+            record["pretrained"],
+            record["weights_digest"],
+            f"blake2b:{hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}",
+        )
+    except (
+        SafetensorError,
+        OSError,
+        ValidationError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{path} is damaged or not a student: {reason}") from error
+
+
 def load_student(
     path: str | Path,
     model: str | None = None,
@@ -251,52 +342,15 @@ def load_student(
     Raises:
         UsageError: no student there, a file that is none, or a frozen model with other weights.
     """
-    path = Path(path)
-    if path.is_dir():
-        if not (path / STUDENT).is_file() and (path / "settings.json").is_file():
-            raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
-        path = path / STUDENT
-    if not path.is_file():
-        raise UsageError(f"no student at {path}")
+    stored = read_student(path)
+    now_pretrained = pretrained if model else pretrained or stored.pretrained
     try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get("student", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if record.get("format") != FORMAT:
-            raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT})")
-        settings = PromptSettings(**record["prompts"])
-        now_model = model or record["model"]
-        now_pretrained = pretrained if model else pretrained or record["pretrained"]
-        digest = record["weights_digest"]
-    except (
-        SafetensorError,
-        OSError,
-        ValidationError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{path} is damaged or not a student: {reason}") from error
-    try:
-        base = load_model(now_model, now_pretrained, device)
+        base = load_model(model or stored.model, now_pretrained, device)
     except UsageError as error:
         raise UsageError(
-            f"the frozen model of the student {path}: {error}; if it moved, say where it is now with --model"
+            f"the frozen model of the student {stored.path}: {error}; if it moved, say where it is now with "
+            "--model"
         ) from error
-    if base.digest != digest:
-        raise UsageError(
-            f"the student {path} was trained on weights {digest}, but {base.name} has {base.digest}"
-        )
-    student = PromptedCLIP(base, settings)
-    expected = {
-        f"{t}.{n}": x for t, p in student.prompts.items() for n, x in cast(Prompts, p).tensors().items()
-    }
-    if {n: x.shape for n, x in expected.items()} != {n: x.shape for n, x in tensors.items()}:
-        raise UsageError(
-            f"{path} does not hold the prompts that its settings name: {', '.join(sorted(tensors))}"
-        )
-    for name, tensor in expected.items():
-        tensor.copy_(tensors[name])
+    student = PromptedCLIP(base, stored.settings)
+    student.take_prompts(stored)
     return student.eval()

@@ -23,12 +23,12 @@ from torch import Tensor
 from student_train.distributed import AgreedError, Processes, joined_processes
 from student_train.join import Batch, Join
 from student_train.losses import distillation_loss
-from student_train.run_folder import RunFolder, look_into
+from student_train.run_folder import CHECKPOINT, RunFolder, look_into
 from student_train.schedule import learning_rate, make_optimizer
 from student_train.settings import TrainSettings, check_same_run, describe_run
 from student_train.sources import load_student_base, make_join
 from student_train.step_classes import StepClasses, StepText, positions_of
-from student_train.student import PromptedCLIP, save_student
+from student_train.student import PromptedCLIP, StoredStudent, read_student, save_student
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.progress import counting
@@ -179,6 +179,7 @@ class Run:
     scaler: torch.amp.GradScaler
     folder: RunFolder
     record: dict[str, Any] | None
+    init: StoredStudent | None
     total_steps: int
     first_step: int = 0
 
@@ -188,7 +189,7 @@ class Run:
             self.first_step = self.folder.resume()
             return
         self.folder.begin(
-            describe_run(self.settings, self.cache, self.student, self.mode, self.processes.size)
+            describe_run(self.settings, self.cache, self.student, self.mode, self.processes.size, self.init)
         )
 
     def counting(self) -> AbstractContextManager[Callable[..., None]]:
@@ -247,7 +248,14 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
     base = load_student_base(settings, cache, device)
     if record is not None:
         check_same_run(settings, out, record, cache, base)
-    student = PromptedCLIP(base, settings.prompts, seed=settings.seed).to(device)
+    student = PromptedCLIP(base, settings.prompts, seed=settings.seed)
+    init = None
+    if settings.init is not None and not (settings.resume and (out / CHECKPOINT).exists()):
+        init = read_student(settings.init)
+        student.take_prompts(init)
+    if settings.freeze and (frozen := student.tower_prompts(settings.freeze)):
+        frozen.requires_grad_(False)
+    student = student.to(device)
     classes = StepClasses(settings, len(cache.vocabulary))
     join, mode = make_join(settings, cache, base, processes, device)
     optimizer = make_optimizer(settings, [p for p in student.parameters() if p.requires_grad])
@@ -267,6 +275,7 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
         scaler,
         folder,
         record,
+        init,
         total_steps=min(settings.epochs * join.steps_per_epoch, settings.max_steps or 2**62),
     )
 

@@ -19,7 +19,7 @@ from open_clip.factory import get_model_config
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg
-from open_clip.transformer import TextTransformer, VisionTransformer
+from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -131,8 +131,11 @@ def _check_names(name: str, pretrained: str | None) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest of all parameters and persistent buffers: names, dtypes, shapes and bytes."""
+    """Digest of all parameters and persistent buffers (names, dtypes, shapes and bytes) and of the
+    activation: the same weights under QuickGELU and GELU are two models, and are often confused."""
     digest = hashlib.blake2b(digest_size=16)
+    if any(isinstance(module, QuickGELU) for module in model.modules()):
+        digest.update(b"quick_gelu;")
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)

@@ -49,6 +49,11 @@ class Teacher:
         except UnsupportedTowerError:
             self._text = None  # any tower can teach; it then runs over all its positions
 
+    @property
+    def logit_scale(self) -> float:
+        """The factor s of its logits."""
+        return self.loaded.logit_scale
+
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)

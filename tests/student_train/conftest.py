@@ -17,12 +17,12 @@ def build(folder: Path, model: str, seed: int = 0, images: str | None = None) ->
     return build_with(teacher, folder / f"{model}-{seed}.zarr", images)
 
 
-def build_with(teacher: Path, out: Path, images: str | None = None) -> Path:
+def build_with(teacher: Path, out: Path, images: str | None = None, classes: Path | None = None) -> Path:
     """A cache of 300 classes, three views each, in parts of 100 samples."""
     build_cache(
         BuildSettings(
             images=images or str(PICTURES / "noto.tar"),
-            classes=str(PICTURES / "classes.txt"),
+            classes=str(classes or PICTURES / "classes.txt"),
             out=out,
             teacher=str(teacher),
             templates="a photo of a {}.",

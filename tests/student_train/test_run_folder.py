@@ -175,7 +175,7 @@ class TestResume:
         other = json.loads(config.read_text())
         other["model_cfg"]["quick_gelu"] = True
         config.write_text(json.dumps(other))
-        with pytest.raises(UsageError, match=r"begun otherwise \(student config: "):
+        with pytest.raises(UsageError, match=r"begun otherwise .*student config: "):
             train(again.model_copy(update={"student": str(tmp_path / "moved")}))
         build(tmp_path, "gelu", seed=4)
         with pytest.raises(UsageError, match=r"begun otherwise \(student weights: "):

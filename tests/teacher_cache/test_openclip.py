@@ -109,6 +109,9 @@ def test_the_digest_tells_weights_apart_and_nothing_else(tmp_path: Path) -> None
     assert load_model(f"local-dir:{write_model(tmp_path / 'same', 'gelu')}").digest == model.digest
     other = load_model(str(write_model(tmp_path / "other", "gelu", seed=1)))
     assert other.digest != model.digest
+    quick = load_model(str(write_model(tmp_path / "quick", "quickgelu")))
+    assert all(map(torch.equal, quick.model.parameters(), model.model.parameters()))
+    assert quick.digest != model.digest
     before = model.digest
     with torch.no_grad():
         model.model.visual.proj[3, 5].mul_(1 + 1e-6)

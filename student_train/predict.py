@@ -1,0 +1,87 @@
+"""What a student, or the frozen model, takes single pictures for: the first thing that anyone tries.
+
+Knows picture files and likely classes; models and vocabularies are loaded as for an evaluation.
+
+Shapes: B pictures, C classes, D embedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from student_train.evaluate import ModelSettings, load_with_classes
+from teacher_cache.encodings import ClassHead
+from teacher_cache.errors import UsageError
+from teacher_cache.images import UnreadableImageError, decode_image
+
+BATCH = 64
+
+
+class PredictSettings(ModelSettings):
+    """Settings of a prediction."""
+
+    top: int = Field(default=5, ge=1, description="classes to show of each picture")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likely classes of one picture, best first.
+
+    Attributes:
+        image: its file.
+        classes, ids, probabilities: names, the vocabulary's ids, softmax over all its classes at T = 1.
+    """
+
+    image: str
+    classes: list[str]
+    ids: list[str]
+    probabilities: list[float]
+
+
+def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Prediction]:
+    """The likely classes of pictures, in their order.
+
+    Raises:
+        UsageError: no picture, a file that cannot be read as one, no such run, or no such vocabulary.
+    """
+    if not images:
+        raise UsageError("no picture to look at; name one or more files")
+    contents = [_content(path) for path in images]  # before the model, which takes seconds
+    model, vocabulary = load_with_classes(settings)
+    head = ClassHead(model.class_features(vocabulary), model.logit_scale)
+    top, predictions = min(settings.top, len(vocabulary)), []
+    for begin in range(0, len(images), BATCH):
+        pixels = []
+        for path, content in zip(images[begin : begin + BATCH], contents[begin : begin + BATCH], strict=True):
+            try:
+                picture = decode_image(content)
+            except UnreadableImageError as error:
+                raise UsageError(f"{path} cannot be read as a picture: {error}") from error
+            pixels.append(model.renderer.render(picture, 0, np.zeros(5, dtype=np.uint16)))
+        features_BD = model.image_features(torch.from_numpy(np.stack(pixels))).cpu()
+        found = head.logits(features_BD).softmax(-1).topk(top)
+        for path, shares, classes in zip(
+            images[begin : begin + BATCH], found.values.tolist(), found.indices.tolist(), strict=True
+        ):
+            predictions.append(
+                Prediction(
+                    str(path),
+                    [vocabulary.names[c] for c in classes],
+                    [vocabulary.ids[c] for c in classes],
+                    shares,
+                )
+            )
+    return predictions
+
+
+def _content(path: Path) -> bytes:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name the pictures in it, or use rpp eval for all of them")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
