@@ -14,6 +14,7 @@ from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
 from student_train.evaluate import EvalSettings, evaluate
 from student_train.predict import PredictSettings, predict
+from student_train.published import ImportSettings, import_prompts
 from teacher_cache.options import run_app, settings_options
 
 app = typer.Typer(
@@ -79,6 +80,19 @@ def predict_command(
         console.print(prediction.image, markup=False, highlight=False)
         for share, name in zip(prediction.probabilities, prediction.classes, strict=True):
             console.print(f"  {100 * share:5.1f} %  {name}", markup=False, highlight=False)
+
+
+@app.command("import")
+@settings_options(ImportSettings)
+def import_command(
+    settings: ImportSettings,
+    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of CoOp's or POMP's prompt learner")],
+) -> None:
+    """Make a student of published prompts, to evaluate them as one's own runs are.
+
+    Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
+    """
+    console.print(str(import_prompts(settings, checkpoint)), markup=False, highlight=False)
 
 
 @app.command()
