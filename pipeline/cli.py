@@ -12,6 +12,7 @@ from rich.table import Table
 from pipeline.demo.compare import DemoSettings, demo_table, run_demo
 from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
+from student_train.classifier import ClassifierSettings, export_classifier
 from student_train.evaluate import EvalSettings, evaluate
 from student_train.predict import PredictSettings, predict
 from student_train.published import ImportSettings, import_prompts
@@ -93,6 +94,25 @@ def import_command(
     Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
     """
     console.print(str(import_prompts(settings, checkpoint)), markup=False, highlight=False)
+
+
+export = typer.Typer(help="Write a student for other programs.", no_args_is_help=True)
+app.add_typer(export, name="export")
+
+
+@export.command("classifier")
+@settings_options(ClassifierSettings)
+def classifier_command(settings: ClassifierSettings, as_json: Json = False) -> None:
+    """Class features of a vocabulary: safetensors, a plain [C, D] array (Detic, ZSSeg), and the names.
+
+    Example: rpp export classifier --student runs/t2 --classes lvis.txt --out lvis
+    """
+    files = export_classifier(settings)
+    if as_json:
+        print(json.dumps({name: str(path) for name, path in files.items()}))
+        return
+    for path in files.values():
+        console.print(str(path), markup=False, highlight=False)
 
 
 @app.command()
