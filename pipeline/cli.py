@@ -149,3 +149,7 @@ def evaluation_table(evals: list[dict[str, Any]]) -> Table:
 def main() -> None:
     """Entry point of `rpp`."""
     run_app(app)
+
+
+if __name__ == "__main__":
+    main()

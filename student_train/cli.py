@@ -43,7 +43,10 @@ def train_command(
         print(json.dumps(result.__dict__, default=str))
         return
     console = Console(soft_wrap=True)
-    for line in read_settings(result.out).get("never_read", []):
+    record = read_settings(result.out)
+    if (samples := record.get("samples_per_step", settings.batch_size)) < settings.batch_size:
+        console.print(f"note: the run has {samples} samples, fewer than --batch-size: a step had all of them")
+    for line in record.get("never_read", []):
         console.print(f"note: {line}", markup=False)
     console.print(
         f"{result.out}: {result.steps} steps from {result.mode}, {result.samples_per_second:.0f} samples/s, "

@@ -130,7 +130,7 @@ class Processes:
         own = torch.cat([figures, *(gradient.flatten() for gradient in gradients)])
         everyones = own.new_empty(self.size * len(own))
         with _lost_process_is_named():
-            dist.all_gather_into_tensor(everyones, own)
+            _gather_into(everyones, own)
         total = everyones.view(self.size, -1).sum(0)
         sums = total[len(figures) :].split([p.numel() for p in parameters])
         for parameter, gradient in zip(parameters, sums, strict=True):
@@ -148,6 +148,12 @@ def _one_line(failure: Exception | None, rank: int) -> str:
     return f"process {rank}: {kind}{failure}" if rank else f"{kind}{failure}"
 
 
+# Newer releases of torch warn of the older name.
+_gather_into: Callable[[Tensor, Tensor], Any] = getattr(
+    dist, "all_gather_single", dist.all_gather_into_tensor
+)
+
+
 class _GatherClasses(torch.autograd.Function):
     """[N, D] of each process -> [C, D]; class i is row i // W of process i % W."""
 
@@ -156,7 +162,7 @@ class _GatherClasses(torch.autograd.Function):
         ctx.size, ctx.n = size, len(own_ND)
         gathered_KD = own_ND.new_empty(size * len(own_ND), own_ND.shape[1])
         with _lost_process_is_named():
-            dist.all_gather_into_tensor(gathered_KD, own_ND.contiguous())
+            _gather_into(gathered_KD, own_ND.contiguous())
         gathered_CD: Tensor = gathered_KD.unflatten(0, (size, -1)).transpose(0, 1).flatten(0, 1)[:classes]
         return gathered_CD
 

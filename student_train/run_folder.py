@@ -97,8 +97,12 @@ def look_into(out: Path, resume: bool) -> dict[str, Any] | None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file completely or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # on a full disk it would take the little room that is left
+        raise
 
 
 class RunFolder:
@@ -174,6 +178,7 @@ class RunFolder:
                 os.fsync(file.fileno())  # a machine that goes down must not leave an empty checkpoint behind
             os.replace(temporary, self.out / CHECKPOINT)
         except (OSError, RuntimeError) as error:  # torch has its own words for a write that was cut short
+            temporary.unlink(missing_ok=True)  # on a full disk it would take the little room that is left
             reason = str(error).splitlines()[0]
             raise RppError(
                 f"the checkpoint of step {step} cannot be written to {self.out} ({reason}); the one before "

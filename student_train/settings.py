@@ -103,6 +103,7 @@ def describe_run(
     student: PromptedCLIP,
     mode: str,
     processes: int,
+    samples_per_step: int,
     init: StoredStudent | None = None,
 ) -> dict[str, Any]:
     """What `settings.json` holds: everything that decides the run's result."""
@@ -119,6 +120,7 @@ def describe_run(
         "mode": mode,
         "init": None if init is None else init.digest,
         "processes": processes,
+        "samples_per_step": samples_per_step,
         "never_read": student.describe_dead(),
         "software": f"rpp {version('rpp')}, torch {torch.__version__}",
     }

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -106,7 +107,10 @@ class ShardedArray:
         try:
             file = io.FileIO(path)  # closed when the last reader lets go of it
             file.seek(-(16 * chunks + CHECKSUM_BYTES), os.SEEK_END)
-            table = np.frombuffer(file.read(16 * chunks), np.dtype("<u8")).reshape(chunks, 2)
+            stored, checksum = file.read(16 * chunks), file.read(CHECKSUM_BYTES)
+            if google_crc32c.value(stored) != int.from_bytes(checksum, "little"):
+                raise ValueError("the checksum of its table of chunks is another")
+            table = np.frombuffer(stored, np.dtype("<u8")).reshape(chunks, 2)
         except FileNotFoundError:
             return None, np.empty(0, np.uint64)
         except (OSError, ValueError) as error:

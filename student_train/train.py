@@ -189,7 +189,15 @@ class Run:
             self.first_step = self.folder.resume()
             return
         self.folder.begin(
-            describe_run(self.settings, self.cache, self.student, self.mode, self.processes.size, self.init)
+            describe_run(
+                self.settings,
+                self.cache,
+                self.student,
+                self.mode,
+                self.processes.size,
+                self.join.batch_size,
+                self.init,
+            )
         )
 
     def counting(self) -> AbstractContextManager[Callable[..., None]]:

@@ -337,3 +337,7 @@ def export(
 def main() -> None:
     """Entry point of `rpp-cache`."""
     run_app(app)
+
+
+if __name__ == "__main__":
+    main()

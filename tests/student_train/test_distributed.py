@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import zarr
 
 from student_train.distributed import Processes
 from student_train.train import TrainSettings, train
@@ -28,6 +31,7 @@ STEPS = {
     "device": "cpu",
     "workers": 0,
 }
+UNLABELLED = "a third without labels"
 # name -> settings of runs that are compared with one process
 ALIKE: dict[str, dict[str, Any]] = {
     "text, all classes": {"towers": "text"},
@@ -41,6 +45,7 @@ ALIKE: dict[str, dict[str, Any]] = {
         "max_steps": 18,
     },
     "vision, hard labels": {"towers": "vision", "soft_weight": 0.0},
+    UNLABELLED: {"towers": "text", "temperature": 2.0},
     "base classes, blocks": {"towers": "text", "class_subset": "base", "reader": "blocks", "max_steps": 6},
 }
 
@@ -72,8 +77,12 @@ def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         for member in list(tar)[::20]:
             content[member.offset_data : member.offset_data + 4] = b"GONE"
     damaged.write_bytes(content)
+    caches = dict.fromkeys(ALIKE, cache_path) | {UNLABELLED: folder / "unlabelled.zarr"}
+    shutil.copytree(cache_path, caches[UNLABELLED])
+    labels = zarr.open_group(caches[UNLABELLED])["labels"]
+    labels[:] = np.where(np.arange(labels.shape[0]) % 3 == 0, -1, labels[:])
     stopped = values(cache_path, folder / "stopped", **ALIKE["both towers, 64 classes"])
-    runs = [["run", values(cache_path, folder / name, **how), {}] for name, how in ALIKE.items()]
+    runs = [["run", values(caches[name], folder / name, **how), {}] for name, how in ALIKE.items()]
     runs += [
         ["stop", stopped, {}],
         ["run", stopped | {"resume": True}, {}],
@@ -85,6 +94,7 @@ def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     keys = [*ALIKE, "stopped", "resumed", "unlike", "damaged", "dead"]
     return {
         "folder": folder,
+        "caches": caches,
         "first": dict(zip(keys, first, strict=True)),
         "second": dict(zip(keys, second, strict=False)),
         "stderr": stderr,
@@ -93,11 +103,9 @@ def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_two_processes_do_what_one_does(
-    two: dict[str, Any], cache_path: Path, tmp_path: Path, name: str
-) -> None:
+def test_two_processes_do_what_one_does(two: dict[str, Any], tmp_path: Path, name: str) -> None:
     assert two["first"][name][0] == two["second"][name][0] == "done"
-    train(TrainSettings(**values(cache_path, tmp_path / "one", **ALIKE[name])))
+    train(TrainSettings(**values(two["caches"][name], tmp_path / "one", **ALIKE[name])))
     ours, theirs = metrics(tmp_path / "one"), metrics(two["folder"] / name)
     assert len(ours) == len(theirs) >= 5
     for one, both in zip(ours, theirs, strict=True):

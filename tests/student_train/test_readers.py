@@ -127,3 +127,19 @@ class TestShards:
         assert reader is not None
         with pytest.raises(CacheDamagedError, match=r"c/0/0/0 cannot be read .*run rpp-cache verify"):
             reader.read(np.arange(8), 0, np.empty((8, 3), np.float16))
+
+    @pytest.mark.parametrize("damage", [b"\xff" * 8, b"\x01", b"\x00" * 16])
+    def test_a_damaged_table_of_chunks_is_named(
+        self, create: Create, values: NDArray[np.float16], tmp_path: Path, damage: bytes
+    ) -> None:
+        """Also one that would say that a chunk was never written, which reads as zeros."""
+        array = create(values)
+        shard = tmp_path / "g" / "a" / "c" / "0" / "0" / "0"
+        whole = bytearray(shard.read_bytes())
+        begin = len(whole) - 4 - 4 * 16
+        whole[begin : begin + len(damage)] = damage
+        shard.write_bytes(whole)
+        reader = ShardedArray.of(array)
+        assert reader is not None
+        with pytest.raises(CacheDamagedError, match=r"c/0/0/0 cannot be read \(the checksum .* verify"):
+            reader.read(np.arange(8), 0, np.empty((8, 3), np.float16))
