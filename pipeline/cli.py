@@ -1,4 +1,4 @@
-"""`rpp`: both stages chained, evaluation, the demo."""
+"""`rpp`: both stages chained, evaluation, single pictures, import and export of students, the demo."""
 
 import json
 from dataclasses import asdict

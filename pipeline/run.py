@@ -1,14 +1,13 @@
 """One recipe from images to figures: build, train, evaluate. What is done already is not done again."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe
 from student_train.evaluate import ZERO_SHOT, EvalSettings, evaluate
-from student_train.run_folder import SETTINGS
+from student_train.run_folder import SETTINGS, write_whole
 from student_train.train import TrainSettings, train
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
@@ -98,6 +97,4 @@ def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:
 
 def write_results(folder: Path, results: dict[str, Any]) -> None:
     """Write `results.json`, complete or not at all."""
-    temporary = folder / f"{RESULTS}.tmp"
-    temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, folder / RESULTS)
+    write_whole(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))

@@ -4,14 +4,15 @@ Shapes: C classes, D embedding.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from student_train.evaluate import ModelSettings, load_with_classes
+from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
 
 SAFETENSORS, NPY, CLASSES = "classifier.safetensors", "classifier.npy", "classes.json"
@@ -43,15 +44,14 @@ def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
         raise UsageError(f"--out {settings.out} cannot be a folder: {error.strerror}") from error
     classes = {"names": list(vocabulary.names), "ids": list(vocabulary.ids)}
     files = {name: settings.out / name for name in (SAFETENSORS, NPY, CLASSES)}
-    temporary = {name: path.with_name(f"{name}.tmp") for name, path in files.items()}
     try:
         scale = features_CD.new_tensor(model.logit_scale)
-        save_file({"class_features": features_CD, "logit_scale": scale}, temporary[SAFETENSORS])
-        with open(temporary[NPY], "wb") as file:
+        with whole_file(files[SAFETENSORS]) as path:
+            save_file({"class_features": features_CD, "logit_scale": scale}, path)
+        with whole_file(files[NPY]) as path, open(path, "wb") as file:
             np.save(file, features_CD.numpy(), allow_pickle=False)
-        temporary[CLASSES].write_text(json.dumps(classes, ensure_ascii=False, indent=1), encoding="utf-8")
-        for name, path in files.items():
-            os.replace(temporary[name], path)
-    except (OSError, RuntimeError) as error:
+        with whole_file(files[CLASSES]) as path:
+            path.write_text(json.dumps(classes, ensure_ascii=False, indent=1), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
         raise RppError(f"{settings.out} cannot be written: {error}") from error
     return files

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from student_train.student import STUDENT
+from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
 
 SETTINGS = "settings.json"
@@ -96,13 +97,8 @@ def look_into(out: Path, resume: bool) -> dict[str, Any] | None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file completely or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk it would take the little room that is left
-        raise
 
 
 class RunFolder:
@@ -170,15 +166,12 @@ class RunFolder:
         if not self._writes:
             return
         state = {"step": step, **{name: part.state_dict() for name, part in self._parts.items()}}
-        temporary = self.out / f"{CHECKPOINT}.tmp"
         try:
-            with open(temporary, "wb") as file:
+            with whole_file(self.out / CHECKPOINT) as temporary, open(temporary, "wb") as file:
                 torch.save(state, file)
                 file.flush()
                 os.fsync(file.fileno())  # a machine that goes down must not leave an empty checkpoint behind
-            os.replace(temporary, self.out / CHECKPOINT)
         except (OSError, RuntimeError) as error:  # torch has its own words for a write that was cut short
-            temporary.unlink(missing_ok=True)  # on a full disk it would take the little room that is left
             reason = str(error).splitlines()[0]
             raise RppError(
                 f"the checkpoint of step {step} cannot be written to {self.out} ({reason}); the one before "

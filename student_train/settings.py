@@ -20,7 +20,7 @@ from teacher_cache.teacher import Precision
 
 # What may differ between a run and its continuation without changing its result.
 FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "device", "out"}
-# Compared by what they hold; what --init held is in the checkpoint.
+# Compared by what they hold.
 MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
 LARGEST_SEED = 2**63 - 1  # twice a seed is the largest that torch takes
 
@@ -127,13 +127,19 @@ def describe_run(
 
 
 def check_same_run(
-    settings: TrainSettings, out: Path, record: dict[str, Any], cache: TeacherCache, base: LoadedModel
+    settings: TrainSettings,
+    out: Path,
+    record: dict[str, Any],
+    cache: TeacherCache,
+    base: LoadedModel,
+    init: str | None,
 ) -> None:
     """Refuse to continue a run with settings, a cache or a model that would change its result.
 
     Args:
         record: what the run wrote down of itself.
         base: the student's frozen model now; where it lies does not matter.
+        init: digest of the prompts that the run starts from now, or, behind a checkpoint, then.
 
     Raises:
         UsageError: what differs.
@@ -148,6 +154,7 @@ def check_same_run(
     compared = [
         ("cache weights", record["cache"].get("teacher", {}).get("weights_digest"), weights_now),
         ("student weights", record["student"].get("weights_digest"), base.digest),
+        ("prompts of --init", record.get("init"), init),
         ("student config", record["student"].get("config"), base.config),
     ]
     for name in ("sample_table_digest", "vocabulary_digest", "view_policy"):

@@ -9,7 +9,6 @@ Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower widt
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from student_train import towers
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
+from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
 
@@ -251,14 +251,14 @@ def save_student(student: PromptedCLIP, folder: Path) -> Path:
         for name, tensor in cast(Prompts, prompts).tensors().items()
     }
     path = folder / STUDENT
-    temporary = path.with_suffix(".tmp")
     # one key: safetensors writes several in any order, and equal students should be equal files
     try:
-        save_file(tensors, temporary, metadata={"student": json.dumps(record)})
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata={"student": json.dumps(record)})
     except (OSError, SafetensorError) as error:
         raise RppError(
-            f"{path} cannot be written ({error}); make room and go on with rpp-train --out {folder} --resume"
+            f"{path} cannot be written ({error}); make room and run the same command again, a training with "
+            "--resume"
         ) from error
     return path
 

@@ -252,6 +252,7 @@ def _own_rows(
     if segment and torch.is_grad_enabled():
         *firsts, last = range(0, len(blocks), segment)
         kept = x.new_empty(len(firsts), *x.shape)
+        # `.data`: views of one tensor share the version by which autograd knows of changes; these do not
         for begin, place in zip(firsts, kept.unbind(), strict=True):
             x = _Kept.apply(_computed_again(blocks[begin : begin + segment], x, sees_KST), place.data)
         x = _computed_again(blocks[last:], x, sees_KST, pooled)

@@ -254,12 +254,14 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
     cache.encoding.require_temperature(settings.temperature)
     torch.manual_seed(settings.seed)
     base = load_student_base(settings, cache, device)
+    # a checkpoint holds the prompts: what the run started from may be gone
+    going_on = record is not None and (out / CHECKPOINT).exists()
+    init = read_student(settings.init) if settings.init is not None and not going_on else None
     if record is not None:
-        check_same_run(settings, out, record, cache, base)
+        started_from = record.get("init") if going_on else (init.digest if init else None)
+        check_same_run(settings, out, record, cache, base, started_from)
     student = PromptedCLIP(base, settings.prompts, seed=settings.seed)
-    init = None
-    if settings.init is not None and not (settings.resume and (out / CHECKPOINT).exists()):
-        init = read_student(settings.init)
+    if init is not None:
         student.take_prompts(init)
     if settings.freeze and (frozen := student.tower_prompts(settings.freeze)):
         frozen.requires_grad_(False)

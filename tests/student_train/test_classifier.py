@@ -14,9 +14,15 @@ from student_train.classifier import ClassifierSettings, export_classifier
 from student_train.student import load_student
 from student_train.train import train
 from teacher_cache import open_cache
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import RppError, UsageError
 from tests.student_train.conftest import PICTURES
 from tests.student_train.test_train import settings
+
+
+def zero_shot(cache: Path, out: Path) -> ClassifierSettings:
+    return ClassifierSettings(
+        student="zero-shot", cache=cache, classes=str(PICTURES / "classes.txt"), out=out
+    )
 
 
 def test_the_files_hold_what_the_student_says_of_the_names(
@@ -45,12 +51,25 @@ def test_the_files_hold_what_the_student_says_of_the_names(
 
 
 def test_the_frozen_models_are_those_of_the_cache(cache_path: Path, tmp_path: Path) -> None:
-    asked = ClassifierSettings(
-        student="zero-shot", cache=cache_path, classes=str(PICTURES / "classes.txt"), out=tmp_path / "out"
-    )
+    asked = zero_shot(cache_path, tmp_path / "out")
     files = export_classifier(asked)
     stored = torch.from_numpy(np.load(files["classifier.npy"]))
     torch.testing.assert_close(stored, open_cache(cache_path).class_features, atol=1e-6, rtol=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be a folder"):
         export_classifier(asked.model_copy(update={"out": tmp_path / "file"}))
+
+
+@pytest.mark.parametrize("name", ["classifier.npy", "classes.json"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half(cache_path: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.tmp").symlink_to("/dev/full")
+    with pytest.raises(RppError, match="cannot be written"):
+        export_classifier(zero_shot(cache_path, tmp_path))
+    assert not (tmp_path / name).exists()
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_stands_in_the_way_is_one_line(cache_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "classifier.safetensors.tmp").mkdir()  # safetensors has an error of its own
+    with pytest.raises(RppError, match="cannot be written"):
+        export_classifier(zero_shot(cache_path, tmp_path))

@@ -85,6 +85,17 @@ def test_the_cache_alone_is_enough(
     assert metrics(out)[-1]["step"] == 5
 
 
+def test_a_batch_larger_than_the_data_is_the_data_and_said(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--cache", str(cache_path), "--towers", "text", "--epochs", "1", "--device", "cpu"]
+    for size, said in (("301", True), ("300", False)):
+        assert run_main(monkeypatch, *options, "--batch-size", size, "--out", str(tmp_path / size)) == 0
+        line = "note: the run has 300 samples, fewer than --batch-size: a step had all of them"
+        assert (line in capsys.readouterr().out.replace("\n", " ")) == said
+        assert metrics(tmp_path / size)[-1]["step"] == 1
+
+
 @pytest.mark.parametrize(
     ("towers", "others"),
     [
@@ -329,7 +340,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: P
     assert checkpoint.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "student.tmp"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "student.safetensors.tmp"])
 def test_what_cannot_be_written_in_the_run_is_one_line(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -81,6 +81,23 @@ def test_a_stopped_run_goes_on_without_the_run_it_started_from(
     assert_same_result(tmp_path / "whole", late)
 
 
+def test_without_a_checkpoint_a_run_goes_on_from_the_same_prompts_only(
+    pretrained: Path, other_cache: Path, tmp_path: Path
+) -> None:
+    """Killed between its first line of metrics and its first checkpoint: it starts from --init again."""
+    out = tmp_path / "run"
+    train(from_prompts(other_cache, tmp_path / "whole", pretrained))
+    train(from_prompts(other_cache, out, pretrained))
+    (out / "student.safetensors").unlink()
+    (out / "checkpoint.pt").unlink()
+    for other in (tmp_path / "whole", None):
+        asked = from_prompts(other_cache, out, pretrained, resume=True).model_copy(update={"init": other})
+        with pytest.raises(UsageError, match=r"begun otherwise \(prompts of --init: blake2b:"):
+            train(asked)
+    train(from_prompts(other_cache, out, pretrained, resume=True))
+    assert_same_result(tmp_path / "whole", out)
+
+
 def test_what_does_not_fit_is_named(pretrained: Path, cache_path: Path, tmp_path: Path) -> None:
     other = PromptSettings(prompt_length=5)
     with pytest.raises(UsageError, match="--prompt-length 3 there, 5 here"):
