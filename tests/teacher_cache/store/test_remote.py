@@ -25,12 +25,14 @@ from teacher_cache.store.folder import RemoteFolder, folder_at
 from tests.teacher_cache.inputs import decoded_arrays, settings
 
 KILLED_BUILD = """
-import os, signal
+import os, signal, time
 from teacher_cache.store import CacheStore
 write_record = CacheStore.write_record
 
 def kill_before_record(self, record):
     if record.part == 2:
+        while self.committed() != [0, 1]:  # the part before may still be on its way
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     write_record(self, record)
 
