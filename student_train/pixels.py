@@ -159,7 +159,7 @@ class PixelWorkers:
             sampler=_InReadingOrder(self._named(batches), taken),
             num_workers=self._workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_live_as_the_parent_does,
+            worker_init_fn=partial(_live_as_the_parent_does, os.getpid()),
             # this batch and the next
             prefetch_factor=max(2, -(-2 * pieces_per_batch // self._workers)) if self._workers else None,
         )
@@ -250,12 +250,12 @@ def _as_it_is(piece: Any) -> Any:
     return piece
 
 
-def _live_as_the_parent_does(worker: int) -> None:
+def _live_as_the_parent_does(parent: int, worker: int) -> None:
     """A signal to the whole process group must not take the workers from a step that is to be finished; but
     where the parent is gone, nobody will ever take what they still want to send."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    Thread(target=_end_after, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_after, args=(parent,), daemon=True).start()
 
 
 def _end_after(parent: int) -> None:
