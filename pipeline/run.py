@@ -7,7 +7,8 @@ from typing import Any
 
 from pipeline.recipe import Recipe
 from student_train.evaluate import ZERO_SHOT, EvalSettings, evaluate
-from student_train.run_folder import SETTINGS, write_whole
+from student_train.run_folder import write_whole
+from student_train.run_record import RESULTS, SETTINGS
 from student_train.train import TrainSettings, train
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
@@ -15,8 +16,6 @@ from teacher_cache.images import expand_source
 from teacher_cache.softlabels import open_cache
 from teacher_cache.teacher import choose_device
 from teacher_cache.vocabulary import load_vocabulary
-
-RESULTS = "results.json"
 
 
 def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from student_train.distributed import AgreedError, speaks
-from student_train.run_folder import read_settings
+from student_train.run_record import read_settings
 from student_train.settings import TrainSettings
 from student_train.train import train
 from teacher_cache.options import run_app, settings_options

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from student_train.join import ClassSubset, subset_classes
-from student_train.run_folder import SETTINGS, read_settings
+from student_train.stored import read_provenance
 from student_train.student import PromptedCLIP, load_student
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image, index_images
@@ -199,14 +199,13 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 def run_templates(student: str) -> tuple[str, ...]:
-    """Templates of the cache that a run was trained on; they matter to students without text prompts.
+    """Templates of the cache that a student was trained on; they matter to students without text prompts.
 
     Raises:
-        UsageError: its settings cannot be read.
+        UsageError: its run's settings cannot be read.
     """
-    if not (Path(student) / SETTINGS).is_file():
-        return (DEFAULT_TEMPLATE,)
-    return tuple(read_settings(Path(student))["templates"])
+    recorded = read_provenance(Path(student))
+    return tuple(recorded["templates"]) if recorded else (DEFAULT_TEMPLATE,)
 
 
 def load_feature_model(settings: ModelSettings) -> tuple[FeatureModel, tuple[str, ...]]:

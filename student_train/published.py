@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from student_train.prompts import Prompts, PromptSettings
-from student_train.student import STUDENT, PromptedCLIP, save_student
+from student_train.stored import STUDENT
+from student_train.student import PromptedCLIP, save_student
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import load_model, text_parts
 

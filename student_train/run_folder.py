@@ -1,6 +1,6 @@
 """A run's folder: `settings.json` (what it is), `metrics.jsonl` (how it went), `checkpoint.pt`.
 
-Knows how a run is stopped and continued; what is in its settings is the loop's business.
+Knows how a run is stopped and continued; how its settings are read is in `run_record.py`.
 """
 
 import fcntl
@@ -16,36 +16,14 @@ from typing import Any, TextIO
 import torch
 from torch import nn
 
-from student_train.student import STUDENT
+from student_train.run_record import SETTINGS, read_settings
+from student_train.stored import STUDENT
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
 
-SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 LOCK = "run.lock"
-
-
-def read_settings(out: Path) -> dict[str, Any]:
-    """What a run wrote down of itself.
-
-    Raises:
-        UsageError: no run there, or a file that is not what a run writes.
-    """
-    try:
-        record = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
-    except OSError as error:
-        raise UsageError(f"{out / SETTINGS} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # no JSON, or no text
-        raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
-    parts = {"settings": dict, "cache": dict, "student": dict, "templates": list}
-    for name, kind in parts.items():
-        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-            raise UsageError(f"{out / SETTINGS} is damaged: it has no {name}")
-    found: dict[str, Any] = record
-    return found
 
 
 def has_steps(out: Path) -> bool:

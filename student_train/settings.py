@@ -11,17 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from student_train.order import ClassSubset
 from student_train.prompts import PromptSettings
 from student_train.readers import ReaderName
-from student_train.student import PromptedCLIP, StoredStudent
+from student_train.run_record import FREE_ON_RESUME, MAY_MOVE
+from student_train.stored import StoredStudent
+from student_train.student import PromptedCLIP
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel
 from teacher_cache.options import Place
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher import Precision
 
-# What may differ between a run and its continuation without changing its result.
-FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "device", "out"}
-# Compared by what they hold.
-MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
 LARGEST_SEED = 2**63 - 1  # twice a seed is the largest that torch takes
 
 

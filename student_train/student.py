@@ -1,35 +1,32 @@
 """PromptedCLIP: a frozen open_clip model with prompts in its towers, used as one uses open_clip's CLIP.
 
-Knows how prompts begin, how names become tokens, and how a student is stored. How the towers run is in
-`towers.py`.
+Knows how prompts begin, how names become tokens, and what of a student is stored. How the towers run is in
+`towers.py`, how files look in `stored.py`.
 
 Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower width.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from student_train import towers
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
-from student_train.whole_file import whole_file
-from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
+from student_train.stored import (
+    STUDENT,
+    StoredStudent,
+    StudentRecord,
+    read_student,
+    write_student,
+)
+from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
-
-STUDENT = "student.safetensors"
-FORMAT = "rpp-student-1"
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +38,7 @@ class PromptedCLIP(nn.Module):
         base: the frozen model with its tokenizer and preprocessing.
         settings: what prompts it has.
         prompts: `Prompts` by tower, "text" and "vision"; a tower without prompts is missing.
+        provenance: how it was trained, as `stored.StoredStudent` has it; None for one that was not loaded.
     """
 
     def __init__(self, base: LoadedModel, settings: PromptSettings, seed: int = 0) -> None:
@@ -55,6 +53,7 @@ class PromptedCLIP(nn.Module):
         """
         super().__init__()
         self.base, self.settings = base, settings
+        self.provenance: dict[str, Any] | None = None
         self.clip = base.model.eval().requires_grad_(False)
         self.prompts = nn.ModuleDict()
         device = self.logit_scale.device
@@ -88,22 +87,49 @@ class PromptedCLIP(nn.Module):
         first_nW[: len(words_T)] = embedding[words_T.to(embedding.device)].cpu()
         return first_nW + parts.positional_embedding[1 : 1 + n].cpu()
 
-    def take_prompts(self, stored: "StoredStudent") -> None:
+    @classmethod
+    def from_stored(
+        cls,
+        stored: StoredStudent,
+        model: str | None = None,
+        pretrained: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """A student as `read_student` found it, in evaluation mode; the arguments are `load_student`'s.
+
+        Raises:
+            UsageError: a frozen model that is not there or has other weights.
+        """
+        record = stored.record
+        now_pretrained = pretrained if model else pretrained or record.pretrained
+        try:
+            base = load_model(model or record.model, now_pretrained, device)
+        except UsageError as error:
+            raise UsageError(
+                f"the frozen model of the student {stored.path}: {error}; if it moved, say where it is now "
+                "with --model"
+            ) from error
+        student = cls(base, record.prompts)
+        student.take_prompts(stored)
+        student.provenance = stored.provenance
+        return student.eval()
+
+    def take_prompts(self, stored: StoredStudent) -> None:
         """Take a stored student's prompts in place of one's own.
 
         Raises:
             UsageError: they belong to another frozen model, or are others than this student's settings say.
         """
-        if self.base.digest != stored.weights_digest:
+        if self.base.digest != stored.record.weights_digest:
             raise UsageError(
-                f"the student {stored.path} was trained on weights {stored.weights_digest}, but "
+                f"the student {stored.path} was trained on weights {stored.record.weights_digest}, but "
                 f"{self.base.name} has {self.base.digest}"
             )
-        own = {f"{t}.{n}": x for t, p in self.prompts.items() for n, x in cast(Prompts, p).tensors().items()}
+        own = self.prompt_tensors()
         if {n: x.shape for n, x in own.items()} != {n: x.shape for n, x in stored.tensors.items()}:
             differ = [
                 f"--{name.replace('_', '-')} {theirs} there, {getattr(self.settings, name)} here"
-                for name, theirs in stored.settings
+                for name, theirs in stored.record.prompts
                 if theirs != getattr(self.settings, name) and name != "prompt_init"
             ]
             raise UsageError(
@@ -114,6 +140,17 @@ class PromptedCLIP(nn.Module):
             )
         for name, tensor in own.items():
             tensor.copy_(stored.tensors[name])
+
+    def prompt_tensors(self) -> dict[str, Tensor]:
+        """What has to be stored, by 'TOWER.NAME', each tensor once."""
+        return {f"{t}.{n}": x for t, p in self.prompts.items() for n, x in cast(Prompts, p).tensors().items()}
+
+    def describe(self) -> StudentRecord:
+        """What this student is, beside its tensors."""
+        base = self.base
+        return StudentRecord(
+            prompts=self.settings, model=base.name, pretrained=base.pretrained, weights_digest=base.digest
+        )
 
     def train(self, mode: bool = True) -> "PromptedCLIP":
         """As any module's, but the frozen towers stay in evaluation mode (no dropout of patches)."""
@@ -238,91 +275,7 @@ def save_student(student: PromptedCLIP, folder: Path) -> Path:
     Raises:
         RppError: it cannot be written, as on a full disk.
     """
-    record = {
-        "format": FORMAT,
-        "prompts": student.settings.model_dump(),
-        "model": student.base.name,
-        "pretrained": student.base.pretrained,
-        "weights_digest": student.base.digest,
-    }
-    tensors = {
-        f"{tower}.{name}": tensor.cpu().contiguous()
-        for tower, prompts in student.prompts.items()
-        for name, tensor in cast(Prompts, prompts).tensors().items()
-    }
-    path = folder / STUDENT
-    # one key: safetensors writes several in any order, and equal students should be equal files
-    try:
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata={"student": json.dumps(record)})
-    except (OSError, SafetensorError) as error:
-        raise RppError(
-            f"{path} cannot be written ({error}); make room and run the same command again, a training with "
-            "--resume"
-        ) from error
-    return path
-
-
-@dataclass(frozen=True)
-class StoredStudent:
-    """What a `student.safetensors` holds.
-
-    Attributes:
-        settings: what prompts the student has.
-        tensors: by 'TOWER.NAME', as `Prompts.tensors` names them.
-        model, pretrained: where the frozen model was at training.
-        weights_digest: of the frozen model.
-        digest: of the file.
-    """
-
-    path: Path
-    settings: PromptSettings
-    tensors: dict[str, Tensor]
-    model: str
-    pretrained: str | None
-    weights_digest: str
-    digest: str
-
-
-def read_student(path: str | Path) -> StoredStudent:
-    """Read what `rpp-train` has written: a run's folder, or its `student.safetensors`.
-
-    Raises:
-        UsageError: no student there, or a file that is none.
-    """
-    path = Path(path)
-    if path.is_dir():
-        if not (path / STUDENT).is_file() and (path / "settings.json").is_file():
-            raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
-        path = path / STUDENT
-    if not path.is_file():
-        raise UsageError(f"no student at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get("student", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if record.get("format") != FORMAT:
-            raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT})")
-        return StoredStudent(
-            path,
-            PromptSettings(**record["prompts"]),
-            tensors,
-            record["model"],
-            record["pretrained"],
-            record["weights_digest"],
-            f"blake2b:{hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}",
-        )
-    except (
-        SafetensorError,
-        OSError,
-        ValidationError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{path} is damaged or not a student: {reason}") from error
+    return write_student(folder / STUDENT, student.describe(), student.prompt_tensors())
 
 
 def load_student(
@@ -334,7 +287,7 @@ def load_student(
     """Load a student that `rpp-train` has written.
 
     Args:
-        path: the run's folder, or its `student.safetensors`.
+        path: a run's folder, or its `student.safetensors`.
         model: where the frozen model is now, if not where it was at training.
         pretrained: its tag or weights file now, likewise.
         device: where the student goes.
@@ -342,15 +295,4 @@ def load_student(
     Raises:
         UsageError: no student there, a file that is none, or a frozen model with other weights.
     """
-    stored = read_student(path)
-    now_pretrained = pretrained if model else pretrained or stored.pretrained
-    try:
-        base = load_model(model or stored.model, now_pretrained, device)
-    except UsageError as error:
-        raise UsageError(
-            f"the frozen model of the student {stored.path}: {error}; if it moved, say where it is now with "
-            "--model"
-        ) from error
-    student = PromptedCLIP(base, stored.settings)
-    student.take_prompts(stored)
-    return student.eval()
+    return PromptedCLIP.from_stored(read_student(path), model, pretrained, device)

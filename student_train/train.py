@@ -28,7 +28,8 @@ from student_train.schedule import learning_rate, make_optimizer
 from student_train.settings import TrainSettings, check_same_run, describe_run
 from student_train.sources import load_student_base, make_join
 from student_train.step_classes import StepClasses, StepText, positions_of
-from student_train.student import PromptedCLIP, StoredStudent, read_student, save_student
+from student_train.stored import StoredStudent, read_student
+from student_train.student import PromptedCLIP, save_student
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.progress import counting

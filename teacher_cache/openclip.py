@@ -100,6 +100,18 @@ def canonical_pretrained(pretrained: str | None) -> str | None:
     return pretrained
 
 
+def portable_model(name: str) -> str:
+    """As another machine may be told it: of a folder its last name alone, others as they are."""
+    if name.startswith(LOCAL_DIR):
+        return LOCAL_DIR + Path(name.removeprefix(LOCAL_DIR)).name
+    return name
+
+
+def portable_pretrained(pretrained: str | None) -> str | None:
+    """Likewise; of a weights file, which `canonical_pretrained` names by its absolute path."""
+    return Path(pretrained).name if pretrained and Path(pretrained).is_absolute() else pretrained
+
+
 def _check_names(name: str, pretrained: str | None) -> None:
     if name.startswith((LOCAL_DIR, HF_HUB)) and pretrained is not None:
         raise UsageError(f"{name} carries its own weights; leave out --pretrained '{pretrained}'")

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from student_train import load_student
 from student_train.prompts import PromptSettings
-from student_train.student import STUDENT, PromptedCLIP, save_student
+from student_train.stored import STUDENT
+from student_train.student import PromptedCLIP, save_student
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import load_model
 from tests.models import loaded, write_model

@@ -1,0 +1,70 @@
+"""What a run wrote down of itself: `settings.json`, and what of it may be told to others.
+
+What is in it is `settings.py`'s business; the rest of a run's folder is in `run_folder.py`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from teacher_cache.errors import UsageError
+from teacher_cache.openclip import portable_model, portable_pretrained
+
+SETTINGS = "settings.json"
+RESULTS = "results.json"  # what a recipe measured of the run
+
+# What may differ between a run and its continuation without changing its result.
+FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "device", "out"}
+# Compared by what they hold.
+MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
+# What a cache's header says of its content; the rest is where it lies and how it is cut.
+OF_CACHE = (
+    *("samples", "classes", "encoding", "view_policy"),
+    *("vocabulary", "vocabulary_digest", "sample_table_digest", "software"),
+)
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """What a run wrote down of itself.
+
+    Raises:
+        UsageError: no run there, or a file that is not what a run writes.
+    """
+    try:
+        record = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
+    except OSError as error:
+        raise UsageError(f"{out / SETTINGS} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no JSON, or no text
+        raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
+    parts = {"settings": dict, "cache": dict, "student": dict, "templates": list}
+    for name, kind in parts.items():
+        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            raise UsageError(f"{out / SETTINGS} is damaged: it has no {name}")
+    found: dict[str, Any] = record
+    return found
+
+
+def provenance(record: dict[str, Any]) -> dict[str, Any]:
+    """Of what `read_settings` gave, all that decided the run's result and nothing of its machine.
+
+    Returns:
+        settings (those that a continued run may not change), teacher, cache, templates, mode, init,
+        processes, samples_per_step and software. Folders and files go by their last name, or not at all.
+    """
+    unsaid = FREE_ON_RESUME | MAY_MOVE | {"prompts"}  # prompts are in the student's own record
+    cache = record["cache"]
+    found = cache.get("teacher")
+    teacher = dict(found) if isinstance(found, dict) else {}
+    if isinstance(teacher.get("model"), str):
+        teacher["model"] = portable_model(teacher["model"])
+    if isinstance(teacher.get("pretrained"), str):
+        teacher["pretrained"] = portable_pretrained(teacher["pretrained"])
+    return {
+        "settings": {name: value for name, value in record["settings"].items() if name not in unsaid},
+        "teacher": teacher,
+        "cache": {name: cache[name] for name in OF_CACHE if name in cache},
+        "templates": record["templates"],
+        **{name: record.get(name) for name in ("mode", "init", "processes", "samples_per_step", "software")},
+    }
