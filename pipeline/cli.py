@@ -14,6 +14,8 @@ from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
 from student_train.classifier import ClassifierSettings, export_classifier
 from student_train.evaluate import EvalSettings, evaluate
+from student_train.huggingface import HuggingFaceSettings, export_huggingface
+from student_train.onnx_tower import OnnxSettings, export_onnx
 from student_train.predict import PredictSettings, predict
 from student_train.published import ImportSettings, import_prompts
 from teacher_cache.options import run_app, settings_options
@@ -113,6 +115,37 @@ def classifier_command(settings: ClassifierSettings, as_json: Json = False) -> N
         return
     for path in files.values():
         console.print(str(path), markup=False, highlight=False)
+
+
+@export.command("huggingface")
+@settings_options(HuggingFaceSettings)
+def huggingface_command(settings: HuggingFaceSettings, as_json: Json = False) -> None:
+    """A folder in Hugging Face's layout: the prompts, config.json and a model card, ready for its hub.
+
+    Example: rpp export huggingface --student runs/t2 --out t2-hub --results eval.json
+    """
+    files = export_huggingface(settings)
+    if as_json:
+        print(json.dumps({name: str(path) for name, path in files.items()}))
+        return
+    for path in files.values():
+        console.print(str(path), markup=False, highlight=False)
+
+
+@export.command("onnx")
+@settings_options(OnnxSettings)
+def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
+    """The image tower with its prompts as an ONNX file, compared with the student before it is kept.
+
+    Example: rpp export onnx --student runs/t2 --out image.onnx
+    """
+    made = export_onnx(settings)
+    if as_json:
+        print(json.dumps(asdict(made), default=str))
+        return
+    for path in [made.file, *([made.data] if made.data else [])]:
+        console.print(str(path), markup=False, highlight=False)
+    note(f"its features differ from the student's by {made.max_difference:.1e} at most")
 
 
 @app.command()

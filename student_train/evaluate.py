@@ -202,7 +202,7 @@ def run_templates(student: str) -> tuple[str, ...]:
     """Templates of the cache that a student was trained on; they matter to students without text prompts.
 
     Raises:
-        UsageError: its run's settings cannot be read.
+        UsageError: its run's settings, or the `config.json` beside it, cannot be read.
     """
     recorded = read_provenance(Path(student))
     return tuple(recorded["templates"]) if recorded else (DEFAULT_TEMPLATE,)

@@ -1,7 +1,8 @@
 """Stored students: the prompts and what they belong to, in one safetensors file.
 
-Such a file lies in a run's folder (`student.safetensors`, beside what the run wrote down of itself), or
-alone. What a student computes is in `student.py`.
+Such a file lies in a run's folder (`student.safetensors`, beside what the run wrote down of itself), in a
+folder of Hugging Face's layout (`model.safetensors`, with `config.json` beside it), or alone. What a student
+computes is in `student.py`.
 """
 
 import hashlib
@@ -21,8 +22,10 @@ from student_train.prompts import PromptSettings
 from student_train.run_record import SETTINGS, provenance, read_settings
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.openclip import portable_model, portable_pretrained
 
 STUDENT = "student.safetensors"
+MODEL, CONFIG = "model.safetensors", "config.json"  # as Hugging Face's hub has them
 FORMAT = "rpp-student-1"
 
 
@@ -42,6 +45,18 @@ class StudentRecord(BaseModel):
     model: str
     pretrained: str | None
     weights_digest: str
+
+    def portable(self) -> "StudentRecord":
+        """The same without places of this machine: folders and files go by their last name."""
+        model, pretrained = portable_model(self.model), portable_pretrained(self.pretrained)
+        return self.model_copy(update={"model": model, "pretrained": pretrained})
+
+
+class FolderRecord(StudentRecord):
+    """What `config.json` holds: the record of `model.safetensors`, its digest, and how it was trained."""
+
+    safetensors_digest: str
+    training: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -82,13 +97,44 @@ def write_student(path: Path, record: StudentRecord, tensors: dict[str, Tensor])
     return path
 
 
-def read_student(path: str | Path) -> StoredStudent:
-    """Read what `rpp-train` has written: a run's folder, or its `student.safetensors`.
+def write_folder(
+    folder: Path, record: StudentRecord, tensors: dict[str, Tensor], trained: dict[str, Any] | None
+) -> dict[str, Path]:
+    """Write `model.safetensors` and `config.json`, each complete or not at all; both by name.
+
+    Args:
+        trained: the student's provenance.
 
     Raises:
-        UsageError: no student there, or a file that is none.
+        UsageError: the folder holds a run, or cannot be one.
+        RppError: a file cannot be written, as on a full disk.
+    """
+    if (folder / STUDENT).exists() or (folder / SETTINGS).exists():
+        raise UsageError(f"{folder} holds a run or its student; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be a folder: {error.strerror}") from error
+    portable = record.portable()
+    model = write_student(folder / MODEL, portable, tensors)
+    config = FolderRecord(**portable.model_dump(), safetensors_digest=_digest(model), training=trained)
+    try:
+        with whole_file(folder / CONFIG) as temporary:
+            temporary.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RppError(f"{folder / CONFIG} cannot be written: {error.strerror}") from error
+    return {MODEL: model, CONFIG: folder / CONFIG}
+
+
+def read_student(path: str | Path) -> StoredStudent:
+    """Read a student: a run's folder, one of Hugging Face's layout, or a safetensors file of either.
+
+    Raises:
+        UsageError: no student there, a file that is none, or files of one folder that disagree.
     """
     path = Path(path)
+    if _is_layout(path):
+        return _read_layout(path)
     if path.is_dir():
         if not (path / STUDENT).is_file() and (path / SETTINGS).is_file():
             raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
@@ -102,7 +148,44 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     Raises:
         UsageError: a record that is damaged.
     """
+    if _is_layout(path):
+        return _read_config(path / CONFIG).training
     return provenance(read_settings(path)) if (path / SETTINGS).is_file() else None
+
+
+def _is_layout(folder: Path) -> bool:
+    a_run = any((folder / name).is_file() for name in (STUDENT, SETTINGS))
+    return not a_run and any((folder / name).is_file() for name in (MODEL, CONFIG))
+
+
+def _read_layout(folder: Path) -> StoredStudent:
+    for name in (CONFIG, MODEL):
+        if not (folder / name).is_file():
+            raise UsageError(f"{folder} has no {name}; {CONFIG} and {MODEL} belong together")
+    config = _read_config(folder / CONFIG)
+    stored = _read_file(folder / MODEL, config.training)
+    differ = [name for name, value in stored.record if value != getattr(config, name)]
+    if not differ and stored.digest != config.safetensors_digest:
+        differ = ["safetensors_digest"]
+    if differ:
+        raise UsageError(
+            f"{CONFIG} and {MODEL} in {folder} disagree ({', '.join(differ)}): one of them was changed or is "
+            "another student's; fetch or export the folder again"
+        )
+    return stored
+
+
+def _read_config(path: Path) -> FolderRecord:
+    with _damage(path):
+        record = _checked_format(path, json.loads(path.read_text(encoding="utf-8")))
+        config = FolderRecord(**record)
+        parts = {"settings": dict, "teacher": dict, "cache": dict, "templates": list}
+        for name, kind in parts.items():
+            if config.training is not None and not isinstance(config.training.get(name), kind):
+                raise ValueError(f"its training has no {name}")
+        if config.training and not all(isinstance(text, str) for text in config.training["templates"]):
+            raise ValueError("its templates are not texts")
+        return config
 
 
 def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:

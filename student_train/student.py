@@ -7,15 +7,18 @@ Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower widt
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from student_train import towers
+from student_train.huggingface import fetch_folder
+from student_train.model_card import model_card
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
 from student_train.stored import (
@@ -23,6 +26,7 @@ from student_train.stored import (
     StoredStudent,
     StudentRecord,
     read_student,
+    write_folder,
     write_student,
 )
 from teacher_cache.errors import UnsupportedTowerError, UsageError
@@ -31,7 +35,7 @@ from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_part
 log = logging.getLogger(__name__)
 
 
-class PromptedCLIP(nn.Module):
+class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
     """A student: the frozen CLIP and, as its only learnable parameters, the prompts.
 
     Attributes:
@@ -40,6 +44,10 @@ class PromptedCLIP(nn.Module):
         prompts: `Prompts` by tower, "text" and "vision"; a tower without prompts is missing.
         provenance: how it was trained, as `stored.StoredStudent` has it; None for one that was not loaded.
     """
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Self:
+        """Not the mixin's, which would make a configuration of the arguments by copying the frozen model."""
+        return nn.Module.__new__(cls)
 
     def __init__(self, base: LoadedModel, settings: PromptSettings, seed: int = 0) -> None:
         """Args:
@@ -107,7 +115,7 @@ class PromptedCLIP(nn.Module):
         except UsageError as error:
             raise UsageError(
                 f"the frozen model of the student {stored.path}: {error}; if it moved, say where it is now "
-                "with --model"
+                "with --model or --pretrained"
             ) from error
         student = cls(base, record.prompts)
         student.take_prompts(stored)
@@ -250,6 +258,72 @@ class PromptedCLIP(nn.Module):
         """Unit class features [C, D] of class names."""
         return self.encode_text(self.tokenize_names(names).to(self.logit_scale.device), normalize=True)
 
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the mixin takes any argument, a misspelled one as well
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        model: str | None = None,
+        pretrained: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Load a student from a folder that `save_pretrained` wrote, or from Hugging Face's hub.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or 'ORG/REPO'.
+            force_download, token, cache_dir, local_files_only, revision: as the hub's own `from_pretrained`.
+            model, pretrained, device: as for `load_student`; a frozen model that was a folder or a weights
+                file on another machine has to be named.
+
+        Raises:
+            UsageError: no student there, files that are damaged or disagree, or a frozen model with other
+                weights.
+            RppError: it could not be fetched.
+        """
+        # The mixin's own way here reads arguments of the class from `config.json`; ours come from the file.
+        return cls._from_pretrained(
+            model_id=str(pretrained_model_name_or_path),
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+            model=model,
+            pretrained=pretrained,
+            device=device,
+        )
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        model: str | None = None,
+        pretrained: str | None = None,
+        device: torch.device | str = "cpu",
+        **fetching: Any,
+    ) -> Self:
+        folder = Path(model_id) if Path(model_id).is_dir() else fetch_folder(model_id, **fetching)
+        return cls.from_stored(read_student(folder), model, pretrained, device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """What `save_pretrained` and `push_to_hub` write: the prompts, never the frozen model."""
+        write_folder(save_directory, self.describe(), self.prompt_tensors(), self.provenance)
+
+    def generate_model_card(self, figures: Sequence[Mapping[str, Any]] = ()) -> ModelCard:
+        """The card that `save_pretrained` writes where there is none yet.
+
+        Args:
+            figures: evaluations, as `rpp eval --json` prints them; `model_card_kwargs={"figures": [...]}` of
+                `save_pretrained` and `push_to_hub`.
+        """
+        return model_card(self.describe(), self.provenance, figures)
+
     def describe_dead(self) -> list[str]:
         """One line a tower about query prompts that nothing reads and that therefore learn nothing."""
         lines = []
@@ -284,10 +358,10 @@ def load_student(
     pretrained: str | None = None,
     device: torch.device | str = "cpu",
 ) -> PromptedCLIP:
-    """Load a student that `rpp-train` has written.
+    """Load a student that `rpp-train` or `save_pretrained` has written.
 
     Args:
-        path: a run's folder, or its `student.safetensors`.
+        path: a run's folder, one of Hugging Face's layout, or a safetensors file of either.
         model: where the frozen model is now, if not where it was at training.
         pretrained: its tag or weights file now, likewise.
         device: where the student goes.

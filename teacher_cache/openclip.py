@@ -112,6 +112,15 @@ def portable_pretrained(pretrained: str | None) -> str | None:
     return Path(pretrained).name if pretrained and Path(pretrained).is_absolute() else pretrained
 
 
+def hub_repository(name: str, pretrained: str | None) -> str | None:
+    """The Hugging Face repository 'ORG/REPO' that open_clip has a model's weights from; None if from none."""
+    if name.startswith(HF_HUB):
+        return name.removeprefix(HF_HUB)
+    tag = get_pretrained_cfg(name, pretrained) if pretrained else None
+    place = str((tag or {}).get("hf_hub") or "").split("/")  # 'ORG/REPO/', some with a file's name behind
+    return "/".join(place[:2]) if len(place) > 1 else None
+
+
 def _check_names(name: str, pretrained: str | None) -> None:
     if name.startswith((LOCAL_DIR, HF_HUB)) and pretrained is not None:
         raise UsageError(f"{name} carries its own weights; leave out --pretrained '{pretrained}'")

@@ -1,0 +1,126 @@
+"""Students in Hugging Face's layout: fetched from its hub, exported from a run.
+
+The folder itself is in `stored.py`, the text of its card in `model_card.py`.
+"""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from pydantic import BaseModel, ConfigDict, Field
+
+from student_train.model_card import CARD, figures_in, model_card
+from student_train.run_record import RESULTS
+from student_train.stored import CONFIG, MODEL, read_student, write_folder
+from student_train.whole_file import whole_file
+from teacher_cache.errors import RppError, UsageError
+
+
+class HuggingFaceSettings(BaseModel):
+    """Settings of an export in Hugging Face's layout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    student: Path = Field(description="a run's folder, or a student's file; its frozen model is not needed")
+    out: Path = Field(description="folder for config.json, model.safetensors and README.md")
+    results: Path | None = Field(
+        default=None,
+        description="figures for the model card, as rpp eval --json printed them [default: results.json of "
+        "rpp run, if it is in the run's folder]",
+    )
+
+
+def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
+    """Write a student as a folder that `PromptedCLIP.from_pretrained` and Hugging Face's hub take.
+
+    The prompts alone are written, not the frozen model. A model card that is there is written anew.
+
+    Returns:
+        The three files by name.
+
+    Raises:
+        UsageError: no such student, no figures in the results, or a folder that holds a run.
+        RppError: a file cannot be written, as on a full disk.
+    """
+    stored = read_student(settings.student)
+    own = settings.student / RESULTS
+    found = settings.results or (own if own.is_file() else None)
+    figures = read_figures(found) if found else []
+    if settings.results and not figures:
+        raise UsageError(f"{settings.results} holds no figures; give what rpp eval --json printed")
+    files = write_folder(settings.out, stored.record, stored.tensors, stored.provenance)
+    card = settings.out / CARD
+    try:
+        with whole_file(card) as temporary:
+            model_card(stored.record, stored.provenance, figures).save(temporary)
+    except OSError as error:
+        raise RppError(f"{card} cannot be written: {error.strerror}") from error
+    return {**files, CARD: card}
+
+
+def read_figures(path: Path) -> list[dict[str, object]]:
+    """Evaluations in a file that `rpp eval --json` or `rpp run` wrote.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return figures_in(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # no JSON, or no text
+        raise UsageError(f"{path} is not what rpp eval --json prints: {error}") from error
+
+
+def fetch_folder(
+    repository: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """A student's files from Hugging Face's hub, or from its cache on this machine; their folder.
+
+    Raises:
+        UsageError: no such repository, revision or file, or no right to read it.
+        RppError: it could not be fetched.
+    """
+    try:
+        config, _ = (
+            hf_hub_download(
+                repository,
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            for name in (CONFIG, MODEL)
+        )
+    except LocalEntryNotFoundError as error:  # also without a network
+        raise RppError(
+            f"no folder {repository}; as a repository it is not in the hub's cache and could not be fetched"
+        ) from error
+    except HFValidationError as error:
+        raise UsageError(f"no student at {repository}: neither a folder nor ORG/REPO") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        raise UsageError(
+            f"no folder {repository}, and no student on the hub that may be read from here: {_reason(error)}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise RppError(f"{repository} could not be fetched from the hub: {_reason(error)}") from error
+    return Path(config).parent
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
