@@ -20,7 +20,14 @@ CARD = "README.md"
 TAGS = ["clip", "open_clip", "prompt-learning", "model_hub_mixin", "pytorch_model_hub_mixin"]
 PAPER = "[arXiv 2409.06166](https://arxiv.org/abs/2409.06166)"
 
-ABOUT = {"student": "student", "images": "images", "classes": "classes", "samples": "samples"}
+ABOUT = {
+    "student": "student",
+    "suite": "suite",
+    "data": "data set",
+    "images": "images",
+    "classes": "classes",
+    "samples": "samples",
+}
 SHARES = {
     "top1": "top-1 %",
     "top5": "top-5 %",

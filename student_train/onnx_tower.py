@@ -9,9 +9,8 @@ Shapes: B images, H height, W width, D embedding.
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -161,7 +160,7 @@ def traced_graph(tower: ImageTower) -> Any:
                 output_names=[FEATURES],
                 dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}},
                 dynamo=True,
-                verbose=False,
+                verbose=False,  # it would speak on standard output, which a program may read
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -175,14 +174,12 @@ def traced_graph(tower: ImageTower) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Standard output may be read by a program; and what the optimiser left as it was, ten lines of it, is of
-    no interest where the result is compared."""
+    """What the optimiser left as it was, ten lines of warnings, is of no interest: the result is compared."""
     log = logging.getLogger("onnxscript")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
-        with redirect_stdout(sys.stderr):
-            yield
+        yield
     finally:
         log.setLevel(level)
 

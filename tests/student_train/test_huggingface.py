@@ -260,14 +260,20 @@ class TestCard:
 
     def test_names_of_others_do_not_break_the_table(self, model: Path) -> None:
         figures = [
-            {"student": "a|b", "images": "/home/a/<b>*x*.tar", "classes": "`cats` & [dogs](x)", "top1": 0.5},
+            {
+                "data": "Food|101",
+                "student": "a|b",
+                "images": "/home/a/<b>*x*.tar",
+                "classes": "`cats` & [dogs](x)",
+                "top1": 0.5,
+            },
             {"student": "c\nd\\", "images": "s3://bucket/e_f", "classes": 3, "ece": 0.01234, "kl": 0.5},
         ]
         rows = rows_of(student_of(model).generate_model_card(figures=figures).text)[-4:]
-        assert rows[0] == ["student", "images", "classes", "top-1 %", "ECE", "KL to teacher"]
+        assert rows[0] == ["student", "data set", "images", "classes", "top-1 %", "ECE", "KL to teacher"]
         name = r"\`cats\` &#38; \[dogs\](x)"
-        assert rows[2] == ["a&#124;b", r"&#60;b&#62;\*x\*.tar", name, "50.00", "", ""]
-        assert rows[3] == ["c d\\\\", r"e\_f", "3", "", "0.0123", "0.5000"]
+        assert rows[2] == ["a&#124;b", "Food&#124;101", r"&#60;b&#62;\*x\*.tar", name, "50.00", "", ""]
+        assert rows[3] == ["c d\\\\", "", r"e\_f", "3", "", "0.0123", "0.5000"]
 
     def test_known_numbers_alone_become_columns(self, model: Path) -> None:
         names = ["top1", "top5", "per_class", "base", "new", "harmonic", "agreement", "ece", "kl"]

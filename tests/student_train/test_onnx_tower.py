@@ -67,10 +67,10 @@ def left(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("config", "depth", "carry"),  # of three blocks
     [
-        *[("gelu", 2, "replace"), ("gelu", 3, "residual")],
-        *[("quickgelu", 3, "replace"), ("quickgelu", 2, "residual")],
-        *[("custom", 2, "replace"), ("custom", 3, "residual")],
-        *[("attn-pool", 3, "replace"), ("attn-pool", 2, "residual")],
+        ("gelu", 2, "replace"),
+        ("quickgelu", 3, "residual"),
+        ("custom", 3, "replace"),
+        ("attn-pool", 2, "residual"),
     ],
 )
 def test_the_file_computes_the_students_features(tmp_path: Path, config: str, depth: int, carry: str) -> None:
