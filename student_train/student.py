@@ -9,7 +9,7 @@ Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower widt
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -330,6 +330,7 @@ def load_student(
     model: str | None = None,
     pretrained: str | None = None,
     device: torch.device | str = "cpu",
+    load: Callable[[str, str | None, torch.device | str], LoadedModel] = load_model,
 ) -> PromptedCLIP:
     """Load a student that `rpp-train` has written.
 
@@ -338,6 +339,7 @@ def load_student(
         model: where the frozen model is now, if not where it was at training.
         pretrained: its tag or weights file now, likewise.
         device: where the student goes.
+        load: loads the frozen model; one that keeps what it has loaded lets students share it.
 
     Raises:
         UsageError: no student there, a file that is none, or a frozen model with other weights.
@@ -345,7 +347,7 @@ def load_student(
     stored = read_student(path)
     now_pretrained = pretrained if model else pretrained or stored.pretrained
     try:
-        base = load_model(model or stored.model, now_pretrained, device)
+        base = load(model or stored.model, now_pretrained, device)
     except UsageError as error:
         raise UsageError(
             f"the frozen model of the student {stored.path}: {error}; if it moved, say where it is now with "

@@ -118,6 +118,8 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
         annotation = str  # the settings class parses it ("all" or a number)
         if type(None) in typing.get_args(field.annotation):
             annotation = str | None
+    if typing.get_origin(annotation) is tuple:  # may be repeated; the settings class knows what
+        annotation = list[str]
     option = typer.Option(help=field.description)
     default = inspect.Parameter.empty if field.default is PydanticUndefined else field.default
     if annotation is str and default is not inspect.Parameter.empty:

@@ -54,6 +54,11 @@ class Teacher:
         """The factor s of its logits."""
         return self.loaded.logit_scale
 
+    @property
+    def image_tower(self) -> str:
+        """Equal for teachers whose features of an image are equal."""
+        return f"{self.loaded.digest} in {self.precision}"
+
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
