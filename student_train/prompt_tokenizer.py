@@ -65,11 +65,9 @@ class Template:
 
     def name_in(self, text: str) -> str | None:
         """The name of which this template makes the text, if there is one. There is never a second one."""
-        length, rest = divmod(len(text) - self.characters, len(self.literals) - 1)
-        if rest or length < 0:
-            return None
+        length = (len(text) - self.characters) // (len(self.literals) - 1)
         begin = len(self.literals[0])
-        name = text[begin : begin + length]
+        name = text[begin : begin + max(0, length)]
         return name if name.join(self.literals) == text else None
 
 
