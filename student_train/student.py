@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from student_train import towers
 from student_train.packing import PackedTexts, pack_texts
+from student_train.prompt_tokenizer import PromptedReading, PromptTokenizer
 from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
@@ -127,9 +128,15 @@ class PromptedCLIP(nn.Module):
         return cast(Tensor, self.clip.logit_scale)
 
     @property
-    def tokenizer(self) -> Any:
-        """open_clip's tokenizer of the model."""
-        return self.base.tokenizer
+    def tokenizer(self) -> PromptTokenizer:
+        """open_clip's tokenizer of the model, for tools: with text prompts, what a template made is read as
+        `tokenize_names` reads its name."""
+        prompts = self.tower_prompts("text")
+        if prompts is None:
+            return PromptTokenizer(self.base.tokenizer, None)
+        ends = text_parts(self.clip).pool_positions
+        positions = self.context_length - prompts.length
+        return PromptTokenizer(self.base.tokenizer, PromptedReading(self.tokenize_names, ends, positions))
 
     @property
     def context_length(self) -> int:
@@ -150,7 +157,7 @@ class PromptedCLIP(nn.Module):
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, tokens: Tensor | PackedTexts, normalize: bool = False) -> Tensor:
-        """Text features [B, D] of tokens [B, T] int64, as open_clip's tokenizer gives them.
+        """Text features [B, D] of tokens [B, T] int64, as `tokenizer` gives them.
 
         The prompts are put behind the start-of-text token. `pack_texts` prepares tokens for many calls.
 
@@ -176,9 +183,13 @@ class PromptedCLIP(nn.Module):
         packed = pack_texts(text_parts(self.clip), tokens, prompts.length if prompts else 0)
         return packed.to(self.logit_scale.device)
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit image features, unit text features and the factor s, as open_clip's CLIP returns them."""
-        image_features, text_features = self.encode_image(image, True), self.encode_text(text, True)
+    def forward(
+        self, image: Tensor | None = None, text: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Unit image features, unit text features and the factor s, as open_clip's CLIP returns them; None
+        for what is not given (open_clip's own zero-shot evaluation gives images alone)."""
+        image_features = None if image is None else self.encode_image(image, normalize=True)
+        text_features = None if text is None else self.encode_text(text, normalize=True)
         return image_features, text_features, self.logit_scale.exp()
 
     def tokenize_names(self, names: Sequence[str]) -> Tensor:
@@ -189,12 +200,12 @@ class PromptedCLIP(nn.Module):
         """
         prompts = self.tower_prompts("text")
         before = "" if prompts else f"{self.settings.prompt_init} "
-        tokens_CT = self.tokenizer([f"{before}{name}." for name in names])
+        tokens_CT = self.base.tokenizer([f"{before}{name}." for name in names])
         length = self.context_length - (prompts.length if prompts else 0)
         try:
             parts = text_parts(self.clip)
         except UnsupportedTowerError:
-            return cast(Tensor, tokens_CT)
+            return tokens_CT
         ends_C = parts.pool_positions(tokens_CT)
         # The tokenizer itself cuts at the context length: a text that fills it may have lost its full stop.
         long_C = (ends_C >= length) | (ends_C == self.context_length - 1)
@@ -202,11 +213,11 @@ class PromptedCLIP(nn.Module):
             log.warning(
                 "%d of %d class names are too long for the text tower and are cut", long_C.sum(), len(names)
             )
-            full_stop, end = self.tokenizer(["."])[0, 1:3].tolist()
+            full_stop, end = self.base.tokenizer(["."])[0, 1:3].tolist()
             tokens_CT[long_C, length - 2 :] = 0
             tokens_CT[long_C, length - 2] = full_stop
             tokens_CT[long_C, length - 1] = end
-        return cast(Tensor, tokens_CT)
+        return tokens_CT
 
     @torch.no_grad()
     def class_features(self, names: Sequence[str]) -> Tensor:

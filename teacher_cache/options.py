@@ -132,7 +132,7 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
     )
 
 
-def run_app(app: typer.Typer) -> None:
+def run_app(app: Callable[[], Any]) -> None:
     """Run a command line; errors that a user can act on become one line and their exit code."""
     try:
         app()
