@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_train.evaluate import encode_images
+from student_train.image_features import encode_images
 from teacher_cache.encodings import ClassHead, Encoding, encoding_of
 from teacher_cache.encodings.topk import KNOTS
 from teacher_cache.images import index_images
@@ -33,7 +33,7 @@ BATCH = 64
 def image_features(arguments: argparse.Namespace, teacher: Teacher) -> Tensor:
     """Unit features of randomly drawn images, [N, D] float32."""
     samples, _ = index_images(arguments.images, load_vocabulary(arguments.labels))
-    features_ND = encode_images(teacher, samples).features
+    features_ND = encode_images([teacher], samples).features[teacher.image_tower]
     generator = torch.Generator().manual_seed(0)
     return features_ND[torch.randperm(len(features_ND), generator=generator)[: arguments.samples]]
 

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
 
 from pipeline.demo.compare import DemoSettings, demo_table, run_demo
 from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
+from pipeline.suite import load_suite, run_suites
+from pipeline.tables import evaluation_cells, suite_cells
 from student_train.classifier import ClassifierSettings, export_classifier
-from student_train.evaluate import EvalSettings, evaluate
+from student_train.datasets import DataOptions, DataSettings, open_dataset
+from student_train.evaluate import EvalOptions, evaluate_models, load_models
 from student_train.huggingface import HuggingFaceSettings, export_huggingface
 from student_train.onnx_tower import OnnxSettings, export_onnx
 from student_train.predict import PredictSettings, predict
 from student_train.published import ImportSettings, import_prompts
+from teacher_cache.errors import UsageError
 from teacher_cache.options import run_app, settings_options
 
 app = typer.Typer(
@@ -45,23 +49,64 @@ def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: 
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
         return
-    console.print(evaluation_table(results["evals"]))
+    console.print(evaluation_cells(results["evals"]).terminal())
 
 
 @app.command("eval")
-@settings_options(EvalSettings)
-def eval_command(settings: EvalSettings, as_json: Json = False) -> None:
-    """Accuracy of a student, or of the frozen model (--student zero-shot --cache ./zarr).
+@settings_options(EvalOptions)
+def eval_command(
+    options: EvalOptions,
+    student: Annotated[
+        list[str],
+        typer.Option(
+            help="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model; "
+            "may be repeated"
+        ),
+    ],
+    images: Annotated[str | None, typer.Option(help=DataSettings.model_fields["images"].description)] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="many data sets: cross-dataset, domain, or a TOML file; may be repeated"),
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="where the suite's places start from")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="do without data sets not there")
+    ] = False,
+    as_json: Json = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
+) -> None:
+    """Figures of students, or of the frozen model (--student zero-shot --cache ./zarr).
 
     Example: rpp eval --student runs/t2 --images 'val/*.tar' --classes imagenet-1k
     """
-    result = evaluate(settings)
-    for line in result["notes"]:
-        note(f"note: {line}")
+    if bool(images) == bool(suite):
+        raise UsageError("name what to evaluate on: one data set by --images, or --suite")
+    if images:
+        dataset = open_dataset(DataSettings(**_of(DataOptions, options), images=images))
+        for line in dataset.notes:
+            note(f"note: {line}")
+        rows = evaluate_models(load_models(student, options), dataset, options)
+        results: dict[str, Any] = rows[0] if len(rows) == 1 else {"rows": rows}
+        cells = evaluation_cells(rows)
+    else:
+        for name, value in _of(DataOptions, options).items():
+            if value != DataOptions.model_fields[name].default:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is said by the suite, for each of its data sets"
+                )
+        suites = [load_suite(name, root) for name in suite or []]
+        results = run_suites(suites, student, options, skip_missing, note)
+        cells = suite_cells(results)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
-        return
-    console.print(evaluation_table([result]))
+        print(json.dumps(results, ensure_ascii=False))
+    elif as_markdown:
+        print(cells.markdown())
+    else:
+        console.print(cells.terminal())
+
+
+def _of(kind: type[BaseModel], options: BaseModel) -> dict[str, Any]:
+    return options.model_dump(include=set(kind.model_fields))
 
 
 @app.command("predict")
@@ -160,23 +205,6 @@ def demo(settings: DemoSettings, as_json: Json = False) -> None:
         print(json.dumps(results, ensure_ascii=False))
         return
     console.print(demo_table(results))
-
-
-def evaluation_table(evals: list[dict[str, Any]]) -> Table:
-    """One row an evaluation."""
-    table = Table("student", "images", "classes", "samples", "top-1 %", "top-5 %", "unreadable", "no label")
-    for result in evals:
-        figures = [f"{100 * result[name]:.2f}" for name in ("top1", "top5")]
-        counts = [str(result[name]) for name in ("classes", "samples")]
-        table.add_row(
-            result["student"],
-            result["images"],
-            *counts,
-            *figures,
-            str(result["skipped"]),
-            str(result["without_label"]),
-        )
-    return table
 
 
 def main() -> None:

@@ -35,12 +35,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: not TOML, an unknown table or setting, a missing one, an environment variable not set.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"the recipe {path} is not TOML: {error}") from error
+    tables = read_toml(path, "recipe")
     unknown = set(tables) - {"build", "train", "eval"}
     if unknown or not isinstance(tables.get("build"), dict) or not isinstance(tables.get("train"), dict):
         raise UsageError(
@@ -50,7 +45,6 @@ def load_recipe(path: Path) -> Recipe:
     evals = tables.get("eval", [])
     if not (isinstance(evals, list) and all(isinstance(table, dict) for table in evals)):
         raise UsageError(f"the recipe {path}: an evaluation begins with [[eval]], in double brackets")
-    tables = _expand(tables, path)
     build = _table(BuildSettings, tables["build"], f"{path} [build]")
     train = _table(TrainSettings, {"cache": build.out, **tables["train"]}, f"{path} [train]")
     if train.out is None:
@@ -60,6 +54,22 @@ def load_recipe(path: Path) -> Recipe:
         for table in tables.get("eval", [])
     ]
     return Recipe(build=build, train=train, evals=evaluations)
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """A TOML file, with environment variables put into its strings.
+
+    Raises:
+        UsageError: it cannot be read, is not TOML, or names a variable that is not set.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the {what} {path} is not TOML: {error}") from error
+    expanded: dict[str, Any] = _expand(tables, path)
+    return expanded
 
 
 def _table(settings: Any, values: dict[str, Any], where: str) -> Any:

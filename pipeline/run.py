@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe
-from student_train.evaluate import ZERO_SHOT, EvalSettings, evaluate
+from student_train.datasets import check_dataset
+from student_train.evaluate import EvalSettings, evaluate
+from student_train.feature_models import ZERO_SHOT
 from student_train.run_folder import write_whole
 from student_train.run_record import RESULTS, SETTINGS
 from student_train.train import TrainSettings, train
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
-from teacher_cache.images import expand_source
 from teacher_cache.softlabels import open_cache
 from teacher_cache.teacher import choose_device
-from teacher_cache.vocabulary import load_vocabulary
 
 
 def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         UsageError: no such vocabulary, images, cache, student or device.
     """
     try:
-        load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
-        expand_source(settings.images)
+        if settings.images != recipe.build.out:
+            check_dataset(settings)
         choose_device(settings.device)
         if settings.cache is not None and settings.cache != recipe.build.out:
             open_cache(settings.cache)

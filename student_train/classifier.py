@@ -11,14 +11,14 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from student_train.evaluate import ModelSettings, load_with_classes
+from student_train.feature_models import ModelWithClasses, load_with_classes
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
 
 SAFETENSORS, NPY, CLASSES = "classifier.safetensors", "classifier.npy", "classes.json"
 
 
-class ClassifierSettings(ModelSettings):
+class ClassifierSettings(ModelWithClasses):
     """Settings of an export of class features."""
 
     out: Path = Field(description="folder for the files")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from student_train.evaluate import ModelSettings, load_with_classes
+from student_train.feature_models import ModelWithClasses, load_with_classes
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import UnreadableImageError, decode_image
@@ -21,7 +21,7 @@ from teacher_cache.images import UnreadableImageError, decode_image
 BATCH = 64
 
 
-class PredictSettings(ModelSettings):
+class PredictSettings(ModelWithClasses):
     """Settings of a prediction."""
 
     top: int = Field(default=5, ge=1, description="classes to show of each picture")

@@ -179,13 +179,21 @@ def _read_config(path: Path) -> FolderRecord:
     with _damage(path):
         record = _checked_format(path, json.loads(path.read_text(encoding="utf-8")))
         config = FolderRecord(**record)
-        parts = {"settings": dict, "teacher": dict, "cache": dict, "templates": list}
-        for name, kind in parts.items():
-            if config.training is not None and not isinstance(config.training.get(name), kind):
-                raise ValueError(f"its training has no {name}")
-        if config.training and not all(isinstance(text, str) for text in config.training["templates"]):
-            raise ValueError("its templates are not texts")
+        if config.training is not None:
+            _check_training(config.training)
         return config
+
+
+def _check_training(training: dict[str, Any]) -> None:
+    for name, kind in {"settings": dict, "teacher": dict, "cache": dict, "templates": list}.items():
+        if not isinstance(training.get(name), kind):
+            raise ValueError(f"its training has no {name}")
+    if not all(isinstance(text, str) for text in training["templates"]):
+        raise ValueError("its templates are not texts")
+    teacher = training["teacher"]
+    for name in ("model", "weights_digest", *(["pretrained"] if teacher.get("pretrained") else [])):
+        if not isinstance(teacher.get(name), str):
+            raise ValueError(f"its teacher has no {name}")
 
 
 def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:

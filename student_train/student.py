@@ -7,7 +7,7 @@ Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower widt
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -20,6 +20,7 @@ from student_train import towers
 from student_train.huggingface import fetch_folder
 from student_train.model_card import model_card
 from student_train.packing import PackedTexts, pack_texts
+from student_train.prompt_tokenizer import PromptedReading, PromptTokenizer
 from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
 from student_train.stored import (
     STUDENT,
@@ -102,6 +103,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         model: str | None = None,
         pretrained: str | None = None,
         device: torch.device | str = "cpu",
+        load: Callable[[str, str | None, torch.device | str], LoadedModel] = load_model,
     ) -> Self:
         """A student as `read_student` found it, in evaluation mode; the arguments are `load_student`'s.
 
@@ -111,7 +113,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         record = stored.record
         now_pretrained = pretrained if model else pretrained or record.pretrained
         try:
-            base = load_model(model or record.model, now_pretrained, device)
+            base = load(model or record.model, now_pretrained, device)
         except UsageError as error:
             raise UsageError(
                 f"the frozen model of the student {stored.path}: {error}; if it moved, say where it is now "
@@ -172,9 +174,15 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         return cast(Tensor, self.clip.logit_scale)
 
     @property
-    def tokenizer(self) -> Any:
-        """open_clip's tokenizer of the model."""
-        return self.base.tokenizer
+    def tokenizer(self) -> PromptTokenizer:
+        """open_clip's tokenizer of the model, for tools: with text prompts, what a template made is read as
+        `tokenize_names` reads its name."""
+        prompts = self.tower_prompts("text")
+        if prompts is None:
+            return PromptTokenizer(self.base.tokenizer, None)
+        ends = text_parts(self.clip).pool_positions
+        positions = self.context_length - prompts.length
+        return PromptTokenizer(self.base.tokenizer, PromptedReading(self.tokenize_names, ends, positions))
 
     @property
     def context_length(self) -> int:
@@ -195,7 +203,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, tokens: Tensor | PackedTexts, normalize: bool = False) -> Tensor:
-        """Text features [B, D] of tokens [B, T] int64, as open_clip's tokenizer gives them.
+        """Text features [B, D] of tokens [B, T] int64, as `tokenizer` gives them.
 
         The prompts are put behind the start-of-text token. `pack_texts` prepares tokens for many calls.
 
@@ -221,9 +229,13 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         packed = pack_texts(text_parts(self.clip), tokens, prompts.length if prompts else 0)
         return packed.to(self.logit_scale.device)
 
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit image features, unit text features and the factor s, as open_clip's CLIP returns them."""
-        image_features, text_features = self.encode_image(image, True), self.encode_text(text, True)
+    def forward(
+        self, image: Tensor | None = None, text: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Unit image features, unit text features and the factor s, as open_clip's CLIP returns them; None
+        for what is not given (open_clip's own zero-shot evaluation gives images alone)."""
+        image_features = None if image is None else self.encode_image(image, normalize=True)
+        text_features = None if text is None else self.encode_text(text, normalize=True)
         return image_features, text_features, self.logit_scale.exp()
 
     def tokenize_names(self, names: Sequence[str]) -> Tensor:
@@ -234,12 +246,12 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         """
         prompts = self.tower_prompts("text")
         before = "" if prompts else f"{self.settings.prompt_init} "
-        tokens_CT = self.tokenizer([f"{before}{name}." for name in names])
+        tokens_CT = self.base.tokenizer([f"{before}{name}." for name in names])
         length = self.context_length - (prompts.length if prompts else 0)
         try:
             parts = text_parts(self.clip)
         except UnsupportedTowerError:
-            return cast(Tensor, tokens_CT)
+            return tokens_CT
         ends_C = parts.pool_positions(tokens_CT)
         # The tokenizer itself cuts at the context length: a text that fills it may have lost its full stop.
         long_C = (ends_C >= length) | (ends_C == self.context_length - 1)
@@ -247,11 +259,11 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             log.warning(
                 "%d of %d class names are too long for the text tower and are cut", long_C.sum(), len(names)
             )
-            full_stop, end = self.tokenizer(["."])[0, 1:3].tolist()
+            full_stop, end = self.base.tokenizer(["."])[0, 1:3].tolist()
             tokens_CT[long_C, length - 2 :] = 0
             tokens_CT[long_C, length - 2] = full_stop
             tokens_CT[long_C, length - 1] = end
-        return cast(Tensor, tokens_CT)
+        return tokens_CT
 
     @torch.no_grad()
     def class_features(self, names: Sequence[str]) -> Tensor:
@@ -357,6 +369,7 @@ def load_student(
     model: str | None = None,
     pretrained: str | None = None,
     device: torch.device | str = "cpu",
+    load: Callable[[str, str | None, torch.device | str], LoadedModel] = load_model,
 ) -> PromptedCLIP:
     """Load a student that `rpp-train` or `save_pretrained` has written.
 
@@ -365,8 +378,9 @@ def load_student(
         model: where the frozen model is now, if not where it was at training.
         pretrained: its tag or weights file now, likewise.
         device: where the student goes.
+        load: loads the frozen model; one that keeps what it has loaded lets students share it.
 
     Raises:
         UsageError: no student there, a file that is none, or a frozen model with other weights.
     """
-    return PromptedCLIP.from_stored(read_student(path), model, pretrained, device)
+    return PromptedCLIP.from_stored(read_student(path), model, pretrained, device, load)

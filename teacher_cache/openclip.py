@@ -28,7 +28,7 @@ from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 
-Tokenizer = Callable[[list[str]], Tensor]
+Tokenizer = Callable[..., Tensor]  # texts, and perhaps `context_length` -> [B, T] int64
 
 
 @dataclass(frozen=True)

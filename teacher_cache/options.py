@@ -118,6 +118,8 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
         annotation = str  # the settings class parses it ("all" or a number)
         if type(None) in typing.get_args(field.annotation):
             annotation = str | None
+    if typing.get_origin(annotation) is tuple:  # may be repeated; the settings class knows what
+        annotation = list[str]
     option = typer.Option(help=field.description)
     default = inspect.Parameter.empty if field.default is PydanticUndefined else field.default
     if annotation is str and default is not inspect.Parameter.empty:
@@ -130,7 +132,7 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
     )
 
 
-def run_app(app: typer.Typer) -> None:
+def run_app(app: Callable[[], Any]) -> None:
     """Run a command line; errors that a user can act on become one line and their exit code."""
     try:
         app()

@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, D embedding, T tokens, W text width.
 """
 
+import logging
 from typing import Any, Literal
 
 import open_clip
@@ -14,6 +15,8 @@ from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts
 from teacher_cache.views import ViewRenderer, normalise
 from teacher_cache.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,6 +57,11 @@ class Teacher:
         """The factor s of its logits."""
         return self.loaded.logit_scale
 
+    @property
+    def image_tower(self) -> str:
+        """Equal for teachers whose features of an image are equal."""
+        return f"{self.loaded.digest} in {self.precision}"
+
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST.get(self.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
@@ -80,18 +88,38 @@ class Teacher:
 
     def class_features(self, vocabulary: Vocabulary, classes_per_batch: int = 256) -> Tensor:
         """Unit class features [C, D] float32 on the CPU: open_clip's zero-shot classifier, that is the mean
-        over templates of unit text features, made unit again."""
+        over templates of unit text features, made unit again. How many texts the tokenizer cuts is logged as
+        a warning."""
         per_batch = max(1, classes_per_batch // len(vocabulary.templates))
+        cut: list[str] = []
+
+        def tokenize(texts: list[str]) -> Tensor:
+            tokens_BT = self.loaded.tokenizer(texts)
+            full = (tokens_BT[:, -1] != 0).nonzero()[:, 0].tolist()
+            cut.extend(texts[row] for row in full if self._is_cut(texts[row], tokens_BT.shape[1]))
+            return tokens_BT
+
         weights_DC = open_clip.build_zero_shot_classifier(
             self,
-            self.loaded.tokenizer,
+            tokenize,
             vocabulary.names,
             vocabulary.templates,
             num_classes_per_batch=per_batch,
             device=self.device,
         )
+        if cut:
+            log.warning(
+                "%d of %d texts are too long for the text tower and are cut, the first '%s'",
+                len(cut),
+                len(vocabulary) * len(vocabulary.templates),
+                cut[0],
+            )
         features: Tensor = weights_DC.T.float().contiguous().cpu()
         return features
+
+    def _is_cut(self, text: str, length: int) -> bool:
+        """Whether a text that fills all positions would go on behind them."""
+        return bool(self.loaded.tokenizer([text], context_length=length + 1)[0, -1] != 0)
 
     def describe(self) -> dict[str, Any]:
         """What identifies this teacher, as the cache records it."""

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from timm.data import ImageNetInfo
 
 from teacher_cache.errors import UsageError
+from teacher_cache.splits import Split, is_split, parse_split
 
 Lemma = Literal["first", "last", "shortest", "all"]
 Duplicates = Literal["lemma", "definition", "keep", "error"]
@@ -34,6 +36,8 @@ IMAGENETS = {
     "imagenet-12k": "imagenet-12k",
     "imagenet-1k": "imagenet-1k",
 }
+# ImageNet-1K under the names that CLIP's authors chose for it, which the field's tables are made with.
+CLIP_NAMES = "imagenet-1k-clip"
 TEMPLATE_SETS = {"imagenet": OPENAI_IMAGENET_TEMPLATES, "imagenet-simple": SIMPLE_IMAGENET_TEMPLATES}
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -134,10 +138,10 @@ def load_vocabulary(
     """Class names by ImageNet's name or from a file.
 
     Args:
-        source: one of `IMAGENETS`, or a file: `.txt` (a name a line), `.csv`/`.tsv` (a header with one of
-            `NAME_COLUMNS` and perhaps one of `ID_COLUMNS`; without a header the columns are id, name or name
-            alone), `.json` (a list of names, an object index -> name, id -> name, or index -> [id, name] as
-            Keras has it).
+        source: one of `IMAGENETS`, `CLIP_NAMES`, or a file: `.txt` (a name a line), `.csv`/`.tsv` (a header
+            with one of `NAME_COLUMNS` and perhaps one of `ID_COLUMNS`; without a header the columns are id,
+            name or name alone), `.json` (a list of names, an object index -> name, id -> name, or index ->
+            [id, name] as Keras has it, or CoOp's `split_zhou_*.json`).
         templates: one text with `{}`, a file with one a line (or a JSON list), or `imagenet` /
             `imagenet-simple` for open_clip's own sets of 80 and 7.
         lemma: which of a synset's names is used: the first, the last, the shortest, or all of them joined
@@ -155,6 +159,9 @@ def load_vocabulary(
         ids = list(info.label_names())
         lemmas = [_lemmas(info.label_name_to_description(i)) for i in ids]
         definitions = {i: info.label_name_to_description(i, detailed=True).split(": ", 1)[1] for i in ids}
+    elif str(source).lower() == CLIP_NAMES:
+        ids = list(ImageNetInfo(IMAGENETS["imagenet-1k"]).label_names())
+        lemmas, definitions = [[name] for name in IMAGENET_CLASSNAMES], {}
     else:
         ids, names = _read_names(Path(source))
         lemmas, definitions = [[name] for name in names], {}
@@ -251,7 +258,7 @@ def _read_templates(path: Path) -> list[str]:
 def _read_names(path: Path) -> tuple[list[str], list[str]]:
     if not path.is_file():
         raise UsageError(
-            f"vocabulary '{path}': no such file, and no known name ({', '.join(IMAGENETS)})",
+            f"vocabulary '{path}': no such file, and no known name ({', '.join((*IMAGENETS, CLIP_NAMES))})",
         )
     try:
         content = path.read_text(encoding="utf-8-sig")
@@ -275,8 +282,18 @@ def _read_names(path: Path) -> tuple[list[str], list[str]]:
     doubled = {identity for identity, count in Counter(ids).items() if count > 1}
     if doubled and ids != names:
         raise UsageError(f"vocabulary {path}: the id '{min(doubled)}' stands for several classes")
-    ids = [f"{identity}#{c}" if identity in doubled else identity for c, identity in enumerate(ids)]
-    return ids, names
+    return list(_told_apart(ids)), names
+
+
+def _told_apart(ids: Sequence[str]) -> tuple[str, ...]:
+    """Ids of which those that occur twice carry their index."""
+    counts = Counter(ids)
+    return tuple(f"{identity}#{c}" if counts[identity] > 1 else identity for c, identity in enumerate(ids))
+
+
+def split_ids(split: Split) -> tuple[str, ...]:
+    """What the classes of a split file are called: by their names."""
+    return _told_apart(split.classes)
 
 
 def _lines(content: str) -> list[str]:
@@ -317,6 +334,10 @@ def _pairs_of_json(content: str, path: Path) -> list[tuple[str, str]]:
         f"vocabulary {path}: expected a list of names, or an object index -> name, id -> name or "
         "index -> [id, name]"
     )
+    if is_split(data):
+        split = parse_split(data, path)
+        names = (name.replace("_", " ") for name in split.classes)
+        return list(zip(split_ids(split), names, strict=True))
     if isinstance(data, list):
         items: list[tuple[str, Any]] = [("", value) for value in data]
     elif isinstance(data, dict):

@@ -16,30 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich import box
 from rich.table import Table
 
-from student_train.evaluate import (
-    FeatureModel,
-    StudentFeatures,
-    accuracy,
-    encode_images,
-    harmonic_mean,
-)
-from student_train.join import subset_classes
+from student_train.evaluate import EvalSettings, evaluate
+from student_train.feature_models import ZERO_SHOT
 from student_train.prompts import PromptSettings
-from student_train.student import load_student
 from student_train.train import TrainSettings, train
 from teacher_cache.build import BuildSettings, build_cache
-from teacher_cache.images import SampleTable, index_images
-from teacher_cache.openclip import load_model
-from teacher_cache.softlabels import open_cache
-from teacher_cache.teacher import Teacher, choose_device
 from teacher_cache.views import ViewPolicy
-from teacher_cache.vocabulary import Vocabulary
 
 HERE = Path(__file__).parent
 TRAIN_STYLES = "{noto,noto-v1}.tar"
 TEST_STYLE = "fluent-flat.tar"
 FIGURES = ("base", "new", "harmonic", "agreement")
-ZERO_SHOT = "zero-shot CLIP"
+FROZEN = "zero-shot CLIP"
 STUDENTS: dict[str, dict[str, Any]] = {
     "shared prompts, hard labels": {"prompt_structure": "shared", "soft_weight": 0.0},
     "QKV prompts, hard labels": {"prompt_structure": "qkv", "soft_weight": 0.0},
@@ -78,20 +66,13 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
         )
     )
     on_note(f"cache {cache_path}: {built.samples} samples, {built.parts_computed} parts computed now")
-    cache = open_cache(cache_path)
-    vocabulary = cache.vocabulary
-    tests, _ = index_images(str(HERE / "pictures" / TEST_STYLE), vocabulary)
-    device = choose_device(settings.device)
-    teacher = Teacher(load_model(str(HERE / "teacher")), device)
-    frozen = predictions(teacher, vocabulary, tests)
-    rows = [{"name": ZERO_SHOT, **summary([figures(frozen, frozen)])}]
+    rows = [{"name": FROZEN, **summary([tested(settings, cache_path, ZERO_SHOT)])}]
     for name, differs in STUDENTS.items():
         runs = []
         for seed in range(settings.seeds):
             out = settings.out / "runs" / f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
             trained = train(train_settings(settings, cache_path, out, seed, differs))
-            student = StudentFeatures(load_student(out), device)
-            runs.append(figures(predictions(student, vocabulary, tests), frozen))
+            runs.append(tested(settings, cache_path, str(out)))
             on_note(f"{name}, seed {seed}: {trained.steps} steps in {trained.seconds:.0f} s")
         rows.append({"name": name, **summary(runs)})
     results = {"rows": rows, "seeds": settings.seeds, "seconds": time.monotonic() - started}
@@ -118,25 +99,19 @@ def train_settings(
     )
 
 
-def predictions(model: FeatureModel, vocabulary: Vocabulary, tests: SampleTable) -> dict[str, Any]:
-    """Accuracy among base classes, among new classes, and the first choices among all."""
-    encoded = encode_images(model, tests)
-    class_features_CD = model.class_features(vocabulary)
-    subsets = {name: subset_classes(len(vocabulary), name) for name in ("base", "new", "all")}
-    return {name: accuracy(encoded, class_features_CD, classes) for name, classes in subsets.items()}
-
-
-def figures(found: dict[str, Any], frozen: dict[str, Any]) -> dict[str, float]:
-    """Accuracy on base and new classes, their harmonic mean, and how often the first choice among all
-    classes is the frozen teacher's."""
-    base, new = found["base"]["top1"], found["new"]["top1"]
-    same = found["all"]["predictions"] == frozen["all"]["predictions"]
-    return {
-        "base": base,
-        "new": new,
-        "harmonic": harmonic_mean(base, new),
-        "agreement": float(same.double().mean()),
-    }
+def tested(settings: DemoSettings, cache: Path, student: str) -> dict[str, float]:
+    """Base and new accuracy on the unseen style, their harmonic mean, and how often the first choice among
+    all classes is the teacher's."""
+    asked = EvalSettings(
+        student=student,
+        cache=str(cache),
+        images=str(HERE / "pictures" / TEST_STYLE),
+        classes=str(HERE / "pictures" / "classes.txt"),
+        metrics=("base-to-new", "agreement"),
+        device=settings.device,
+    )
+    found = evaluate(asked)
+    return {figure: found[figure] for figure in FIGURES}
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:

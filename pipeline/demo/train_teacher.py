@@ -26,7 +26,10 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from student_train.evaluate import accuracy, encode_images
+from student_train.datasets import Dataset
+from student_train.evaluate import figures
+from student_train.feature_models import LoadedFeatureModel
+from student_train.image_features import encode_images
 from teacher_cache.images import ImageReader, decode_image, index_images
 from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
@@ -181,10 +184,11 @@ def main(
                 save_model(model, out, used_tokens(tokenizer, names))
     teacher = Teacher(load_model(str(out)), torch.device("cpu"))
     vocabulary = load_vocabulary(str(emoji / "classes.txt"))
-    class_features = teacher.class_features(vocabulary)
+    model = LoadedFeatureModel("teacher", teacher, vocabulary.templates)
     for style in UNSEEN_STYLES:
-        encoded = encode_images(teacher, index_images(str(emoji / f"{style}.tar"), vocabulary)[0])
-        found = accuracy(encoded, class_features, np.arange(len(names)))
+        samples, notes = index_images(str(emoji / f"{style}.tar"), vocabulary)
+        dataset = Dataset(style, samples, vocabulary, np.arange(len(names)), notes)
+        found = figures(model, None, encode_images([teacher], samples), dataset, ["accuracy"])
         print(f"{style}: zero-shot top-1 {100 * found['top1']:.1f} %, top-5 {100 * found['top5']:.1f} %")
     size = (out / "open_clip_model.safetensors").stat().st_size
     print(f"logit scale {teacher.loaded.logit_scale:.1f}, {size} bytes")

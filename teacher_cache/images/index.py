@@ -13,6 +13,7 @@ import pyarrow as pa
 from teacher_cache.errors import UsageError
 from teacher_cache.images.folder import folder_times, index_folder
 from teacher_cache.images.labels import resolve_labels
+from teacher_cache.images.lists import index_list
 from teacher_cache.images.parquet import index_parquet
 from teacher_cache.images.rows import Rows, joined
 from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, Source, find_source
@@ -55,6 +56,8 @@ def index_images(
     if found.kind == "folder":
         rows, times = index_folder(found.files[0].path)
         pieces = [rows]
+    elif found.kind == "list":
+        pieces = [index_list(found.files[0], found.part)]
     elif found.kind == "parquet":
         pieces = _all("Parquet files", index_parquet, found.files)
     else:
@@ -68,8 +71,8 @@ def index_images(
     columns = {name: raw[name] for name in ("key", "path", "offset", "length")}
     table = SampleTable(pa.table({**columns, "label": pa.array(labels, pa.int32())}))
     notes += label_notes
-    if found.kind == "folder" and found.is_remote:
-        return table, notes  # whether it changed is known when it was listed, and then it is indexed
+    if (found.kind == "folder" and found.is_remote) or found.kind == "list":
+        return table, notes  # whether images changed is known when all are looked for, and then it is indexed
     # sizes and times are from before the files were read: what changed since is read again the next time
     return table.made_of(Origin(_fingerprint(found, vocabulary, times), notes, list(times))), notes
 

@@ -22,7 +22,9 @@ from teacher_cache.images.remote import (
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 THREADS = 16  # that wait for disks and networks
 
-Kind = Literal["tars", "parquet", "folder"]
+LIST = re.compile(r"(?P<file>.+\.(?:txt|json))(?:#(?P<part>\w+))?")
+
+Kind = Literal["tars", "parquet", "folder", "list"]
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,15 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """What a source turned out to be: files in the order of their rows, or one folder."""
+    """What a source turned out to be: files in the order of their rows, one folder, or one list of images.
+
+    Attributes:
+        part: of a list, the part that is meant.
+    """
 
     kind: Kind
     files: list[SourceFile]
+    part: str | None = None
 
     @property
     def is_remote(self) -> bool:
@@ -62,7 +69,8 @@ def expand_source(source: str) -> list[str]:
     """Files or the folder that a source names, as absolute paths or URLs.
 
     Braces (`{000..127}`, `{a,b}`) and globs (`*`, `?`, `[...]`) are expanded, each in sorted order; a folder
-    that holds tar or Parquet files stands for them, any other folder is an image folder.
+    that holds tar or Parquet files stands for them, any other folder is an image folder. A `.txt` file and
+    `split_zhou_*.json#test`, one part of such a file, are lists of images.
 
     Raises:
         UsageError: nothing there.
@@ -83,6 +91,8 @@ def find_source(source: str) -> Source:
         RppError: the network fails.
     """
     source = source.removeprefix("file://")
+    if listed := LIST.fullmatch(source):
+        return _list(source, listed["file"], listed["part"])
     patterns = _expand_braces(source if is_remote(source) else os.path.expanduser(source)) if source else []
     with ThreadPoolExecutor(THREADS) as pool:
         expanded = pool.map(_remote_matches if is_remote(source) else _local_matches, patterns)
@@ -114,6 +124,15 @@ def find_source(source: str) -> Source:
     if parquet and len(parquet) < len(files):
         raise UsageError(f"image source '{source}' names Parquet files and others; name one kind")
     return Source("parquet" if parquet else "tars", files)
+
+
+def _list(source: str, file: str, part: str | None) -> Source:
+    if is_remote(file):
+        raise UsageError(f"image source '{source}': a list of images is read from a local disk; copy it here")
+    path = Path(file).expanduser().absolute()
+    if not path.is_file():
+        raise UsageError(f"image source '{source}': {path} does not exist")
+    return Source("list", [_described(_Match(str(path), False))], part)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.demo import make_pictures
-from pipeline.demo.compare import FIGURES, HERE, STUDENTS, ZERO_SHOT, DemoSettings, train_settings
-from student_train.evaluate import harmonic_mean
+from pipeline.demo.compare import FIGURES, FROZEN, HERE, STUDENTS, DemoSettings, train_settings
+from student_train.evaluators import harmonic_mean
 from teacher_cache.openclip import load_model
 
 MEGABYTE = 1024**2
@@ -29,9 +29,9 @@ def test_the_demo_prints_and_stores_every_figure(
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "demo" / "results.json").read_text())
     rows = {row.pop("name"): row for row in results["rows"]}
-    assert list(rows) == [ZERO_SHOT, *STUDENTS]
+    assert list(rows) == [FROZEN, *STUDENTS]
     for name, row in rows.items():
-        runs = 1 if name == ZERO_SHOT else 2
+        runs = 1 if name == FROZEN else 2
         for figure in FIGURES:
             found = row[figure]
             assert len(found["runs"]) == runs
@@ -41,7 +41,7 @@ def test_the_demo_prints_and_stores_every_figure(
                 assert found["std"] == pytest.approx(statistics.stdev(found["runs"]))
         for base, new, both in zip(*(row[f]["runs"] for f in ("base", "new", "harmonic")), strict=True):
             assert both == pytest.approx(harmonic_mean(base, new))
-    frozen = rows[ZERO_SHOT]
+    frozen = rows[FROZEN]
     assert frozen["agreement"]["mean"] == 1.0
     assert frozen["base"]["mean"] > 0.2, "150 classes: guessing gives 0.7 %"
     assert frozen["new"]["mean"] > 0.2

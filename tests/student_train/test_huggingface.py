@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from pipeline.cli import main
 from student_train import PromptedCLIP, load_student
-from student_train.evaluate import run_templates
+from student_train.feature_models import run_templates
 from student_train.huggingface import HuggingFaceSettings, export_huggingface
 from student_train.model_card import model_card
 from student_train.prompts import PromptSettings
@@ -31,6 +31,12 @@ from tests.student_train.test_student import NAMES, changed
 from tests.student_train.test_train import settings
 
 FILES = ["README.md", "config.json", "model.safetensors"]
+TRAINING = {
+    "settings": {},
+    "teacher": {"model": "ViT-B-16", "pretrained": "openai", "weights_digest": ""},
+    "cache": {},
+    "templates": [],
+}
 UNKNOWN = "How these prompts were trained is not known"
 
 
@@ -66,6 +72,14 @@ def exported(student: Path, out: Path, results: Path | None = None) -> str:
     """The card of an export."""
     export_huggingface(HuggingFaceSettings(student=student, out=out, results=results))
     return (out / "README.md").read_text(encoding="utf-8")
+
+
+def other_templates(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run, as of a cache with templates of its own."""
+    run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
+    record = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps({**record, "templates": ["a bad {}.", "a {}."]}))
+    return run
 
 
 def rows_of(card: str) -> list[list[str]]:
@@ -202,10 +216,7 @@ class TestProvenance:
         assert json.loads((tmp_path / "out" / "config.json").read_text())["training"] is None
 
     def test_its_templates_are_those_of_its_cache(self, trained: Path, tmp_path: Path) -> None:
-        run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
-        record = json.loads((run / "settings.json").read_text())
-        (run / "settings.json").write_text(json.dumps({**record, "templates": ["a bad {}.", "a {}."]}))
-        exported(run, tmp_path / "out")
+        exported(other_templates(trained, tmp_path), tmp_path / "out")
         assert run_templates(str(tmp_path / "out")) == ("a bad {}.", "a {}.")
         assert run_templates(str(tmp_path / "out" / "model.safetensors")) == ("a photo of a {}.",)
 
@@ -224,9 +235,11 @@ class TestProvenance:
             return json.loads(capsys.readouterr().out)
 
         data = ["--images", str(PICTURES / "noto.tar"), "--classes", str(PICTURES / "classes.txt")]
-        of_run = rpp("eval", "--student", str(trained / "run"), *data)
+        data += ["--metrics", "accuracy", "--metrics", "agreement"]
+        run = other_templates(trained, tmp_path)
+        of_run = rpp("eval", "--student", str(run), *data)
         (tmp_path / "eval.json").write_text(json.dumps(of_run))
-        command = ["--student", str(trained / "run"), "--results", str(tmp_path / "eval.json")]
+        command = ["--student", str(run), "--results", str(tmp_path / "eval.json")]
         files = rpp("export", "huggingface", *command, "--out", str(tmp_path / "out"))
         assert files == {name: str(tmp_path / "out" / name) for name in FILES}
         (title, figures) = rows_of((tmp_path / "out" / "README.md").read_text())[-3::2]
@@ -235,6 +248,7 @@ class TestProvenance:
         assert (shown["student"], shown["images"], shown["samples"]) == ("run", "noto.tar", "300")
         where = ["--student", str(tmp_path / "out"), "--model", str(trained / "model-gelu-0")]
         of_folder = rpp("eval", *where, *data)
+        assert of_run["kl"] > 0
         assert {**of_folder, "student": None} == {**of_run, "student": None}
 
 
@@ -360,7 +374,14 @@ class TestWrongFolders:
         (folder / "config.json").write_text(content, errors="surrogateescape")
         self.refused(folder, model, r"config.json is damaged or not a student")
 
-    @pytest.mark.parametrize("training", [3, {}, {"settings": {}, "teacher": 1}])
+    @pytest.mark.parametrize(
+        "training",
+        [
+            *[3, {}, {**TRAINING, "cache": 3}, {**TRAINING, "settings": None}],
+            *({**TRAINING, "teacher": teacher} for teacher in ({}, {"model": "a", "weights_digest": 3})),
+            {**TRAINING, "teacher": {"model": "a", "weights_digest": "b", "pretrained": 3}},
+        ],
+    )
     def test_a_damaged_training(self, folder: Path, model: Path, training: Any) -> None:
         self.rewritten(folder, training=training)
         self.refused(folder, model, r"config.json is damaged or not a student")
@@ -368,8 +389,7 @@ class TestWrongFolders:
             run_templates(str(folder))
 
     def test_templates_that_are_no_texts(self, folder: Path, model: Path) -> None:
-        training = {"settings": {}, "teacher": {}, "cache": {}, "templates": [3]}
-        self.rewritten(folder, training=training)
+        self.rewritten(folder, training={**TRAINING, "templates": [3]})
         self.refused(folder, model, "its templates are not texts")
 
     def test_a_foreign_model(self, folder: Path, model: Path) -> None:

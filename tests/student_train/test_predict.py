@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pipeline.cli import main
-from student_train.evaluate import StudentFeatures, encode_images, top_classes
+from student_train.feature_models import StudentFeatures
+from student_train.image_features import encode_images
 from student_train.predict import PredictSettings, predict
 from student_train.student import load_student
 from student_train.train import train
@@ -50,8 +51,9 @@ def test_pictures_get_the_classes_that_an_evaluation_gives_them(
     cache = open_cache(demo_cache_path)
     model = StudentFeatures(load_student(run), torch.device("cpu"))
     weights = model.class_features(cache.vocabulary)
-    features = encode_images(model, cache.samples).features[: len(pictures)]
-    names = [[cache.vocabulary.names[c] for c in row] for row in top_classes(features, weights).tolist()]
+    features = encode_images([model], cache.samples).features[model.image_tower][: len(pictures)]
+    first = (features @ weights.T).topk(5).indices.tolist()
+    names = [[cache.vocabulary.names[c] for c in row] for row in first]
     assert [prediction.classes for prediction in predictions] == names
     expected = (float(model.student.logit_scale.exp()) * features @ weights.T).softmax(-1).topk(5).values
     found = torch.tensor([prediction.probabilities for prediction in predictions])

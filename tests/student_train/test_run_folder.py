@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main as rpp
-from student_train.evaluate import run_templates
+from student_train.feature_models import run_templates
 from student_train.run_folder import RunFolder
 from student_train.train import train
 from teacher_cache.errors import RppError, UsageError

@@ -74,3 +74,14 @@ def test_bf16_is_near_and_not_equal() -> None:
     rough = Teacher(model, torch.device("cpu"), "bf16").image_features(pixels)
     assert rough.dtype == torch.float32
     assert 0 < (exact - rough).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(("words", "cut"), [(74, 0), (75, 0), (76, 1), (200, 1)])
+def test_texts_that_the_tokenizer_cuts_are_counted(
+    words: int, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """75 tokens stand between start and end of 77 positions."""
+    names = ("cat", " ".join(["owl"] * words))
+    Teacher(loaded("gelu"), torch.device("cpu")).class_features(Vocabulary(names, names, ("{}",)))
+    expected = "1 of 2 texts are too long for the text tower and are cut, the first 'owl owl" if cut else ""
+    assert caplog.text == "" if not cut else expected in caplog.text

@@ -294,3 +294,13 @@ def test_a_broken_template_file_is_refused(file: str, content: bytes, tmp_path: 
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UsageError, match="template"):
         load_templates(str(tmp_path / file))
+
+
+def test_clips_own_names_of_imagenet_1k_stand_beside_the_synsets() -> None:
+    vocabulary = load_vocabulary("imagenet-1k-clip")
+    assert vocabulary.ids == load_vocabulary("imagenet-1k").ids
+    assert (vocabulary.names[1], vocabulary.names[134], vocabulary.names[517]) == (
+        "goldfish",
+        "crane bird",
+        "construction crane",
+    )

@@ -1,0 +1,159 @@
+"""A TOML suite -> evaluations of many students on many data sets, and their means.
+
+A suite has a table `[[data]]` for each data set, with a `name` and the names of `rpp eval`'s options. Ready
+ones are in `suites/`.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.recipe import read_toml
+from student_train.datasets import DataSettings, check_dataset, open_dataset
+from student_train.evaluate import EvalOptions, evaluate_models, load_models
+from student_train.evaluators import FIGURES, harmonic_mean
+from teacher_cache.errors import UsageError
+from teacher_cache.options import from_flat
+
+READY = Path(__file__).parent / "suites"
+
+
+class SuiteData(DataSettings):
+    """One data set of a suite."""
+
+    name: str = Field(description="what the table calls it")
+
+
+class Suite(BaseModel):
+    """Data sets whose figures belong together."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    data: tuple[SuiteData, ...]
+
+
+def load_suite(suite: str, root: Path | None = None) -> Suite:
+    """Read a suite: one of the ready ones by name, or a file.
+
+    Args:
+        root: where relative places in the suite start from; the working directory without it.
+
+    Raises:
+        UsageError: no such suite, not TOML, or a table with an unknown or missing setting.
+    """
+    ready = {path.stem: path for path in sorted(READY.glob("*.toml"))}
+    path = ready.get(suite, Path(suite))
+    if not path.is_file():
+        raise UsageError(f"no suite '{suite}': neither a file nor one of {', '.join(ready)}")
+    tables = read_toml(path, "suite")
+    entries = tables.get("data")
+    if set(tables) != {"data"} or not (
+        isinstance(entries, list) and all(isinstance(e, dict) for e in entries)
+    ):
+        raise UsageError(f"the suite {path} needs one [[data]] for each data set, and nothing else")
+    data = []
+    for number, entry in enumerate(entries):
+        try:
+            found = from_flat(SuiteData, entry)
+        except UsageError as error:
+            raise UsageError(f"the suite {path}, data set {entry.get('name', number)}: {error}") from error
+        data.append(found.model_copy(update=_placed(found, root)))
+    names = [one.name for one in data]
+    if len(set(names)) < len(names):
+        raise UsageError(f"the suite {path} has two data sets of one name: {', '.join(names)}")
+    return Suite(name=path.stem, data=tuple(data))
+
+
+def _placed(data: SuiteData, root: Path | None) -> dict[str, str]:
+    """Places below the root; names of vocabularies and templates that are no files stay as they are."""
+    if root is None:
+        return {}
+    placed = {"images": str(root / Path(data.images).expanduser())}
+    for name in ("classes", "templates"):
+        value = getattr(data, name)
+        if value is not None and (root / value).is_file():
+            placed[name] = str(root / value)
+    return placed
+
+
+def run_suites(
+    suites: Sequence[Suite],
+    students: Sequence[str],
+    options: EvalOptions,
+    skip_missing: bool = False,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Evaluate students on all data sets of suites. Data sets are looked for before any model is loaded; an
+    image is decoded once for all students.
+
+    Args:
+        students: runs, or `zero-shot`.
+        options: all else that the evaluations share. What a data set is, its table in the suite says.
+        skip_missing: leave out data sets that are not there, with a note, instead of refusing.
+
+    Returns:
+        `rows`: for each data set and student what `evaluate` returns, with `suite` and `data`, its name;
+        `means`: for each suite and student, and over all suites where there are several, the means of the
+        figures that all its rows have, with `datasets` and `of`: of how many of how many data sets.
+
+    Raises:
+        UsageError: data sets that are not there, all of them named; no such run; none left.
+    """
+    found, missing = _look(suites, skip_missing)
+    for line in missing:
+        on_note(f"left out: {line}")
+    models = load_models(students, options)
+    rows = []
+    for suite, data in found:
+        try:
+            dataset = open_dataset(data)
+            results = evaluate_models(models, dataset, options)
+        except UsageError as error:
+            raise UsageError(f"{data.name}: {error}") from error
+        for line in dataset.notes:
+            on_note(f"{data.name}: {line}")
+        rows += [{"suite": suite.name, "data": data.name, **result} for result in results]
+    return {"rows": rows, "means": _means(rows, suites, students)}
+
+
+def _look(suites: Sequence[Suite], skip_missing: bool) -> tuple[list[tuple[Suite, SuiteData]], list[str]]:
+    found, missing = [], []
+    for suite in suites:
+        for data in suite.data:
+            try:
+                check_dataset(data)
+                found.append((suite, data))
+            except UsageError as error:
+                missing.append(f"{data.name}: {error}")
+    if missing and (not skip_missing or not found):
+        hint = "" if skip_missing else "; --root says where they are, --skip-missing does without them"
+        count = f"{len(missing)} of {len(found) + len(missing)} data sets"
+        raise UsageError(f"{count} cannot be read ({'; '.join(missing)}){hint}")
+    return found, missing
+
+
+def _means(
+    rows: Sequence[dict[str, Any]], suites: Sequence[Suite], students: Sequence[str]
+) -> list[dict[str, Any]]:
+    groups = [(suite.name, [suite.name], len(suite.data)) for suite in suites]
+    if len(suites) > 1:
+        groups.append(("all", [suite.name for suite in suites], sum(len(suite.data) for suite in suites)))
+    means = []
+    for name, members, count in groups:
+        for student in dict.fromkeys(students):
+            own = [row for row in rows if row["suite"] in members and row["student"] == student]
+            if not own:
+                continue
+            figures = {
+                figure: statistics.mean(row[figure] for row in own)
+                for figure in FIGURES
+                if all(figure in row for row in own)
+            }
+            if "harmonic" in figures:  # of the means, as CoCoOp's and MaPLe's tables have it
+                figures["harmonic"] = harmonic_mean(figures["base"], figures["new"])
+            means.append({"suite": name, "student": student, "datasets": len(own), "of": count, **figures})
+    return means

@@ -1,0 +1,289 @@
+"""Suites: many data sets, one table; the ready ones over data roots laid out as CoOp's."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.suite import READY, load_suite, run_suites
+from pipeline.tables import evaluation_cells, suite_cells
+from student_train.evaluate import EvalOptions, EvalSettings, evaluate
+from student_train.evaluators import harmonic_mean
+from student_train.prompts import PromptSettings
+from student_train.train import TrainSettings, train
+from teacher_cache.errors import UsageError
+from teacher_cache.vocabulary import load_vocabulary
+from tests.student_train.conftest import PICTURES
+from tests.student_train.conftest import demo_cache_path as demo_cache_path
+from tests.teacher_cache.inputs import jpeg
+
+CLASSES = str(PICTURES / "classes.txt")
+STYLES = """
+    [[data]]
+    name = "Fluent"
+    images = "fluent-flat.tar"
+    classes = "classes.txt"
+    templates = "a photo of a {}."
+
+    [[data]]
+    name = "Noto v1, new half"
+    images = "noto-v1.tar"
+    classes = "classes.txt"
+    class_subset = "new"
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(demo_cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A student with prompts in both towers and one with text prompts alone."""
+    folder = tmp_path_factory.mktemp("runs")
+    for towers in ("both", "text"):
+        prompts = PromptSettings(towers=towers)
+        train(
+            TrainSettings(
+                cache=demo_cache_path, out=folder / towers, prompts=prompts, batch_size=30, epochs=1
+            )
+        )
+    return [str(folder / towers) for towers in ("both", "text")]
+
+
+@pytest.fixture
+def styles(tmp_path: Path) -> str:
+    path = tmp_path / "styles.toml"
+    path.write_text(STYLES)
+    return str(path)
+
+
+def rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["rpp", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+def test_a_suite_gives_what_single_evaluations_give(
+    demo_cache_path: Path, runs: list[str], styles: str
+) -> None:
+    cache = str(demo_cache_path)
+    options = EvalOptions(cache=cache, metrics=("accuracy", "calibration", "agreement"), temperature=2.0)
+    students = [*runs, "zero-shot"]
+    results = run_suites([load_suite(styles, PICTURES)], students, options)
+    found = {(row["data"], row["student"]): row for row in results["rows"]}
+    assert list(found) == [
+        (data, student) for data in ("Fluent", "Noto v1, new half") for student in students
+    ]
+    images = {"Fluent": "fluent-flat.tar", "Noto v1, new half": "noto-v1.tar"}
+    for (data, student), row in found.items():
+        asked = EvalSettings(
+            **options.model_dump(exclude={"class_subset", "classes"}),
+            student=student,
+            images=str(PICTURES / images[data]),
+            classes=CLASSES,
+            class_subset="new" if "new" in data else "all",
+        )
+        alone = evaluate(asked)
+        assert row.pop("notes") == alone.pop("notes")
+        assert {name: row[name] for name in alone} == pytest.approx(alone, abs=1e-6)
+    for mean in results["means"]:
+        own = [row for (_, student), row in found.items() if student == mean["student"]]
+        assert (mean["datasets"], mean["of"]) == (2, 2)
+        for figure in ("top1", "top5", "per_class", "ece", "agreement", "kl"):
+            assert mean[figure] == pytest.approx((own[0][figure] + own[1][figure]) / 2)
+    assert len({round(mean["top1"], 6) for mean in results["means"]}) == 3
+
+
+def test_images_are_decoded_once_for_all_students(
+    demo_cache_path: Path, runs: list[str], styles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from student_train import image_features
+
+    decode, calls = image_features.decode_image, []
+    monkeypatch.setattr(image_features, "decode_image", lambda content: calls.append(1) or decode(content))
+    options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy", "agreement"))
+    run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
+    assert len(calls) == 600
+
+
+def test_the_harmonic_mean_of_a_suite_is_that_of_its_means(demo_cache_path: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.toml").write_text(STYLES.replace('class_subset = "new"', ""))
+    suites = [load_suite(str(tmp_path / f"{name}.toml"), PICTURES) for name in ("a", "b")]
+    options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))
+    results = run_suites(suites, ["zero-shot"], options)
+    assert [(mean["suite"], mean["datasets"]) for mean in results["means"]] == [
+        ("a", 2),
+        ("b", 2),
+        ("all", 4),
+    ]
+    for mean in results["means"]:
+        assert mean["harmonic"] == pytest.approx(harmonic_mean(mean["base"], mean["new"]))
+    plain = sum(row["harmonic"] for row in results["rows"]) / 4
+    assert results["means"][0]["harmonic"] != pytest.approx(plain, abs=1e-9)
+
+
+def test_the_command_prints_the_figures_as_table_json_and_markdown(
+    demo_cache_path: Path,
+    runs: list[str],
+    styles: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["eval", "--suite", styles, "--root", str(PICTURES), "--student", runs[1]]
+    command += ["--student", "zero-shot", "--cache", str(demo_cache_path), "--metrics", "accuracy"]
+    assert rpp(monkeypatch, *command, "--json") == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [row["student"] for row in results["rows"]] == [runs[1], "zero-shot"] * 2
+    assert "ece" not in results["rows"][0]
+    assert rpp(monkeypatch, *command, "--markdown") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| data | student | classes | samples | top-1 % | top-5 % | per class % |"
+    assert lines[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
+    first = results["rows"][0]
+    figures = " | ".join(f"{100 * first[name]:.2f}" for name in ("top1", "top5", "per_class"))
+    assert lines[2] == f"| Fluent | {runs[1]} | 300 | 300 | {figures} |"
+    assert lines[6].startswith("| mean of 2, styles | ")
+    assert rpp(monkeypatch, *command) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{100 * row['top1']:.2f}" in printed for row in results["rows"])
+
+
+def test_several_students_on_one_data_set(
+    demo_cache_path: Path,
+    runs: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    students = [word for run in (*runs, "zero-shot") for word in ("--student", run)]
+    data = ["--images", str(PICTURES / "fluent-flat.tar"), "--classes", CLASSES]
+    assert rpp(monkeypatch, "eval", *students, *data, "--cache", str(demo_cache_path), "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["student"] for row in rows] == [*runs, "zero-shot"]
+    assert len({row["top1"] for row in rows}) > 1
+
+
+def coop_root(root: Path) -> Path:
+    """A data root as CoOp's DATASETS.md lays it out: for each data set two classes with a picture each."""
+    picture = jpeg(0, 32, 32)
+    for entry in load_suite("cross-dataset").data:
+        path = root / entry.images
+        folder = path.parent / "pictures"
+        folder.mkdir(parents=True)
+        names = ["crane", "great_horned owl"]
+        for number in range(2):
+            (folder / f"{number}.jpg").write_bytes(picture)
+        if path.suffix == ".json":
+            items = [[f"{c}.jpg", c, name] for c, name in enumerate(names)]
+            path.write_text(json.dumps({"train": [], "val": [], "test": items}))
+        else:
+            path.write_text("".join(f"{c} {name}\n" for c, name in enumerate(names)))
+            (path.parent / "variants.txt").write_text("\n".join(names))
+    synsets = load_vocabulary("imagenet-1k").ids
+    for entry in load_suite("domain").data:
+        folders = map(str, range(1000)) if entry.name == "ImageNetV2" else synsets
+        present = list(folders)[: 200 if entry.class_subset == "present" else 1000]
+        for folder in present[::50]:
+            (root / entry.images / folder).mkdir(parents=True)
+            (root / entry.images / folder / "0.jpeg").write_bytes(picture)
+    return root
+
+
+def test_the_ready_suites_need_only_a_data_root(
+    demo_cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = coop_root(tmp_path)
+    command = ["eval", "--suite", "cross-dataset", "--suite", "domain", "--root", str(root), "--json"]
+    command += ["--student", "zero-shot", "--cache", str(demo_cache_path)]
+    assert rpp(monkeypatch, *command) == 0
+    results: dict[str, Any] = json.loads(capsys.readouterr().out)
+    classes = {row["data"]: (row["classes"], row["samples"]) for row in results["rows"]}
+    assert len(classes) == 14
+    assert classes["FGVCAircraft"] == classes["DTD"] == (2, 2)
+    assert classes["ImageNetV2"] == classes["ImageNet-Sketch"] == (1000, 20)
+    assert classes["ImageNet-A"] == classes["ImageNet-R"] == (4, 4)
+    assert [(mean["suite"], mean["datasets"]) for mean in results["means"]] == [
+        ("cross-dataset", 10),
+        ("domain", 4),
+        ("all", 14),
+    ]
+    (root / "dtd" / "split_zhou_DescribableTextures.json").unlink()
+    assert rpp(monkeypatch, *command) == 2
+    assert "1 of 14 data sets cannot be read (DTD: no split file at" in capsys.readouterr().err
+    assert rpp(monkeypatch, *command, "--skip-missing") == 0
+    printed = capsys.readouterr()
+    assert "left out: DTD" in printed.err
+    assert [(mean["datasets"], mean["of"]) for mean in json.loads(printed.out)["means"]] == [
+        (9, 10),
+        (4, 4),
+        (13, 14),
+    ]
+
+
+def test_ready_suites_are_the_fields_lists() -> None:
+    assert sorted(path.stem for path in READY.glob("*.toml")) == ["cross-dataset", "domain"]
+    names = [data.name for suite in ("cross-dataset", "domain") for data in load_suite(suite).data]
+    assert len(names) == len(set(names)) == 14
+    assert all(data.templates for suite in ("cross-dataset", "domain") for data in load_suite(suite).data)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "needs one .*data.* for each data set"),
+        ("[data]\nname = 'a'", "needs one .*data.* for each data set"),
+        ("data = [3]", "needs one .*data.* for each data set"),
+        ("[[data]]\nname = 'a'", r"data set a: --images: Field required"),
+        ("[[data]]\nimages = 'a'", r"data set 0: --name: Field required"),
+        ("[[data]]\nname = 'a'\nimages = 'x'\nimage = 3", r"data set a: no such setting: image"),
+        (
+            "[[data]]\nname = 'a'\nimages = 'x'\n[[data]]\nname = 'a'\nimages = 'y'",
+            "two data sets of one name",
+        ),
+        ("[[data]]\nname = 'a'\nimages = '$NOWHERE_SET/x'", "variable NOWHERE_SET is not set"),
+        ("[[data", "is not TOML"),
+    ],
+)
+def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "suite.toml").write_text(content)
+    with pytest.raises(UsageError, match=said) as error:
+        load_suite(str(tmp_path / "suite.toml"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "one data set by --images, or --suite"),
+        (["--suite", "domain", "--images", "x"], "one data set by --images, or --suite"),
+        (["--suite", "domains"], "no suite 'domains': neither a file nor one of cross-dataset, domain"),
+        (["--suite", "domain", "--classes", "imagenet-1k"], "--classes is said by the suite"),
+        (["--suite", "domain", "--root", "nowhere"], "4 of 4 data sets cannot be read"),
+        (["--suite", "domain", "--root", "nowhere", "--skip-missing"], "4 of 4 data sets cannot be read"),
+        (["--images", "x", "--metrics", "speed"], "--metrics"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rpp(monkeypatch, "eval", "--student", "nobody", *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len([line for line in error.splitlines() if line]) == 1
+
+
+def test_names_do_not_break_a_table() -> None:
+    result = {
+        "student": "a|b",
+        "images": "<script>\n",
+        "classes": 2,
+        "samples": 3,
+        "skipped": 0,
+        "without_label": 0,
+    }
+    lines = evaluation_cells([result | {"top1": 0.5}]).markdown().splitlines()
+    assert lines[2] == "| a\\|b | &lt;script> | 2 | 3 | 0 | 0 | 50.00 |"
+    row = {"data": "d", "suite": "s", "student": "x", "classes": 2, "samples": 3, "base": 1.0}
+    cells = suite_cells({"rows": [row, row | {"new": 0.25}], "means": []})
+    assert [line[-2:] for line in cells.rows] == [["100.00", ""], ["100.00", "25.00"]]

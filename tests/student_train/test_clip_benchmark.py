@@ -1,0 +1,244 @@
+"""Students in CLIP_benchmark, the real package through its own command line, against our own evaluation."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from student_train import load_student
+from student_train.clip_benchmark import accuracy, file_pattern, load_rpp, main, register
+from student_train.evaluate import EvalSettings, evaluate
+from student_train.prompts import PromptSettings
+from student_train.student import PromptedCLIP, save_student
+from student_train.train import TrainSettings, train
+from teacher_cache import open_cache
+from teacher_cache.errors import UsageError
+from teacher_cache.openclip import load_model
+from tests.models import write_model
+from tests.student_train.conftest import PICTURES
+from tests.student_train.test_student import changed
+
+TEMPLATE = "a photo of a {c}."  # the cache's too
+SHARD = PICTURES / "fluent-flat.tar"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 pictures in CLIP_benchmark's WebDataset layout."""
+    folder = tmp_path_factory.mktemp("dataset")
+    (folder / "test").mkdir()
+    shutil.copy(SHARD, folder / "test" / "0.tar")
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    shutil.copy(PICTURES / "classes.txt", folder / "classnames.txt")
+    (folder / "zeroshot_classification_templates.txt").write_text(f"{TEMPLATE}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory: pytest.TempPathFactory, demo_cache_path: Path) -> Callable[[str], Path]:
+    """Short trainings on the demo's teacher, by the towers that have prompts."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def trained(towers: str) -> Path:
+        if not (folder / towers).exists():
+            prompts = PromptSettings(towers=towers)
+            settings = TrainSettings(
+                cache=demo_cache_path, out=folder / towers, prompts=prompts, batch_size=30, epochs=2
+            )
+            train(settings)
+        return folder / towers
+
+    return trained
+
+
+def our_figures(student: Path) -> dict[str, Any]:
+    images, classes = str(SHARD), str(PICTURES / "classes.txt")
+    return evaluate(EvalSettings(student=str(student), images=images, classes=classes))
+
+
+def clip_benchmark(monkeypatch: pytest.MonkeyPatch, dataset: Path, *arguments: str) -> dict[str, Any]:
+    """What CLIP_benchmark writes into the present folder, once `arguments` are asked for."""
+    command = ["clip_benchmark", "eval", "--dataset", "wds/pictures", "--dataset_root", str(dataset)]
+    monkeypatch.setattr(sys, "argv", [*command, "--num_workers", "0", "--quiet", *arguments])
+    main()
+    (written,) = Path().glob("*.json")
+    found: dict[str, Any] = json.loads(written.read_text())
+    assert found["task"] == "zeroshot_classification"
+    return found
+
+
+def rpp(run: Path) -> list[str]:
+    return ["--model_type", "rpp", "--model", str(run), "--pretrained", "none"]
+
+
+def same_figures(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Not approximately: the same pictures are right."""
+    metrics = found["metrics"]
+    assert (metrics["acc1"], metrics["acc5"]) == (expected["top1"], expected["top5"])
+    assert expected["samples"] == 300
+    assert 0.1 < expected["top1"] < expected["top5"] < 1
+
+
+@pytest.mark.parametrize("towers", ["both", "text", "vision"])
+def test_a_run_has_the_accuracy_that_our_own_evaluation_finds(
+    run_of: Callable[[str], Path], towers: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_of(towers)
+    found = clip_benchmark(monkeypatch, dataset, *rpp(run), "--no_amp")
+    same_figures(found, our_figures(run))
+    assert (found["model"], found["pretrained"]) == (str(run), "none")
+
+
+def test_the_frozen_model_has_the_accuracy_that_our_own_evaluation_finds(
+    demo_cache_path: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ["--model_type", "open_clip", "--model", open_cache(demo_cache_path).teacher["model"]]
+    found = clip_benchmark(monkeypatch, dataset, *model, "--pretrained", "none", "--no_amp")
+    images, classes = str(SHARD), str(PICTURES / "classes.txt")
+    frozen = EvalSettings(student="zero-shot", cache=demo_cache_path, images=images, classes=classes)
+    same_figures(found, evaluate(frozen))
+
+
+def test_a_data_sets_own_templates_are_known(
+    run_of: Callable[[str], Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With text prompts whatever they say is replaced by what was learnt."""
+    monkeypatch.chdir(tmp_path)
+    own = with_templates(dataset, tmp_path / "own", "Bild: {c}\na big {c}!\n{c}, {c}\na {c}!\n")
+    run = run_of("text")
+    same_figures(clip_benchmark(monkeypatch, own, *rpp(run), "--no_amp"), our_figures(run))
+
+
+def with_templates(dataset: Path, copy: Path, templates: str) -> Path:
+    shutil.copytree(dataset, copy)
+    (copy / "zeroshot_classification_templates.txt").write_text(templates)
+    return copy
+
+
+def test_it_runs_under_autocast_which_is_clip_benchmarks_default(
+    run_of: Callable[[str], Path], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = run_of("both")
+    found = clip_benchmark(monkeypatch, dataset, *rpp(run))
+    assert found["metrics"]["acc1"] == pytest.approx(our_figures(run)["top1"], abs=0.05)
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> Path:
+    """A student with text prompts on a model of the tests, `tmp_path/model`."""
+    base = load_model(str(write_model(tmp_path / "model", "gelu")))
+    out = tmp_path / "run"
+    out.mkdir()
+    save_student(changed(PromptedCLIP(base, PromptSettings(towers="text", prompt_depth=2))), out)
+    return out
+
+
+def test_texts_by_class_are_read_as_they_stand(small_run: Path) -> None:
+    """As CuPL's are: finished texts, of which no template says what is the name."""
+    register()
+    from clip_benchmark.metrics import zeroshot_classification
+
+    student, _, tokenizer = load_rpp(str(small_run), "none")
+    texts = {
+        "cat": ["a photo of a cat.", "a pet that purrs"],
+        "emu": ["a bird that runs", "the plastic emu."],
+    }
+    weights_DC = zeroshot_classification.zero_shot_classifier(
+        student, tokenizer, list(texts), texts, "cpu", amp=False
+    )
+    for name, found in zip(texts, weights_DC.T, strict=True):
+        features = student.encode_text(student.base.tokenizer(texts[name]), normalize=True)
+        expected = torch.nn.functional.normalize(features.mean(dim=0), dim=0)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_second_registration_changes_nothing() -> None:
+    cli = register()
+    wrapped = cli.run
+    assert register() is cli
+    assert cli.run is wrapped
+    from clip_benchmark.models import MODEL_TYPES
+
+    assert MODEL_TYPES.count("rpp") == 1
+
+
+def test_the_frozen_model_may_have_moved(small_run: Path) -> None:
+    expected = load_student(small_run).class_features(["cat"])
+    moved = shutil.move(small_run.parent / "model", small_run.parent / "moved")
+    with pytest.raises(
+        UsageError, match=r"no open_clip_config.* --pretrained says where its frozen model is"
+    ):
+        load_rpp(str(small_run), "none")
+    for place in (str(moved), f"local-dir:{moved}"):
+        student, _, _ = load_rpp(str(small_run / "student.safetensors"), place)
+        assert torch.equal(student.class_features(["cat"]), expected)
+    shutil.move(moved, small_run.parent / "model")
+    with pytest.raises(UsageError, match=r"'laion400m_e32'.* or none for where it was at training"):
+        load_rpp(str(small_run), "laion400m_e32")  # CLIP_benchmark's default
+
+
+def test_names_that_are_paths_become_file_names(tmp_path: Path) -> None:
+    pattern = "out/{dataset}_{pretrained}_{model}_{language}.json"
+    found = file_pattern(pattern, "runs/t{2}/", "local-dir:/models/vit")
+    rest = {"dataset": "d", "language": "en"}
+    assert found.format(**rest) == "out/d_local-dir_models_vit_runs_t{2}_en.json"
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    found = file_pattern(pattern, "ViT-B-16", str(weights))
+    assert found == "out/{dataset}_{pretrained}_ViT-B-16_{language}.json"
+
+
+def test_accuracy_is_the_plain_count() -> None:
+    logits = torch.tensor([[3.0, 2, 1], [1, 3, 2], [1, 2, 3], [3, 1, 2]])
+    assert accuracy(logits, torch.tensor([0, 2, 2, 1]), (1, 2, 3)) == [0.5, 0.75, 1.0]
+
+
+def test_a_run_that_is_none_is_one_line_in_a_shell(dataset: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "student_train.clip_benchmark", "eval", *rpp(Path("nowhere"))]
+    command += ["--dataset", "wds/pictures", "--dataset_root", str(dataset)]
+    root = str(Path(__file__).parents[2])
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == "error: no student at nowhere"
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_template_without_a_name_is_one_line(
+    small_run: Path,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own = with_templates(dataset, tmp_path / "own", "a photo of a {c}.\na photo\n")
+    with pytest.raises(SystemExit) as ended:
+        clip_benchmark(monkeypatch, own, *rpp(small_run))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: the template 'a photo' does not say where the class name goes")
+
+
+def test_without_the_package_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "clip_benchmark"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "clip_benchmark", None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "CLIP_benchmark cannot be imported" in line
+    assert line.endswith("install it: pip install clip-benchmark")
