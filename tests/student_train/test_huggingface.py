@@ -251,6 +251,15 @@ class TestProvenance:
         assert of_run["kl"] > 0
         assert {**of_folder, "student": None} == {**of_run, "student": None}
 
+    def test_a_run_starts_from_the_folder(self, trained: Path, tmp_path: Path) -> None:
+        exported(trained / "run", tmp_path / "out")
+        (cache,) = trained.glob("*.zarr")
+        begun = {"towers": "vision", "max_steps": 1, "images": str(PICTURES / "noto.tar")}
+        train(settings(cache, tmp_path / "second", init=tmp_path / "out", lr=1e-9, **begun))
+        for name, tensor in load_file(tmp_path / "second" / "student.safetensors").items():
+            before = load_file(tmp_path / "out" / "model.safetensors")[name]
+            torch.testing.assert_close(tensor, before, atol=1e-6, rtol=0)
+
 
 class TestCard:
     def test_the_head_names_the_hubs_own_model(self) -> None:
