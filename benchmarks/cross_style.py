@@ -23,10 +23,10 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.suite import Suite, SuiteData, run_suites
-from pipeline.tables import Cells
 from student_train.evaluate import EvalOptions
-from student_train.evaluators import FIGURES
+from student_train.evaluators import FIGURES, is_share
 from student_train.feature_models import ZERO_SHOT
+from student_train.markdown import table as markdown_table
 from student_train.prompts import PromptSettings
 from student_train.train import TrainSettings, train
 from teacher_cache.build import BuildSettings, build_cache
@@ -45,7 +45,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "QKV, hard + soft, text alone": {"towers": "text"},
 }
 SHOTS = (1, 2, 4)
-PER_CENT = ("top1", "top5", "per_class", "base", "new", "harmonic", "agreement")
 
 
 def main(
@@ -162,11 +161,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         [row["style"], row["prompts"], *(_spread(row[figure], figure) for figure in figures)] for row in rows
     ]
-    return Cells(["tested on", "prompts", *(FIGURES[figure] for figure in figures)], cells, []).markdown()
+    headings = ["tested on", "prompts", *(FIGURES[figure] for figure in figures)]
+    return "\n".join(markdown_table(headings, cells))
 
 
 def _spread(values: Sequence[float], figure: str) -> str:
-    scale, digits = (100, 1) if figure in PER_CENT else (1, 3)
+    scale, digits = (100, 1) if is_share(figure) else (1, 3)
     mean = f"{scale * statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 

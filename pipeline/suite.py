@@ -16,6 +16,7 @@ from student_train.datasets import DataSettings, check_dataset, open_dataset
 from student_train.evaluate import EvalOptions, evaluate_models, load_models
 from student_train.evaluators import FIGURES, harmonic_mean
 from teacher_cache.errors import UsageError
+from teacher_cache.images.remote import is_remote
 from teacher_cache.options import from_flat
 
 READY = Path(__file__).parent / "suites"
@@ -72,7 +73,7 @@ def _placed(data: SuiteData, root: Path | None) -> dict[str, str]:
     """Places below the root; names of vocabularies and templates that are no files stay as they are."""
     if root is None:
         return {}
-    placed = {"images": str(root / Path(data.images).expanduser())}
+    placed = {} if is_remote(data.images) else {"images": str(root / Path(data.images).expanduser())}
     for name in ("classes", "templates"):
         value = getattr(data, name)
         if value is not None and (root / value).is_file():

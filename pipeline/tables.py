@@ -6,9 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from student_train.evaluators import FIGURES
-
-NUMBERS = ("ece", "kl")  # not shares, which are shown in per cent
+from student_train.evaluators import FIGURES, shown
+from student_train.markdown import table
 
 
 @dataclass(frozen=True)
@@ -27,17 +26,14 @@ class Cells:
 
     def terminal(self) -> Table:
         """For the terminal; a line stands before the means."""
-        table = Table(*self.headings)
+        drawn = Table(*self.headings)
         for number, row in enumerate((*self.rows, *self.means), start=1):
-            table.add_row(*row, end_section=number == len(self.rows))
-        return table
+            drawn.add_row(*row, end_section=number == len(self.rows))
+        return drawn
 
     def markdown(self) -> str:
-        """In GitHub's Markdown; numbers stand to the right."""
-        rows = [*self.rows, *self.means]
-        numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(self.headings))]
-        rule = ["---:" if right else "---" for right in numeric]
-        return "\n".join(f"| {' | '.join(map(_escaped, row))} |" for row in (self.headings, rule, *rows))
+        """In GitHub's Markdown."""
+        return "\n".join(table(self.headings, [*self.rows, *self.means]))
 
 
 def evaluation_cells(evals: Sequence[dict[str, Any]]) -> Cells:
@@ -70,23 +66,9 @@ def suite_cells(results: dict[str, Any]) -> Cells:
 def _figures(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings of the figures that any result has, and the cells of each result."""
     present = [name for name in FIGURES if any(name in result for result in results)]
-    cells = [[_cell(name, result.get(name)) for name in present] for result in results]
+    cells = [[shown(name, result[name]) if name in result else "" for name in present] for result in results]
     return [FIGURES[name] for name in present], cells
-
-
-def _cell(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if name in NUMBERS else f"{100 * value:.2f}"
 
 
 def _counted(mean: dict[str, Any]) -> str:
     return str(mean["of"]) if mean["datasets"] == mean["of"] else f"{mean['datasets']} of {mean['of']}"
-
-
-def _is_number(cell: str) -> bool:
-    return not cell or cell.replace(".", "", 1).isdecimal()
-
-
-def _escaped(cell: str) -> str:
-    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())

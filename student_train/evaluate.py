@@ -7,12 +7,10 @@ Shapes: N images, B batch, C classes, D embedding.
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from student_train.datasets import DataOptions, Dataset, DataSettings, open_dataset
@@ -24,14 +22,19 @@ from teacher_cache.images import SampleTable
 from teacher_cache.vocabulary import Vocabulary
 
 BATCH_LOGITS = 1 << 24  # of a batch of scores: 64 MB
-Metric = Literal["accuracy", "calibration", "agreement", "base-to-new"]
 ComparedModel = tuple[LoadedFeatureModel, LoadedFeatureModel | None]
+
+
+def _known(metric: str) -> str:
+    if metric not in EVALUATORS:
+        raise ValueError(f"is none of {', '.join(EVALUATORS)}")
+    return metric
 
 
 class EvalOptions(ModelOptions, DataOptions):
     """All of an evaluation but the model and the images."""
 
-    metrics: tuple[Metric, ...] = Field(
+    metrics: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
         default=("accuracy", "calibration"), description="what to measure: " + ", ".join(EVALUATORS)
     )
     temperature: float = Field(default=1.0, gt=0, description="of the soft labels that agreement compares")
@@ -87,6 +90,8 @@ def evaluate_models(
         encoded = encode_images(everyone, dataset.source, options.batch_size, options.threads)
     else:
         encoded = cached_images(everyone, dataset.source)
+    distinct = {id(model): model for pair in models for model in pair if model is not None}
+    logits = {key: Logits(model, encoded, dataset) for key, model in distinct.items()}
     return [
         {
             "student": model.name,
@@ -95,68 +100,67 @@ def evaluate_models(
             "skipped": len(encoded.skipped),
             "without_label": int((dataset.labels < 0).sum()),
             "notes": dataset.notes,
-            **figures(model, teacher, encoded, dataset, options.metrics, options.temperature),
+            **figures(
+                logits[id(model)],
+                logits[id(teacher)] if teacher else None,
+                options.metrics,
+                options.temperature,
+            ),
         }
         for model, teacher in models
     ]
 
 
-def figures(
-    model: LoadedFeatureModel,
-    teacher: LoadedFeatureModel | None,
-    encoded: EncodedImages,
-    dataset: Dataset,
-    metrics: Sequence[str],
-    temperature: float = 1.0,
-) -> dict[str, Any]:
-    """`samples`, the images of the classes to choose among, and the figures of the metrics over them.
+class Logits:
+    """One model's logits of a data set's images, among the classes to choose among.
 
-    Raises:
-        UsageError: no image of these classes, or a metric that does not fit them.
-        RppError: features that are not finite.
+    Attributes:
+        labels: the right ones of these classes, int64 [N].
+        classes: C, their number.
     """
-    task = Task(len(dataset.classes), temperature)
-    evaluators = [EVALUATORS[metric](task) for metric in metrics]
-    chosen_C = torch.from_numpy(dataset.classes)
-    rows = torch.isin(encoded.labels, chosen_C).nonzero()[:, 0]
-    if len(rows) == 0:
-        raise UsageError("no image of the asked classes")
-    labels_N = torch.searchsorted(chosen_C, encoded.labels[rows])
-    own = _Logits(model, encoded, dataset.vocabulary, dataset.classes)
-    theirs = _Logits(teacher, encoded, dataset.vocabulary, dataset.classes) if teacher else None
-    for part in _pieces(len(rows), len(chosen_C)):
-        at = rows[part]
-        scores = Scores(own.of(at), labels_N[part], theirs.of(at) if theirs else None)
-        for evaluator in evaluators:
-            evaluator.update(scores)
-    found: dict[str, Any] = {"samples": len(rows)}
-    for evaluator in evaluators:
-        found |= evaluator.figures()
-    return found
 
-
-class _Logits:
-    """One model's logits of the images of a data set, among the classes to choose among."""
-
-    def __init__(
-        self,
-        loaded: LoadedFeatureModel,
-        encoded: EncodedImages,
-        vocabulary: Vocabulary,
-        classes: NDArray[np.int64],
-    ) -> None:
-        templates = vocabulary.templates or loaded.templates
-        names, ids = (tuple(kept[c] for c in classes) for kept in (vocabulary.names, vocabulary.ids))
-        self._class_features_CD = loaded.model.class_features(Vocabulary(names, ids, templates))
-        self._image_features_ND = encoded.features[loaded.model.image_tower]
+    def __init__(self, loaded: LoadedFeatureModel, encoded: EncodedImages, dataset: Dataset) -> None:
+        """Raises:
+        UsageError: no image of these classes.
+        RppError: features that are not finite.
+        """
+        chosen_C = torch.from_numpy(dataset.classes)
+        rows = torch.isin(encoded.labels, chosen_C).nonzero()[:, 0]
+        if len(rows) == 0:
+            raise UsageError("no image of the asked classes")
+        self.labels, self.classes = torch.searchsorted(chosen_C, encoded.labels[rows]), len(chosen_C)
+        vocabulary = dataset.vocabulary
+        names, ids = (tuple(kept[c] for c in dataset.classes) for kept in (vocabulary.names, vocabulary.ids))
+        read = Vocabulary(names, ids, vocabulary.templates or loaded.templates)
+        self._class_features_CD = loaded.model.class_features(read)
+        self._image_features_ND = encoded.features[loaded.model.image_tower][rows]
         self._scale = loaded.model.logit_scale
         for what, features in (("class", self._class_features_CD), ("image", self._image_features_ND)):
             if not features.isfinite().all():
                 raise RppError(f"{what} features of {loaded.name} are not finite")
 
-    def of(self, rows: Tensor) -> Tensor:
+    def of(self, rows: slice) -> Tensor:
         """Of the given images, [B, C] float32."""
         return self._scale * (self._image_features_ND[rows] @ self._class_features_CD.T)
+
+
+def figures(
+    own: Logits, teacher: Logits | None, metrics: Sequence[str], temperature: float = 1.0
+) -> dict[str, Any]:
+    """`samples`, the images of the classes to choose among, and the figures of the metrics over them.
+
+    Raises:
+        UsageError: a metric that does not fit them.
+    """
+    evaluators = [EVALUATORS[metric](Task(own.classes, temperature)) for metric in metrics]
+    for part in _pieces(len(own.labels), own.classes):
+        scores = Scores(own.of(part), own.labels[part], teacher.of(part) if teacher else None)
+        for evaluator in evaluators:
+            evaluator.update(scores)
+    found: dict[str, Any] = {"samples": len(own.labels)}
+    for evaluator in evaluators:
+        found |= evaluator.figures()
+    return found
 
 
 def _pieces(rows: int, classes: int) -> Iterator[slice]:

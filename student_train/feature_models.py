@@ -139,9 +139,10 @@ class LoadedFeatureModel:
 
 @dataclass
 class FeatureModels:
-    """Loads models; frozen ones that several of them share, once."""
+    """Loads models; frozen ones and teachers that several of them share, once."""
 
     _loaded: dict[tuple[str, str | None], LoadedModel] = field(default_factory=dict)
+    _teachers: dict[tuple[str, str, tuple[str, ...]], LoadedFeatureModel] = field(default_factory=dict)
 
     def load(self, settings: ModelSettings) -> LoadedFeatureModel:
         """The model that the settings name.
@@ -188,18 +189,22 @@ class FeatureModels:
     ) -> LoadedFeatureModel:
         """The teacher that a cache was made with, wherever its weights are now."""
         digest = teacher["weights_digest"]
-        loaded = None
-        if settings.model is not None:
-            loaded = self._load(settings.model, settings.pretrained)
-            if loaded.digest != digest and settings.student != ZERO_SHOT:
-                loaded = None  # the student's frozen model is another one than the teacher
+        loaded = next((known for known in self._loaded.values() if known.digest == digest), None)
         if loaded is None:
-            loaded = self._load(teacher["model"], settings.pretrained or teacher.get("pretrained"))
+            # --model and --pretrained say where a student's own frozen model is, which is another one
+            own = settings.student == ZERO_SHOT
+            model, pretrained = (settings.model, settings.pretrained) if own else (None, None)
+            if model is None:
+                model, pretrained = teacher["model"], pretrained or teacher.get("pretrained")
+            loaded = self._load(model, pretrained)
         if loaded.digest != digest:
             made = f"the cache {settings.cache}" if settings.cache else "the run's cache"
             raise UsageError(f"{loaded.name} has weights {loaded.digest} now, {made} was made with {digest}")
-        device = choose_device(settings.device)
-        return LoadedFeatureModel(ZERO_SHOT, Teacher(loaded, device, settings.precision), templates)
+        key = (digest, settings.precision, templates)
+        if key not in self._teachers:
+            frozen = Teacher(loaded, choose_device(settings.device), settings.precision)
+            self._teachers[key] = LoadedFeatureModel(ZERO_SHOT, frozen, templates)
+        return self._teachers[key]
 
     def _load(self, name: str, pretrained: str | None, device: torch.device | str = "cpu") -> LoadedModel:
         key = (name, pretrained)

@@ -20,6 +20,7 @@ from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache
+from teacher_cache.teacher import image_tower
 
 NO_CROP = np.zeros(5, dtype=np.uint16)  # the evaluation view has none
 
@@ -102,8 +103,7 @@ def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> Encode
     Raises:
         UsageError: the cache keeps no image features, or not those of a model; or no sample has a label.
     """
-    teacher = cache.teacher
-    tower = f"{teacher['weights_digest']} in {teacher['precision']}"
+    tower = image_tower(cache.teacher["weights_digest"], cache.teacher["precision"])
     for model in models:
         if model.image_tower != tower:
             raise UsageError(

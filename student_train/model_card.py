@@ -5,13 +5,14 @@ Knows words and tables; what is known of a student comes from `stored.py`.
 
 import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from student_train.evaluators import FIGURES, shown
+from student_train.markdown import plain, table
 from student_train.stored import StudentRecord
 from teacher_cache.openclip import LOCAL_DIR, hub_repository
 
@@ -28,16 +29,6 @@ ABOUT = {
     "classes": "classes",
     "samples": "samples",
 }
-SHARES = {
-    "top1": "top-1 %",
-    "top5": "top-5 %",
-    "per_class": "mean of classes %",
-    "base": "base %",
-    "new": "new %",
-    "harmonic": "harmonic mean %",
-    "agreement": "teacher agrees %",
-}
-NUMBERS = {"ece": "ECE", "kl": "KL to teacher"}
 
 
 def model_card(
@@ -58,15 +49,15 @@ def model_card(
         tags=TAGS,
     )
     name = record.model.removeprefix(LOCAL_DIR)
-    weights = f" with the weights {_plain(record.pretrained)}" if record.pretrained else ""
+    weights = f" with the weights {plain(record.pretrained)}" if record.pretrained else ""
     moved = ', model="FOLDER OF THE CLIP"' if record.model.startswith(LOCAL_DIR) else ""
     settings = {**record.prompts.model_dump(mode="json"), **_of_training(trained)}
     lines = [
-        f"# Prompts for {_plain(name)}",
+        f"# Prompts for {plain(name)}",
         "",
-        f"A frozen CLIP, open_clip's {_plain(name)}{weights}, with learned prompts in its towers: it encodes "
+        f"A frozen CLIP, open_clip's {plain(name)}{weights}, with learned prompts in its towers: it encodes "
         "images and texts as CLIP does. These files hold the prompts alone. CLIP's own weights are loaded as "
-        f"open_clip loads them; their digest has to be {_plain(record.weights_digest)}.",
+        f"open_clip loads them; their digest has to be {plain(record.weights_digest)}.",
         "",
         "Written by RPP, which implements *Revisiting Prompt Pretraining of Vision-Language Models* "
         f"({PAPER}): prompts of their own for query, key and value, learned from hard labels and from the "
@@ -87,7 +78,7 @@ def model_card(
         "",
         *_training_lines(trained),
         "",
-        *_table(["setting", "value"], [[setting, _value(value)] for setting, value in settings.items()]),
+        *table(["setting", "value"], [[setting, _value(value)] for setting, value in settings.items()]),
         "",
         "## Measured",
         "",
@@ -102,30 +93,27 @@ def figures_in(found: Any) -> list[dict[str, Any]]:
     if not isinstance(found, dict):
         return []
     several = next((found[name] for name in ("rows", "evals") if isinstance(found.get(name), list)), [found])
-    return [row for row in several if isinstance(row, dict) and any(_number(row, name) for name in _KNOWN)]
-
-
-_KNOWN = {**SHARES, **NUMBERS}
+    return [row for row in several if isinstance(row, dict) and any(_number(row, name) for name in FIGURES)]
 
 
 def _number(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return f"{100 * value:.2f}" if name in SHARES else f"{value:.4f}"
+    return shown(name, value)
 
 
 def _figure_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
-    columns = [name for name in _KNOWN if any(_number(row, name) for row in figures)]
+    columns = [name for name in FIGURES if any(_number(row, name) for row in figures)]
     if not columns:
         return ["No figures came with these prompts."]
     about = [name for name in ABOUT if any(name in row for row in figures)]
-    titles = [ABOUT[name] for name in about] + [_KNOWN[name] for name in columns]
+    titles = [ABOUT[name] for name in about] + [FIGURES[name] for name in columns]
     rows = [
         [_place(str(row.get(name, ""))) for name in about] + [_number(row, name) or "" for name in columns]
         for row in figures
     ]
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 def _training_lines(trained: Mapping[str, Any] | None) -> list[str]:
@@ -133,13 +121,13 @@ def _training_lines(trained: Mapping[str, Any] | None) -> list[str]:
         return ["How these prompts were trained is not known: they came without the record of a run."]
     teacher, cache = trained["teacher"], trained["cache"]
     name = str(teacher.get("model", "not known")).removeprefix(LOCAL_DIR)
-    weights = f", {_plain(teacher['pretrained'])}" if teacher.get("pretrained") else ""
+    weights = f", {plain(teacher['pretrained'])}" if teacher.get("pretrained") else ""
     return [
-        f"- teacher: {_plain(name)}{weights}, weights {_plain(teacher.get('weights_digest', 'not known'))}",
-        f"- cache: {_plain(cache.get('samples', 'an unknown number of'))} samples with the digest "
-        f"{_plain(cache.get('sample_table_digest', 'not known'))}, "
-        f"{_plain(cache.get('classes', 'an unknown number of'))} classes with the digest "
-        f"{_plain(cache.get('vocabulary_digest', 'not known'))}",
+        f"- teacher: {plain(name)}{weights}, weights {plain(teacher.get('weights_digest', 'not known'))}",
+        f"- cache: {plain(cache.get('samples', 'an unknown number of'))} samples with the digest "
+        f"{plain(cache.get('sample_table_digest', 'not known'))}, "
+        f"{plain(cache.get('classes', 'an unknown number of'))} classes with the digest "
+        f"{plain(cache.get('vocabulary_digest', 'not known'))}",
     ]
 
 
@@ -160,15 +148,3 @@ def _place(name: str) -> str:
     """Of an absolute path or a URL the last name: the rest is about somebody's machine."""
     absolute = name.startswith("~") or "://" in name or Path(name).is_absolute()
     return Path(name).name if absolute else name
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    cells = [list(titles), ["---"] * len(titles), *([_plain(cell) for cell in row] for row in rows)]
-    return ["| " + " | ".join(row) + " |" for row in cells]
-
-
-def _plain(text: Any) -> str:
-    """A text that Markdown shows as it is, on one line: names come from files and from strangers."""
-    line = " ".join(str(text).split())
-    line = re.sub(r"[&<>|]", lambda found: f"&#{ord(found[0])};", line)
-    return re.sub(r"[\\`*_~\[\]]", r"\\\g<0>", line)

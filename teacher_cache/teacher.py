@@ -60,7 +60,7 @@ class Teacher:
     @property
     def image_tower(self) -> str:
         """Equal for teachers whose features of an image are equal."""
-        return f"{self.loaded.digest} in {self.precision}"
+        return image_tower(self.loaded.digest, self.precision)
 
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST.get(self.precision)
@@ -137,6 +137,11 @@ class Teacher:
             "precision": self.precision,
             "quick_gelu": self.loaded.config["quick_gelu"],
         }
+
+
+def image_tower(weights_digest: str, precision: Precision) -> str:
+    """What teachers have in common whose features of an image are equal."""
+    return f"{weights_digest} in {precision}"
 
 
 def recorded_teacher(

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from student_train.datasets import Dataset
-from student_train.evaluate import figures
+from student_train.evaluate import Logits, figures
 from student_train.feature_models import LoadedFeatureModel
 from student_train.image_features import encode_images
 from teacher_cache.images import ImageReader, decode_image, index_images
@@ -188,7 +188,7 @@ def main(
     for style in UNSEEN_STYLES:
         samples, notes = index_images(str(emoji / f"{style}.tar"), vocabulary)
         dataset = Dataset(style, samples, vocabulary, np.arange(len(names)), notes)
-        found = figures(model, None, encode_images([teacher], samples), dataset, ["accuracy"])
+        found = figures(Logits(model, encode_images([teacher], samples), dataset), None, ["accuracy"])
         print(f"{style}: zero-shot top-1 {100 * found['top1']:.1f} %, top-5 {100 * found['top5']:.1f} %")
     size = (out / "open_clip_model.safetensors").stat().st_size
     print(f"logit scale {teacher.loaded.logit_scale:.1f}, {size} bytes")

@@ -5,6 +5,7 @@ from student_train.evaluators.agreement import Agreement
 from student_train.evaluators.base_to_new import BaseToNew, harmonic_mean
 from student_train.evaluators.calibration import Calibration
 from student_train.evaluators.evaluator import Evaluator, Scores, Task
+from student_train.evaluators.figures import FIGURES, is_share, shown
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "accuracy": Accuracy,
@@ -13,17 +14,4 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "base-to-new": BaseToNew,
 }
 
-# All figures in the order of a table's columns, and what stands above them.
-FIGURES = {
-    "top1": "top-1 %",
-    "top5": "top-5 %",
-    "per_class": "per class %",
-    "base": "base %",
-    "new": "new %",
-    "harmonic": "harmonic %",
-    "agreement": "agreement %",
-    "ece": "ECE",
-    "kl": "KL",
-}
-
-__all__ = ["EVALUATORS", "FIGURES", "Evaluator", "Scores", "Task", "harmonic_mean"]
+__all__ = ["EVALUATORS", "FIGURES", "Evaluator", "Scores", "Task", "harmonic_mean", "is_share", "shown"]

@@ -15,6 +15,7 @@ from student_train.evaluators import harmonic_mean
 from student_train.prompts import PromptSettings
 from student_train.train import TrainSettings, train
 from teacher_cache.errors import UsageError
+from teacher_cache.teacher import Teacher
 from teacher_cache.vocabulary import load_vocabulary
 from tests.student_train.conftest import PICTURES
 from tests.student_train.conftest import demo_cache_path as demo_cache_path
@@ -105,6 +106,34 @@ def test_images_are_decoded_once_for_all_students(
     options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy", "agreement"))
     run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
     assert len(calls) == 600
+
+
+def test_images_go_once_through_a_tower_that_models_share(
+    demo_cache_path: Path, runs: list[str], styles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frozen one, which the text student, zero-shot and the teacher of all three have in common."""
+    encode, seen = Teacher.image_features, []
+    monkeypatch.setattr(
+        Teacher, "image_features", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels)
+    )
+    options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy", "agreement"))
+    run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
+    assert sum(seen) == 600
+
+
+def test_names_are_read_once_for_the_teacher_of_several_students(
+    demo_cache_path: Path, runs: list[str], styles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, calls = Teacher.class_features, []
+    monkeypatch.setattr(Teacher, "class_features", lambda self, names: calls.append(1) or read(self, names))
+    options = EvalOptions(cache=str(demo_cache_path), metrics=("agreement",))
+    run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
+    assert len(calls) == 2, "one a data set"
+
+
+def test_a_places_root_is_not_put_before_an_address(tmp_path: Path) -> None:
+    (tmp_path / "far.toml").write_text("[[data]]\nname = 'a'\nimages = 's3://bucket/{0..3}.tar'\n")
+    assert load_suite(str(tmp_path / "far.toml"), tmp_path).data[0].images == "s3://bucket/{0..3}.tar"
 
 
 def test_the_harmonic_mean_of_a_suite_is_that_of_its_means(demo_cache_path: Path, tmp_path: Path) -> None:
@@ -283,7 +312,7 @@ def test_names_do_not_break_a_table() -> None:
         "without_label": 0,
     }
     lines = evaluation_cells([result | {"top1": 0.5}]).markdown().splitlines()
-    assert lines[2] == "| a\\|b | &lt;script> | 2 | 3 | 0 | 0 | 50.00 |"
+    assert lines[2] == "| a&#124;b | &#60;script&#62; | 2 | 3 | 0 | 0 | 50.00 |"
     row = {"data": "d", "suite": "s", "student": "x", "classes": 2, "samples": 3, "base": 1.0}
     cells = suite_cells({"rows": [row, row | {"new": 0.25}], "means": []})
     assert [line[-2:] for line in cells.rows] == [["100.00", ""], ["100.00", "25.00"]]
