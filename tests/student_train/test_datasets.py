@@ -16,6 +16,7 @@ from student_train.prompts import PromptSettings
 from student_train.train import TrainSettings, train
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
+from teacher_cache.teacher import Teacher
 from tests.student_train.conftest import PICTURES, build_with
 from tests.teacher_cache.inputs import jpeg, webdataset_members, write_folder, write_parquet, write_shard
 
@@ -51,6 +52,29 @@ def test_clip_benchmarks_layout(tmp_path: Path) -> None:
         "labels are line numbers, whatever the names"
     )
     assert opened(folder, templates="a {} drawn").vocabulary.templates == ("a {} drawn",)
+
+
+def test_classes_that_are_called_by_numbers_keep_their_lines(tmp_path: Path) -> None:
+    assert opened(write_clip_benchmark(tmp_path, ["5", "4", "1", "2", "3"])).labels.tolist() == [
+        n % 5 for n in range(12)
+    ]
+
+
+@pytest.mark.parametrize("templates", [None, "{} from above"])
+def test_a_data_sets_templates_go_before_the_models(
+    demo_cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, templates: str | None
+) -> None:
+    folder = write_clip_benchmark(
+        tmp_path, ["cat", "dog", "owl", "eel", "urchin"], zeroshot_classification_templates="a {c} drawn"
+    )
+    read, seen = Teacher.class_features, []
+    monkeypatch.setattr(
+        Teacher, "class_features", lambda self, names: seen.append(names.templates) or read(self, names)
+    )
+    evaluate(
+        EvalSettings(student="zero-shot", cache=str(demo_cache_path), images=str(folder), templates=templates)
+    )
+    assert seen == [(templates or "a {} drawn",)]
 
 
 def test_shards_that_are_not_counted_are_not_read(tmp_path: Path) -> None:
@@ -122,9 +146,8 @@ def test_folders_tars_and_parquet_need_class_names(tmp_path: Path) -> None:
 
 
 def test_present_classes_are_those_with_images(tmp_path: Path) -> None:
-    shard = write_shard(
-        tmp_path / "shard.tar", webdataset_members(0, 4, labels=dict(enumerate((3, 0, 3, 0))))
-    )
+    labels = dict(enumerate((3, 0, 3, 0, -1)))
+    shard = write_shard(tmp_path / "shard.tar", webdataset_members(0, 5, labels=labels))
     names = tmp_path / "names.txt"
     names.write_text("\n".join("abcde"))
     assert opened(shard, classes=str(names), class_subset="present").classes.tolist() == [0, 3]

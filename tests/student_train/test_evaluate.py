@@ -169,6 +169,28 @@ def test_a_moved_model_is_named(cache_path: Path, tmp_path: Path) -> None:
         evaluate(asked.model_copy(update={"model": str(other)}))
 
 
+def test_where_the_students_model_is_now_says_nothing_of_another_teacher(
+    cache_path: Path, tmp_path: Path
+) -> None:
+    """The student has another frozen model than the cache's teacher, and that model has moved."""
+    own = write_model(tmp_path / "own", "gelu", seed=4)
+    prompts = PromptSettings(towers="text")
+    train(
+        TrainSettings(cache=cache_path, out=tmp_path / "run", student=str(own), prompts=prompts, max_steps=1)
+    )
+    moved = own.rename(tmp_path / "moved")
+    asked = EvalSettings(
+        student=str(tmp_path / "run"),
+        model=str(moved),
+        images=IMAGES,
+        classes=CLASSES,
+        metrics=("agreement",),
+    )
+    found = evaluate(asked)
+    assert found["kl"] > 0
+    assert evaluate(asked.model_copy(update={"cache": str(cache_path)}))["kl"] == pytest.approx(found["kl"])
+
+
 def test_labels_beyond_the_vocabulary_are_refused(cache_path: Path, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("cat\ndog\n")
     with pytest.raises(UsageError, match="2 classes"):

@@ -64,8 +64,11 @@ def test_fewer_than_five_classes() -> None:
     assert measured("accuracy", found) == {"top1": 1.0, "top5": 1.0, "per_class": 1.0}
 
 
-def test_calibration_error_is_the_plain_sum_over_bins() -> None:
+@pytest.mark.parametrize("sharpness", [1.0, 0.05])
+def test_calibration_error_is_the_plain_sum_over_bins(sharpness: float) -> None:
+    """Also of a model that is never sure, whose probabilities lie in the first bins."""
     found = scores()
+    found = Scores(sharpness * found.logits_BC, found.labels_B, found.teacher_logits_BC)
     probabilities = found.logits_BC.double().softmax(-1).numpy()
     claimed, right = probabilities.max(1), probabilities.argmax(1) == found.labels_B.numpy()
     expected = 0.0
