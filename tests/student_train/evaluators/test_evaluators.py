@@ -64,11 +64,16 @@ def test_fewer_than_five_classes() -> None:
     assert measured("accuracy", found) == {"top1": 1.0, "top5": 1.0, "per_class": 1.0}
 
 
-@pytest.mark.parametrize("sharpness", [1.0, 0.05])
-def test_calibration_error_is_the_plain_sum_over_bins(sharpness: float) -> None:
-    """Also of a model that is never sure, whose probabilities lie in the first bins."""
+def test_probabilities_in_the_first_two_bins_are_told_apart() -> None:
+    """A wrong claim of 5 % and a right one of 10 %, among 40 classes."""
+    shares = torch.full((2, 40), 0.9 / 39)
+    shares[0], shares[0, 0], shares[1, 0] = 0.95 / 39, 0.05, 0.1
+    found = Scores(shares.log(), torch.tensor([1, 0]), shares)
+    assert measured("calibration", found)["ece"] == pytest.approx(0.05 / 2 + 0.9 / 2, abs=1e-6)
+
+
+def test_calibration_error_is_the_plain_sum_over_bins() -> None:
     found = scores()
-    found = Scores(sharpness * found.logits_BC, found.labels_B, found.teacher_logits_BC)
     probabilities = found.logits_BC.double().softmax(-1).numpy()
     claimed, right = probabilities.max(1), probabilities.argmax(1) == found.labels_B.numpy()
     expected = 0.0
