@@ -116,7 +116,7 @@ class Logits:
 
     Attributes:
         labels: the right ones of these classes, int64 [N].
-        classes: C, their number.
+        classes: their names, C of them.
     """
 
     def __init__(self, loaded: LoadedFeatureModel, encoded: EncodedImages, dataset: Dataset) -> None:
@@ -128,9 +128,10 @@ class Logits:
         rows = torch.isin(encoded.labels, chosen_C).nonzero()[:, 0]
         if len(rows) == 0:
             raise UsageError("no image of the asked classes")
-        self.labels, self.classes = torch.searchsorted(chosen_C, encoded.labels[rows]), len(chosen_C)
+        self.labels = torch.searchsorted(chosen_C, encoded.labels[rows])
         vocabulary = dataset.vocabulary
         names, ids = (tuple(kept[c] for c in dataset.classes) for kept in (vocabulary.names, vocabulary.ids))
+        self.classes = names
         read = Vocabulary(names, ids, vocabulary.templates or loaded.templates)
         self._class_features_CD = loaded.model.class_features(read)
         self._image_features_ND = encoded.features[loaded.model.image_tower][rows]
@@ -152,8 +153,9 @@ def figures(
     Raises:
         UsageError: a metric that does not fit them.
     """
-    evaluators = [EVALUATORS[metric](Task(own.classes, temperature)) for metric in metrics]
-    for part in _pieces(len(own.labels), own.classes):
+    task = Task(len(own.classes), temperature, own.classes)
+    evaluators = [EVALUATORS[metric](task) for metric in metrics]
+    for part in _pieces(len(own.labels), task.classes):
         scores = Scores(own.of(part), own.labels[part], teacher.of(part) if teacher else None)
         for evaluator in evaluators:
             evaluator.update(scores)

@@ -3,6 +3,7 @@
 from student_train.evaluators.accuracy import Accuracy
 from student_train.evaluators.agreement import Agreement
 from student_train.evaluators.base_to_new import BaseToNew, harmonic_mean
+from student_train.evaluators.by_class import ByClass
 from student_train.evaluators.calibration import Calibration
 from student_train.evaluators.evaluator import Evaluator, Scores, Task
 from student_train.evaluators.figures import FIGURES, is_share, shown
@@ -12,6 +13,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "calibration": Calibration,
     "agreement": Agreement,
     "base-to-new": BaseToNew,
+    "by-class": ByClass,
 }
 
 __all__ = ["EVALUATORS", "FIGURES", "Evaluator", "Scores", "Task", "harmonic_mean", "is_share", "shown"]

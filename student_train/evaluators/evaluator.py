@@ -4,7 +4,7 @@ Shapes: B images, C classes.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -16,10 +16,12 @@ class Task:
     Attributes:
         classes: C, the classes to choose among.
         temperature: T of the soft labels that are compared with the teacher's.
+        names: of the classes; none where they have only numbers.
     """
 
     classes: int
     temperature: float = 1.0
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Evaluator(Protocol):
         """Take the scores of the next images."""
         ...
 
-    def figures(self) -> dict[str, float]:
-        """Name and value of each figure over all images so far."""
+    def figures(self) -> dict[str, Any]:
+        """Name and value of each figure over all images so far: numbers, or what JSON takes."""
         ...
 
 

@@ -51,8 +51,18 @@ def test_zero_shot_is_open_clips(demo_cache_path: Path) -> None:
     templates = [lambda name: f"a photo of a {name}."]
     names = load_vocabulary(CLASSES).names
     classifier_DC = open_clip.build_zero_shot_classifier(model, tokenizer, names, templates, device="cpu")
-    found = evaluate(EvalSettings(student="zero-shot", cache=demo_cache_path, images=IMAGES, classes=CLASSES))
+    found = evaluate(
+        EvalSettings(
+            student="zero-shot",
+            cache=demo_cache_path,
+            images=IMAGES,
+            classes=CLASSES,
+            metrics=("accuracy", "by-class"),
+        )
+    )
     assert found["samples"] == 300
+    assert [name for name, _, _ in found["by_class"]] == list(names)
+    assert sum(right for _, _, right in found["by_class"]) == round(found["top1"] * 300)
     plain = plain_hits(model, classifier_DC, IMAGES, demo_cache_path)
     assert (found["top1"], found["top5"]) == plain
     assert found["top5"] > found["top1"] > 0.1

@@ -31,7 +31,7 @@ def scores(images: int = 300, classes: int = CLASSES, seed: int = 0) -> Scores:
 
 def measured(
     name: str, found: Scores, temperature: float = 1.0, sizes: tuple[int, ...] = ()
-) -> dict[str, float]:
+) -> dict[str, Any]:
     evaluator = EVALUATORS[name](Task(found.logits_BC.shape[1], temperature))
     cuts = [0, *np.cumsum(sizes).tolist(), len(found.labels_B)]
     for first, end in pairwise(cuts):
@@ -144,11 +144,25 @@ def test_harmonic_mean() -> None:
 def test_batches_do_not_matter(name: str, sizes: list[int]) -> None:
     found = scores()
     whole = measured(name, found)
-    assert measured(name, found, sizes=tuple(sizes)) == pytest.approx(whole, rel=1e-6, abs=1e-9)
-    assert whole.keys() <= FIGURES.keys()
+    inside = measured(name, found, sizes=tuple(sizes))
+    assert inside == (whole if name == "by-class" else pytest.approx(whole, rel=1e-6, abs=1e-9))
 
 
-def test_every_figure_belongs_to_one_evaluator() -> None:
+def test_every_figure_belongs_to_one_evaluator_and_has_a_heading() -> None:
     found = scores()
     names: list[Any] = [figure for name in EVALUATORS for figure in measured(name, found)]
-    assert sorted(names) == sorted(FIGURES)
+    assert sorted(names) == sorted([*FIGURES, "by_class"])
+
+
+def test_by_class_counts_images_and_those_whose_class_comes_first() -> None:
+    found = scores()
+    named = Task(CLASSES, names=tuple("abcdefghijk"))
+    evaluator = EVALUATORS["by-class"](named)
+    evaluator.update(found)
+    first = found.logits_BC.argmax(1)
+    expected = [
+        [name, int((found.labels_B == c).sum()), int(((first == c) & (found.labels_B == c)).sum())]
+        for c, name in enumerate(named.names[:-1])  # the last class has no image
+    ]
+    assert evaluator.figures() == {"by_class": expected}
+    assert measured("by-class", found)["by_class"][0] == ["0", *expected[0][1:]]
