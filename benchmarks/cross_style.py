@@ -24,8 +24,7 @@ import typer
 
 from pipeline.suite import Suite, SuiteData, run_suites
 from student_train.evaluate import EvalOptions
-from student_train.evaluators import FIGURES, is_share
-from student_train.feature_models import ZERO_SHOT
+from student_train.evaluators import FIGURES, ZERO_SHOT, is_share
 from student_train.markdown import table as markdown_table
 from student_train.prompts import PromptSettings
 from student_train.train import TrainSettings, train
@@ -41,7 +40,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "shared, hard + soft": {"prompt_structure": "shared"},
     "QKV, hard": {"soft_weight": 0.0},
     PRETRAINED: {},
-    "QKV, hard + soft, residual": {"carry": "residual"},
     "QKV, hard + soft, text alone": {"towers": "text"},
 }
 SHOTS = (1, 2, 4)

@@ -9,11 +9,13 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
+from pipeline.compare import compare_runs
 from pipeline.demo.compare import DemoSettings, demo_table, run_demo
 from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
-from pipeline.suite import load_suite, run_suites
-from pipeline.tables import evaluation_cells, suite_cells
+from pipeline.suite import check_all_evaluated, load_suite, run_suites
+from pipeline.sweep import SweepSettings, check_all_done, run_sweep
+from pipeline.tables import compared_cells, evaluation_cells, suite_cells, sweep_cells
 from student_train.classifier import ClassifierSettings, export_classifier
 from student_train.datasets import DataOptions, DataSettings, open_dataset
 from student_train.evaluate import EvalOptions, evaluate_models, load_models
@@ -30,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")]
 console = Console(soft_wrap=True)
 remarks = Console(stderr=True, soft_wrap=True)
 
@@ -50,6 +53,47 @@ def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: 
         print(json.dumps(results, ensure_ascii=False))
         return
     console.print(evaluation_cells(results["evals"]).terminal())
+
+
+@app.command()
+@settings_options(SweepSettings)
+def sweep(
+    settings: SweepSettings,
+    recipe: Annotated[Path, typer.Argument(help="a TOML recipe")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+) -> None:
+    """Train and evaluate a grid of settings over one cache. Called again, it goes on and skips what is done.
+
+    Example: rpp sweep recipe.toml --set train.temperature=0.5,1,2 --set train.soft_weight=0,1 --seeds 3
+    """
+    record = run_sweep(recipe, settings, note)
+    if as_json:
+        print(record.model_dump_json())
+    elif as_markdown:
+        print(sweep_cells(record).markdown())
+    else:
+        console.print(sweep_cells(record).terminal())
+    check_all_done(record)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    as_json: Json = False,
+    as_markdown: Markdown = False,
+) -> None:
+    """What differs between runs, in settings and in results.
+
+    Example: rpp compare runs/t1 runs/t2
+    """
+    compared = compare_runs(runs)
+    if as_json:
+        print(json.dumps(compared, ensure_ascii=False))
+    elif as_markdown:
+        print(compared_cells(compared).markdown())
+    else:
+        console.print(compared_cells(compared).terminal())
 
 
 @app.command("eval")
@@ -73,7 +117,7 @@ def eval_command(
         bool, typer.Option("--skip-missing", help="do without data sets not there")
     ] = False,
     as_json: Json = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")] = False,
+    as_markdown: Markdown = False,
 ) -> None:
     """Figures of students, or of the frozen model (--student zero-shot --cache ./zarr).
 
@@ -81,11 +125,15 @@ def eval_command(
     """
     if bool(images) == bool(suite):
         raise UsageError("name what to evaluate on: one data set by --images, or --suite")
+    if as_json and as_markdown:
+        raise UsageError("--json or --markdown, not both")
     if images:
+        if root is not None or skip_missing:
+            raise UsageError("--root and --skip-missing belong to --suite")
         dataset = open_dataset(DataSettings(**_of(DataOptions, options), images=images))
-        for line in dataset.notes:
-            note(f"note: {line}")
         rows = evaluate_models(load_models(student, options), dataset, options)
+        for line in rows[0]["notes"]:
+            note(f"note: {line}")
         results: dict[str, Any] = rows[0] if len(rows) == 1 else {"rows": rows}
         cells = evaluation_cells(rows)
     else:
@@ -103,6 +151,8 @@ def eval_command(
         print(cells.markdown())
     else:
         console.print(cells.terminal())
+    if suite:
+        check_all_evaluated(results)
 
 
 def _of(kind: type[BaseModel], options: BaseModel) -> dict[str, Any]:

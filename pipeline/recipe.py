@@ -19,41 +19,51 @@ from teacher_cache.options import from_flat
 
 
 class Recipe(BaseModel):
-    """Everything that one experiment needs."""
+    """Everything that one experiment needs; without `build` its cache is there already."""
 
     model_config = ConfigDict(frozen=True)
 
-    build: BuildSettings
+    build: BuildSettings | None
     train: TrainSettings
     evals: list[EvalSettings]
 
 
-def load_recipe(path: Path) -> Recipe:
+def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe. `$NAME` and `${NAME}` in strings are environment variables; paths are relative to where
-    the command runs. `train.cache`, `eval.cache` and `eval.student` follow from `build.out` and `train.out`.
+    the command runs. Without a value, `train.cache` is `build.out`, `eval.cache` is `train.cache` and
+    `eval.student` is `train.out`.
+
+    Args:
+        train: settings that go before those of the recipe's [train].
 
     Raises:
         UsageError: not TOML, an unknown table or setting, a missing one, an environment variable not set.
     """
     tables = read_toml(path, "recipe")
     unknown = set(tables) - {"build", "train", "eval"}
-    if unknown or not isinstance(tables.get("build"), dict) or not isinstance(tables.get("train"), dict):
+    if unknown or not isinstance(tables.get("build", {}), dict) or not isinstance(tables.get("train"), dict):
         raise UsageError(
             f"the recipe {path} needs the tables [build] and [train], may have [[eval]]"
             + (f", and does not know [{min(unknown)}]" if unknown else "")
         )
+    if "build" not in tables and "cache" not in tables["train"]:
+        raise UsageError(f"the recipe {path} needs the table [build], or cache in [train]")
     evals = tables.get("eval", [])
     if not (isinstance(evals, list) and all(isinstance(table, dict) for table in evals)):
         raise UsageError(f"the recipe {path}: an evaluation begins with [[eval]], in double brackets")
-    build = _table(BuildSettings, tables["build"], f"{path} [build]")
-    train = _table(TrainSettings, {"cache": build.out, **tables["train"]}, f"{path} [train]")
-    if train.out is None:
+    build = _table(BuildSettings, tables["build"], f"{path} [build]") if "build" in tables else None
+    cache = tables["train"].get("cache") or (build and build.out)
+    values = {"cache": cache, **tables["train"], **(train or {})}
+    training = _table(TrainSettings, values, f"{path} [train]")
+    if training.out is None:
         raise UsageError(f"{path} [train] needs out: the run's folder")
     evaluations = [
-        _table(EvalSettings, {"cache": build.out, "student": str(train.out), **table}, f"{path} [[eval]]")
+        _table(
+            EvalSettings, {"cache": training.cache, "student": str(training.out), **table}, f"{path} [[eval]]"
+        )
         for table in tables.get("eval", [])
     ]
-    return Recipe(build=build, train=train, evals=evaluations)
+    return Recipe(build=build, train=training, evals=evaluations)
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -87,7 +97,7 @@ def _expand(value: Any, path: Path) -> Any:
     if not isinstance(value, str):
         return value
     expanded = os.path.expandvars(value)
-    left = re.search(r"\$\{?(\w+)\}?", expanded)
+    left = re.search(r"\$\{?([A-Za-z_]\w*)\}?", expanded)
     if left:
         raise UsageError(f"{path}: the environment variable {left[1]} is not set (in '{value}')")
     return expanded

@@ -1,14 +1,14 @@
 """One recipe from images to figures: build, train, evaluate. What is done already is not done again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe
 from student_train.datasets import check_dataset
 from student_train.evaluate import EvalSettings, evaluate
-from student_train.feature_models import ZERO_SHOT
+from student_train.evaluators import ZERO_SHOT
 from student_train.run_folder import write_whole
 from student_train.run_record import RESULTS, SETTINGS
 from student_train.train import TrainSettings, train
@@ -25,29 +25,48 @@ def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]
         on_note: called with a line for the user before and after each step.
 
     Returns:
-        What `results.json` holds: `build`, `train` and a list `evals`.
+        What `results.json` holds: `build`, where there is one, `train` and a list `evals`.
 
     Raises:
         UsageError, RppError: as the steps do. The next call goes on where this one stopped.
     """
     for evaluation in recipe.evals:
         check_evaluation(evaluation, recipe)
-    built = build_cache(recipe.build, on_note)
-    on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
-    trained = train(continued(recipe.train))
+    before = {}
+    if recipe.build is not None:
+        built = build_cache(recipe.build, on_note)
+        on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
+        before["build"] = json.loads(json.dumps(built.__dict__, default=str))
+    return train_and_evaluate(recipe.train, with_zero_shot(recipe.evals), before, on_note)
+
+
+def train_and_evaluate(
+    settings: TrainSettings,
+    evals: Sequence[EvalSettings],
+    before: dict[str, Any],
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train a student, or go on with it, and evaluate; write `results.json` into the run's folder.
+
+    Args:
+        before: what the results begin with.
+
+    Returns:
+        What `results.json` holds: `before`, `train` and a list `evals`.
+
+    Raises:
+        UsageError, RppError: as the steps do. The next call goes on where this one stopped.
+    """
+    trained = train(continued(settings))
     on_note(f"run {trained.out}: {trained.steps} steps from {trained.mode}, last loss {trained.loss:.4f}")
     of_training: dict[str, Any] = json.loads(json.dumps(trained.__dict__, default=str))
     if not trained.samples:  # the figures are those of the call that trained
         of_training = earlier_results(trained.out).get("train", of_training)
-    results: dict[str, Any] = {
-        "build": json.loads(json.dumps(built.__dict__, default=str)),
-        "train": of_training,
-        "evals": [],
-    }
+    results: dict[str, Any] = {**before, "train": of_training, "evals": []}
     if trained.samples:  # kept, whatever becomes of the evaluations
-        write_results(trained.out, results)
-    results["evals"] = [evaluate(settings) for settings in with_zero_shot(recipe.evals)]
-    write_results(trained.out, results)
+        write_results(trained.out / RESULTS, results)
+    results["evals"] = [evaluate(evaluation) for evaluation in evals]
+    write_results(trained.out / RESULTS, results)
     return results
 
 
@@ -58,10 +77,11 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         UsageError: no such vocabulary, images, cache, student or device.
     """
     try:
-        if settings.images != recipe.build.out:
+        made = recipe.build and recipe.build.out
+        if settings.images != made:
             check_dataset(settings)
         choose_device(settings.device)
-        if settings.cache is not None and settings.cache != recipe.build.out:
+        if settings.cache is not None and settings.cache != made:
             open_cache(settings.cache)
         made_here = (ZERO_SHOT, str(recipe.train.out))
         if settings.student not in made_here and not Path(settings.student).exists():
@@ -86,14 +106,19 @@ def continued(settings: TrainSettings) -> TrainSettings:
 
 
 def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:
-    """Each evaluation of a student behind the same one of the frozen model."""
+    """Each evaluation of a student behind the same one of the frozen model, class by class for reports."""
     both: list[EvalSettings] = []
-    for settings in evals:
-        zero_shot = settings.model_copy(update={"student": "zero-shot"})
+    for settings in map(by_class, evals):
+        zero_shot = settings.model_copy(update={"student": ZERO_SHOT})
         both += [zero_shot] if zero_shot == settings else [zero_shot, settings]
     return both
 
 
-def write_results(folder: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`, complete or not at all."""
-    write_whole(folder / RESULTS, json.dumps(results, indent=1, ensure_ascii=False))
+def by_class(settings: EvalSettings) -> EvalSettings:
+    """The same evaluation that also counts class by class."""
+    return settings.model_copy(update={"metrics": tuple(dict.fromkeys((*settings.metrics, "by-class")))})
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write results, completely or not at all."""
+    write_whole(path, json.dumps(results, indent=1, ensure_ascii=False))

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.recipe import read_toml
-from student_train.datasets import DataSettings, check_dataset, open_dataset
-from student_train.evaluate import EvalOptions, evaluate_models, load_models
+from student_train.datasets import Dataset, DataSettings, open_dataset
+from student_train.evaluate import EvalOptions, check_evaluation, evaluate_models, load_models
 from student_train.evaluators import FIGURES, harmonic_mean
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images.remote import is_remote
 from teacher_cache.options import from_flat
 
@@ -53,7 +53,7 @@ def load_suite(suite: str, root: Path | None = None) -> Suite:
     tables = read_toml(path, "suite")
     entries = tables.get("data")
     if set(tables) != {"data"} or not (
-        isinstance(entries, list) and all(isinstance(e, dict) for e in entries)
+        isinstance(entries, list) and entries and all(isinstance(e, dict) for e in entries)
     ):
         raise UsageError(f"the suite {path} needs one [[data]] for each data set, and nothing else")
     data = []
@@ -88,8 +88,8 @@ def run_suites(
     skip_missing: bool = False,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Evaluate students on all data sets of suites. Data sets are looked for before any model is loaded; an
-    image is decoded once for all students.
+    """Evaluate students on all data sets of suites. What can be known is known before any image is read: all
+    data sets are opened before a model is loaded. An image is decoded once for all students.
 
     Args:
         students: runs, or `zero-shot`.
@@ -99,35 +99,58 @@ def run_suites(
     Returns:
         `rows`: for each data set and student what `evaluate` returns, with `suite` and `data`, its name;
         `means`: for each suite and student, and over all suites where there are several, the means of the
-        figures that all its rows have, with `datasets` and `of`: of how many of how many data sets.
+        figures that all its rows have, with `datasets` and `of`: of how many of how many data sets;
+        `failed`: data sets whose images could not be evaluated: `suite`, `data`, `why`. The others are.
 
     Raises:
-        UsageError: data sets that are not there, all of them named; no such run; none left.
+        UsageError: data sets that are not there, all of them named; no such run; none left; suites of one
+            name; a metric or model that does not fit a data set.
     """
-    found, missing = _look(suites, skip_missing)
+    names = [suite.name for suite in suites]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two suites of one name: {', '.join(names)}; their means would be one")
+    found, missing = _open(suites, skip_missing)
     for line in missing:
         on_note(f"left out: {line}")
     models = load_models(students, options)
-    rows = []
-    for suite, data in found:
+    for _, data, dataset in found:
         try:
-            dataset = open_dataset(data)
-            results = evaluate_models(models, dataset, options)
+            check_evaluation(models, dataset, options)
         except UsageError as error:
             raise UsageError(f"{data.name}: {error}") from error
-        for line in dataset.notes:
+    rows, failed = [], []
+    for suite, data, dataset in found:
+        try:
+            results = evaluate_models(models, dataset, options)
+        except RppError as error:
+            failed.append({"suite": suite.name, "data": data.name, "why": str(error)})
+            on_note(f"{data.name} failed: {error}")
+            continue
+        for line in results[0]["notes"]:
             on_note(f"{data.name}: {line}")
         rows += [{"suite": suite.name, "data": data.name, **result} for result in results]
-    return {"rows": rows, "means": _means(rows, suites, students)}
+    return {"rows": rows, "means": _means(rows, suites), "failed": failed}
 
 
-def _look(suites: Sequence[Suite], skip_missing: bool) -> tuple[list[tuple[Suite, SuiteData]], list[str]]:
+def check_all_evaluated(results: dict[str, Any]) -> None:
+    """Raises:
+    RppError: a data set of the suites failed.
+    """
+    if failed := results["failed"]:
+        raise RppError(
+            f"{len(failed)} data sets could not be evaluated; the first, {failed[0]['data']}: "
+            f"{failed[0]['why']}"
+        )
+
+
+def _open(
+    suites: Sequence[Suite], skip_missing: bool
+) -> tuple[list[tuple[Suite, SuiteData, Dataset]], list[str]]:
     found, missing = [], []
     for suite in suites:
         for data in suite.data:
             try:
-                check_dataset(data)
-                found.append((suite, data))
+                found.append((suite, data, open_dataset(data)))
             except UsageError as error:
                 missing.append(f"{data.name}: {error}")
     if missing and (not skip_missing or not found):
@@ -137,15 +160,13 @@ def _look(suites: Sequence[Suite], skip_missing: bool) -> tuple[list[tuple[Suite
     return found, missing
 
 
-def _means(
-    rows: Sequence[dict[str, Any]], suites: Sequence[Suite], students: Sequence[str]
-) -> list[dict[str, Any]]:
+def _means(rows: Sequence[dict[str, Any]], suites: Sequence[Suite]) -> list[dict[str, Any]]:
     groups = [(suite.name, [suite.name], len(suite.data)) for suite in suites]
     if len(suites) > 1:
         groups.append(("all", [suite.name for suite in suites], sum(len(suite.data) for suite in suites)))
     means = []
     for name, members, count in groups:
-        for student in dict.fromkeys(students):
+        for student in dict.fromkeys(row["student"] for row in rows):
             own = [row for row in rows if row["suite"] in members and row["student"] == student]
             if not own:
                 continue

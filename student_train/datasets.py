@@ -65,6 +65,7 @@ class Dataset:
         source: the images' table, or a cache whose features stand for them.
         vocabulary: its classes; their templates are those that the data set brings, none if it brings none.
         classes: ascending indices of those to choose among.
+        class_subset: how these were chosen.
         notes: remarks for the user.
     """
 
@@ -72,6 +73,7 @@ class Dataset:
     source: SampleTable | TeacherCache
     vocabulary: Vocabulary
     classes: NDArray[np.int64]
+    class_subset: str
     notes: list[str]
 
     @property
@@ -94,12 +96,13 @@ def open_dataset(settings: DataSettings) -> Dataset:
             cache,
             _with_templates(cache.vocabulary, settings, cache.vocabulary.templates),
             _chosen(cache.labels, len(cache.vocabulary), settings),
+            settings.class_subset,
             [],
         )
     vocabulary = _vocabulary(settings, form)
     samples, notes = index_images(_image_source(settings, form), vocabulary)
     classes = _chosen(samples.labels, len(vocabulary), settings)
-    return Dataset(settings.images, samples, vocabulary, classes, notes)
+    return Dataset(settings.images, samples, vocabulary, classes, settings.class_subset, notes)
 
 
 def check_dataset(settings: DataSettings) -> None:

@@ -7,6 +7,7 @@ Shapes: N images, B batch, C classes, D embedding.
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -15,10 +16,17 @@ from torch import Tensor
 
 from student_train.datasets import DataOptions, Dataset, DataSettings, open_dataset
 from student_train.evaluators import EVALUATORS, Scores, Task
-from student_train.feature_models import FeatureModels, LoadedFeatureModel, ModelOptions, ModelSettings
-from student_train.image_features import EncodedImages, cached_images, encode_images
+from student_train.feature_models import (
+    FeatureModel,
+    FeatureModels,
+    LoadedFeatureModel,
+    ModelOptions,
+    ModelSettings,
+)
+from student_train.image_features import EncodedImages, cached_images, check_cached, encode_images
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import SampleTable
+from teacher_cache.softlabels import TeacherCache
 from teacher_cache.vocabulary import Vocabulary
 
 BATCH_LOGITS = 1 << 24  # of a batch of scores: 64 MB
@@ -62,7 +70,8 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
 
 
 def load_models(students: Sequence[str], options: EvalOptions) -> list[ComparedModel]:
-    """Students, or `zero-shot`, each with the teacher that the metrics compare it with, if one does.
+    """Students, or `zero-shot`, each with the teacher that the metrics compare it with, if one does. One that
+    is named twice is loaded once.
 
     Raises:
         UsageError: no such run, cache, model or device.
@@ -70,7 +79,7 @@ def load_models(students: Sequence[str], options: EvalOptions) -> list[ComparedM
     models, compared = FeatureModels(), []
     shared = options.model_dump(include=set(ModelOptions.model_fields))
     with_teacher = any(EVALUATORS[metric].needs_teacher for metric in options.metrics)
-    for student in students:
+    for student in dict.fromkeys(str(Path(name)) for name in students):
         settings = ModelSettings(**shared, student=student)
         model = models.load(settings)
         compared.append((model, models.teacher_of(settings) if with_teacher else None))
@@ -84,12 +93,23 @@ def evaluate_models(
 
     Returns:
         For each model what `evaluate` returns.
+
+    Raises:
+        UsageError: as `check_evaluation`, or no labelled image could be read.
+        RppError: features that are not finite.
     """
-    everyone = [m.model for pair in models for m in pair if m is not None]
+    check_evaluation(models, dataset, options)
+    everyone = _everyone(models)
     if isinstance(dataset.source, SampleTable):
         encoded = encode_images(everyone, dataset.source, options.batch_size, options.threads)
     else:
         encoded = cached_images(everyone, dataset.source)
+    notes = list(dataset.notes)
+    if encoded.skipped:
+        first = encoded.skipped[0]
+        notes.append(
+            f"{len(encoded.skipped)} images could not be read, the first: {first['key']}: {first['reason']}"
+        )
     distinct = {id(model): model for pair in models for model in pair if model is not None}
     logits = {key: Logits(model, encoded, dataset) for key, model in distinct.items()}
     return [
@@ -99,7 +119,7 @@ def evaluate_models(
             "classes": len(dataset.classes),
             "skipped": len(encoded.skipped),
             "without_label": int((dataset.labels < 0).sum()),
-            "notes": dataset.notes,
+            "notes": notes,
             **figures(
                 logits[id(model)],
                 logits[id(teacher)] if teacher else None,
@@ -109,6 +129,27 @@ def evaluate_models(
         }
         for model, teacher in models
     ]
+
+
+def check_evaluation(models: Sequence[ComparedModel], dataset: Dataset, options: EvalOptions) -> None:
+    """Refuse what cannot be evaluated, before an image is read.
+
+    Raises:
+        UsageError: a metric that does not fit the classes, or a model whose features a cache does not hold.
+    """
+    if "base-to-new" in options.metrics and dataset.class_subset in ("base", "new"):
+        raise UsageError(
+            f"base-to-new halves the classes by itself: --class-subset {dataset.class_subset} would leave it "
+            "halves of a half"
+        )
+    for metric in options.metrics:
+        EVALUATORS[metric](Task(len(dataset.classes), options.temperature))
+    if isinstance(dataset.source, TeacherCache):
+        check_cached(_everyone(models), dataset.source)
+
+
+def _everyone(models: Sequence[ComparedModel]) -> list[FeatureModel]:
+    return [loaded.model for pair in models for loaded in pair if loaded is not None]
 
 
 class Logits:

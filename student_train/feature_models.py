@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from student_train.evaluators.figures import ZERO_SHOT
 from student_train.run_record import SETTINGS, read_settings
 from student_train.stored import read_provenance
 from student_train.student import PromptedCLIP, load_student
@@ -22,8 +23,6 @@ from teacher_cache.store import CacheStore
 from teacher_cache.teacher import AUTOCAST, Precision, Teacher, choose_device
 from teacher_cache.views import ViewRenderer, normalise
 from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabulary, load_vocabulary
-
-ZERO_SHOT = "zero-shot"
 
 
 class ModelOptions(BaseModel):

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 from pydantic import BaseModel, ConfigDict, Field
 
+from student_train.evaluators import ZERO_SHOT
 from student_train.model_card import CARD, figures_in, model_card
 from student_train.run_record import RESULTS
 from student_train.stored import CONFIG, MODEL, read_student, write_folder
@@ -53,9 +54,11 @@ def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
     stored = read_student(settings.student)
     own = settings.student / RESULTS
     found = settings.results or (own if own.is_file() else None)
-    figures = read_figures(found) if found else []
+    figures = own_figures(read_figures(found), settings.student) if found else []
     if settings.results and not figures:
-        raise UsageError(f"{settings.results} holds no figures; give what rpp eval --json printed")
+        raise UsageError(
+            f"{settings.results} holds no figures of {settings.student}; give what rpp eval --json printed"
+        )
     files = write_folder(settings.out, stored.record, stored.tensors, stored.provenance)
     card = settings.out / CARD
     try:
@@ -78,6 +81,16 @@ def read_figures(path: Path) -> list[dict[str, object]]:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:  # no JSON, or no text
         raise UsageError(f"{path} is not what rpp eval --json prints: {error}") from error
+
+
+def own_figures(figures: list[dict[str, object]], student: Path) -> list[dict[str, object]]:
+    """Those of the student and of the frozen model beside it. Of a single student they are its own under
+    whatever name: it may have moved since."""
+    others = {str(row["student"]) for row in figures if "student" in row} - {ZERO_SHOT}
+    if len(others) < 2:
+        return figures
+    own = {name for name in others if Path(name).resolve() == student.resolve()}
+    return [row for row in figures if row.get("student") in {*own, ZERO_SHOT}] if own else []
 
 
 def fetch_folder(

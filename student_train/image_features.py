@@ -103,13 +103,7 @@ def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> Encode
     Raises:
         UsageError: the cache keeps no image features, or not those of a model; or no sample has a label.
     """
-    tower = image_tower(cache.teacher["weights_digest"], cache.teacher["precision"])
-    for model in models:
-        if model.image_tower != tower:
-            raise UsageError(
-                f"the image features in {cache.path} are of weights {tower}, not of {model.image_tower}: "
-                "evaluate this model on images"
-            )
+    tower = check_cached(models, cache)
     rows = np.flatnonzero(cache.valid & (cache.labels >= 0))
     if len(rows) == 0:
         raise UsageError(f"no sample of {cache.path} has a label and could be read")
@@ -121,3 +115,19 @@ def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> Encode
     ]
     labels = torch.from_numpy(cache.labels[rows].astype(np.int64))
     return EncodedImages({tower: features_ND}, labels, skipped)
+
+
+def check_cached(models: Iterable[FeatureModel], cache: TeacherCache) -> str:
+    """Refuse models whose image features are not those that a cache holds; gives the name of these.
+
+    Raises:
+        UsageError: a model with another image tower.
+    """
+    tower = image_tower(cache.teacher["weights_digest"], cache.teacher["precision"])
+    for model in models:
+        if model.image_tower != tower:
+            raise UsageError(
+                f"the image features in {cache.path} are of weights {tower}, not of {model.image_tower}: "
+                "evaluate this model on images"
+            )
+    return tower

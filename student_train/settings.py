@@ -142,11 +142,7 @@ def check_same_run(
     Raises:
         UsageError: what differs.
     """
-    changed = [
-        f"{name}: {record['settings'].get(name)} there, {value} asked"
-        for name, value in settings.model_dump(mode="json").items()
-        if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
-    ]
+    changed = changed_settings(record, settings)
     now_cache = asdict(cache.header)
     weights_now = now_cache["teacher"]["weights_digest"]  # not where the teacher lies
     compared = [
@@ -160,3 +156,12 @@ def check_same_run(
     changed += [f"{name}: {there} there, {now} now" for name, there, now in compared if there != now]
     if changed:
         raise UsageError(f"the run {out} was begun otherwise ({'; '.join(changed)})")
+
+
+def changed_settings(record: dict[str, Any], settings: TrainSettings) -> list[str]:
+    """What is asked otherwise than a run has it, of the settings that decide its result by their value."""
+    return [
+        f"{name}: {record['settings'].get(name)} there, {value} asked"
+        for name, value in settings.model_dump(mode="json").items()
+        if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
+    ]

@@ -119,7 +119,7 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
     passes = [list(parts) for _, parts in groupby(missing, lambda part: part < header.parts_per_pass)]
     with (
         stoppable(),
-        _client(work.settings) as client,
+        dask_client(work.settings) as client,
         counting("samples", sum(sizes.values())) as counter,
     ):
         progress = PartProgress(counter, sizes, missing)
@@ -151,7 +151,7 @@ def stoppable(line: str = STOPPED) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise RppError("stopped; what is committed is safe: run the same command again to go on") from error
+        raise RppError(line) from error
     finally:
         if ours:
             signal.signal(signal.SIGTERM, before)
@@ -256,7 +256,12 @@ class PartProgress:
 
 
 @contextmanager
-def _client(settings: ComputeSettings) -> Iterator[Client]:
+def dask_client(settings: ComputeSettings) -> Iterator[Client]:
+    """A client of the scheduler, or of workers started here, which end with the block.
+
+    Raises:
+        UsageError: no scheduler answers.
+    """
     # what goes wrong reaches the user once, in our words
     for noisy in ("distributed", "distributed.client"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
@@ -294,7 +299,7 @@ def number_of_workers(settings: ComputeSettings) -> int:
     """
     if settings.scheduler is None:
         return settings.local_workers
-    with _client(settings) as client:
+    with dask_client(settings) as client:
         return max(1, len(client.nthreads()))
 
 

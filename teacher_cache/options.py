@@ -61,6 +61,17 @@ def from_flat(settings: type[Settings], values: dict[str, Any]) -> Settings:
     return validated(settings, _nest(settings, values))
 
 
+def to_flat(settings: BaseModel) -> dict[str, Any]:
+    """Values of all settings, nested ones included, by the flat names that options and recipes use, as JSON
+    has them. `from_flat` takes them back."""
+    values = settings.model_dump(mode="json")
+    for name, field in type(settings).model_fields.items():
+        if _is_settings(field.annotation):
+            del values[name]
+            values |= to_flat(getattr(settings, name))
+    return values
+
+
 def settings_options(settings: type[Settings], hidden: frozenset[str] = frozenset()) -> Callable[..., Any]:
     """Decorator: a command `f(settings, **others)` gets one option for each field of the settings class.
 

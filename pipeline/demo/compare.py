@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 from student_train.evaluate import EvalSettings, evaluate
-from student_train.feature_models import ZERO_SHOT
+from student_train.evaluators import ZERO_SHOT
 from student_train.prompts import PromptSettings
 from student_train.train import TrainSettings, train
 from teacher_cache.build import BuildSettings, build_cache

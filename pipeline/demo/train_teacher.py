@@ -187,7 +187,7 @@ def main(
     model = LoadedFeatureModel("teacher", teacher, vocabulary.templates)
     for style in UNSEEN_STYLES:
         samples, notes = index_images(str(emoji / f"{style}.tar"), vocabulary)
-        dataset = Dataset(style, samples, vocabulary, np.arange(len(names)), notes)
+        dataset = Dataset(style, samples, vocabulary, np.arange(len(names)), "all", notes)
         found = figures(Logits(model, encode_images([teacher], samples), dataset), None, ["accuracy"])
         print(f"{style}: zero-shot top-1 {100 * found['top1']:.1f} %, top-5 {100 * found['top5']:.1f} %")
     size = (out / "open_clip_model.safetensors").stat().st_size

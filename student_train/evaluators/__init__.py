@@ -6,7 +6,7 @@ from student_train.evaluators.base_to_new import BaseToNew, harmonic_mean
 from student_train.evaluators.by_class import ByClass
 from student_train.evaluators.calibration import Calibration
 from student_train.evaluators.evaluator import Evaluator, Scores, Task
-from student_train.evaluators.figures import FIGURES, is_share, shown
+from student_train.evaluators.figures import FIGURES, ZERO_SHOT, is_share, shown
 
 EVALUATORS: dict[str, type[Evaluator]] = {
     "accuracy": Accuracy,
@@ -16,4 +16,14 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "by-class": ByClass,
 }
 
-__all__ = ["EVALUATORS", "FIGURES", "Evaluator", "Scores", "Task", "harmonic_mean", "is_share", "shown"]
+__all__ = [
+    "EVALUATORS",
+    "FIGURES",
+    "ZERO_SHOT",
+    "Evaluator",
+    "Scores",
+    "Task",
+    "harmonic_mean",
+    "is_share",
+    "shown",
+]

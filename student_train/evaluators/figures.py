@@ -1,5 +1,7 @@
 """What evaluators' figures are called and how they are shown."""
 
+ZERO_SHOT = "zero-shot"  # the frozen model, where figures name a student
+
 # In the order of a table's columns, with what stands above them.
 FIGURES = {
     "top1": "top-1 %",

@@ -250,6 +250,78 @@ def test_the_ready_suites_need_only_a_data_root(
     ]
 
 
+def test_a_data_set_without_its_images_is_missing_before_any_is_evaluated(
+    demo_cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = coop_root(tmp_path)
+    (root / "oxford_pets" / "pictures" / "1.jpg").unlink()
+    command = ["eval", "--suite", "cross-dataset", "--root", str(root), "--json"]
+    command += ["--student", "zero-shot", "--cache", str(demo_cache_path)]
+    assert rpp(monkeypatch, *command) == 2
+    printed = capsys.readouterr()
+    assert "1 of 10 data sets cannot be read (OxfordPets: " in printed.err
+    assert "images" not in printed.err.replace("images '", ""), "no image was read before"
+    assert rpp(monkeypatch, *command, "--skip-missing") == 0
+    printed = capsys.readouterr()
+    assert "left out: OxfordPets: " in printed.err
+    assert json.loads(printed.out)["means"][0]["datasets"] == 9
+
+
+def test_a_data_set_that_fails_late_leaves_the_others_figures(
+    demo_cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken" / "crane").mkdir(parents=True)
+    (tmp_path / "broken" / "crane" / "0.jpg").write_bytes(b"no picture")
+    (tmp_path / "names.txt").write_text("crane\nowl\n")
+    (tmp_path / "two.toml").write_text(
+        f"""
+        [[data]]
+        name = "broken"
+        images = "{tmp_path}/broken"
+        classes = "{tmp_path}/names.txt"
+
+        [[data]]
+        name = "whole"
+        images = "{PICTURES}/fluent-flat.tar"
+        classes = "{CLASSES}"
+        """
+    )
+    command = ["eval", "--suite", str(tmp_path / "two.toml"), "--json"]
+    assert rpp(monkeypatch, *command, "--student", "zero-shot", "--cache", str(demo_cache_path)) == 1
+    printed = capsys.readouterr()
+    results = json.loads(printed.out)
+    assert [row["data"] for row in results["rows"]] == ["whole"]
+    assert [failed["data"] for failed in results["failed"]] == ["broken"]
+    assert [(mean["datasets"], mean["of"]) for mean in results["means"]] == [(1, 2)]
+    assert "1 data sets could not be evaluated; the first, broken: no labelled image" in printed.err
+
+
+def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
+    demo_cache_path: Path, runs: list[str], styles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from student_train import image_features
+
+    monkeypatch.setattr(image_features, "decode_image", lambda content: pytest.fail("an image was read"))
+    options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))
+    with pytest.raises(UsageError, match="Noto v1, new half: base-to-new halves the classes by itself"):
+        run_suites([load_suite(styles, PICTURES)], ["zero-shot"], options)
+    cached = f"[[data]]\nname = 'cached'\nimages = '{demo_cache_path}'\n"
+    (tmp_path / "s.toml").write_text(STYLES + cached)
+    suite = load_suite(str(tmp_path / "s.toml"), PICTURES)
+    with pytest.raises(UsageError, match="cached: the image features"):
+        run_suites([suite], runs, EvalOptions(cache=str(demo_cache_path)))
+    with pytest.raises(UsageError, match="two suites of one name: s, s"):
+        run_suites([suite, suite], ["zero-shot"], EvalOptions(cache=str(demo_cache_path)))
+
+
+def test_a_student_named_twice_is_one(demo_cache_path: Path, runs: list[str], styles: str) -> None:
+    options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy",))
+    students = [runs[1], "zero-shot", f"{runs[1]}/", "zero-shot"]
+    results = run_suites([load_suite(styles, PICTURES)], students, options)
+    assert [row["student"] for row in results["rows"]] == [runs[1], "zero-shot"] * 2
+    assert [(mean["datasets"], mean["of"]) for mean in results["means"]] == [(2, 2)] * 2
+
+
 def test_ready_suites_are_the_fields_lists() -> None:
     assert sorted(path.stem for path in READY.glob("*.toml")) == ["cross-dataset", "domain"]
     names = [data.name for suite in ("cross-dataset", "domain") for data in load_suite(suite).data]
@@ -272,6 +344,7 @@ def test_ready_suites_are_the_fields_lists() -> None:
         ),
         ("[[data]]\nname = 'a'\nimages = '$NOWHERE_SET/x'", "variable NOWHERE_SET is not set"),
         ("[[data", "is not TOML"),
+        ("data = []", "needs one .*data.* for each data set"),
     ],
 )
 def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> None:
@@ -291,6 +364,8 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
         (["--suite", "domain", "--root", "nowhere"], "4 of 4 data sets cannot be read"),
         (["--suite", "domain", "--root", "nowhere", "--skip-missing"], "4 of 4 data sets cannot be read"),
         (["--images", "x", "--metrics", "speed"], "--metrics"),
+        (["--images", "x", "--skip-missing"], "belong to --suite"),
+        (["--suite", "domain", "--json", "--markdown"], "not both"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -313,6 +388,11 @@ def test_names_do_not_break_a_table() -> None:
     }
     lines = evaluation_cells([result | {"top1": 0.5}]).markdown().splitlines()
     assert lines[2] == "| a&#124;b | &#60;script&#62; | 2 | 3 | 0 | 0 | 50.00 |"
-    row = {"data": "d", "suite": "s", "student": "x", "classes": 2, "samples": 3, "base": 1.0}
+    row = {**result, "data": "d", "suite": "s", "base": 1.0}
     cells = suite_cells({"rows": [row, row | {"new": 0.25}], "means": []})
     assert [line[-2:] for line in cells.rows] == [["100.00", ""], ["100.00", "25.00"]]
+    assert "unreadable" not in cells.headings
+    mean = {"suite": "s", "student": "x", "datasets": 2, "of": 2, "base": 1.0}
+    cells = suite_cells({"rows": [row, row | {"skipped": 7}], "means": [mean]})
+    assert [line[cells.headings.index("unreadable")] for line in cells.rows] == ["0", "7"]
+    assert len(cells.means[0]) == len(cells.headings)

@@ -326,6 +326,16 @@ class TestCard:
         (run / "results.json").write_text('{"evals": []}')
         assert "No figures" in exported(run, tmp_path / "out")
 
+    def test_figures_of_other_students_stay_out(self, trained: Path, tmp_path: Path) -> None:
+        results = tmp_path / "eval.json"
+        names = ["zero-shot", f"{trained}/run/", "another"]
+        results.write_text(json.dumps({"rows": [{"student": name, "top1": 0.5} for name in names]}))
+        rows = rows_of(exported(trained / "run", tmp_path / "out", results))
+        assert rows[-2:] == [["zero-shot", "50.00"], ["run", "50.00"]]
+        results.write_text(json.dumps({"rows": [{"student": name, "top1": 0.5} for name in "ab"]}))
+        with pytest.raises(UsageError, match="holds no figures of"):
+            exported(trained / "run", tmp_path / "other", results)
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [("{", "is not what rpp eval"), ("[]", "holds no figures"), ('{"loss": 1}', "holds no figures")],

@@ -1,0 +1,336 @@
+"""A grid of runs over one cache: which they are, which of them are done, and what came out.
+
+How runs become processes is in `sweep_jobs.py`, what is written down in `sweep_record.py`.
+"""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.recipe import Recipe, load_recipe
+from pipeline.run import by_class, check_evaluation
+from pipeline.sweep_jobs import Job, run_here, run_on_dask
+from pipeline.sweep_record import RUNS, SweepRecord, SweepRow, read_sweep
+from student_train.evaluators import ZERO_SHOT
+from student_train.run_record import FREE_ON_RESUME, RESULTS, SETTINGS, read_settings
+from student_train.settings import TrainSettings, changed_settings
+from teacher_cache.build import build_cache
+from teacher_cache.cluster import stoppable
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.options import to_flat
+from teacher_cache.progress import counting
+from teacher_cache.store import CacheStore
+
+FREE = FREE_ON_RESUME | {"cache", "seed"}  # no axes: they change nothing, or have an option of their own
+LOCK = "sweep.lock"
+WAIT_SECONDS = 30.0  # for the runs of a call that was killed: they stop at their next step
+
+
+class SweepSettings(BaseModel):
+    """A grid of runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    set: tuple[str, ...] = Field(
+        default=(), description="train.NAME=VALUE,VALUE,...: an axis of the grid; may be repeated"
+    )
+    seeds: int = Field(default=1, ge=1, description="runs of each setting, with seeds from the recipe's on")
+    out: Path | None = Field(default=None, description="the sweep's folder [default: sweeps/RECIPE]")
+    jobs: int = Field(default=1, ge=1, description="runs at a time on this machine, each its own process")
+    scheduler: str | None = Field(
+        default=None, description="run on the workers of a Dask scheduler, tcp://HOST:PORT, instead"
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid."""
+
+    name: str
+    settings: dict[str, Any]
+    train: TrainSettings
+    job: Job
+
+
+def run_sweep(
+    recipe_path: Path, settings: SweepSettings, on_note: Callable[[str], None] = lambda line: None
+) -> SweepRecord:
+    """Train and evaluate every run of the grid; those that are done are not done again.
+
+    The cache is built only where it is not finished; else the teacher is not touched. A run that fails is a
+    row that says why, and is tried again by the next call.
+
+    Returns:
+        What `sweep.json` holds.
+
+    Raises:
+        UsageError: a recipe, an axis or a folder that cannot be, known before the first run begins.
+        RppError: stopped, or the Dask scheduler is gone. The next call goes on.
+    """
+    out = settings.out or Path("sweeps") / recipe_path.stem
+    axes = parse_axes(settings.set)
+    recipe = load_recipe(recipe_path, {"out": str(out)})
+    cells = make_cells(recipe_path, axes, settings, out)
+    for evaluation in recipe.evals:
+        check_evaluation(evaluation, recipe)
+    for cell in cells:
+        check_begun_alike(cell.train, out)
+    with held(out) as lock, stoppable(f"stopped; what is done is kept: the next call goes on with {out}"):
+        ensure_cache(recipe, on_note)
+        record = SweepRecord(
+            recipe=str(recipe_path),
+            cache=recipe.train.cache,
+            axes={name: list(dict.fromkeys(cell.settings[name] for cell in cells)) for name in axes},
+            seeds=list(dict.fromkeys(cell.train.seed for cell in cells)),
+            rows=[new_row(cell) for cell in cells],
+            seconds=seconds_before(out),
+        )
+        with Progress(out, record, cells, zero_shot_job(recipe, out), on_note) as progress:
+            if settings.scheduler is not None:
+                run_on_dask(progress.todo, settings.scheduler, progress.finished)
+            else:
+                run_here(progress.todo, settings.jobs, progress.finished, [lock])
+    return record
+
+
+class Progress:
+    """Takes the results of jobs into the record, writes that down each time, and shows how far all is.
+
+    Attributes:
+        todo: the jobs whose results are not there yet, the frozen model's first.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        record: SweepRecord,
+        cells: Sequence[Cell],
+        frozen: Job | None,
+        on_note: Callable[[str], None],
+    ) -> None:
+        self._out, self._record, self._frozen, self._on_note = out, record, frozen, on_note
+        self._started, self._before = time.monotonic(), record.seconds
+        self._jobs = {cell.name: cell.job for cell in cells}
+        self._rows = dict(zip(self._jobs, record.rows, strict=True))
+        self.todo = {name: job for name, job in self._jobs.items() if not take_results(job, self._rows[name])}
+        if frozen is not None and not take_zero_shot(frozen, record):
+            self.todo = {ZERO_SHOT: frozen, **self.todo}
+        self._failed = 0
+
+    def __enter__(self) -> "Progress":
+        self._record.write(self._out)
+        self._stack = ExitStack()
+        self._counter = self._stack.enter_context(counting("runs", len(self._rows)))
+        self._counter.start_at(sum(row.state == "done" for row in self._record.rows))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def finished(self, name: str, why: str | None) -> None:
+        """A job has ended; `why` it failed, if it did."""
+        if name == ZERO_SHOT:
+            if why is None and self._frozen is not None:
+                take_zero_shot(self._frozen, self._record)
+            else:
+                self._record.zero_shot_why = why
+                self._on_note(f"the frozen model cannot be evaluated: {why}")
+        elif why is None and take_results(self._jobs[name], self._rows[name]):
+            self._counter(1)
+        else:
+            row = self._rows[name]
+            row.state, row.why = "failed", why or "its results cannot be read"
+            self._failed += 1
+            self._counter(0, failed=str(self._failed))
+            self._on_note(f"{row.run} failed: {row.why}")
+        self._record.seconds = self._before + time.monotonic() - self._started
+        self._record.write(self._out)
+
+
+def parse_axes(assignments: Sequence[str]) -> dict[str, list[str]]:
+    """`train.NAME=VALUE,VALUE` as name -> values.
+
+    Raises:
+        UsageError: not of this form, another stage's setting, or one that a sweep sets itself.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in assignments:
+        left, equals, right = text.partition("=")
+        stage, dot, name = left.strip().replace("-", "_").partition(".")
+        values = [value.strip() for value in right.split(",")]
+        if not (equals and dot and name and all(values)):
+            raise UsageError(f"--set {text}: it is train.NAME=VALUE,VALUE,...")
+        if stage != "train":
+            raise UsageError(
+                f"--set {text}: the axes of a sweep are settings of train; its runs share one cache"
+            )
+        if name in FREE:
+            raise UsageError(
+                f"--set {text}: "
+                + ("--seeds says how many" if name == "seed" else f"{name} is no axis of a sweep")
+            )
+        if name in axes:
+            raise UsageError(f"--set {text}: train.{name} is an axis already; give it all values at once")
+        axes[name] = values
+    return axes
+
+
+def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, out: Path) -> list[Cell]:
+    """Every run: the product of the axes, the first one changing slowest, and in each place every seed.
+
+    Raises:
+        UsageError: a value that cannot be, values that do not go together, or one given twice.
+    """
+    cells: dict[Path, Cell] = {}
+    for values in product(*axes.values()):
+        recipe = load_recipe(path, {**dict(zip(axes, values, strict=True)), "out": str(out)})
+        flat = to_flat(recipe.train)
+        chosen = {name: flat[name] for name in axes}
+        for seed in range(recipe.train.seed, recipe.train.seed + settings.seeds):
+            name = ",".join(f"{axis}={quote(str(value), safe=' ')}" for axis, value in chosen.items())
+            folder = out / RUNS / f"{name + ',' if name else ''}seed={seed}"
+            if folder in cells:
+                raise UsageError(f"--set names {', '.join(f'{a}={v}' for a, v in chosen.items())} twice")
+            cells[folder] = make_cell(recipe, chosen, seed, folder, out, settings.jobs)
+    return list(cells.values())
+
+
+def make_cell(
+    recipe: Recipe, chosen: dict[str, Any], seed: int, folder: Path, out: Path, at_once: int
+) -> Cell:
+    """A run in its own folder. Evaluations of other students than the run's are not the sweep's."""
+    update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False}
+    if at_once > 1 and recipe.train.workers is None:
+        update["workers"] = 1  # the cores are shared among the runs
+    train = recipe.train.model_copy(update=update)
+    evals = tuple(
+        by_class(evaluation).model_copy(update={"student": str(folder)})
+        for evaluation in recipe.evals
+        if evaluation.student == str(recipe.train.out)
+    )
+    log = out / "logs" / f"{folder.name}.log"
+    job = Job(train=train, evals=evals, results=folder / RESULTS, log=log, folder=Path.cwd())
+    return Cell(folder.name, chosen, train, job)
+
+
+def new_row(cell: Cell) -> SweepRow:
+    """A row that waits for its run."""
+    return SweepRow(settings=cell.settings, seed=cell.train.seed, run=f"{RUNS}/{cell.name}")
+
+
+def zero_shot_job(recipe: Recipe, out: Path) -> Job | None:
+    """The recipe's evaluations for the frozen model, once for all runs."""
+    evals = tuple(dict.fromkeys(by_class(e).model_copy(update={"student": ZERO_SHOT}) for e in recipe.evals))
+    if not evals:
+        return None
+    log = out / "logs" / f"{ZERO_SHOT}.log"
+    return Job(train=None, evals=evals, results=out / f"{ZERO_SHOT}.json", log=log, folder=Path.cwd())
+
+
+def take_results(job: Job, row: SweepRow) -> bool:
+    """Put a run's results into its row, if they are there."""
+    results = job.found()
+    if results is None:
+        return False
+    row.state, row.why, row.train, row.evals = "done", None, results["train"], without_classes(results)
+    return True
+
+
+def take_zero_shot(job: Job, record: SweepRecord) -> bool:
+    """Put the frozen model's figures into the record, if they are there."""
+    results = job.found()
+    if results is None:
+        return False
+    record.zero_shot, record.zero_shot_why = without_classes(results), None
+    return True
+
+
+def without_classes(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Evaluations without their counts class by class, which stay in the run's folder."""
+    return [{name: value for name, value in e.items() if name != "by_class"} for e in results["evals"]]
+
+
+def ensure_cache(recipe: Recipe, on_note: Callable[[str], None]) -> None:
+    """Build the cache where it is not finished; a finished one is used as it is.
+
+    Raises:
+        UsageError, RppError: as the build does.
+    """
+    if recipe.build is not None and recipe.train.cache == recipe.build.out:
+        try:
+            if not CacheStore.open(recipe.build.out).missing():
+                return
+        except UsageError:
+            pass  # the build says what is wrong, if something is
+        built = build_cache(recipe.build, on_note)
+        on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
+
+
+def check_begun_alike(settings: TrainSettings, out: Path) -> None:
+    """Refuse to go on with a sweep whose recipe has changed since.
+
+    Raises:
+        UsageError: what differs.
+    """
+    folder = settings.out
+    if folder is not None and (folder / SETTINGS).is_file():
+        changed = changed_settings(read_settings(folder), settings)
+        if changed:
+            raise UsageError(
+                f"the run {folder} was begun otherwise ({'; '.join(changed)}); choose another --out than "
+                f"{out}"
+            )
+
+
+def seconds_before(out: Path) -> float:
+    """What earlier calls took; nothing where none is known."""
+    try:
+        return read_sweep(out).seconds
+    except UsageError:
+        return 0.0
+
+
+@contextmanager
+def held(out: Path) -> Iterator[int]:
+    """The sweep's folder, held by this call and by the runs that it starts; gives the lock's descriptor.
+
+    Raises:
+        UsageError: another sweep is at work in it, or it cannot be written.
+    """
+    try:
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+        (out / RUNS).mkdir(exist_ok=True)
+        lock = open(out / LOCK, "ab")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
+    with lock:
+        until = time.monotonic() + WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise UsageError(
+                        f"another sweep is at work in {out}, or its last runs are; wait for it, stop it, or "
+                        "choose another --out"
+                    ) from error
+                time.sleep(0.2)
+        yield lock.fileno()
+
+
+def check_all_done(record: SweepRecord) -> None:
+    """Raises:
+    RppError: how many runs failed, and where it stands why.
+    """
+    failed = [row for row in record.rows if row.state != "done"]
+    if failed:
+        raise RppError(f"{len(failed)} of {len(record.rows)} runs failed; the first: {failed[0].why}")

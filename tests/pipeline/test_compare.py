@@ -1,0 +1,79 @@
+"""What differs between runs, in settings and in results."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.compare import compare_runs
+from pipeline.tables import compared_cells
+from student_train.prompts import PromptSettings
+from student_train.train import TrainSettings, train
+from teacher_cache.errors import UsageError
+from tests.student_train.conftest import demo_cache_path as demo_cache_path
+
+
+@pytest.fixture(scope="module")
+def runs(demo_cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs that differ in temperature, one prompt option and one option that changes nothing."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, temperature, length, every in (("one", 1.0, 2, 1), ("two", 2.0, 3, 2)):
+        train(
+            TrainSettings(
+                cache=demo_cache_path,
+                out=folder / name,
+                temperature=temperature,
+                prompts=PromptSettings(towers="text", prompt_length=length),
+                batch_size=100,
+                max_steps=4,
+                log_every=every,
+            )
+        )
+    evals = [{"student": "zero-shot", "images": "a/val.tar", "classes": 9, "top1": 0.5, "by_class": []}]
+    results = {"train": {"steps": 4, "seconds": 1.5}, "evals": [*evals, {**evals[0], "student": "two"}]}
+    (folder / "two" / "results.json").write_text(json.dumps(results))
+    return [folder / "one", folder / "two"]
+
+
+def test_what_differs_is_named_and_nothing_else(runs: list[Path]) -> None:
+    compared = compare_runs(runs)
+    assert compared["settings"] == {"temperature": [1.0, 2.0], "prompt_length": [2, 3]}
+    assert compared["same"] > 30
+    for name, key in (("loss", "loss"), ("soft_loss", "soft_loss"), ("accuracy", "accuracy")):
+        last = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])[key] for run in runs]
+        assert compared["results"][name] == last
+    assert compared["results"]["seconds"] == [None, 1.5]
+    assert compared["results"]["val.tar, 9 classes: top1"] == [None, 0.5]
+    assert compared["results"]["zero-shot val.tar, 9 classes: top1"] == [None, 0.5]
+    cells = compared_cells(compared)
+    assert cells.rows == [["temperature", "1.0", "2.0"], ["prompt_length", "2", "3"]]
+    assert ["seconds", "", "1.5000"] in cells.means
+
+
+def test_a_run_with_itself_differs_in_nothing(runs: list[Path]) -> None:
+    compared = compare_runs([runs[0], runs[0]])
+    assert compared["settings"] == {}
+    assert all(first == second for first, second in compared["results"].values())
+
+
+def test_the_command(
+    runs: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--json", "--markdown", None):
+        given = ["rpp", "compare", *map(str, runs), *([option] if option else [])]
+        monkeypatch.setattr(sys, "argv", given)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        printed = capsys.readouterr().out
+        assert "temperature" in printed
+        assert "batch_size" not in printed
+
+
+def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run at"):
+        compare_runs([runs[0], tmp_path])
+    with pytest.raises(UsageError, match="at least two"):
+        compare_runs(runs[:1])

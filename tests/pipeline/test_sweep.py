@@ -1,0 +1,375 @@
+"""Sweeps: real runs in real processes, killed, failed, gone on with; and what is said of a wrong grid."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dask.distributed import LocalCluster
+
+from pipeline.recipe import load_recipe
+from pipeline.run import run_recipe
+from pipeline.sweep import SweepSettings, held, parse_axes, run_sweep
+from pipeline.sweep_jobs import Job, Runner
+from pipeline.sweep_record import SweepRecord, read_sweep
+from pipeline.tables import sweep_cells
+from student_train.run_record import read_settings
+from teacher_cache.build import build_cache
+from teacher_cache.errors import RppError, UsageError
+from tests.models import write_model
+from tests.student_train.conftest import PICTURES
+
+GRID = ("train.temperature=0.5,2", "train.soft-weight=0,1")
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished cache of 300 pictures, cheap runs on its features, two evaluations."""
+    folder = tmp_path_factory.mktemp("sweep")
+    path = folder / "small.toml"
+    classes = PICTURES / "classes.txt"
+    path.write_text(
+        f"""
+        [build]
+        images = "{PICTURES}/noto.tar"
+        classes = "{classes}"
+        out = "{folder}/small.zarr"
+        teacher = "{write_model(folder / "model", "gelu")}"
+
+        [train]
+        out = "{folder}/run"
+        towers = "text"
+        prompt_length = 2
+        batch_size = 64
+        epochs = 2
+        lr = 0.1
+        log_every = 1
+        checkpoint_every = 3
+        seed = 5
+
+        [[eval]]
+        images = "{folder}/small.zarr"
+
+        [[eval]]
+        images = "{folder}/small.zarr"
+        class_subset = "new"
+        metrics = ["accuracy"]
+        """
+    )
+    recipe = load_recipe(path)
+    assert recipe.build is not None
+    build_cache(recipe.build)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipe: Path) -> tuple[Path, SweepRecord]:
+    """Four settings with two seeds each, nothing in the way."""
+    out = recipe.parent / "undisturbed"
+    return out, run_sweep(recipe, SweepSettings(set=GRID, seeds=2, out=out))
+
+
+def figures(record: SweepRecord) -> list[Any]:
+    """All that does not depend on the clock or on the folder."""
+    times = {"out", "seconds", "samples_per_second", "wait_seconds", "samples"}
+    of_rows = [
+        (
+            row.settings,
+            row.seed,
+            row.state,
+            {name: value for name, value in (row.train or {}).items() if name not in times},
+            [{name: value for name, value in found.items() if name != "student"} for found in row.evals],
+        )
+        for row in record.rows
+    ]
+    return [record.axes, record.seeds, record.zero_shot, of_rows]
+
+
+def test_the_grid_is_trained_and_evaluated(recipe: Path, undisturbed: tuple[Path, SweepRecord]) -> None:
+    out, record = undisturbed
+    assert record.axes == {"temperature": [0.5, 2.0], "soft_weight": [0.0, 1.0]}
+    assert record.seeds == [5, 6]
+    assert [(*row.settings.values(), row.seed) for row in record.rows] == [
+        (t, w, s) for t in (0.5, 2.0) for w in (0.0, 1.0) for s in (5, 6)
+    ]
+    assert {row.state for row in record.rows} == {"done"}
+    assert [found["classes"] for found in record.zero_shot] == [300, 150]
+    for row in record.rows:
+        settings = read_settings(out / row.run)["settings"]
+        assert {name: settings[name] for name in row.settings} == row.settings
+        assert settings["seed"] == row.seed
+        results = json.loads((out / row.run / "results.json").read_text())
+        assert [found.pop("by_class") for found in results["evals"]]
+        assert (results["train"], results["evals"]) == (row.train, row.evals)
+    assert read_sweep(out) == record
+    # where the soft loss weighs nothing its temperature does nothing
+    losses = {(*row.settings.values(), row.seed): row.train["loss"] for row in record.rows if row.train}
+    assert losses[0.5, 0.0, 5] == losses[2.0, 0.0, 5]
+    assert len(set(losses.values())) == 6
+
+
+def test_a_run_of_a_sweep_is_the_run_of_its_recipe(
+    recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
+) -> None:
+    alone = run_recipe(load_recipe(recipe, {"out": tmp_path / "run", "temperature": 2.0, "seed": 6}), print)
+    row = undisturbed[1].rows[-1]
+    assert row.train is not None
+    assert alone["train"]["loss"] == row.train["loss"]
+    assert [found["top1"] for found in alone["evals"][1::2]] == [found["top1"] for found in row.evals]
+    assert [found["top1"] for found in alone["evals"][::2]] == [e["top1"] for e in undisturbed[1].zero_shot]
+
+
+def test_the_table_has_means_and_deviations_over_seeds(undisturbed: tuple[Path, SweepRecord]) -> None:
+    record = undisturbed[1]
+    cells = sweep_cells(record)
+    assert cells.headings[:4] == ["images", "temperature", "soft_weight", "seeds"]
+    assert len(cells.rows) == 2 * (1 + 4)
+    first, second = (100 * row.evals[0]["top1"] for row in record.rows[2:4])
+    deviation = abs(first - second) / 2**0.5
+    row = dict(zip(cells.headings, cells.rows[2], strict=True))
+    assert row["soft_weight"] == "1.0"
+    assert row["seeds"] == "2"
+    assert row["top-1 %"] == f"{(first + second) / 2:.2f} ± {deviation:.2f}"
+    frozen = dict(zip(cells.headings, cells.rows[0], strict=True))
+    assert frozen["temperature"] == "zero-shot"
+    assert frozen["top-1 %"] == f"{100 * record.zero_shot[0]['top1']:.2f}"
+
+
+def test_a_second_call_trains_nothing_and_more_seeds_train_only_those(
+    recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(undisturbed[0], out)
+    for run in (out / "runs").iterdir():  # the runs' folders moved with the sweep
+        text = (run / "results.json").read_text().replace(str(undisturbed[0]), str(out))
+        (run / "results.json").write_text(text)
+    students = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/student.safetensors")}
+    assert len(students) == 8
+    axes = (GRID[0], "train.soft-weight=1")
+    again = run_sweep(recipe, SweepSettings(set=axes, seeds=3, out=out))
+    assert {path: path.stat().st_mtime_ns for path in students} == students
+    assert len(list(out.glob("runs/*/student.safetensors"))) == 10
+    kept = {(*row.settings.values(), row.seed): row.train for row in undisturbed[1].rows}
+    rows = {(*row.settings.values(), row.seed): row.train for row in again.rows}
+    assert len(rows) == 6
+    assert {key: (t or {}).get("loss") for key, t in rows.items() if key[2] < 7} == {
+        key: (t or {}).get("loss") for key, t in kept.items() if key[1] == 1.0
+    }
+    assert again.seconds > undisturbed[1].seconds
+
+
+def test_killed_in_the_middle_it_gives_the_same_table(
+    recipe: Path, undisturbed: tuple[Path, SweepRecord]
+) -> None:
+    out = recipe.parent / "killed"
+    command = [sys.executable, "-m", "pipeline.cli", "sweep", str(recipe), "--seeds", "2", "--out", str(out)]
+    command += [part for axis in GRID for part in ("--set", axis)]
+    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 200
+    while len(list(out.glob("runs/*/results.json"))) < 3:
+        assert sweep.poll() is None, sweep.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    sweep.kill()
+    sweep.wait()
+    assert 2 <= sum(row.state == "done" for row in read_sweep(out).rows) < 8
+    after = run_sweep(recipe, SweepSettings(set=GRID, seeds=2, out=out))
+    assert figures(after) == figures(undisturbed[1])
+
+
+def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(recipe: Path) -> None:
+    out = recipe.parent / "stopped"
+    command = [sys.executable, "-m", "pipeline.cli", "sweep", str(recipe), "--set", "train.epochs=100000"]
+    sweep = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    run = out / "runs" / "epochs=100000,seed=5"
+    deadline = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists():
+        assert sweep.poll() is None, sweep.communicate()[1].decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (run / "checkpoint.pt").unlink(missing_ok=True)
+    sweep.terminate()
+    said = sweep.communicate(timeout=100)[1].decode()
+    assert sweep.returncode == 1
+    assert f"stopped; what is done is kept: the next call goes on with {out}" in said
+    assert (run / "checkpoint.pt").exists()
+    assert read_sweep(out).rows[0].state == "waiting"
+    with held(out):  # no process is left behind
+        pass
+
+
+def test_two_at_a_time(recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path) -> None:
+    record = run_sweep(recipe, SweepSettings(set=GRID, jobs=2, out=tmp_path))
+    expected = [row for row in undisturbed[1].rows if row.seed == 5]
+    assert [row.settings for row in record.rows] == [row.settings for row in expected]
+    for row, other in zip(record.rows, expected, strict=True):
+        assert row.train is not None
+        assert other.train is not None
+        assert row.train["loss"] == pytest.approx(other.train["loss"], rel=1e-4)  # threads sum otherwise
+        assert abs(row.evals[0]["top1"] - other.evals[0]["top1"]) <= 1 / 300
+
+
+def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path, tmp_path: Path) -> None:
+    """The prompts to start from are not there for one run, and then they are."""
+    start = tmp_path / "start.safetensors"
+    settings = SweepSettings(set=(f"train.init={start}",), out=tmp_path / "sweep")
+    notes: list[str] = []
+    record = run_sweep(recipe, settings, notes.append)
+    assert [row.state for row in record.rows] == ["failed"]
+    assert str(start) in (record.rows[0].why or "")
+    assert any("failed: " in line and str(start) in line for line in notes)
+    assert "0, 1 failed" in sweep_cells(record).rows[1]
+    assert read_sweep(tmp_path / "sweep") == record
+    trained = run_recipe(load_recipe(recipe, {"out": tmp_path / "run"}), print)
+    shutil.copy(Path(trained["train"]["out"]) / "student.safetensors", start)
+    assert [row.state for row in run_sweep(recipe, settings).rows] == ["done"]
+
+
+def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Path) -> None:
+    parsed = load_recipe(recipe, {"out": tmp_path / "run"})
+
+    def job(name: str, epochs: int) -> Job:
+        out = tmp_path / name
+        train = parsed.train.model_copy(update={"out": out, "epochs": epochs})
+        log = tmp_path / f"{name}.log"
+        return Job(train=train, evals=(), results=out / "results.json", log=log, folder=tmp_path)
+
+    runner = Runner()
+    long = job("long", 100_000)
+
+    def kill_when_it_trains() -> bool:
+        if (tmp_path / "long" / "metrics.jsonl").exists():
+            assert runner._process is not None
+            os.kill(runner._process.pid, signal.SIGKILL)
+        return False
+
+    assert "killed by SIGKILL" in (runner.do(long, kill_when_it_trains) or "")
+    short = job("short", 1)
+    assert runner.do(short, lambda: False) is None
+    assert short.found() is not None
+    assert runner.close() == 0
+    assert "steps" in (tmp_path / "short.log").read_text()
+
+
+def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Path) -> None:
+    """The teacher's weights are gone; the students are another model over features that it left behind."""
+    folder = tmp_path / "cache"
+    teacher = write_model(tmp_path / "teacher", "gelu")
+    own = write_model(tmp_path / "own", "gelu", seed=1)
+    text = recipe.read_text().replace(f"{recipe.parent}/small.zarr", str(folder / "{}.zarr"))
+    for name, model in (("teacher", teacher), ("own", own)):
+        one = tmp_path / f"{name}.toml"
+        one.write_text(
+            text.replace("{}", name).replace(f'teacher = "{recipe.parent}/model"', f'teacher = "{model}"')
+        )
+        built = load_recipe(one).build
+        assert built is not None
+        build_cache(built)
+    shutil.rmtree(teacher)
+    one = tmp_path / "teacher.toml"
+    grid = text.replace("{}", "teacher").replace(
+        "[train]",
+        f'[train]\nstudent = "{own}"\nstudent_features = "{folder}/own.zarr"',
+    )
+    one.write_text(grid.replace('images = "' + str(folder) + "/teacher.zarr", f'images = "{folder}/own.zarr'))
+    record = run_sweep(one, SweepSettings(set=("train.temperature=1,2",), seeds=5, out=tmp_path / "sweep"))
+    assert [row.state for row in record.rows] == ["done"] * 10
+    assert len({(row.train or {})["loss"] for row in record.rows}) == 10
+    assert record.zero_shot == []
+    assert str(teacher) in (record.zero_shot_why or "")
+
+
+def test_runs_on_dask_workers_are_those_of_this_machine(
+    recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
+) -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        settings = SweepSettings(
+            set=GRID, seeds=1, out=tmp_path / "sweep", scheduler=cluster.scheduler_address
+        )
+        record = run_sweep(recipe, settings)
+    expected = [row for row in undisturbed[1].rows if row.seed == 5]
+    assert figures(record)[3] == figures(undisturbed[1].model_copy(update={"rows": expected}))[3]
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        (["train.temperature"], "it is train.NAME=VALUE"),
+        (["temperature=1"], "it is train.NAME=VALUE"),
+        (["train.temperature=1,,2"], "it is train.NAME=VALUE"),
+        (["build.views=1,2"], "share one cache"),
+        (["train.seed=1,2"], "--seeds says how many"),
+        (["train.workers=1,2"], "workers is no axis"),
+        (["train.lr=1", "train.lr=2"], "is an axis already"),
+    ],
+)
+def test_a_wrong_axis_is_refused(axes: list[str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_axes(axes)
+
+
+@pytest.mark.parametrize(
+    ("axis", "said"),
+    [
+        ("train.temperatur=1", "did you mean temperature"),
+        ("train.temperature=0", "greater than 0"),
+        ("train.temperature=1,1.0", "names temperature=1.0 twice"),
+        ("train.freeze=text", "keeps prompts that are random"),
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        run_sweep(recipe, SweepSettings(set=(axis,), out=recipe.parent / "never"))
+    assert not (recipe.parent / "never").exists()
+
+
+def test_another_recipe_does_not_go_on_with_a_sweep(
+    recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(recipe.read_text().replace("epochs = 2", "epochs = 3"))
+    with pytest.raises(UsageError, match=r"begun otherwise .*epochs: 2 there, 3 asked"):
+        run_sweep(other, SweepSettings(set=GRID, seeds=2, out=undisturbed[0]))
+
+
+def test_two_sweeps_in_one_folder_are_refused(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sweep.WAIT_SECONDS", 0.5)
+    with held(tmp_path), pytest.raises(UsageError, match="another sweep is at work"):
+        run_sweep(recipe, SweepSettings(out=tmp_path))
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no sweep at .*: it has no sweep.json"):
+        read_sweep(tmp_path)
+    (tmp_path / "sweep.json").write_text('{"recipe": 3}')
+    with pytest.raises(UsageError, match=r"sweep.json is damaged: recipe: "):
+        read_sweep(tmp_path)
+
+
+def test_failed_rows_end_the_command_with_1(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.cli import app
+
+    assert app
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["rpp", "sweep", str(recipe), "--set", "train.init=nowhere", "--out", str(tmp_path / "s"), "--json"],
+    )
+    from pipeline.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == RppError.exit_code == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["rows"][0]["state"] == "failed"
+    assert "1 of 1 runs failed" in printed.err
