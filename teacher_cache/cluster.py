@@ -251,8 +251,9 @@ class PartProgress:
 
     def _show(self) -> None:
         done = self._done + sum(samples for _, samples in self._begun.values())
-        if done != self._counter.done:
-            self._counter.reach(done)
+        parts = f"{len(self._sizes) - len(self._todo)}/{len(self._sizes)}"
+        if done != self._counter.done or parts != self._counter.fields.get("parts"):
+            self._counter.reach(done, parts=parts)
 
 
 @contextmanager
