@@ -9,7 +9,6 @@ leave a core to this thread, so that cores are not what they compete for.
 """
 
 import json
-import os
 import statistics
 import threading
 import time
@@ -24,6 +23,7 @@ from open_clip.transform import PreprocessCfg
 from timing import machine
 
 from student_train.pixels import PixelWorkers, ShownViews
+from teacher_cache.cores import usable_cores
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.views import ViewPolicy, ViewRenderer, draw_crop
 from teacher_cache.vocabulary import load_vocabulary
@@ -87,7 +87,7 @@ def counted(decoding: Iterator[int] | None, seconds: float) -> tuple[float, floa
 def main(
     images: Annotated[str, typer.Option(help="tar shards or an image folder")],
     classes: Annotated[str, typer.Option(help="vocabulary of the images")],
-    workers: Annotated[int, typer.Option(help="threads or processes")] = max(1, (os.cpu_count() or 2) - 1),
+    workers: Annotated[int, typer.Option(help="threads or processes")] = max(1, usable_cores() - 1),
     seconds: Annotated[float, typer.Option(help="of each measurement")] = 5.0,
     rounds: Annotated[int, typer.Option(help="how often each is measured")] = 3,
     as_json: Annotated[bool, typer.Option("--json")] = False,

@@ -24,6 +24,7 @@ from student_train.run_record import FREE_ON_RESUME, RESULTS, SETTINGS, read_set
 from student_train.settings import TrainSettings, changed_settings
 from teacher_cache.build import build_cache
 from teacher_cache.cluster import stoppable
+from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.options import to_flat
 from teacher_cache.progress import counting
@@ -209,7 +210,7 @@ def make_cell(
     """A run in its own folder. Evaluations of other students than the run's are not the sweep's."""
     update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False}
     if at_once > 1 and recipe.train.workers is None:
-        update["workers"] = 1  # the cores are shared among the runs
+        update["workers"] = max(1, usable_cores() // at_once)
     train = recipe.train.model_copy(update=update)
     evals = tuple(
         by_class(evaluation).model_copy(update={"student": str(folder)})

@@ -28,6 +28,7 @@ def train_command(
     """Train prompts on a cache. Without further options: the teacher's own model, its images, both towers.
 
     Example: rpp-train --cache ./zarr --temperature 2 --soft-weight 1 --out runs/t2
+
     Several GPUs: torchrun --nproc-per-node 4 -m student_train.cli --cache ./zarr
     """
     try:

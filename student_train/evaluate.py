@@ -5,7 +5,6 @@ Knows how scores come about and which figures are asked for; what a figure is st
 Shapes: N images, B batch, C classes, D embedding.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +23,7 @@ from student_train.feature_models import (
     ModelSettings,
 )
 from student_train.image_features import EncodedImages, cached_images, check_cached, encode_images
+from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.softlabels import TeacherCache
@@ -47,7 +47,7 @@ class EvalOptions(ModelOptions, DataOptions):
     )
     temperature: float = Field(default=1.0, gt=0, description="of the soft labels that agreement compares")
     batch_size: int = Field(default=64, ge=1, description="images a forward pass")
-    threads: int = Field(default=min(16, os.cpu_count() or 1), ge=1, description="threads that decode images")
+    threads: int = Field(default=min(16, usable_cores()), ge=1, description="threads that decode images")
 
 
 class EvalSettings(EvalOptions, ModelSettings, DataSettings):

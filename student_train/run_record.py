@@ -14,7 +14,7 @@ SETTINGS = "settings.json"
 RESULTS = "results.json"  # what a recipe measured of the run
 
 # What may differ between a run and its continuation without changing its result.
-FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "device", "out"}
+FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "log", "device", "out"}
 # Compared by what they hold.
 MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
 # What a cache's header says of its content; the rest is where it lies and how it is cut.
@@ -44,6 +44,20 @@ def read_settings(out: Path) -> dict[str, Any]:
             raise UsageError(f"{out / SETTINGS} is damaged: it has no {name}")
     found: dict[str, Any] = record
     return found
+
+
+def described(record: dict[str, Any]) -> dict[str, Any]:
+    """`provenance` with the prompt options and the frozen model, for who has no student's file beside it."""
+    student = record["student"]
+    return {
+        **provenance(record),
+        "prompts": record["settings"]["prompts"],
+        "student": {
+            "model": portable_model(student["model"]),
+            "pretrained": portable_pretrained(student["pretrained"]),
+            "weights_digest": student["weights_digest"],
+        },
+    }
 
 
 def provenance(record: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from student_train.metric_logs import LogName
 from student_train.order import ClassSubset
 from student_train.prompts import PromptSettings
 from student_train.readers import ReaderName
@@ -76,10 +77,15 @@ class TrainSettings(BaseModel):
         default=None,
         ge=0,
         description="processes that decode images, for each GPU; 0: none beside the training process "
-        "[default: the machine's cores shared among its GPUs, at most 16]",
+        "[default: the cores that the run may use, shared among its GPUs, at most 16]",
     )
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
+    log: tuple[LogName, ...] = Field(
+        default=("auto",),
+        description="where metrics are shown beside metrics.jsonl: tensorboard (event files in the run's "
+        "folder), wandb, none; auto: tensorboard if it is installed; may be repeated",
+    )
 
     @model_validator(mode="after")
     def _something_learns(self) -> "TrainSettings":

@@ -1,7 +1,5 @@
 """What a run reads: the student's frozen model, and features or images joined with the cache."""
 
-import os
-
 import torch
 
 from student_train.distributed import Processes
@@ -10,6 +8,7 @@ from student_train.order import select_rows
 from student_train.pixels import PixelWorkers
 from student_train.settings import TrainSettings
 from student_train.step_classes import check_classes_per_step
+from teacher_cache.cores import usable_cores
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel, load_model
 from teacher_cache.softlabels import TeacherCache, open_cache
@@ -66,7 +65,7 @@ def make_join(
         samples, renderer = locate_images(cache, settings.images), ViewRenderer(base.preprocess)
         workers, pin = settings.workers, device.type == "cuda"
         if workers is None:
-            workers = max(1, min(16, (os.cpu_count() or 1) // processes.local_size))
+            workers = max(1, min(16, usable_cores() // processes.local_size))
         pixels = PixelWorkers(samples, cache.header.part_size, renderer, workers, pin)
     join = Join(
         cache,

@@ -23,7 +23,9 @@ from torch import Tensor
 from student_train.distributed import AgreedError, Processes, joined_processes
 from student_train.join import Batch, Join
 from student_train.losses import distillation_loss
-from student_train.run_folder import CHECKPOINT, RunFolder, look_into
+from student_train.metric_logs import MetricLogs
+from student_train.run_folder import CHECKPOINT, RunFolder, look_into, read_metrics
+from student_train.run_record import described
 from student_train.schedule import learning_rate, make_optimizer
 from student_train.settings import TrainSettings, check_same_run, describe_run
 from student_train.sources import load_student_base, make_join
@@ -70,6 +72,7 @@ def train(settings: TrainSettings) -> RunResult:
     ):
         run, _ = processes.agree(lambda: prepare(settings, processes, device))
         at_end.callback(run.folder.close)
+        at_end.push(run.logs)
         processes.agree(run.begin)
         student, join, optimizer, scaler = run.student, run.join, run.optimizer, run.scaler
         learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
@@ -136,6 +139,7 @@ def train(settings: TrainSettings) -> RunResult:
                     labelled = int((batch.step_labels >= 0).sum())
                     line = {
                         "step": done,
+                        "time": time.time(),
                         "epoch": done / join.steps_per_epoch,
                         "loss": of_loss,
                         "hard_loss": of_hard,
@@ -147,8 +151,8 @@ def train(settings: TrainSettings) -> RunResult:
                         "wait_seconds": waited,
                     }
                     logged_at = now
-                    processes.agree(lambda: run.folder.log(line))  # noqa: B023 - called at once
-                    counter(0, loss=f"{of_loss:.4f}", wait=f"{waited:.1f}s")
+                    processes.agree(lambda: run.log(line))  # noqa: B023 - called at once
+                    counter(0, **shown(line))
                 if saves:
                     processes.agree(lambda: run.folder.save(done))  # noqa: B023 - called at once
                 counter(1)
@@ -163,7 +167,7 @@ class Run:
     """Everything that is made before the first step.
 
     Attributes:
-        record: of the run that is continued; None for one that begins.
+        record: what the run wrote down of itself; None before a new one is begun.
         first_step: known when the folder is begun, or taken up.
     """
 
@@ -179,6 +183,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     folder: RunFolder
+    logs: MetricLogs
     record: dict[str, Any] | None
     init: StoredStudent | None
     total_steps: int
@@ -186,11 +191,11 @@ class Run:
 
     def begin(self) -> None:
         """Begin the run's folder, or take it up. Nothing is written before all else is known to be right."""
+        resumed = self.record is not None
         if self.record is not None:
             self.first_step = self.folder.resume()
-            return
-        self.folder.begin(
-            describe_run(
+        else:
+            self.record = describe_run(
                 self.settings,
                 self.cache,
                 self.student,
@@ -199,7 +204,15 @@ class Run:
                 self.join.batch_size,
                 self.init,
             )
-        )
+            self.folder.begin(self.record)
+        if self.processes.first:
+            out = self.folder.out
+            self.logs.open(out, read_metrics(out), described(self.record), resumed)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Write down how it goes: in the run's folder, which has to take it, and for those who watch."""
+        self.folder.log(line)
+        self.logs.log(line)
 
     def counting(self) -> AbstractContextManager[Callable[..., None]]:
         """Progress of the steps, shown by the first process."""
@@ -251,6 +264,7 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
         raise UsageError("--resume needs --out with a run's folder")
     out = settings.out or Path("runs") / f"{Path(settings.cache).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     record = look_into(out, settings.resume)
+    logs = MetricLogs(settings.log)
     cache = open_cache(settings.cache, settings.vocabulary)
     cache.encoding.require_temperature(settings.temperature)
     torch.manual_seed(settings.seed)
@@ -285,10 +299,22 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
         optimizer,
         scaler,
         folder,
+        logs,
         record,
         init,
         total_steps=min(settings.epochs * join.steps_per_epoch, settings.max_steps or 2**62),
     )
+
+
+def shown(line: dict[str, Any]) -> dict[str, str]:
+    """What the progress says of a line of the log."""
+    return {
+        "samples/s": f"{line['samples_per_second']:.0f}",
+        "loss": f"{line['loss']:.4f}",
+        "hard": f"{line['hard_loss']:.4f}",
+        "soft": f"{line['soft_loss']:.4f}",
+        "wait": f"{line['wait_seconds']:.1f}s",
+    }
 
 
 def encode_batch(student: PromptedCLIP, batch: Batch, device: torch.device) -> Tensor:

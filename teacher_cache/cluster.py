@@ -22,11 +22,11 @@ import dask
 import numpy as np
 import torch
 from dask.distributed import Client, KilledWorker, LocalCluster, get_worker, secede, wait
-from dask.system import CPU_COUNT
 from distributed.comm import CommClosedError
 from distributed.core import Status
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.openclip import load_model
@@ -79,7 +79,7 @@ class ComputeSettings(BaseModel):
 
     def on_this_machine(self) -> "ComputeSettings":
         """The same with the threads of a local worker filled in: no core is given to two workers."""
-        cores = max(1, CPU_COUNT // self.local_workers)
+        cores = max(1, usable_cores() // self.local_workers)
         return self.model_copy(
             update={
                 "threads": self.threads or min(MOST_DECODING_THREADS, cores),
@@ -251,8 +251,9 @@ class PartProgress:
 
     def _show(self) -> None:
         done = self._done + sum(samples for _, samples in self._begun.values())
-        if done != self._counter.done:
-            self._counter.reach(done)
+        parts = f"{len(self._sizes) - len(self._todo)}/{len(self._sizes)}"
+        if done != self._counter.done or parts != self._counter.fields.get("parts"):
+            self._counter.reach(done, parts=parts)
 
 
 @contextmanager
@@ -375,7 +376,7 @@ def compute_part(work: Work, part: int) -> None:
                 opened.teacher,
                 opened.head,
                 batch_size=settings.batch_size,
-                threads=settings.threads or min(MOST_DECODING_THREADS, CPU_COUNT),
+                threads=settings.threads or min(MOST_DECODING_THREADS, usable_cores()),
                 strict=settings.strict,
                 readable=None if part < header.parts_per_pass else np.asarray(store.array("valid")[rows]),
                 on_batch=on_batch,

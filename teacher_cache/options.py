@@ -129,9 +129,12 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
         annotation = str  # the settings class parses it ("all" or a number)
         if type(None) in typing.get_args(field.annotation):
             annotation = str | None
+    choices: tuple[str, ...] = ()
     if typing.get_origin(annotation) is tuple:  # may be repeated; the settings class knows what
+        choices = typing.get_args(typing.get_args(annotation)[0])
         annotation = list[str]
-    option = typer.Option(help=field.description)
+    named = bool(choices) and all(isinstance(choice, str) for choice in choices)
+    option = typer.Option(help=field.description, autocompletion=(lambda: choices) if named else None)
     default = inspect.Parameter.empty if field.default is PydanticUndefined else field.default
     if annotation is str and default is not inspect.Parameter.empty:
         default = str(default)

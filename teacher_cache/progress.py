@@ -1,13 +1,17 @@
-"""Progress of long work on standard error: a bar in a terminal, plain lines elsewhere."""
+"""Progress of long work on standard error: a bar in a terminal, plain lines elsewhere.
+
+A plain line is `WHAT DONE/TOTAL  RATE/s  left H:MM:SS` and any number of `NAME VALUE`, two spaces between.
+"""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -22,6 +26,7 @@ class Counter:
         self._task = bar.add_task(what, total=total, rate="", more="") if bar else None
         self._started = self._printed = time.monotonic()
         self._before = 0
+        self._news = False  # since the last line
 
     def start_at(self, done: int) -> None:
         """Say what was done before: it is shown, but not counted in the rate."""
@@ -29,41 +34,62 @@ class Counter:
 
     def __call__(self, amount: int = 1, **fields: str) -> None:
         """Count `amount`; `fields` are shown beside it as `name value`."""
-        self.fields.update(fields)
-        self.reach(self.done + amount)
+        self.reach(self.done + amount, **fields)
 
-    def reach(self, done: int) -> None:
-        """Say how much is done in all; work that was lost makes it less."""
-        self.done = done
-        now = time.monotonic()
-        rate = (self.done - self._before) / max(now - self._started, 1e-9)
-        more = "  ".join(f"{name} {value}" for name, value in self.fields.items())
+    def reach(self, done: int, **fields: str) -> None:
+        """Say how much is done in all; work that was lost makes it less. `fields` as above."""
+        self.done, self._news = done, True
+        self.fields.update(fields)
         if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=self.done, rate=f"{rate:,.1f}/s", more=more)
-        elif now - self._printed >= LINE_EVERY_SECONDS or self.done == self.total:
-            self._printed = now
-            left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
-            print(
-                f"{self.what} {self.done}/{self.total}  {rate:.1f}/s  left {left}  {more}".rstrip(),
-                file=sys.stderr,
-                flush=True,
-            )
+            rate = f"{self._rate():,.1f} {self.what}/s"
+            self._bar.update(self._task, completed=self.done, rate=rate, more=self._more())
+        elif time.monotonic() - self._printed >= LINE_EVERY_SECONDS:
+            self.print_line()
+
+    def print_line(self) -> None:
+        """Print how far it is, if that was not said yet."""
+        if not self._news:
+            return
+        self._news, self._printed = False, time.monotonic()
+        rate = self._rate()
+        left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
+        line = f"{self.what} {self.done}/{self.total}  {rate:.1f}/s  left {left}  {self._more()}"
+        print(line.rstrip(), file=sys.stderr, flush=True)
+
+    def _rate(self) -> float:
+        return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
+
+    def _more(self) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self.fields.items())
+
+
+class _TwoLines(Progress):
+    """The bar, and below it what belongs to it: on one line, 80 columns would not hold both."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["more"]:
+                yield Text(task.fields["more"], no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Counter]:
     """Show progress of `total` pieces of work while the block runs."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield Counter(what, total, None)
+    if not console.is_interactive:  # no terminal, or one that cannot move its cursor
+        counter = Counter(what, total, None)
+        try:
+            yield counter
+        finally:
+            counter.print_line()
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[more]}"),
     )
-    with Progress(*columns, console=console) as bar:
+    with _TwoLines(*columns, console=console, expand=True) as bar:
         yield Counter(what, total, bar)

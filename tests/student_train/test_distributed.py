@@ -19,6 +19,7 @@ from student_train.distributed import Processes
 from student_train.train import TrainSettings, train
 from teacher_cache.errors import UsageError
 from tests.student_train.conftest import PICTURES
+from tests.student_train.test_metric_logs import as_events, read_events
 from tests.student_train.test_train import assert_same_result, metrics, result
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +114,8 @@ def test_two_processes_do_what_one_does(two: dict[str, Any], tmp_path: Path, nam
             assert both[figure] == pytest.approx(one[figure], rel=2e-6, abs=1e-6), (one["step"], figure)
         assert both["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
         assert both["accuracy"] == pytest.approx(one["accuracy"])
+    assert len(list((two["folder"] / name / "tensorboard").iterdir())) == 1, "of the first process"
+    assert read_events(two["folder"] / name) == as_events(theirs)
     of_one = result(tmp_path / "one")
     for key, tensor in result(two["folder"] / name).items():
         assert torch.allclose(tensor, of_one[key], rtol=0, atol=1e-5), key

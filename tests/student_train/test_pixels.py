@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from student_train import sources
+from student_train.distributed import Processes
 from student_train.pixels import PixelWorkers, Shown, ShownViews, check_key, read_pixels
+from student_train.train import prepare
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
@@ -21,6 +24,7 @@ from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
 from teacher_cache.views import ViewPolicy, draw_crop
 from teacher_cache.vocabulary import Vocabulary
+from tests.student_train.test_train import settings
 from tests.teacher_cache.inputs import jpeg, write_folder, write_shard
 
 
@@ -200,3 +204,15 @@ class TestKeys:
             )
         ]
         assert flags == [[True, True, True], [False, True, False], [False, False, False]]
+
+
+def test_workers_are_as_many_as_the_cores_that_may_be_used(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(sources, "usable_cores", lambda: 6)
+    for size, of_each in ((1, 6), (3, 2), (9, 1)):
+        alone = Processes(local_size=size)
+        run = prepare(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
+        assert run.join._pixels is not None
+        assert run.join._pixels._workers == of_each

@@ -250,7 +250,7 @@ def test_progress_takes_back_what_was_lost_and_never_exceeds_the_total() -> None
 def test_local_workers_share_the_cores(
     workers: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "CPU_COUNT", 6)
+    monkeypatch.setattr(cluster, "usable_cores", lambda: 6)
     asked = ComputeSettings(workers=workers, device="cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(6)

@@ -1,0 +1,23 @@
+"""Defaults follow the cores that a process may use, not those of the machine."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from teacher_cache.cluster import ComputeSettings
+from teacher_cache.cores import usable_cores
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """As under `taskset -c N`."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def test_of_all_cores_those_count_that_may_be_used(one_core: None) -> None:
+    assert usable_cores() == 1
+    assert ComputeSettings(workers=1, device="cpu").on_this_machine().threads == 1

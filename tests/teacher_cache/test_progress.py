@@ -1,0 +1,53 @@
+"""Progress without a terminal is lines that a program can read; in one it is in `test_terminal.py`."""
+
+import re
+
+import pytest
+
+from teacher_cache import progress
+from teacher_cache.progress import counting
+
+LINE = re.compile(r"(\S+) (\d+)/(\d+)  ([\d.]+)/s  left (\d+:\d\d:\d\d|\?)((?:  \S+ \S+)*)")
+
+
+def lines(error: str) -> list[tuple[str, ...]]:
+    assert "\x1b" not in error
+    found = [LINE.fullmatch(line) for line in error.splitlines()]
+    assert all(found), error
+    return [match.groups() for match in found if match]
+
+
+def test_a_short_work_says_one_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with counting("parts", 4) as counter:
+        counter.start_at(1)
+        for _ in range(3):
+            counter(loss="0.5", wait="1.0s")
+    ((what, done, total, _, left, more),) = lines(capsys.readouterr().err)
+    assert (what, done, total, left) == ("parts", "4", "4", "0:00:00")
+    assert more == "  loss 0.5  wait 1.0s"
+
+
+def test_a_long_work_says_lines_in_between(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_SECONDS", 0.0)
+    with counting("steps", 3) as counter:
+        for loss in ("3", "2", "1"):
+            counter(0, loss=loss)
+            counter()
+    said = lines(capsys.readouterr().err)
+    assert [line[1] for line in said] == ["0", "1", "1", "2", "2", "3"]
+    assert [line[5] for line in said] == [f"  loss {loss}" for loss in "332211"]
+
+
+def test_a_work_that_fails_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="invalid literal"), counting("rows", 5) as counter:  # noqa: PT012
+        counter(int("2"))
+        counter(int("no more"))
+    assert [line[1:3] for line in lines(capsys.readouterr().err)] == [("2", "5")]
+
+
+def test_a_work_that_never_began_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with counting("rows", 5):
+        pass
+    assert capsys.readouterr().err == ""
