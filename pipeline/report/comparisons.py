@@ -70,7 +70,7 @@ def _key(value: Any) -> str:
 
 def _what(evaluation: Evaluation, name: str) -> str:
     better = "lower is better" if name in LOWER_IS_BETTER else "higher is better"
-    return f"{FIGURES[name]} on {evaluation.title} ({better})"
+    return f"Shown is {FIGURES[name]} on {evaluation.title} ({better})"
 
 
 def _reference(evaluation: Evaluation, name: str) -> tuple[float, str] | None:

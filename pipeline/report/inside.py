@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.gather import Configuration, Gathered, paired_evals, read_results, setting_of
-from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Section, Table, Text
+from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Section, Table, Tables, Text
 from pipeline.report.plots import HeatCell, Line, heat_map, line_chart
 from pipeline.report.prompts import TowerNorms, prompt_norms
 from pipeline.report.softlabels import (
@@ -104,12 +104,16 @@ def shown_temperatures(trained: Sequence[float]) -> Sequence[float]:
 
 
 def _card(picture: Picture, temperatures: Sequence[float]) -> Card:
-    headings = ["teacher, %", *(f"T = {t:g}" for t in temperatures)]
+    headings = ["teacher, %", *(f"T\u00a0=\u00a0{t:g}" for t in temperatures)]
     rows = [[name, *(_percent(share) for share in shares)] for name, shares in picture.teacher]
     tables = [Table("", headings, rows)]
     if picture.student:
         tables.append(
-            Table("", ["student, %", "T = 1"], [[name, _percent(share)] for name, share in picture.student])
+            Table(
+                "",
+                ["student, %", "T\u00a0=\u00a01"],
+                [[name, _percent(share)] for name, share in picture.student],
+            )
         )
     label = "no hard label" if picture.label is None else f"hard label: {picture.label}"
     return Card(picture.data, picture.why, picture.kind, [label, picture.key], tables)
@@ -129,9 +133,10 @@ def classes(gathered: Gathered) -> Section:
     for evaluation in gathered.evaluations:
         changes, seeds = _changes(gathered, configuration, evaluation.place)
         if changes:
-            means = f"; right is the mean over {seeds} seeds" if seeds > 1 else ""
-            pieces.append(_changed_table(f"Gained most: {evaluation.title}", changes, 1, means))
-            pieces.append(_changed_table(f"Lost most: {evaluation.title}", changes, -1, means))
+            means = f"; after is the mean over {seeds} seeds" if seeds > 1 else ""
+            gained = _changed_table(f"Gained most: {evaluation.title}", changes, 1, means)
+            lost = _changed_table(f"Lost most: {evaluation.title}", changes, -1, means)
+            pieces.append(Tables([gained, lost]))
     if not pieces:
         text = (
             "No classes: results.json has no counts by class of both the run and the frozen model; name "
@@ -139,7 +144,10 @@ def classes(gathered: Gathered) -> Section:
         )
         return Section("classes", title, [Text(text, True)])
     of = configuration.label if gathered.is_sweep else "this run"
-    text = f"Right answers of {of} against those of the frozen model, by the number of images that changed."
+    text = (
+        f"Images of a class that the frozen model has right (before) and that {of} has (after); most changed "
+        "first."
+    )
     return Section("classes", title, [Text(text), *pieces])
 
 
@@ -183,14 +191,12 @@ def _changed_table(caption: str, changes: list[Change], sign: int, means: str) -
     changed = [one for one in changes if sign * (one[3] - one[2]) > 0]
     changed.sort(key=lambda one: (-sign * (one[3] - one[2]), one[1], one[0]))
     rows = [
-        [name, str(images), f"{before:g}", f"{after:.4g}", f"{after - before:+.4g}"]
+        [name, str(images), f"{before:g}", f"{after:.4g}", f"{after - before:+.4g}".replace("-", "−")]
         for name, images, before, after in changed[:MOST_CLASSES]
     ]
     shown = f"The first {MOST_CLASSES} of " if len(changed) > MOST_CLASSES else ""
     note = f"{shown}{len(changed):,} of {len(changes):,} classes{means}."
-    return Table(
-        caption, ["class", "images", "zero-shot right", "student right", "difference"], rows, note=note
-    )
+    return Table(caption, ["class", "images", "before", "after", "change"], rows, note=note)
 
 
 def norms(gathered: Gathered) -> Section:
@@ -207,7 +213,7 @@ def norms(gathered: Gathered) -> Section:
     towers = prompt_norms(stored, config if isinstance(config, dict) else {})
     if not towers:
         return Section("norms", title, [Text("No prompts: this student has none.", True)])
-    text = "Mean length of a block's prompt vectors."
+    text = "Mean length of a block's prompt vectors; the lighter a cell, the longer."
     if gathered.is_sweep:
         text += f" The student is that of {configuration.label}, seed {row.seed}."
     if any(tower.dead for tower in towers):
@@ -228,7 +234,7 @@ def _norm_map(tower: TowerNorms) -> Figure:
             [
                 HeatCell(None, "dead", title="nothing reads it")
                 if block in dead
-                else HeatCell(value, f"{value:.3g}")
+                else HeatCell(value, f"{value:#.3g}")
                 for block, value in enumerate(values, start=1)
             ]
         )

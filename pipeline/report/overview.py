@@ -11,7 +11,7 @@ from pipeline.report.gather import (
     reason,
     value_text,
 )
-from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Section, Table, Text
+from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Section, Table, Tables, Text
 from pipeline.report.summary import (
     AGAINST_THE_TEACHER,
     LOWER_IS_BETTER,
@@ -41,26 +41,39 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
     else:
         groups = [_teacher(record), _cache(record, cache), _student(record), _cost(gathered, cache)]
         pieces.append(FactGroups([group for group in groups if group.pairs]))
-        changed = changed_settings(record, list(gathered.sweep.axes))
-        rows = [[name.replace("_", " "), value_text(value)] for name, value in changed.items()]
-        if rows:
-            caption = "Settings that differ from the defaults"
-            caption += ", of the runs in common" if gathered.is_sweep else ""
-            pieces.append(Table(caption, ["setting", "value"], rows, words=2))
-        else:
-            pieces.append(Text("All settings are the defaults."))
-    if gathered.axes:
-        rows = [
-            [axis_name(axis, gathered.axes), ", ".join(map(value_text, values))]
-            for axis, values in gathered.axes.items()
-        ]
-        seeds = ", ".join(map(str, gathered.sweep.seeds))
-        pieces.append(Table("Axes of the sweep", ["axis", "values"], [*rows, ["seed", seeds]], words=2))
+        never_read = record.get("never_read")
+        if isinstance(never_read, list) and never_read:
+            lines = "; ".join(map(str, never_read))
+            pieces.append(Text(f"Prompts that nothing reads{_of_which_run(gathered)}: {lines}."))
+        pieces.append(Tables(_settings(gathered, record)))
     if gathered.evaluations:
         pieces.append(_data(gathered.evaluations))
     if why_no_cache:
         pieces.append(Text(f"The cache could not be opened: {why_no_cache}", True))
     return Section("run", "What was run", pieces)
+
+
+def _of_which_run(gathered: Gathered) -> str:
+    if not (gathered.is_sweep and gathered.chosen):
+        return ""
+    configuration, row = gathered.chosen
+    return f", in the run {configuration.label}, seed {row.seed}"
+
+
+def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
+    changed = changed_settings(record, list(gathered.sweep.axes))
+    rows = [[name.replace("_", " "), value_text(value)] for name, value in changed.items()]
+    caption = "Settings that differ from the defaults" + (", beside the axes" if gathered.is_sweep else "")
+    note = "" if rows else "None does."
+    tables = [Table(caption, ["setting", "value"], rows, words=2, note=note)]
+    if gathered.axes:
+        axes = [
+            [axis_name(axis, gathered.axes), ", ".join(map(value_text, values))]
+            for axis, values in gathered.axes.items()
+        ]
+        seeds = ", ".join(map(str, gathered.sweep.seeds))
+        tables.append(Table("Axes of the sweep", ["axis", "values"], [*axes, ["seed", seeds]], words=2))
+    return tables
 
 
 def _teacher(record: dict[str, Any]) -> Facts:
@@ -98,7 +111,6 @@ def _cache(record: dict[str, Any], cache: TeacherCache | None) -> Facts:
 
 def _student(record: dict[str, Any]) -> Facts:
     student, modes = record["student"], {"images": "images", "features": "cached features, no image"}
-    never_read = record.get("never_read")
     pairs = [
         ("frozen model", _model(student.get("model"), student.get("pretrained"))),
         ("weights", student.get("weights_digest")),
@@ -106,7 +118,6 @@ def _student(record: dict[str, Any]) -> Facts:
         ("samples a step", _count(record.get("samples_per_step"))),
         ("processes", record.get("processes")),
         ("starts from", record.get("init")),
-        ("never read", "; ".join(map(str, never_read)) if isinstance(never_read, list) else None),
         ("software", record.get("software")),
     ]
     return Facts("Student", _said(pairs))
@@ -138,18 +149,16 @@ def _cost(gathered: Gathered, cache: TeacherCache | None) -> Facts:
 
 
 def _data(evaluations: list[Evaluation]) -> Table:
-    rows = []
-    for one in evaluations:
-        notes = one.about.get("notes")
-        rows.append(
-            [
-                one.images,
-                "; ".join(map(str, notes)) if isinstance(notes, list) else "",
-                *(_count(one.about.get(name)) for name in ("classes", "samples", "skipped", "without_label")),
-            ]
-        )
-    headings = ["evaluated on", "notes", "classes", "samples", "unreadable", "no label"]
-    return Table("Data", headings, rows, words=2)
+    counts = {
+        "classes": "classes",
+        "samples": "samples",
+        "skipped": "unreadable",
+        "without_label": "no label",
+    }
+    rows = [[one.images, *(_count(one.about.get(name)) for name in counts)] for one in evaluations]
+    notes = [found for one in evaluations if isinstance(found := one.about.get("notes"), list)]
+    said = dict.fromkeys(str(note) for found in notes for note in found)
+    return Table("Data", ["evaluated on", *counts.values()], rows, note="; ".join(said))
 
 
 def headline(gathered: Gathered) -> Section:

@@ -41,6 +41,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Tables:
+    """Tables beside each other."""
+
+    tables: Sequence[Table]
+    kind: str = field(default="tables", init=False)
+
+
+@dataclass(frozen=True)
 class Figure:
     """A drawing, and its figures as a table.
 
@@ -119,7 +127,7 @@ class Cards:
     kind: str = field(default="cards", init=False)
 
 
-Piece = Table | Figures | Text | FactGroups | Cards
+Piece = Table | Tables | Figures | Text | FactGroups | Cards
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pipeline.report.curves import thinned
 from pipeline.report.summary import Spread
 
 WIDTH, HEIGHT = 360, 220  # of a plot in its own units, about pixels on a phone
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 38
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 20, 38
 LETTER = 6.1  # mean width of a letter at the style sheet's size
 MOST_LINES = 7  # colours that are told apart
 MARKERS_A_LINE = 5
@@ -96,7 +96,7 @@ def line_chart(
         parts.append(_text(place_x(value), HEIGHT - BOTTOM + 15, _tick(value), "middle"))
     parts.append(_axes())
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_label, "middle", "axis"))
-    parts.append(_vertical_text(10, (TOP + HEIGHT - BOTTOM) / 2, y_label))
+    parts.append(_text(LEFT, TOP - 8, y_label, "end" if len(y_label) < 6 else "start", "unit"))
     if level:
         y = place_y(level[0])
         parts.append(_segment(LEFT, y, WIDTH - RIGHT, y, "level"))
@@ -112,9 +112,8 @@ def line_chart(
             Markup('<path class="line s{}" d="{}"><title>{}</title></path>').format(number, path, line.name)
         )
         # where markers stand differs from line to line, so that lines that coincide are seen as several
-        at = np.linspace(0, len(points) - 1, min(MARKERS_A_LINE, len(points)))
-        shift = number * len(points) // (MARKERS_A_LINE * max(1, len(lines)))
-        for place in sorted({min(int(value) + shift, len(points) - 1) for value in at}):
+        stride = max(len(points) // MARKERS_A_LINE, min(len(points), len(lines)), 1)
+        for place in range(number * stride // len(lines), len(points), stride):
             parts.append(marker(number, *points[place]))
     return Markup("").join([*parts, Markup("</svg>")])
 
@@ -325,7 +324,7 @@ def _frame(title: str, width: float, height: float) -> Markup:
     return Markup(
         '<svg class="plot" viewBox="0 0 {:.0f} {:.0f}" style="max-width:{:.0f}px;min-width:{:.0f}px" '
         'role="img" aria-label="{}">'
-    ).format(width, height, 1.35 * width, min(0.85 * width, 300 if width <= WIDTH else width), title)
+    ).format(width, height, 1.2 * width, min(0.85 * width, 300 if width <= WIDTH else width), title)
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick", title: str | None = None) -> Markup:

@@ -78,7 +78,7 @@ def _figure(name: str, curves: dict[str, Curve], drawn: list[str]) -> Figure:
         else Line(label, np.empty(0), np.empty(0))
         for label in drawn
     ]
-    drawing = line_chart(lines, title, "step", unit or title)
+    drawing = line_chart(lines, title, "step", unit)
     heading = f"{title}, {unit}" if unit else title
     return Figure(heading, drawing, _table(curves))
 
