@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.report.gather import gather
 from pipeline.report.inside import norms
@@ -18,6 +19,9 @@ from tests.models import loaded
 def stored(**settings: Any) -> tuple[StoredStudent, PromptedCLIP]:
     """A student of a model with three blocks a tower, as it would be read."""
     student = PromptedCLIP(loaded("gelu"), PromptSettings(prompt_length=2, **settings))
+    for number, prompts in enumerate(student.parameters()):
+        if prompts.requires_grad:  # some begin at zero
+            torch.nn.init.normal_(prompts, generator=torch.Generator().manual_seed(number))
     record: StudentRecord = student.describe()
     return StoredStudent(Path("x"), record, student.prompt_tensors(), "", None), student
 
