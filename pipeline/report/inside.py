@@ -35,10 +35,13 @@ def soft_labels(gathered: Gathered, cache: TeacherCache | None, why_no_cache: st
     if cache is None:
         why = why_no_cache or "no run says which cache it was trained on"
         return Section("soft-labels", title, [Text(f"No soft labels: {why}", True)])
-    try:
-        return Section("soft-labels", title, [*_entropy(gathered, cache), *_pictures(gathered, cache)])
-    except RppError as error:
-        return Section("soft-labels", title, [Text(f"No soft labels: {error}", True)])
+    pieces: list[Piece] = []
+    for part, what in ((_entropy, "entropy"), (_pictures, "pictures")):
+        try:
+            pieces += part(gathered, cache)
+        except RppError as error:
+            pieces.append(Text(f"No {what}: {error}", True))
+    return Section("soft-labels", title, pieces)
 
 
 def _trained_temperatures(gathered: Gathered) -> list[float]:

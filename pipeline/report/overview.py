@@ -22,6 +22,7 @@ from pipeline.report.summary import (
 )
 from pipeline.sweep_record import SweepRow
 from student_train.evaluators import FIGURES
+from teacher_cache.errors import RppError
 from teacher_cache.openclip import portable_model, portable_pretrained
 from teacher_cache.softlabels import TeacherCache
 
@@ -36,10 +37,17 @@ RULE = (
 def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> Section:
     """Teacher, cache, student, data, settings, cost."""
     record, pieces = gathered.record, list[Piece]()
+    unread, build_seconds = None, 0.0
+    try:
+        if cache is not None:
+            unread = int((~cache.valid).sum())
+            build_seconds = sum(part.seconds.get("wall", 0.0) for part in cache.store.records())
+    except RppError as error:
+        why_no_cache = str(error)
     if record is None:
         pieces.append(Text("No run has written its settings yet, so it is not known what was run.", True))
     else:
-        groups = [_teacher(record), _cache(record, cache), _student(record), _cost(gathered, cache)]
+        groups = [_teacher(record), _cache(record, unread), _student(record), _cost(gathered, build_seconds)]
         pieces.append(FactGroups([group for group in groups if group.pairs]))
         never_read = record.get("never_read")
         if isinstance(never_read, list) and never_read:
@@ -49,7 +57,7 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
     if gathered.evaluations:
         pieces.append(_data(gathered.evaluations))
     if why_no_cache:
-        pieces.append(Text(f"The cache could not be opened: {why_no_cache}", True))
+        pieces.append(Text(f"The cache cannot be read: {why_no_cache}", True))
     return Section("run", "What was run", pieces)
 
 
@@ -89,7 +97,7 @@ def _teacher(record: dict[str, Any]) -> Facts:
     return Facts("Teacher", _said(pairs))
 
 
-def _cache(record: dict[str, Any], cache: TeacherCache | None) -> Facts:
+def _cache(record: dict[str, Any], unread: int | None) -> Facts:
     header, settings = record["cache"], record["settings"]
     encoding = header.get("encoding")
     views = header.get("view_policy")
@@ -104,7 +112,7 @@ def _cache(record: dict[str, Any], cache: TeacherCache | None) -> Facts:
         ("digest of the samples", header.get("sample_table_digest")),
         ("digest of the classes", header.get("vocabulary_digest")),
         ("software", header.get("software")),
-        ("could not be read", _count(int((~cache.valid).sum())) + " samples" if cache else None),
+        ("could not be read", None if unread is None else f"{unread:,} samples"),
     ]
     return Facts("Cache", _said(pairs))
 
@@ -123,7 +131,7 @@ def _student(record: dict[str, Any]) -> Facts:
     return Facts("Student", _said(pairs))
 
 
-def _cost(gathered: Gathered, cache: TeacherCache | None) -> Facts:
+def _cost(gathered: Gathered, build_seconds: float) -> Facts:
     trained = [row.train for row in gathered.sweep.rows if row.train]
     seconds = [value for one in trained if (value := number(one.get("seconds"))) is not None]
     waited = [value for one in trained if (value := number(one.get("wait_seconds"))) is not None]
@@ -139,12 +147,10 @@ def _cost(gathered: Gathered, cache: TeacherCache | None) -> Facts:
         pairs.append(("samples a second", f"{sum(samples) / sum(seconds):,.0f}"))
     if gathered.sweep.seconds:
         pairs.append(("the whole sweep", _seconds(gathered.sweep.seconds)))
-    if cache is not None:
-        walls = [record.seconds.get("wall", 0.0) for record in cache.store.records()]
-        if any(walls):
-            pairs.append(("the cache's parts, all workers", _seconds(sum(walls))))
-    if not pairs:
-        pairs.append(("seconds", "not recorded: results.json of rpp run or rpp sweep has them"))
+    if not seconds:
+        pairs.append(("training", "not recorded: results.json of rpp run, or rpp sweep, has its seconds"))
+    if build_seconds:
+        pairs.append(("the cache's parts, all workers", _seconds(build_seconds)))
     return Facts("Cost", _said(pairs))
 
 

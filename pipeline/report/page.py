@@ -35,7 +35,8 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     """
     gathered = gather(folder)
     out = out or folder / REPORT
-    html = render(gathered, sections(gathered))
+    # names of files may hold what UTF-8 cannot
+    html = render(gathered, sections(gathered)).encode("utf-8", "replace").decode("utf-8")
     try:
         write_whole(out, html)
     except OSError as error:

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 from html import escape
 from pathlib import Path
@@ -141,7 +142,27 @@ def test_a_cache_that_moved_is_said(run_copy: Path) -> None:
     (run_copy / "settings.json").write_text(json.dumps(record))
     found = {one.name: one for one in sections(gather(run_copy))}
     assert "No soft labels: no cache at /nowhere.zarr" in texts(found["soft-labels"])
-    assert "The cache could not be opened: no cache at /nowhere.zarr" in texts(found["run"])
+    assert "The cache cannot be read: no cache at /nowhere.zarr" in texts(found["run"])
+
+
+def test_a_damaged_cache_is_said_and_not_the_end(run_copy: Path, inputs: Path, tmp_path: Path) -> None:
+    record = json.loads((run_copy / "settings.json").read_text())
+    record["settings"]["cache"] = str(shutil.copytree(inputs / "demo.zarr", tmp_path / "demo.zarr"))
+    (run_copy / "settings.json").write_text(json.dumps(record))
+    for array in ("image_features", "valid"):
+        for shard in (tmp_path / "demo.zarr" / array / "c").rglob("*"):
+            if shard.is_file():
+                shard.write_bytes(b"damaged")
+    found = {one.name: one for one in sections(gather(run_copy))}
+    assert "The cache cannot be read: 'valid' in " in texts(found["run"])
+    assert "No entropy: " in texts(found["soft-labels"])
+    assert "No pictures: " in texts(found["soft-labels"])
+
+
+def test_seconds_that_were_not_recorded_are_said(run_copy: Path) -> None:
+    assert "not recorded" not in make_report(run_copy).read_text(encoding="utf-8")
+    (run_copy / RESULTS).unlink()
+    assert "not recorded: results.json" in make_report(run_copy).read_text(encoding="utf-8")
 
 
 def test_damage_in_a_run_is_said_and_not_the_end(sweep_copy: Path) -> None:
@@ -248,4 +269,4 @@ def test_a_large_sweep_gives_a_file_of_a_few_megabytes(tmp_path: Path) -> None:
         )
     SweepRecord(recipe="", cache="", axes=axes, seeds=[0, 1], rows=rows).write(tmp_path)
     size = make_report(tmp_path).stat().st_size
-    assert 300_000 < size < 4_000_000
+    assert 300_000 < size < 1_000_000
