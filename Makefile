@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test install browser clean
 
 demo: install
 	$(BIN)/rpp demo
 
-test: install
+test: install browser
 	$(BIN)/python -m pytest
 
 install: .venv/installed
@@ -18,6 +18,14 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $@
+
+# The report is tested in a real browser; without one those tests are skipped.
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update && apt-get install --yes --no-install-recommends chromium \
+			|| echo 'chromium cannot be installed: the tests of the report in a browser are skipped' >&2; \
+	else echo 'no chromium here: the tests of the report in a browser are skipped' >&2; fi
 
 clean:
 	rm -rf .venv rpp-demo

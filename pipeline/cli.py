@@ -1,4 +1,4 @@
-"""`rpp`: both stages chained, evaluation, single pictures, import and export of students, the demo."""
+"""`rpp`: both stages chained, evaluation, reports, single pictures, import and export, the demo."""
 
 import json
 from dataclasses import asdict
@@ -12,6 +12,7 @@ from rich.console import Console
 from pipeline.compare import compare_runs
 from pipeline.demo.compare import DemoSettings, demo_table, run_demo
 from pipeline.recipe import load_recipe
+from pipeline.report import make_report
 from pipeline.run import run_recipe
 from pipeline.suite import check_all_evaluated, load_suite, run_suites
 from pipeline.sweep import SweepSettings, check_all_done, run_sweep
@@ -241,6 +242,20 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
     for path in [made.file, *([made.data] if made.data else [])]:
         console.print(str(path), markup=False, highlight=False)
     note(f"its features differ from the student's by {made.max_difference:.1e} at most")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN|SWEEP", help="the folder of a run or a sweep")],
+    out: Annotated[
+        Path | None, typer.Option(help="the file to write [default: report.html in the folder]")
+    ] = None,
+) -> None:
+    """One HTML file about a run or a sweep: tables, curves, heat maps, soft labels; it needs no network.
+
+    Example: rpp report runs/t2 --out report.html
+    """
+    console.print(str(make_report(folder, out)), markup=False, highlight=False)
 
 
 @app.command()

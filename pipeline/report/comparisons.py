@@ -1,0 +1,231 @@
+"""What the axes of a sweep do to its headline figure: one by one, two as a heat map, and the structure."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.report.gather import Evaluation, Gathered, axis_name, label, setting_of, value_text
+from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
+from pipeline.report.plots import Bar, HeatCell, bar_chart, heat_map
+from pipeline.report.summary import (
+    LOWER_IS_BETTER,
+    Spread,
+    figure_text,
+    number,
+    scaled,
+    spread,
+)
+from student_train.evaluators import FIGURES, shown
+
+STRUCTURE = ("prompt_structure", "carry", "prompt_depth", "prompt_length", "towers")
+MOST_PAIRS = 3  # of axes that get heat maps
+MOST_MAPS = 4  # of one pair, one for each combination of the other axes
+MOST_BARS = 40
+
+
+def comparisons(gathered: Gathered) -> list[Section]:
+    """The sections, or one that says why there is nothing to compare."""
+    if not gathered.axes:
+        what = "the sweep has no axis with several values" if gathered.is_sweep else "this is a single run"
+        text = f"Nothing to compare: {what}. Axis plots, heat maps and the structure ablation need a sweep."
+        return [Section("axes", "Comparisons", [Text(text, True)])]
+    evaluation = gathered.evaluations[0] if gathered.evaluations else None
+    name = evaluation.headline if evaluation else None
+    if evaluation is None or name is None:
+        text = "Nothing to compare: no finished run was evaluated."
+        return [Section("axes", "Comparisons", [Text(text, True)])]
+    return [
+        _axis_by_axis(gathered, evaluation, name),
+        _heat_maps(gathered, evaluation, name),
+        _structure(gathered, evaluation, name),
+    ]
+
+
+def grouped(
+    gathered: Gathered, evaluation: int, name: str, axes: Sequence[str]
+) -> dict[tuple[Any, ...], Spread | None]:
+    """A figure for each combination of values of some axes: over seeds, of each seed's mean over the other
+    axes. Only seeds count for which every run of the combination has the figure, so that means are of the
+    same settings everywhere."""
+    found: dict[tuple[Any, ...], Spread | None] = {}
+    for values in itertools.product(*(gathered.axes[axis] for axis in axes)):
+        asked = [_key(value) for value in values]
+        members = [
+            one for one in gathered.configurations if [_key(one.settings.get(axis)) for axis in axes] == asked
+        ]
+        by_seed: dict[int, list[float]] = {}
+        for row in (row for one in members for row in one.done):
+            value = number(row.evals[evaluation].get(name)) if evaluation < len(row.evals) else None
+            if value is not None:
+                by_seed.setdefault(row.seed, []).append(value)
+        whole = [sum(kept) / len(kept) for kept in by_seed.values() if len(kept) == len(members)]
+        found[tuple(map(_key, values))] = spread(whole)
+    return found
+
+
+def _key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _what(evaluation: Evaluation, name: str) -> str:
+    better = "lower is better" if name in LOWER_IS_BETTER else "higher is better"
+    return f"Shown is {FIGURES[name]} on {evaluation.title} ({better})"
+
+
+def _reference(evaluation: Evaluation, name: str) -> tuple[float, str] | None:
+    frozen = evaluation.zero_shot_figure(name)
+    return None if frozen is None else (scaled(name, frozen.mean), f"zero-shot {shown(name, frozen.mean)}")
+
+
+def _scaled(name: str, figure: Spread) -> Spread:
+    deviation = None if figure.deviation is None else scaled(name, figure.deviation)
+    return Spread(scaled(name, figure.mean), deviation, tuple(scaled(name, one) for one in figure.values))
+
+
+def _axis_by_axis(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
+    figures = []
+    for axis, values in gathered.axes.items():
+        found = grouped(gathered, evaluation.place, name, [axis])
+        words = {_key(value): value_text(value) for value in values}
+        title = f"{FIGURES[name]} by {axis_name(axis, gathered.axes)}"
+        named = {words[key]: figure for (key,), figure in found.items()}
+        if any(named.values()):
+            figures.append(_bars(named, title, axis_name(axis, gathered.axes), evaluation, name))
+    pieces: list[Piece] = [Text(f"{_what(evaluation, name)}. {_over_others(gathered, 1)}")]
+    pieces.append(
+        Figures(figures) if figures else Text("No value of an axis has all its runs of a seed done.", True)
+    )
+    return Section("axes", "Axis by axis", pieces)
+
+
+def _over_others(gathered: Gathered, axes: int) -> str:
+    text = "Dots are means over seeds, bars one standard deviation to either side, rings the seeds."
+    if len(gathered.axes) > axes:
+        text += (
+            " Each seed's value is the mean over the other axes; a seed counts where all its runs are done."
+        )
+    return text
+
+
+def _bars(
+    named: dict[str, Spread | None], title: str, heading: str, evaluation: Evaluation, name: str
+) -> Figure:
+    bars = [
+        Bar(words, _scaled(name, figure), figure_text(name, figure))
+        for words, figure in named.items()
+        if figure is not None
+    ]
+    drawing = bar_chart(bars[:MOST_BARS], title, FIGURES[name], _reference(evaluation, name))
+    rows = [
+        [words, figure_text(name, figure), str(len(figure.values) if figure else 0)]
+        for words, figure in named.items()
+    ]
+    note = f"The first {MOST_BARS} of {len(bars)} are drawn." if len(bars) > MOST_BARS else ""
+    return Figure(title, drawing, Table("", [heading, FIGURES[name], "seeds"], rows), note)
+
+
+def numeric_axes(gathered: Gathered) -> list[str]:
+    """Axes all of whose values are numbers."""
+    return [
+        axis for axis, values in gathered.axes.items() if all(number(value) is not None for value in values)
+    ]
+
+
+def _heat_maps(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
+    numeric = numeric_axes(gathered)
+    title = "Heat maps"
+    if len(numeric) < 2:
+        said = ", ".join(axis_name(axis, gathered.axes) for axis in numeric)
+        text = f"No heat map: it needs two axes with numbers, and the sweep has {said or 'none'}."
+        return Section("heat", title, [Text(text, True)])
+    pairs = list(itertools.combinations(numeric, 2))
+    maps = [one for pair in pairs[:MOST_PAIRS] for one in _maps_of(gathered, evaluation, name, *pair)]
+    pieces: list[Piece] = [
+        Text(
+            f"{_what(evaluation, name)}. The lighter a cell, the higher the figure; hatched cells have no "
+            "finished run. Below the mean stands ± one standard deviation over seeds."
+        ),
+        Figures(maps),
+    ]
+    if len(pairs) > MOST_PAIRS:
+        pieces.append(Text(f"The first {MOST_PAIRS} of {len(pairs)} pairs of axes are shown.", True))
+    return Section("heat", title, pieces)
+
+
+def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str, down: str) -> list[Figure]:
+    others = [axis for axis in gathered.axes if axis not in (across, down)]
+    combinations = list(itertools.product(*(gathered.axes[axis] for axis in others)))
+    words = [axis_name(axis, gathered.axes) for axis in (across, down)]
+    title = f"{FIGURES[name]} by {words[0]} and {words[1]}"
+    if len(combinations) > MOST_MAPS:
+        found = grouped(gathered, evaluation.place, name, [across, down])
+        note = "Each seed's value is the mean over the other axes: "
+        note += ", ".join(axis_name(axis, gathered.axes) for axis in others) + "."
+        return [_map(gathered, found, title, name, across, down, note)]
+    every = grouped(gathered, evaluation.place, name, [across, down, *others])
+    figures = []
+    for values in combinations:
+        end = tuple(map(_key, values))
+        found = {key[:2]: figure for key, figure in every.items() if key[2:] == end}
+        settings = dict(zip(others, values, strict=True))
+        whole = f"{title}: {label(settings, gathered.axes)}" if others else title
+        figures.append(_map(gathered, found, whole, name, across, down))
+    return figures
+
+
+def _map(
+    gathered: Gathered,
+    found: dict[tuple[Any, ...], Spread | None],
+    title: str,
+    name: str,
+    across: str,
+    down: str,
+    note: str = "",
+) -> Figure:
+    columns = {_key(value): value_text(value) for value in sorted(gathered.axes[across])}
+    rows = {_key(value): value_text(value) for value in sorted(gathered.axes[down])}
+    cells = [[_heat_cell(found.get((column, row)), name) for column in columns] for row in rows]
+    words = [axis_name(axis, gathered.axes) for axis in (across, down)]
+    drawing = heat_map(cells, list(rows.values()), list(columns.values()), title, words[1], words[0])
+    table = Table(
+        "",
+        [f"{words[1]} ↓  {words[0]} →", *columns.values()],
+        [
+            [text, *(figure_text(name, found.get((column, row))) for column in columns)]
+            for row, text in rows.items()
+        ],
+    )
+    return Figure(title, drawing, table, note)
+
+
+def _heat_cell(figure: Spread | None, name: str) -> HeatCell:
+    if figure is None:
+        return HeatCell(None, "no run", title="no finished run")
+    spread_text = f"± {shown(name, figure.deviation)}" if figure.deviation is not None else ""
+    seeds = f"{len(figure.values)} seed{'s' if len(figure.values) > 1 else ''}"
+    return HeatCell(
+        figure.mean, shown(name, figure.mean), spread_text, f"{figure_text(name, figure)}, {seeds}"
+    )
+
+
+def _structure(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
+    axes = [axis for axis in gathered.axes if setting_of(axis) in STRUCTURE]
+    title = "Structure of the prompts"
+    if not axes:
+        known = ", ".join(one.replace("_", " ") for one in STRUCTURE)
+        text = f"No structure ablation: no axis of the sweep is one of {known}."
+        return Section("structure", title, [Text(text, True)])
+    found = grouped(gathered, evaluation.place, name, axes)
+    combinations = itertools.product(*(gathered.axes[axis] for axis in axes))
+    named = {
+        label(dict(zip(axes, values, strict=True)), gathered.axes): found[tuple(map(_key, values))]
+        for values in combinations
+    }
+    heading = ", ".join(axis_name(axis, gathered.axes) for axis in axes)
+    pieces: list[Piece] = [Text(f"{_what(evaluation, name)}. {_over_others(gathered, len(axes))}")]
+    if any(named.values()):
+        pieces.append(Figures([_bars(named, f"{FIGURES[name]} by {heading}", heading, evaluation, name)]))
+    else:
+        pieces.append(Text("No combination has all its runs of a seed done.", True))
+    return Section("structure", title, pieces)

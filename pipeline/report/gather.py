@@ -1,0 +1,296 @@
+"""A run's or a sweep's folder -> plain data: configurations, their runs and their figures.
+
+A single run is a sweep of one. What its record does not hold is left out, with a sentence that says why.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.report.summary import LOWER_IS_BETTER, Spread, exact, headline_of, number, spread
+from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
+from student_train.evaluators import FIGURES
+from student_train.feature_models import ZERO_SHOT
+from student_train.run_folder import has_steps
+from student_train.run_record import RESULTS, SETTINGS, read_settings
+from student_train.settings import TrainSettings
+from student_train.stored import STUDENT
+from teacher_cache.errors import UsageError
+
+BARE = ("prompt_structure", "carry")  # their values need no name in front
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in the seed alone.
+
+    Attributes:
+        settings: value of each axis.
+        label: the settings in words.
+        rows: one a seed.
+    """
+
+    settings: dict[str, Any]
+    label: str
+    rows: list[SweepRow]
+
+    @property
+    def done(self) -> list[SweepRow]:
+        """Its finished runs."""
+        return [row for row in self.rows if row.state == "done"]
+
+    def figure(self, evaluation: int, name: str) -> Spread | None:
+        """A figure of an evaluation over the seeds."""
+        return spread(
+            value
+            for row in self.done
+            if evaluation < len(row.evals) and (value := number(row.evals[evaluation].get(name))) is not None
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of every run.
+
+    Attributes:
+        place: which of the recipe's.
+        title: the images' last name and the number of classes.
+        images: as they were asked for.
+        about: samples, classes, unreadable images and the like, of the first run that has it.
+        figures: those that any run, or the frozen model, has.
+        zero_shot: what the frozen model got; empty where that is not known.
+    """
+
+    place: int
+    title: str
+    images: str
+    about: dict[str, Any]
+    figures: list[str]
+    zero_shot: dict[str, Any]
+
+    @property
+    def headline(self) -> str | None:
+        """The figure that stands for it in plots."""
+        return headline_of(dict.fromkeys(self.figures, 0.0))
+
+    def zero_shot_figure(self, name: str) -> Spread | None:
+        """The frozen model's."""
+        return exact(number(self.zero_shot.get(name)))
+
+
+@dataclass
+class Gathered:
+    """What a folder holds.
+
+    Attributes:
+        folder: the run's or the sweep's.
+        is_sweep: which of both.
+        sweep: its record; of a run, one that holds it alone.
+        notes: of files that could not be read.
+    """
+
+    folder: Path
+    is_sweep: bool
+    sweep: SweepRecord
+    notes: list[str] = field(default_factory=list)
+
+    def run_folder(self, row: SweepRow) -> Path:
+        """Where a run lies."""
+        return self.folder / row.run
+
+    @cached_property
+    def axes(self) -> dict[str, list[Any]]:
+        """Axes that have several values."""
+        return {name: values for name, values in self.sweep.axes.items() if len(values) > 1}
+
+    @cached_property
+    def configurations(self) -> list[Configuration]:
+        """In the order of the record."""
+        grouped: dict[str, list[SweepRow]] = {}
+        for row in self.sweep.rows:
+            grouped.setdefault(json.dumps(row.settings, sort_keys=True, default=str), []).append(row)
+        return [
+            Configuration(rows[0].settings, label(rows[0].settings, self.sweep.axes), rows)
+            for rows in grouped.values()
+        ]
+
+    @cached_property
+    def evaluations(self) -> list[Evaluation]:
+        """In the order of the recipe."""
+        every = [row.evals for row in self.sweep.rows if row.state == "done"]
+        found = []
+        for place in range(max(map(len, every), default=0)):
+            here = [evals[place] for evals in every if place < len(evals)]
+            zero_shot = self.sweep.zero_shot[place] if place < len(self.sweep.zero_shot) else {}
+            figures = [name for name in FIGURES if any(number(one.get(name)) is not None for one in here)]
+            images, classes = str(here[0].get("images", "images")), here[0].get("classes")
+            title = f"{last_name(images)}, {classes} classes" if classes else last_name(images)
+            found.append(Evaluation(place, title, images, here[0], figures, zero_shot))
+        return found
+
+    @cached_property
+    def chosen(self) -> tuple[Configuration, SweepRow] | None:
+        """The run that stands for all where only one can be shown: the first seed of the configuration with
+        the best headline figure, or else the first finished one."""
+        finished = [one for one in self.configurations if one.done]
+        if not finished:
+            return None
+        best = finished[0]
+        if self.evaluations and (name := self.evaluations[0].headline):
+            sign = -1 if name in LOWER_IS_BETTER else 1
+            best = max(
+                finished,
+                key=lambda one: sign * figure.mean if (figure := one.figure(0, name)) else float("-inf"),
+            )
+        return best, best.done[0]
+
+    @cached_property
+    def record(self) -> dict[str, Any] | None:
+        """What the chosen run, or else the first that has written it, wrote down of itself."""
+        rows = [self.chosen[1]] if self.chosen else []
+        for row in (*rows, *self.sweep.rows):
+            if (self.run_folder(row) / SETTINGS).is_file():
+                try:
+                    return read_settings(self.run_folder(row))
+                except UsageError as error:
+                    self.notes.append(str(error))
+        return None
+
+
+def gather(folder: Path) -> Gathered:
+    """Read a run's or a sweep's folder.
+
+    Raises:
+        UsageError: it is neither, or its record is damaged.
+    """
+    if (folder / SWEEP).is_file():
+        return Gathered(folder, True, read_sweep(folder))
+    if (folder / SETTINGS).is_file():
+        return _of_run(folder)
+    raise UsageError(
+        f"{folder} is neither a run nor a sweep: it has no {SETTINGS} (rpp-train, rpp run) and no {SWEEP} "
+        "(rpp sweep)"
+    )
+
+
+def _of_run(folder: Path) -> Gathered:
+    record = read_settings(folder)
+    notes: list[str] = []
+    results = read_results(folder, notes)
+    trained = results.get("train") if isinstance(results.get("train"), dict) else None
+    pairs = paired_evals(results)
+    finished = (folder / STUDENT).is_file()
+    row = SweepRow(
+        settings={},
+        seed=int(number(record["settings"].get("seed")) or 0),
+        run=".",
+        state="done" if finished else "waiting",
+        why=None if finished else _unfinished(folder),
+        train=trained,
+        evals=[own for _, own in pairs],
+    )
+    zero_shot = [frozen for frozen, _ in pairs]
+    cache = str(record["settings"].get("cache", ""))
+    sweep = SweepRecord(recipe="", cache=cache, axes={}, seeds=[row.seed], zero_shot=zero_shot, rows=[row])
+    return Gathered(folder, False, sweep, notes)
+
+
+def _unfinished(folder: Path) -> str:
+    steps = "after its first steps" if has_steps(folder) else "before its first step"
+    return f"not finished: it stopped {steps}, or still runs"
+
+
+def read_results(folder: Path, notes: list[str]) -> dict[str, Any]:
+    """`results.json` of a run; empty if there is none. One that is damaged is noted."""
+    path = folder / RESULTS
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path} cannot be read: {error}")
+        return {}
+    if not isinstance(found, dict):
+        notes.append(f"{path} is damaged: it is no table of results")
+        return {}
+    return found
+
+
+def paired_evals(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(frozen model's, run's) figures of each evaluation of the run in `results.json`; the former empty where
+    it was not evaluated."""
+    trained, evals = results.get("train"), results.get("evals")
+    out = trained.get("out") if isinstance(trained, dict) else None
+    pairs, frozen = [], dict[str, Any]()
+    for one in evals if isinstance(evals, list) else []:
+        if not isinstance(one, dict):
+            continue
+        if one.get("student") == ZERO_SHOT:
+            frozen = one
+            continue
+        if out is None or one.get("student") == out:
+            same = frozen.get("images") == one.get("images") and frozen.get("classes") == one.get("classes")
+            pairs.append((frozen if same else {}, one))
+        frozen = {}
+    return pairs
+
+
+def axis_name(axis: str, axes: Iterable[str] = ()) -> str:
+    """An axis in words: `train.soft_weight` is 'soft weight' unless another table has one of that name."""
+    short = setting_of(axis)
+    alone = sum(setting_of(other) == short for other in axes) < 2
+    return (short if alone else axis).replace("_", " ").replace(".", " ")
+
+
+def setting_of(axis: str) -> str:
+    """The setting that an axis varies: `train.temperature` varies `temperature`."""
+    return axis.rpartition(".")[2]
+
+
+def label(settings: dict[str, Any], axes: Iterable[str]) -> str:
+    """A configuration in words."""
+    axes = list(axes)
+    words = [
+        str(value) if setting_of(axis) in BARE else f"{axis_name(axis, axes)} {value_text(value)}"
+        for axis, value in settings.items()
+    ]
+    return ", ".join(words) or "this run"
+
+
+def value_text(value: Any) -> str:
+    """The value of a setting as people read it."""
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def last_name(place: str) -> str:
+    """The last name of a path, a URL or a pattern."""
+    return place.rstrip("/").rpartition("/")[2] or place
+
+
+def reason(why: str | None) -> str:
+    """Why a run has no figures, in one line that is not too long."""
+    text = " ".join((why or "no reason is recorded").split())
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
+
+
+def changed_settings(record: dict[str, Any], axes: Sequence[str]) -> dict[str, Any]:
+    """Settings of a run that differ from the defaults; without places, seed and the sweep's axes."""
+    defaults = TrainSettings(cache="none").model_dump(mode="json")
+    flat_defaults = {**defaults, **defaults.pop("prompts")}
+    flat = dict(record["settings"])
+    prompts = flat.pop("prompts", None)
+    flat |= prompts if isinstance(prompts, dict) else {}
+    unsaid = {"cache", "out", "resume", "seed", *map(setting_of, axes)}
+    return {
+        name: value
+        for name, value in flat.items()
+        if name not in unsaid and value != flat_defaults.get(name, ...)
+    }

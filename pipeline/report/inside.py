@@ -1,0 +1,250 @@
+"""What lies behind the figures: soft labels, pictures, classes won and lost, norms of the prompts."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.gather import Configuration, Gathered, paired_evals, read_results, setting_of
+from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Section, Table, Tables, Text
+from pipeline.report.plots import HeatCell, Line, heat_map, line_chart
+from pipeline.report.prompts import TowerNorms, prompt_norms
+from pipeline.report.softlabels import (
+    SAMPLE,
+    SHOWN_TEMPERATURES,
+    TEMPERATURES,
+    Picture,
+    entropies,
+    load_student_of,
+    look_at,
+    served,
+    telling_rows,
+)
+from pipeline.report.summary import number
+from student_train.stored import read_student
+from teacher_cache.errors import RppError
+from teacher_cache.softlabels import TeacherCache
+
+MOST_CLASSES = 10
+
+
+def soft_labels(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> Section:
+    """How sure the teacher's soft labels are by temperature, and a few pictures."""
+    title = "Soft labels"
+    if cache is None:
+        why = why_no_cache or "no run says which cache it was trained on"
+        return Section("soft-labels", title, [Text(f"No soft labels: {why}", True)])
+    pieces: list[Piece] = []
+    for part, what in ((_entropy, "entropy"), (_pictures, "pictures")):
+        try:
+            pieces += part(gathered, cache)
+        except RppError as error:
+            pieces.append(Text(f"No {what}: {error}", True))
+    return Section("soft-labels", title, pieces)
+
+
+def _trained_temperatures(gathered: Gathered) -> list[float]:
+    """Of the sweep's axis, or of the run."""
+    for axis, values in gathered.sweep.axes.items():
+        if setting_of(axis) == "temperature" and not axis.startswith("eval"):
+            return sorted({value for one in values if (value := number(one)) is not None and value > 0})
+    settings = gathered.record["settings"] if gathered.record else {}
+    value = number(settings.get("temperature"))
+    return [value] if value else []
+
+
+def _entropy(gathered: Gathered, cache: TeacherCache) -> list[Piece]:
+    asked = [*TEMPERATURES, *_trained_temperatures(gathered)]
+    temperatures = served(cache, asked)
+    if not temperatures:
+        return [Text("No entropy: the cache's encoding serves none of the temperatures 0.25 to 8.", True)]
+    count, found = entropies(cache, temperatures)
+    classes = len(cache.vocabulary)
+    line = Line("entropy", np.array([t for t, _ in found]), np.array([value for _, value in found]))
+    title = "Entropy of the teacher's soft labels, nats"
+    ticks = [t for t in temperatures if t in TEMPERATURES] or temperatures
+    level = (math.log(classes), f"all {classes:,} classes alike: {math.log(classes):.2f}")
+    drawing = line_chart([line], title, "temperature T", "nats", ticks, log_x=True, level=level)
+    rows = [[f"{t:g}", f"{value:.4f}", f"{math.exp(value):,.2f}"] for t, value in found]
+    table = Table("", ["temperature", "entropy, nats", "perplexity, classes"], rows)
+    drawn = " drawn at random" if count == SAMPLE else ""
+    text = (
+        f"Mean over {count:,} samples{drawn}, evaluation view. "
+        "Perplexity, e to the entropy, is the number of equally likely classes that are as unsure."
+    )
+    left_out = sorted({t for t in asked if t not in temperatures})
+    if left_out:
+        text += " The encoding has no soft labels at T = " + ", ".join(f"{t:g}" for t in left_out) + "."
+    return [Text(text), Figures([Figure(title, drawing, table)])]
+
+
+def _pictures(gathered: Gathered, cache: TeacherCache) -> list[Piece]:
+    temperatures = served(cache, shown_temperatures(_trained_temperatures(gathered))) or served(cache, [1.0])
+    student, why = None, "no run is finished"
+    if gathered.chosen:
+        try:
+            student = load_student_of(gathered.run_folder(gathered.chosen[1]))
+        except RppError as error:
+            why = str(error)
+    pictures = look_at(cache, telling_rows(cache), temperatures, student)
+    text = "The samples of that draw on which the teacher is surest and right, least sure, surest and wrong."
+    if student and gathered.is_sweep and gathered.chosen:
+        configuration, row = gathered.chosen
+        text += f" The student is that of {configuration.label}, seed {row.seed}."
+    pieces: list[Piece] = [Text(text), Cards([_card(one, temperatures) for one in pictures])]
+    if student is None:
+        pieces.insert(1, Text(f"Without the student's classes: {why}", True))
+    return pieces
+
+
+def shown_temperatures(trained: Sequence[float]) -> Sequence[float]:
+    """Three at which pictures' soft labels are shown: the sweep's lowest, middle and highest, if it has so
+    many."""
+    if len(trained) < 3:
+        return SHOWN_TEMPERATURES
+    return trained[0], trained[len(trained) // 2], trained[-1]
+
+
+def _card(picture: Picture, temperatures: Sequence[float]) -> Card:
+    headings = ["teacher, %", *(f"T\u00a0=\u00a0{t:g}" for t in temperatures)]
+    rows = [[name, *(_percent(share) for share in shares)] for name, shares in picture.teacher]
+    tables = [Table("", headings, rows)]
+    if picture.student:
+        tables.append(
+            Table(
+                "",
+                ["student, %", "T\u00a0=\u00a01"],
+                [[name, _percent(share)] for name, share in picture.student],
+            )
+        )
+    label = "no hard label" if picture.label is None else f"hard label: {picture.label}"
+    return Card(picture.data, picture.why, picture.kind, [label, picture.key], tables)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def classes(gathered: Gathered) -> Section:
+    """Classes that the student gains and loses most against the frozen model."""
+    title = "Classes gained and lost"
+    if not gathered.chosen:
+        return Section("classes", title, [Text("No classes: no run is finished.", True)])
+    configuration, _ = gathered.chosen
+    pieces: list[Piece] = []
+    for evaluation in gathered.evaluations:
+        changes, seeds = _changes(gathered, configuration, evaluation.place)
+        if changes:
+            means = f"; after is the mean over {seeds} seeds" if seeds > 1 else ""
+            gained = _changed_table(f"Gained most: {evaluation.title}", changes, 1, means)
+            lost = _changed_table(f"Lost most: {evaluation.title}", changes, -1, means)
+            pieces.append(Tables([gained, lost]))
+    if not pieces:
+        text = (
+            "No classes: results.json has no counts by class of both the run and the frozen model; name "
+            "by-class among the metrics of an [[eval]]."
+        )
+        return Section("classes", title, [Text(text, True)])
+    of = configuration.label if gathered.is_sweep else "this run"
+    text = (
+        f"Images of a class that the frozen model has right (before) and that {of} has (after); most changed "
+        "first."
+    )
+    return Section("classes", title, [Text(text), *pieces])
+
+
+Change = tuple[str, int, float, float]
+
+
+def _changes(gathered: Gathered, configuration: Configuration, place: int) -> tuple[list[Change], int]:
+    """(class, images, right of the frozen model, right of the student: the mean over seeds), and the number
+    of seeds."""
+    frozen: list[list[Any]] = []
+    if place < len(gathered.sweep.zero_shot):
+        frozen = by_class(gathered.sweep.zero_shot[place])
+    students = []
+    for row in configuration.done:
+        pairs = paired_evals(read_results(gathered.run_folder(row), gathered.notes))
+        if place < len(pairs):
+            frozen = frozen or by_class(pairs[place][0])
+            students.append(by_class(pairs[place][1]))
+    names = [one[:2] for one in frozen]
+    students = [one for one in students if one and [entry[:2] for entry in one] == names]
+    if not frozen or not students:
+        return [], 0
+    rights = np.mean([[entry[2] for entry in one] for one in students], axis=0).tolist()
+    return [
+        (str(name), images, right, mean) for (name, images, right), mean in zip(frozen, rights, strict=True)
+    ], len(students)
+
+
+def by_class(evaluation: dict[str, Any]) -> list[list[Any]]:
+    """[name, images, right] of each class; empty if they are not there or not so."""
+    found = evaluation.get("by_class")
+    whole = isinstance(found, list) and all(
+        isinstance(one, list) and len(one) == 3 and all(number(value) is not None for value in one[1:])
+        for one in found
+    )
+    return found if whole and found else []
+
+
+def _changed_table(caption: str, changes: list[Change], sign: int, means: str) -> Table:
+    """The classes with the largest differences of one sign."""
+    changed = [one for one in changes if sign * (one[3] - one[2]) > 0]
+    changed.sort(key=lambda one: (-sign * (one[3] - one[2]), one[1], one[0]))
+    rows = [
+        [name, str(images), f"{before:g}", f"{after:.4g}", f"{after - before:+.4g}".replace("-", "−")]
+        for name, images, before, after in changed[:MOST_CLASSES]
+    ]
+    shown = f"The first {MOST_CLASSES} of " if len(changed) > MOST_CLASSES else ""
+    note = f"{shown}{len(changed):,} of {len(changes):,} classes{means}."
+    return Table(caption, ["class", "images", "before", "after", "change"], rows, note=note)
+
+
+def norms(gathered: Gathered) -> Section:
+    """Norm of each block's prompts, and which of them nothing reads."""
+    title = "Norms of the prompts"
+    if not gathered.chosen or gathered.record is None:
+        return Section("norms", title, [Text("No prompts: no run is finished.", True)])
+    configuration, row = gathered.chosen
+    try:
+        stored = read_student(gathered.run_folder(row))
+    except RppError as error:
+        return Section("norms", title, [Text(f"No prompts: {error}", True)])
+    config = gathered.record["student"].get("config")
+    towers = prompt_norms(stored, config if isinstance(config, dict) else {})
+    if not towers:
+        return Section("norms", title, [Text("No prompts: this student has none.", True)])
+    text = "Mean length of a block's prompt vectors; the lighter a cell, the longer."
+    if gathered.is_sweep:
+        text += f" The student is that of {configuration.label}, seed {row.seed}."
+    if any(tower.dead for tower in towers):
+        text += (
+            " Hatched: dead. Nothing reads these query prompts, so nothing moves them but weight decay, and "
+            "their length means nothing."
+        )
+    return Section("norms", title, [Text(text), Figures([_norm_map(tower) for tower in towers])])
+
+
+def _norm_map(tower: TowerNorms) -> Figure:
+    dead_rows = ("query",)
+    rows = list(tower.norms)
+    cells, texts = [], []
+    for name, values in tower.norms.items():
+        dead = set(tower.dead) if name in dead_rows else set()
+        cells.append(
+            [
+                HeatCell(None, "dead", title="nothing reads it")
+                if block in dead
+                else HeatCell(value, f"{value:#.3g}")
+                for block, value in enumerate(values, start=1)
+            ]
+        )
+        texts.append(
+            [name, *("dead" if b in dead else f"{value:.4f}" for b, value in enumerate(values, start=1))]
+        )
+    blocks = [str(block) for block in range(1, len(cells[0]) + 1)]
+    title = f"{tower.tower} tower"
+    drawing = heat_map(cells, rows, blocks, f"Norms of the prompts of the {title}", "prompt", "block")
+    return Figure(title, drawing, Table("", ["prompt", *(f"block {block}" for block in blocks)], texts))

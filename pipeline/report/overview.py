@@ -1,0 +1,298 @@
+"""What was run, the table of all configurations, and every run: the sections that every report has."""
+
+from typing import Any
+
+from pipeline.report.gather import (
+    Configuration,
+    Evaluation,
+    Gathered,
+    axis_name,
+    changed_settings,
+    reason,
+    value_text,
+)
+from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Section, Table, Tables, Text
+from pipeline.report.summary import (
+    AGAINST_THE_TEACHER,
+    LOWER_IS_BETTER,
+    Spread,
+    best_of,
+    figure_text,
+    number,
+)
+from pipeline.sweep_record import SweepRow
+from student_train.evaluators import FIGURES
+from teacher_cache.errors import RppError
+from teacher_cache.openclip import portable_model, portable_pretrained
+from teacher_cache.softlabels import TeacherCache
+
+RULE = (
+    "Mean ± sample standard deviation over seeds. ★ marks the best of a column, and only where its mean "
+    "leads the second best by more than the larger of both standard deviations; with one seed nothing is "
+    "marked. Lower is better for ECE and KL. The frozen model, zero-shot, takes part with a deviation of 0, "
+    "but not in agreement and KL, where it would be compared with itself."
+)
+
+
+def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> Section:
+    """Teacher, cache, student, data, settings, cost."""
+    record, pieces = gathered.record, list[Piece]()
+    unread, build_seconds = None, 0.0
+    try:
+        if cache is not None:
+            unread = int((~cache.valid).sum())
+            build_seconds = sum(part.seconds.get("wall", 0.0) for part in cache.store.records())
+    except RppError as error:
+        why_no_cache = str(error)
+    if record is None:
+        pieces.append(Text("No run has written its settings yet, so it is not known what was run.", True))
+    else:
+        groups = [_teacher(record), _cache(record, unread), _student(record), _cost(gathered, build_seconds)]
+        pieces.append(FactGroups([group for group in groups if group.pairs]))
+        never_read = record.get("never_read")
+        if isinstance(never_read, list) and never_read:
+            lines = "; ".join(map(str, never_read))
+            pieces.append(Text(f"Prompts that nothing reads{_of_which_run(gathered)}: {lines}."))
+        pieces.append(Tables(_settings(gathered, record)))
+    if gathered.evaluations:
+        pieces.append(_data(gathered.evaluations))
+    if why_no_cache:
+        pieces.append(Text(f"The cache cannot be read: {why_no_cache}", True))
+    return Section("run", "What was run", pieces)
+
+
+def _of_which_run(gathered: Gathered) -> str:
+    if not (gathered.is_sweep and gathered.chosen):
+        return ""
+    configuration, row = gathered.chosen
+    return f", in the run {configuration.label}, seed {row.seed}"
+
+
+def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
+    changed = changed_settings(record, list(gathered.sweep.axes))
+    rows = [[name.replace("_", " "), value_text(value)] for name, value in changed.items()]
+    caption = "Settings that differ from the defaults" + (", beside the axes" if gathered.is_sweep else "")
+    note = "" if rows else "None does."
+    tables = [Table(caption, ["setting", "value"], rows, words=2, note=note)]
+    if gathered.axes:
+        axes = [
+            [axis_name(axis, gathered.axes), ", ".join(map(value_text, values))]
+            for axis, values in gathered.axes.items()
+        ]
+        seeds = ", ".join(map(str, gathered.sweep.seeds))
+        tables.append(Table("Axes of the sweep", ["axis", "values"], [*axes, ["seed", seeds]], words=2))
+    return tables
+
+
+def _teacher(record: dict[str, Any]) -> Facts:
+    teacher = record["cache"].get("teacher")
+    teacher = teacher if isinstance(teacher, dict) else {}
+    pairs = [
+        ("model", _model(teacher.get("model"), teacher.get("pretrained"))),
+        ("weights", teacher.get("weights_digest")),
+        ("logit scale", _number_text(teacher.get("logit_scale"))),
+        ("precision", teacher.get("precision")),
+        ("templates", _some(record["templates"])),
+    ]
+    return Facts("Teacher", _said(pairs))
+
+
+def _cache(record: dict[str, Any], unread: int | None) -> Facts:
+    header, settings = record["cache"], record["settings"]
+    encoding = header.get("encoding")
+    views = header.get("view_policy")
+    pairs = [
+        ("place", settings.get("cache")),
+        ("samples", _count(header.get("samples"))),
+        ("views a sample", views.get("views") if isinstance(views, dict) else None),
+        ("classes", _count(header.get("classes"))),
+        ("vocabulary", settings.get("vocabulary") or header.get("vocabulary")),
+        ("encoding", encoding.get("name") if isinstance(encoding, dict) else encoding),
+        ("images", header.get("images")),
+        ("digest of the samples", header.get("sample_table_digest")),
+        ("digest of the classes", header.get("vocabulary_digest")),
+        ("software", header.get("software")),
+        ("could not be read", None if unread is None else f"{unread:,} samples"),
+    ]
+    return Facts("Cache", _said(pairs))
+
+
+def _student(record: dict[str, Any]) -> Facts:
+    student, modes = record["student"], {"images": "images", "features": "cached features, no image"}
+    pairs = [
+        ("frozen model", _model(student.get("model"), student.get("pretrained"))),
+        ("weights", student.get("weights_digest")),
+        ("reads", modes.get(str(record.get("mode")), record.get("mode"))),
+        ("samples a step", _count(record.get("samples_per_step"))),
+        ("processes", record.get("processes")),
+        ("starts from", record.get("init")),
+        ("software", record.get("software")),
+    ]
+    return Facts("Student", _said(pairs))
+
+
+def _cost(gathered: Gathered, build_seconds: float) -> Facts:
+    trained = [row.train for row in gathered.sweep.rows if row.train]
+    seconds = [value for one in trained if (value := number(one.get("seconds"))) is not None]
+    waited = [value for one in trained if (value := number(one.get("wait_seconds"))) is not None]
+    samples = [value for one in trained if (value := number(one.get("samples"))) is not None]
+    runs = f"training, {len(seconds)} runs" if gathered.is_sweep else "training"
+    pairs: list[tuple[str, Any]] = []
+    if seconds:
+        pairs += [
+            (runs, _seconds(sum(seconds))),
+            ("of it, waiting for data", _seconds(sum(waited))),
+        ]
+    if seconds and samples and sum(seconds):
+        pairs.append(("samples a second", f"{sum(samples) / sum(seconds):,.0f}"))
+    if gathered.sweep.seconds:
+        pairs.append(("the whole sweep", _seconds(gathered.sweep.seconds)))
+    if not seconds:
+        pairs.append(("training", "not recorded: results.json of rpp run, or rpp sweep, has its seconds"))
+    if build_seconds:
+        pairs.append(("the cache's parts, all workers", _seconds(build_seconds)))
+    return Facts("Cost", _said(pairs))
+
+
+def _data(evaluations: list[Evaluation]) -> Table:
+    counts = {
+        "classes": "classes",
+        "samples": "samples",
+        "skipped": "unreadable",
+        "without_label": "no label",
+    }
+    rows = [[one.images, *(_count(one.about.get(name)) for name in counts)] for one in evaluations]
+    notes = [found for one in evaluations if isinstance(found := one.about.get("notes"), list)]
+    said = dict.fromkeys(str(note) for found in notes for note in found)
+    return Table("Data", ["evaluated on", *counts.values()], rows, note="; ".join(said))
+
+
+def headline(gathered: Gathered) -> Section:
+    """The table of all configurations, one for each evaluation."""
+    pieces: list[Piece] = [
+        _headline_table(gathered, one, first=place == 0) for place, one in enumerate(gathered.evaluations)
+    ]
+    if pieces:
+        pieces.insert(0, Text(RULE))
+        if gathered.sweep.zero_shot_why:
+            pieces.append(Text(f"No zero-shot row: {reason(gathered.sweep.zero_shot_why)}", True))
+        elif not any(one.zero_shot for one in gathered.evaluations):
+            pieces.append(Text("No zero-shot row: the frozen model was not evaluated.", True))
+        if len(gathered.sweep.seeds) < 2:
+            pieces.append(
+                Text("One seed: there is no spread, so no figure has a ± and none is marked.", True)
+            )
+    else:
+        what = "sweep" if gathered.is_sweep else "run"
+        pieces.append(
+            Text(
+                f"This {what} has no evaluation: a recipe's [[eval]] tables, or rpp eval, make figures.", True
+            )
+        )
+        pieces.append(_headline_table(gathered, None, first=True))
+    return Section("results", "Results", pieces)
+
+
+def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bool) -> Table:
+    axes = list(gathered.axes)
+    names = evaluation.figures if evaluation else []
+    leading = max(1, len(axes))
+    zero_shot = {
+        name: evaluation.zero_shot_figure(name) if evaluation and evaluation.zero_shot else None
+        for name in names
+    }
+    columns: dict[str, list[Spread | None]] = {
+        name: [one.figure(evaluation.place, name) if evaluation else None for one in gathered.configurations]
+        for name in names
+    }
+    best = {}
+    for name, column in columns.items():
+        frozen = None if name in AGAINST_THE_TEACHER else zero_shot[name]
+        best[name] = best_of([frozen, *column], name in LOWER_IS_BETTER)
+    rows: list[list[str | Cell]] = []
+    if any(zero_shot.values()):
+        cells = [Cell(figure_text(name, zero_shot[name]), best[name] == 0) for name in names]
+        rows.append([Cell("zero-shot", span=leading), Cell("–", quiet=True), *cells])
+    for place, one in enumerate(gathered.configurations, start=1):
+        words = [value_text(one.settings[axis]) for axis in axes] or [one.label]
+        figures = [Cell(figure_text(name, columns[name][place - 1]), best[name] == place) for name in names]
+        rows.append([*words, f"{len(one.done)} of {len(one.rows)}", *figures])
+        if first:
+            rows += [[Cell(text, span=leading + 1 + len(names), quiet=True)] for text in why_not_done(one)]
+    headings = [axis_name(axis, axes) for axis in axes] or ["run"]
+    headings += ["seeds done", *(FIGURES[name] for name in names)]
+    return Table(evaluation.title if evaluation else "", headings, rows, words=leading)
+
+
+def why_not_done(configuration: Configuration) -> list[str]:
+    """A line for each failed run, and one for all that were not run yet."""
+    lines = [
+        f"seed {row.seed} failed: {reason(row.why)}" for row in configuration.rows if row.state == "failed"
+    ]
+    waiting = [row for row in configuration.rows if row.state == "waiting"]
+    said = [row for row in waiting if row.why]
+    lines += [f"seed {row.seed}: {reason(row.why)}" for row in said]
+    if seeds := [str(row.seed) for row in waiting if not row.why]:
+        lines.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: waiting, not run yet")
+    return lines
+
+
+def every_run(gathered: Gathered) -> Section:
+    """A row for each run."""
+    rows = [
+        [
+            one.label,
+            row.state,
+            str(row.seed),
+            *(_trained(row, name) for name in ("steps", "loss", "seconds", "samples_per_second")),
+            _trained(row, "wait_seconds"),
+        ]
+        for one in gathered.configurations
+        for row in one.rows
+    ]
+    headings = ["configuration", "state", "seed", "steps", "last loss", "seconds", "samples/s", "waited s"]
+    table = Table("", headings, rows, words=2, note="Last loss: of the last line of the log, in nats.")
+    pieces: list[Piece] = [table, *(Text(note, True) for note in dict.fromkeys(gathered.notes))]
+    return Section("runs", "Every run" if gathered.is_sweep else "The run", pieces)
+
+
+def _trained(row: SweepRow, name: str) -> str:
+    value = number((row.train or {}).get(name))
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if name == "steps" else f"{value:.4f}" if name == "loss" else f"{value:,.1f}"
+
+
+def _said(pairs: list[tuple[str, Any]]) -> list[tuple[str, str]]:
+    return [(name, str(value)) for name, value in pairs if value not in (None, "")]
+
+
+def _model(name: Any, pretrained: Any) -> str | None:
+    if not isinstance(name, str):
+        return None
+    weights = portable_pretrained(pretrained) if isinstance(pretrained, str) else None
+    return portable_model(name) + (f", {weights}" if weights else "")
+
+
+def _some(texts: list[Any]) -> str:
+    shown = ", ".join(f"“{text}”" for text in texts[:3])
+    return shown if len(texts) <= 3 else f"{shown} and {len(texts) - 3} more"
+
+
+def _count(value: Any) -> str:
+    found = number(value)
+    return "" if found is None else f"{found:,.0f}"
+
+
+def _number_text(value: Any) -> str | None:
+    found = number(value)
+    return None if found is None else f"{found:.4g}"
+
+
+def _seconds(value: float) -> str:
+    if value < 120:
+        return f"{value:.1f} s"
+    minutes = value / 60
+    return (
+        f"{value:,.0f} s ({minutes:.0f} min)" if minutes < 120 else f"{value:,.0f} s ({minutes / 60:.1f} h)"
+    )

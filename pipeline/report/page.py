@@ -1,0 +1,92 @@
+"""Sections -> one HTML file: a template, a style sheet, and nothing that comes from elsewhere."""
+
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.report.comparisons import comparisons
+from pipeline.report.gather import Gathered, gather
+from pipeline.report.inside import classes, norms, soft_labels
+from pipeline.report.overview import every_run, headline, what_was_run
+from pipeline.report.pieces import Section
+from pipeline.report.softlabels import open_recorded_cache
+from pipeline.report.training import curves_section
+from student_train.run_folder import write_whole
+from teacher_cache.errors import RppError, UsageError
+
+REPORT = "report.html"
+
+
+def make_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the report of a run or a sweep.
+
+    Args:
+        folder: the run's or the sweep's.
+        out: the file; `report.html` in the folder without it.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: the folder is neither, its record is damaged, or the file cannot be written.
+    """
+    gathered = gather(folder)
+    out = out or folder / REPORT
+    # names of files may hold what UTF-8 cannot
+    html = render(gathered, sections(gathered)).encode("utf-8", "replace").decode("utf-8")
+    try:
+        write_whole(out, html)
+    except OSError as error:
+        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
+    return out
+
+
+def sections(gathered: Gathered) -> list[Section]:
+    """All sections, in the order of the page; those whose data is not there say why."""
+    cache, why = None, ""
+    if gathered.record is not None:
+        try:
+            cache = open_recorded_cache(gathered.record)
+        except RppError as error:
+            why = str(error)
+    return [
+        headline(gathered),
+        *comparisons(gathered),
+        curves_section(gathered),
+        soft_labels(gathered, cache, why),
+        classes(gathered),
+        norms(gathered),
+        what_was_run(gathered, cache, why),
+        every_run(gathered),
+    ]
+
+
+def render(gathered: Gathered, content: list[Section]) -> str:
+    """The page. Whatever comes from data is escaped, by the template or by the drawings."""
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = files("pipeline.report").joinpath("report.css").read_text(encoding="utf-8")
+    return environment.get_template("report.html.jinja").render(
+        title=f"{'Sweep' if gathered.is_sweep else 'Run'} {gathered.folder.resolve().name}",
+        subtitle=_subtitle(gathered),
+        made=f"{datetime.now():%Y-%m-%d %H:%M}",
+        sections=content,
+        style=Markup(style),  # the package's own
+    )
+
+
+def _subtitle(gathered: Gathered) -> str:
+    if not gathered.is_sweep:
+        return gathered.sweep.rows[0].why or "finished"
+    states = [row.state for row in gathered.sweep.rows]
+    counts = [f"{states.count(state)} {state}" for state in ("done", "failed", "waiting") if state in states]
+    recipe = f", recipe {gathered.sweep.recipe}" if gathered.sweep.recipe else ""
+    return f"{len(states)} runs: {', '.join(counts)}{recipe}"

@@ -1,0 +1,100 @@
+"""How training went: the curves of `metrics.jsonl`, one line a configuration."""
+
+import numpy as np
+
+from pipeline.report.curves import CURVES, LISTED, POINTS, Curve, read_curves
+from pipeline.report.gather import Configuration, Gathered
+from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
+from pipeline.report.plots import MOST_LINES, Line, legend_sample, line_chart
+from pipeline.report.summary import LOWER_IS_BETTER
+
+MOST_ROWS = 60  # of a table, where configurations log other steps each
+SMALL = 1e-2
+
+
+def curves_section(gathered: Gathered) -> Section:
+    """Plots of everything that the log has, or why there are none."""
+    found: dict[str, dict[str, Curve]] = {}
+    for one in _best_first(gathered):
+        curves = read_curves([gathered.run_folder(row) for row in one.done or one.rows])
+        if curves:
+            found[one.label] = curves
+    if not found:
+        text = "No curves: no run has a line in its metrics.jsonl (an early stop, or the runs were moved)."
+        return Section("curves", "Training", [Text(text, True)])
+    drawn = list(found)[:MOST_LINES]
+    figures = [
+        _figure(name, {label: curves[name] for label, curves in found.items() if name in curves}, drawn)
+        for name in CURVES
+        if any(name in curves for curves in found.values())
+    ]
+    legend = [(legend_sample(number), label) for number, label in enumerate(drawn)]
+    pieces: list[Piece] = [Text(_explanation(gathered, found, drawn))]
+    pieces.append(Figures(figures, legend if len(drawn) > 1 else ()))
+    return Section("curves", "Training", pieces)
+
+
+def _best_first(gathered: Gathered) -> list[Configuration]:
+    """In the order of the headline figure, so that the lines that are drawn are the best; in the record's
+    order where all are drawn or none is known."""
+    configurations = gathered.configurations
+    name = gathered.evaluations[0].headline if gathered.evaluations else None
+    if len(configurations) <= MOST_LINES or name is None:
+        return configurations
+    sign = 1 if name in LOWER_IS_BETTER else -1
+
+    def place(one: Configuration) -> float:
+        figure = one.figure(0, name)
+        return sign * figure.mean if figure else float("inf")
+
+    return sorted(configurations, key=place)
+
+
+def _explanation(gathered: Gathered, found: dict[str, dict[str, Curve]], drawn: list[str]) -> str:
+    every = [curve for curves in found.values() for curve in curves.values()]
+    text = "Each value is that of the step's batch, as metrics.jsonl has it."
+    if any(curve.seeds > 1 for curve in every):
+        text += " Lines are means over the seeds, at the steps that all of a configuration's runs have."
+    if len(drawn) < len(found):
+        text += (
+            f" The {len(drawn)} best of {len(found)} configurations are drawn; the tables under the plots "
+            "have all."
+        )
+    if (longest := max(curve.count for curve in every)) > POINTS:
+        text += (
+            f" Of the {longest:,} steps of the log a plot shows at most {POINTS} points a line: the first, "
+            "the last, and of each stretch the lowest and the highest."
+        )
+    if longest > LISTED:
+        text += f" Tables list {LISTED} steps, and the lowest and the highest of all."
+    return text
+
+
+def _figure(name: str, curves: dict[str, Curve], drawn: list[str]) -> Figure:
+    title, unit = CURVES[name]
+    lines = [
+        Line(label, curves[label].steps.astype(np.float64), curves[label].values)
+        if label in curves
+        else Line(label, np.empty(0), np.empty(0))
+        for label in drawn
+    ]
+    drawing = line_chart(lines, title, "step", unit)
+    heading = f"{title}, {unit}" if unit else title
+    return Figure(heading, drawing, _table(curves))
+
+
+def _table(curves: dict[str, Curve]) -> Table:
+    steps = sorted({step for curve in curves.values() for step in curve.listed})
+    if len(steps) > MOST_ROWS:
+        kept = np.unique(np.linspace(0, len(steps) - 1, MOST_ROWS).round().astype(np.int64))
+        steps = [steps[place] for place in kept]
+    rows = [[f"{step:,}", *(_text(curve.listed.get(step)) for curve in curves.values())] for step in steps]
+    rows.append(["lowest", *(_text(float(curve.values.min())) for curve in curves.values())])
+    rows.append(["highest", *(_text(float(curve.values.max())) for curve in curves.values())])
+    return Table("", ["step", *curves], rows)
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3e}" if value and abs(value) < SMALL else f"{value:,.4f}"

@@ -1,0 +1,170 @@
+"""The teacher's soft labels and the pictures, against the cache read plainly."""
+
+import base64
+import io
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.report.gather import gather
+from pipeline.report.inside import shown_temperatures, soft_labels
+from pipeline.report.pieces import Card, Cards, Section, Text
+from pipeline.report.softlabels import (
+    THUMBNAIL,
+    entropies,
+    load_student_of,
+    look_at,
+    open_recorded_cache,
+    served,
+    telling_rows,
+    thumbnail,
+)
+from student_train.predict import PredictSettings, predict
+from student_train.run_record import read_settings
+from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images import ImageReader
+from teacher_cache.softlabels import TeacherCache, open_cache
+from tests.pipeline.report.conftest import SAMPLES, SCRIPT, first_samples
+from tests.student_train.conftest import PICTURES
+
+
+@pytest.fixture(scope="module")
+def cache(inputs: Path) -> TeacherCache:
+    return open_cache(inputs / "demo.zarr")
+
+
+def cards(section: Section) -> list[Card]:
+    return [card for piece in section.pieces if isinstance(piece, Cards) for card in piece.cards]
+
+
+def said(section: Section) -> str:
+    return " ".join(piece.text for piece in section.pieces if isinstance(piece, Text))
+
+
+def test_entropy_is_that_of_the_soft_labels(cache: TeacherCache) -> None:
+    rows, found = entropies(cache, [0.5, 2.0])
+    assert rows == SAMPLES
+    for temperature, value in found:
+        p = cache.soft_labels(range(SAMPLES), temperature).double()
+        assert value == pytest.approx(float(-(p * p.log()).sum(1).mean()), rel=1e-4)
+    assert found[0][1] < found[1][1] < math.log(len(cache.vocabulary))
+
+
+def test_telling_rows_are_the_surest_and_the_least_sure(larger_cache: TeacherCache) -> None:
+    shown = telling_rows(larger_cache)
+    assert [kind for _, kind in shown] == ["sure and right"] * 2 + ["unsure"] * 2 + ["sure and wrong"] * 2
+    rows = [row for row, _ in shown]
+    assert len(set(rows)) == 6
+    p = larger_cache.soft_labels(range(len(larger_cache)))
+    best, first = p.max(1)
+    labels = torch.from_numpy(larger_cache.labels.astype(np.int64))
+    right = first == labels
+    assert right[rows[:2]].all()
+    assert not right[rows[4:]].any()
+    assert best[rows[0]] == best[right].max()
+    entropy = -(p * p.log()).sum(1)
+    assert entropy[rows[2]] == entropy.max()
+    others = ~right & ~torch.isin(torch.arange(len(p)), torch.tensor(rows[2:4]))
+    assert best[rows[4]] == best[others].max()
+    assert telling_rows(larger_cache) == shown, "the same ones at every call"
+
+
+@pytest.fixture(scope="module")
+def larger_cache(tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
+    """A cache of pictures on which the teacher is right and wrong."""
+    out = tmp_path_factory.mktemp("cache") / "demo.zarr"
+    build_cache(
+        BuildSettings(
+            images=str(first_samples(PICTURES / "fluent-flat.tar", out.with_suffix(".tar"), 60)),
+            classes=str(PICTURES / "classes.txt"),
+            out=str(out),
+            teacher=str(PICTURES.parent / "teacher"),
+            encoding="topk",
+        )
+    )
+    return open_cache(out)
+
+
+def test_temperatures_that_the_encoding_does_not_serve_are_left_out(
+    larger_cache: TeacherCache, cache: TeacherCache
+) -> None:
+    asked = [0.001, 1.0, 4.0, 1.0, 1000.0]
+    assert served(cache, asked) == [0.001, 1.0, 4.0, 1000.0]
+    assert served(larger_cache, asked) == [1.0, 4.0]
+
+
+def test_three_temperatures() -> None:
+    assert shown_temperatures([]) == (0.5, 1.0, 4.0)
+    assert shown_temperatures([1.0, 4.0]) == (0.5, 1.0, 4.0)
+    assert shown_temperatures([0.5, 1.0, 2.0, 4.0, 8.0]) == (0.5, 2.0, 8.0)
+
+
+def test_pictures_have_what_teacher_and_student_say(
+    cache: TeacherCache, run_path: Path, inputs: Path, tmp_path: Path
+) -> None:
+    shown = look_at(cache, [(2, "unsure"), (1, "unsure")], [0.5, 1.0], load_student_of(run_path))
+    assert [one.key for one in shown] == cache.samples.keys(np.array([2, 1]))
+    assert shown[1].label == SCRIPT
+    for one, row in zip(shown, (2, 1), strict=True):
+        for place, temperature in enumerate((0.5, 1.0)):
+            best = cache.soft_labels([row], temperature)[0].topk(5)
+            assert [name for name, _ in one.teacher] == [cache.vocabulary.names[c] for c in best.indices]
+            assert [shares[place] for _, shares in one.teacher] == pytest.approx(best.values.tolist())
+        file = tmp_path / f"{row}.jpg"
+        file.write_bytes(ImageReader().read(*cache.samples.locations(np.array([row]))[0]))
+        asked = PredictSettings(student=str(run_path), classes=str(inputs / "classes.txt"))
+        (said,) = predict(asked, [file])
+        assert [name for name, _ in one.student] == said.classes
+        assert [share for _, share in one.student] == pytest.approx(said.probabilities, rel=1e-3)
+        head, _, content = one.data.partition(",")
+        assert head == "data:image/jpeg;base64"
+        assert max(Image.open(io.BytesIO(base64.b64decode(content))).size) <= THUMBNAIL
+
+
+def test_a_large_picture_becomes_a_small_one() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (900, 2000, 3), dtype=np.uint8)
+    assert len(thumbnail(Image.fromarray(noise))) < 20_000
+
+
+def test_the_section_of_a_sweep(sweep_path: Path, cache: TeacherCache) -> None:
+    gathered = gather(sweep_path)
+    section = soft_labels(gathered, cache, "")
+    shown = cards(section)
+    assert len(shown) == SAMPLES
+    assert f"hard label: {SCRIPT}" in [card.lines[0] for card in shown]
+    assert all([len(table.rows) for table in card.tables] == [5, 5] for card in shown)
+    assert gathered.chosen is not None
+    assert gathered.chosen[0].label in said(section)
+
+
+def test_what_is_gone_is_said(run_copy: Path, inputs: Path, cache: TeacherCache) -> None:
+    (run_copy / "student.safetensors").unlink()
+    section = soft_labels(gather(run_copy), cache, "")
+    assert "Without the student's classes: no run is finished" in said(section)
+    assert [len(card.tables) for card in cards(section)] == [1] * SAMPLES
+    moved = inputs / "train.tar"
+    os.rename(moved, inputs / "elsewhere.tar")
+    try:
+        section = soft_labels(gather(run_copy), open_cache(inputs / "demo.zarr"), "")
+    finally:
+        os.rename(inputs / "elsewhere.tar", moved)
+    assert all(not card.picture and "train.tar" in card.why for card in cards(section))
+    assert len(cards(section)[0].tables[0].rows) == 5, "what the teacher said is in the cache"
+    section = soft_labels(gather(run_copy), None, "no cache at nowhere")
+    assert said(section) == "No soft labels: no cache at nowhere"
+
+
+def test_another_cache_than_the_run_was_trained_on_is_not_shown(run_path: Path) -> None:
+    record = read_settings(run_path)
+    assert len(open_recorded_cache(record)) == SAMPLES
+    other = {**record, "cache": {**record["cache"], "sample_table_digest": "blake2b:00"}}
+    with pytest.raises(UsageError, match="is another cache now"):
+        open_recorded_cache(other)
+    with pytest.raises(RppError, match="no cache at"):
+        open_recorded_cache({**record, "settings": {**record["settings"], "cache": "/nowhere.zarr"}})
