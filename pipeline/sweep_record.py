@@ -1,5 +1,6 @@
 """What a sweep wrote down of itself: `sweep.json`, a row for each run, beside the runs' own folders."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,13 @@ class SweepRecord(BaseModel):
     zero_shot_why: str | None = None
     rows: list[SweepRow]
     seconds: float = 0.0
+
+    def configurations(self) -> list[list[SweepRow]]:
+        """Rows that differ in the seed alone, in the order of the grid."""
+        groups: dict[str, list[SweepRow]] = {}
+        for row in self.rows:
+            groups.setdefault(json.dumps(row.settings, sort_keys=True, default=str), []).append(row)
+        return list(groups.values())
 
     def write(self, out: Path) -> None:
         """Write `sweep.json` into the sweep's folder, completely or not at all."""

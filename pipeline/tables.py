@@ -1,14 +1,14 @@
 """Figures of evaluations as a table: in the terminal and in Markdown."""
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
+from pipeline.seeds import exact, figure_text, spread, spread_text
 from pipeline.sweep_record import SweepRecord, SweepRow
-from student_train.evaluators import FIGURES, shown
+from student_train.evaluators import FIGURES, ZERO_SHOT, shown
 from student_train.markdown import table
 
 
@@ -74,37 +74,39 @@ def suite_cells(results: dict[str, Any]) -> Cells:
 def sweep_cells(record: SweepRecord) -> Cells:
     """A row for each evaluation and setting: means ± sample standard deviations over the seeds that are done;
     the frozen model's before them. Without evaluations, the last loss of the training."""
-    groups: dict[str, list[SweepRow]] = {}
-    for row in record.rows:
-        groups.setdefault(str(row.settings), []).append(row)
-    done = {name: [row for row in rows if row.state == "done"] for name, rows in groups.items()}
-    of_evals = [row.evals for rows in done.values() for row in rows]
-    count = max(map(len, [record.zero_shot, *of_evals]))
-    present = [
-        name
-        for name in FIGURES
-        if any(name in found for evals in (record.zero_shot, *of_evals) for found in evals)
-    ]
-    headings = ["images", *record.axes, "seeds", *(FIGURES[name] for name in present)]
+    configurations = record.configurations()
+    every = [record.zero_shot, *(row.evals for row in record.rows if row.state == "done")]
+    present = [name for name in FIGURES if any(name in found for evals in every for found in evals)]
     rows = []
-    for number in range(count):
+    for place in range(max(map(len, every))):
+        here = [evals[place] for evals in every if place < len(evals)]
         if record.zero_shot:
-            found = record.zero_shot[number]
-            axes = ["zero-shot", *[""] * len(record.axes)][: len(record.axes)]
-            rows.append([found["images"], *axes, "", *(_of_seeds(name, [found]) for name in present)])
-        for name, members in groups.items():
-            evals = [row.evals[number] for row in done[name]]
-            images = next((e[number]["images"] for e in (record.zero_shot, *of_evals) if e), "")
-            axes = [str(value) for value in members[0].settings.values()]
-            cells = [_of_seeds(figure, evals) for figure in present]
-            rows.append([images, *axes, _seeds(members), *cells])
-    if not count:
-        headings = [*record.axes, "seeds", "last loss"]
-        for name, members in groups.items():
-            losses = [row.train["loss"] for row in done[name] if row.train]
-            axes = [str(value) for value in members[0].settings.values()]
-            rows.append([*axes, _seeds(members), spread(losses, "{:.4f}".format)])
-    return Cells(headings, rows, [])
+            axes = [ZERO_SHOT, *[""] * len(record.axes)][: len(record.axes)]
+            frozen = [
+                figure_text(name, exact(record.zero_shot[place].get(name)), none="") for name in present
+            ]
+            rows.append([here[0]["images"], *axes, "", *frozen])
+        for members in configurations:
+            done = [row.evals[place] for row in members if row.state == "done"]
+            found = [spread(e[name] for e in done if name in e) for name in present]
+            figures = [figure_text(*pair, none="") for pair in zip(present, found, strict=True)]
+            rows.append([here[0]["images"], *_axes(members), _seeds(members), *figures])
+    if rows:
+        return Cells(["images", *record.axes, "seeds", *(FIGURES[name] for name in present)], rows, [])
+    for members in configurations:
+        loss = spread(row.train["loss"] for row in members if row.state == "done" and row.train)
+        rows.append([*_axes(members), _seeds(members), spread_text(loss, "{:.4f}".format, none="")])
+    return Cells([*record.axes, "seeds", "last loss"], rows, [])
+
+
+def _axes(members: Sequence[SweepRow]) -> list[str]:
+    return [str(value) for value in members[0].settings.values()]
+
+
+def _seeds(rows: Sequence[SweepRow]) -> str:
+    states = [row.state for row in rows]
+    more = [f"{states.count(state)} {state}" for state in ("failed", "waiting") if state in states]
+    return ", ".join([str(states.count("done")), *more])
 
 
 def compared_cells(compared: dict[str, Any]) -> Cells:
@@ -118,24 +120,6 @@ def _result(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def spread(values: Sequence[float], shown: Callable[[float], str]) -> str:
-    """Mean ± sample standard deviation; of one value no deviation, of none nothing."""
-    if not values:
-        return ""
-    mean = shown(statistics.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {shown(statistics.stdev(values))}"
-
-
-def _of_seeds(name: str, evals: Sequence[dict[str, Any]]) -> str:
-    return spread([found[name] for found in evals if name in found], lambda value: shown(name, value))
-
-
-def _seeds(rows: Sequence[SweepRow]) -> str:
-    states = [row.state for row in rows]
-    more = [f"{states.count(state)} {state}" for state in ("failed", "waiting") if state in states]
-    return ", ".join([str(states.count("done")), *more])
 
 
 def _figures(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.report.gather import Evaluation, Gathered, axis_name, label, setting_of, value_text
+from pipeline.report.gather import Evaluation, Gathered, axis_name, label, value_text
 from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
 from pipeline.report.plots import Bar, HeatCell, bar_chart, heat_map
-from pipeline.report.summary import (
+from pipeline.seeds import (
     LOWER_IS_BETTER,
     Spread,
     figure_text,
@@ -88,10 +88,10 @@ def _axis_by_axis(gathered: Gathered, evaluation: Evaluation, name: str) -> Sect
     for axis, values in gathered.axes.items():
         found = grouped(gathered, evaluation.place, name, [axis])
         words = {_key(value): value_text(value) for value in values}
-        title = f"{FIGURES[name]} by {axis_name(axis, gathered.axes)}"
+        title = f"{FIGURES[name]} by {axis_name(axis)}"
         named = {words[key]: figure for (key,), figure in found.items()}
         if any(named.values()):
-            figures.append(_bars(named, title, axis_name(axis, gathered.axes), evaluation, name))
+            figures.append(_bars(named, title, axis_name(axis), evaluation, name))
     pieces: list[Piece] = [Text(f"{_what(evaluation, name)}. {_over_others(gathered, 1)}")]
     pieces.append(
         Figures(figures) if figures else Text("No value of an axis has all its runs of a seed done.", True)
@@ -136,7 +136,7 @@ def _heat_maps(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
     numeric = numeric_axes(gathered)
     title = "Heat maps"
     if len(numeric) < 2:
-        said = ", ".join(axis_name(axis, gathered.axes) for axis in numeric)
+        said = ", ".join(axis_name(axis) for axis in numeric)
         text = f"No heat map: it needs two axes with numbers, and the sweep has {said or 'none'}."
         return Section("heat", title, [Text(text, True)])
     pairs = list(itertools.combinations(numeric, 2))
@@ -156,12 +156,12 @@ def _heat_maps(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
 def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str, down: str) -> list[Figure]:
     others = [axis for axis in gathered.axes if axis not in (across, down)]
     combinations = list(itertools.product(*(gathered.axes[axis] for axis in others)))
-    words = [axis_name(axis, gathered.axes) for axis in (across, down)]
+    words = [axis_name(axis) for axis in (across, down)]
     title = f"{FIGURES[name]} by {words[0]} and {words[1]}"
     if len(combinations) > MOST_MAPS:
         found = grouped(gathered, evaluation.place, name, [across, down])
         note = "Each seed's value is the mean over the other axes: "
-        note += ", ".join(axis_name(axis, gathered.axes) for axis in others) + "."
+        note += ", ".join(axis_name(axis) for axis in others) + "."
         return [_map(gathered, found, title, name, across, down, note)]
     every = grouped(gathered, evaluation.place, name, [across, down, *others])
     figures = []
@@ -169,7 +169,7 @@ def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str,
         end = tuple(map(_key, values))
         found = {key[:2]: figure for key, figure in every.items() if key[2:] == end}
         settings = dict(zip(others, values, strict=True))
-        whole = f"{title}: {label(settings, gathered.axes)}" if others else title
+        whole = f"{title}: {label(settings)}" if others else title
         figures.append(_map(gathered, found, whole, name, across, down))
     return figures
 
@@ -186,7 +186,7 @@ def _map(
     columns = {_key(value): value_text(value) for value in sorted(gathered.axes[across])}
     rows = {_key(value): value_text(value) for value in sorted(gathered.axes[down])}
     cells = [[_heat_cell(found.get((column, row)), name) for column in columns] for row in rows]
-    words = [axis_name(axis, gathered.axes) for axis in (across, down)]
+    words = [axis_name(axis) for axis in (across, down)]
     drawing = heat_map(cells, list(rows.values()), list(columns.values()), title, words[1], words[0])
     table = Table(
         "",
@@ -210,7 +210,7 @@ def _heat_cell(figure: Spread | None, name: str) -> HeatCell:
 
 
 def _structure(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
-    axes = [axis for axis in gathered.axes if setting_of(axis) in STRUCTURE]
+    axes = [axis for axis in gathered.axes if axis in STRUCTURE]
     title = "Structure of the prompts"
     if not axes:
         known = ", ".join(one.replace("_", " ") for one in STRUCTURE)
@@ -219,10 +219,10 @@ def _structure(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
     found = grouped(gathered, evaluation.place, name, axes)
     combinations = itertools.product(*(gathered.axes[axis] for axis in axes))
     named = {
-        label(dict(zip(axes, values, strict=True)), gathered.axes): found[tuple(map(_key, values))]
+        label(dict(zip(axes, values, strict=True))): found[tuple(map(_key, values))]
         for values in combinations
     }
-    heading = ", ".join(axis_name(axis, gathered.axes) for axis in axes)
+    heading = ", ".join(axis_name(axis) for axis in axes)
     pieces: list[Piece] = [Text(f"{_what(evaluation, name)}. {_over_others(gathered, len(axes))}")]
     if any(named.values()):
         pieces.append(Figures([_bars(named, f"{FIGURES[name]} by {heading}", heading, evaluation, name)]))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.report.summary import number
+from pipeline.seeds import number
 from student_train.run_folder import read_metrics
 
 # What a line of the log has, in the order of the plots: title, unit.

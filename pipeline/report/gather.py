@@ -4,16 +4,15 @@ A single run is a sweep of one. What its record does not hold is left out, with 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.report.summary import LOWER_IS_BETTER, Spread, exact, headline_of, number, spread
+from pipeline.seeds import LOWER_IS_BETTER, Spread, exact, headline_of, number, spread
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
-from student_train.evaluators import FIGURES
-from student_train.feature_models import ZERO_SHOT
+from student_train.evaluators import FIGURES, ZERO_SHOT
 from student_train.run_folder import has_steps
 from student_train.run_record import RESULTS, SETTINGS, read_settings
 from student_train.settings import TrainSettings
@@ -110,12 +109,9 @@ class Gathered:
     @cached_property
     def configurations(self) -> list[Configuration]:
         """In the order of the record."""
-        grouped: dict[str, list[SweepRow]] = {}
-        for row in self.sweep.rows:
-            grouped.setdefault(json.dumps(row.settings, sort_keys=True, default=str), []).append(row)
         return [
-            Configuration(rows[0].settings, label(rows[0].settings, self.sweep.axes), rows)
-            for rows in grouped.values()
+            Configuration(rows[0].settings, label(rows[0].settings), rows)
+            for rows in self.sweep.configurations()
         ]
 
     @cached_property
@@ -239,23 +235,15 @@ def paired_evals(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str
     return pairs
 
 
-def axis_name(axis: str, axes: Iterable[str] = ()) -> str:
-    """An axis in words: `train.soft_weight` is 'soft weight' unless another table has one of that name."""
-    short = setting_of(axis)
-    alone = sum(setting_of(other) == short for other in axes) < 2
-    return (short if alone else axis).replace("_", " ").replace(".", " ")
+def axis_name(axis: str) -> str:
+    """An axis in words: `soft_weight` is 'soft weight'."""
+    return axis.replace("_", " ")
 
 
-def setting_of(axis: str) -> str:
-    """The setting that an axis varies: `train.temperature` varies `temperature`."""
-    return axis.rpartition(".")[2]
-
-
-def label(settings: dict[str, Any], axes: Iterable[str]) -> str:
+def label(settings: dict[str, Any]) -> str:
     """A configuration in words."""
-    axes = list(axes)
     words = [
-        str(value) if setting_of(axis) in BARE else f"{axis_name(axis, axes)} {value_text(value)}"
+        str(value) if axis in BARE else f"{axis_name(axis)} {value_text(value)}"
         for axis, value in settings.items()
     ]
     return ", ".join(words) or "this run"
@@ -288,7 +276,7 @@ def changed_settings(record: dict[str, Any], axes: Sequence[str]) -> dict[str, A
     flat = dict(record["settings"])
     prompts = flat.pop("prompts", None)
     flat |= prompts if isinstance(prompts, dict) else {}
-    unsaid = {"cache", "out", "resume", "seed", *map(setting_of, axes)}
+    unsaid = {"cache", "out", "resume", "seed", *axes}
     return {
         name: value
         for name, value in flat.items()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.gather import Configuration, Gathered, paired_evals, read_results, setting_of
+from pipeline.report.gather import Configuration, Gathered, paired_evals, read_results
 from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Section, Table, Tables, Text
 from pipeline.report.plots import HeatCell, Line, heat_map, line_chart
 from pipeline.report.prompts import TowerNorms, prompt_norms
@@ -21,7 +21,7 @@ from pipeline.report.softlabels import (
     served,
     telling_rows,
 )
-from pipeline.report.summary import number
+from pipeline.seeds import number
 from student_train.stored import read_student
 from teacher_cache.errors import RppError
 from teacher_cache.softlabels import TeacherCache
@@ -47,7 +47,7 @@ def soft_labels(gathered: Gathered, cache: TeacherCache | None, why_no_cache: st
 def _trained_temperatures(gathered: Gathered) -> list[float]:
     """Of the sweep's axis, or of the run."""
     for axis, values in gathered.sweep.axes.items():
-        if setting_of(axis) == "temperature" and not axis.startswith("eval"):
+        if axis == "temperature":
             return sorted({value for one in values if (value := number(one)) is not None and value > 0})
     settings = gathered.record["settings"] if gathered.record else {}
     value = number(settings.get("temperature"))

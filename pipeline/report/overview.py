@@ -12,7 +12,7 @@ from pipeline.report.gather import (
     value_text,
 )
 from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Section, Table, Tables, Text
-from pipeline.report.summary import (
+from pipeline.seeds import (
     AGAINST_THE_TEACHER,
     LOWER_IS_BETTER,
     Spread,
@@ -76,8 +76,7 @@ def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
     tables = [Table(caption, ["setting", "value"], rows, words=2, note=note)]
     if gathered.axes:
         axes = [
-            [axis_name(axis, gathered.axes), ", ".join(map(value_text, values))]
-            for axis, values in gathered.axes.items()
+            [axis_name(axis), ", ".join(map(value_text, values))] for axis, values in gathered.axes.items()
         ]
         seeds = ", ".join(map(str, gathered.sweep.seeds))
         tables.append(Table("Axes of the sweep", ["axis", "values"], [*axes, ["seed", seeds]], words=2))
@@ -219,7 +218,7 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
         rows.append([*words, f"{len(one.done)} of {len(one.rows)}", *figures])
         if first:
             rows += [[Cell(text, span=leading + 1 + len(names), quiet=True)] for text in why_not_done(one)]
-    headings = [axis_name(axis, axes) for axis in axes] or ["run"]
+    headings = [axis_name(axis) for axis in axes] or ["run"]
     headings += ["seeds done", *(FIGURES[name] for name in names)]
     return Table(evaluation.title if evaluation else "", headings, rows, words=leading)
 

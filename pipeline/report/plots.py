@@ -13,7 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from pipeline.report.curves import thinned
-from pipeline.report.summary import Spread
+from pipeline.seeds import Spread
 
 WIDTH, HEIGHT = 360, 220  # of a plot in its own units, about pixels on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 20, 38

@@ -6,7 +6,7 @@ from pipeline.report.curves import CURVES, LISTED, POINTS, Curve, read_curves
 from pipeline.report.gather import Configuration, Gathered
 from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
 from pipeline.report.plots import MOST_LINES, Line, legend_sample, line_chart
-from pipeline.report.summary import LOWER_IS_BETTER
+from pipeline.seeds import LOWER_IS_BETTER
 
 MOST_ROWS = 60  # of a table, where configurations log other steps each
 SMALL = 1e-2

@@ -19,7 +19,7 @@ from tests.student_train.conftest import PICTURES
 
 SCRIPT = "<script>alert(1)</script>"
 SAMPLES = 4  # so few that every one is among the pictures that the report shows
-AXES: dict[str, list[Any]] = {"train.temperature": [1.0, 4.0], "train.soft_weight": [0.5, 2.0]}
+AXES: dict[str, list[Any]] = {"temperature": [1.0, 4.0], "soft_weight": [0.5, 2.0]}
 METRICS = ("accuracy", "calibration", "base-to-new", "by-class")
 WHY = "the loss is not finite at step 3 & <b>more</b>"
 
@@ -74,14 +74,12 @@ def sweep_path(inputs: Path) -> Path:
     rows = []
     for temperature, weight, seed in (
         (temperature, weight, seed)
-        for temperature in AXES["train.temperature"]
-        for weight in AXES["train.soft_weight"]
+        for temperature in AXES["temperature"]
+        for weight in AXES["soft_weight"]
         for seed in (0, 1)
     ):
         name = f"runs/t{temperature:g}-w{weight:g}-{seed}"
-        row = SweepRow(
-            settings={"train.temperature": temperature, "train.soft_weight": weight}, seed=seed, run=name
-        )
+        row = SweepRow(settings={"temperature": temperature, "soft_weight": weight}, seed=seed, run=name)
         rows.append(row)
         if (temperature, weight, seed) == (1.0, 2.0, 1):
             row.state, row.why = "failed", WHY

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from pipeline.report import make_report
 from pipeline.report.curves import CURVES
 from pipeline.report.plots import luminance
-from pipeline.report.summary import figure_text, spread
+from pipeline.seeds import figure_text, spread
 from student_train.run_folder import read_metrics
 from student_train.run_record import RESULTS
 from tests.pipeline.report.conftest import SCRIPT, WHY

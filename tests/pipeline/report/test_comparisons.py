@@ -43,11 +43,11 @@ def figures(section: Section) -> Figures:
     return next(piece for piece in section.pieces if isinstance(piece, Figures))
 
 
-GRID: dict[str, list[Any]] = {"train.temperature": [1, 4], "train.soft_weight": [0.0, 0.5, 1.0]}
+GRID: dict[str, list[Any]] = {"temperature": [1, 4], "soft_weight": [0.0, 0.5, 1.0]}
 
 
 def test_means_over_seeds_and_over_other_axes() -> None:
-    found = grouped(made(GRID), 0, "top1", ["train.temperature"])
+    found = grouped(made(GRID), 0, "top1", ["temperature"])
     assert list(found) == [("1",), ("4",)]
     one, four = found[("1",)], found[("4",)]
     assert one is not None
@@ -60,18 +60,18 @@ def test_means_over_seeds_and_over_other_axes() -> None:
 def test_a_seed_counts_where_all_its_runs_are_done() -> None:
     gathered = made(GRID)
     gathered.sweep.rows[0].state = "failed"  # temperature 1, weight 0, seed 0
-    found = grouped(gathered, 0, "top1", ["train.temperature"])
+    found = grouped(gathered, 0, "top1", ["temperature"])
     assert found[("1",)] is not None
     assert found[("1",)].values == pytest.approx((0.1102,)), "the other seed alone"
     gathered.sweep.rows[3].state = "waiting"  # temperature 1, weight 0.5, seed 1
-    assert grouped(gathered, 0, "top1", ["train.temperature"])[("1",)] is None
+    assert grouped(gathered, 0, "top1", ["temperature"])[("1",)] is None
     whole = grouped(gathered, 0, "top1", list(GRID))
     assert [figure is None for figure in whole.values()] == [False] * 6
     assert len(whole[("1", "0.0")].values) == 1  # type: ignore[union-attr]
 
 
 def test_a_heat_map_has_the_mean_of_each_cell() -> None:
-    axes = {"train.temperature": [4, 1], "train.soft_weight": [0.0, 0.5, 1.0]}
+    axes = {"temperature": [4, 1], "soft_weight": [0.0, 0.5, 1.0]}
     (figure,) = figures(of(comparisons(made(axes)), "heat")).figures
     assert figure.title == "top-1 % by temperature and soft weight"
     assert list(figure.table.headings) == ["soft weight ↓  temperature →", "1", "4"], "sorted"
@@ -95,26 +95,24 @@ def test_a_cell_without_a_run_is_hatched() -> None:
 
 
 def test_other_axes_get_maps_of_their_own_or_are_averaged() -> None:
-    few = made({**GRID, "train.carry": ["replace", "residual"]})
+    few = made({**GRID, "carry": ["replace", "residual"]})
     titles = [one.title for one in figures(of(comparisons(few), "heat")).figures]
     assert titles == [f"top-1 % by temperature and soft weight: {carry}" for carry in ("replace", "residual")]
-    many = made({**GRID, "train.optimizer": ["a", "b", "c", "d", "e"]})
+    many = made({**GRID, "optimizer": ["a", "b", "c", "d", "e"]})
     (figure,) = figures(of(comparisons(many), "heat")).figures
     assert figure.note == "Each seed's value is the mean over the other axes: optimizer."
     assert figure.table.rows[0][1] == "10.21 ± 0.01", "the optimizers' places are 0 to 4, their mean 2"
 
 
 def test_axes_that_are_no_numbers_have_no_heat_map() -> None:
-    gathered = made(
-        {"train.temperature": [1, 2], "train.classes_per_step": ["all", 100], "x.flag": [True, False]}
-    )
-    assert numeric_axes(gathered) == ["train.temperature"]
+    gathered = made({"temperature": [1, 2], "classes_per_step": ["all", 100], "x.flag": [True, False]})
+    assert numeric_axes(gathered) == ["temperature"]
     section = of(comparisons(gathered), "heat")
     assert said(section) == "No heat map: it needs two axes with numbers, and the sweep has temperature."
 
 
 def test_the_structure_ablation_has_a_row_for_each_structure() -> None:
-    axes = {"train.prompt_structure": ["qkv", "shared"], "train.carry": ["replace", "residual"]}
+    axes = {"prompt_structure": ["qkv", "shared"], "carry": ["replace", "residual"]}
     (figure,) = figures(of(comparisons(made(axes)), "structure")).figures
     names = [str(row[0]) for row in figure.table.rows]
     assert names == ["qkv, replace", "qkv, residual", "shared, replace", "shared, residual"]
@@ -128,7 +126,7 @@ def test_the_structure_ablation_has_a_row_for_each_structure() -> None:
 def test_why_there_is_nothing_to_compare(run_path: Path) -> None:
     (section,) = comparisons(gather(run_path))
     assert "this is a single run" in said(section)
-    (section,) = comparisons(made({"train.temperature": [1]}))
+    (section,) = comparisons(made({"temperature": [1]}))
     assert "no axis with several values" in said(section)
     unevaluated = made(GRID)
     for row in unevaluated.sweep.rows:

@@ -128,11 +128,9 @@ def test_a_zero_shot_row_belongs_to_the_same_evaluation() -> None:
 
 
 def test_names_of_axes() -> None:
-    assert axis_name("train.soft_weight", ["train.soft_weight", "train.lr"]) == "soft weight"
-    two = ["train.temperature", "eval.temperature"]
-    assert [axis_name(axis, two) for axis in two] == ["train temperature", "eval temperature"]
-    settings = {"train.prompt_structure": "qkv", "train.prompt_depth": None, "train.lr": 0.002}
-    assert label(settings, settings) == "qkv, prompt depth default, lr 0.002"
+    assert axis_name("soft_weight") == "soft weight"
+    settings = {"prompt_structure": "qkv", "prompt_depth": None, "lr": 0.002}
+    assert label(settings) == "qkv, prompt depth default, lr 0.002"
     assert [value_text(value) for value in (True, 4.0, 12, "all", None)] == [
         "yes",
         "4",

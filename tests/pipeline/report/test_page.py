@@ -17,7 +17,7 @@ from pipeline.report import make_report
 from pipeline.report.gather import Gathered, gather
 from pipeline.report.page import render, sections
 from pipeline.report.pieces import Cell, Section, Table, Tables, Text
-from pipeline.report.summary import figure_text, spread
+from pipeline.seeds import figure_text, spread
 from pipeline.sweep_record import SweepRecord, SweepRow
 from student_train.evaluators import FIGURES
 from student_train.run_record import RESULTS
@@ -238,7 +238,7 @@ def test_the_command(
 
 def test_a_large_sweep_gives_a_file_of_a_few_megabytes(tmp_path: Path) -> None:
     """200 runs, the best two with 50,000 lines of metrics and 21,841 classes of long names."""
-    axes = {"train.temperature": list(range(1, 11)), "train.soft_weight": [n / 10 for n in range(10)]}
+    axes = {"temperature": list(range(1, 11)), "soft_weight": [n / 10 for n in range(10)]}
     rows = []
     counts = [["n" * 60 + str(c), 50, c % 50] for c in range(21_841)]
     for temperature, weight, seed in itertools.product(*axes.values(), (0, 1)):
@@ -256,7 +256,7 @@ def test_a_large_sweep_gives_a_file_of_a_few_megabytes(tmp_path: Path) -> None:
             for one in results["evals"]:
                 one["by_class"] = counts  # type: ignore[index]
         (folder / RESULTS).write_text(json.dumps(results))
-        settings = {"train.temperature": temperature, "train.soft_weight": weight}
+        settings = {"temperature": temperature, "soft_weight": weight}
         rows.append(
             SweepRow(
                 settings=settings,

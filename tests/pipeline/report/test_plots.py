@@ -24,7 +24,7 @@ from pipeline.report.plots import (
     shortened,
     ticks,
 )
-from pipeline.report.summary import Spread
+from pipeline.seeds import Spread
 from tests.pipeline.report.conftest import SCRIPT
 
 

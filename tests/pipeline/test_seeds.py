@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.report.summary import Spread, best_of, exact, figure_text, headline_of, number, spread
+from pipeline.seeds import Spread, best_of, exact, figure_text, headline_of, number, spread
 
 
 def seeds(*values: float) -> Spread | None:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +64,18 @@ def number(value: Any) -> float | None:
     return float(value)
 
 
-def figure_text(name: str, figure: Spread | None) -> str:
+def figure_text(name: str, figure: Spread | None, none: str = "–") -> str:
     """A figure as a table has it: mean ± standard deviation, the mean alone where there is none."""
+    return spread_text(figure, lambda value: shown(name, value), none)
+
+
+def spread_text(figure: Spread | None, shown: Callable[[float], str], none: str = "–") -> str:
+    """The same for any number; `shown` says how many digits it has."""
     if figure is None:
-        return "–"
-    text = shown(name, figure.mean)
+        return none
     if figure.deviation is None or len(figure.values) < 2:
-        return text
-    return f"{text} ± {shown(name, figure.deviation)}"
+        return shown(figure.mean)
+    return f"{shown(figure.mean)} ± {shown(figure.deviation)}"
 
 
 def scaled(name: str, value: float) -> float:
