@@ -13,6 +13,7 @@ from pipeline.run import run_recipe, write_results
 from pipeline.sweep_record import SweepRecord, SweepRow
 from student_train.evaluate import EvalSettings, evaluate
 from student_train.prompts import PromptSettings
+from student_train.run_record import RESULTS
 from student_train.train import TrainSettings, train
 from teacher_cache.build import BuildSettings, build_cache
 from tests.student_train.conftest import PICTURES
@@ -99,7 +100,7 @@ def sweep_path(inputs: Path) -> Path:
         )
         trained = json.loads(json.dumps(train(settings).__dict__, default=str))
         own = evaluated(inputs, str(out / name))
-        write_results(out / name, {"build": {}, "train": trained, "evals": [frozen, own]})
+        write_results(out / name / RESULTS, {"build": {}, "train": trained, "evals": [frozen, own]})
         row.state, row.train, row.evals = "done", trained, [without_classes(own)]
     SweepRecord(
         recipe="recipes/tiny.toml",
