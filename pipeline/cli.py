@@ -196,7 +196,7 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
 @app.command()
 @settings_options(DemoSettings)
 def demo(settings: DemoSettings, as_json: Json = False) -> None:
-    """The main job on packaged pictures: cache, nine trainings, a table. About three minutes on two cores.
+    """The main job on packaged pictures: cache, nine trainings, a table. One to two minutes on two cores.
 
     Example: rpp demo --out ./rpp-demo
     """
