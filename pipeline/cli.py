@@ -261,7 +261,7 @@ def report(
 @app.command()
 @settings_options(DemoSettings)
 def demo(settings: DemoSettings, as_json: Json = False) -> None:
-    """The main job on packaged pictures: cache, nine trainings, a table. About three minutes on two cores.
+    """The main job on packaged pictures: cache, nine trainings, a table. One to two minutes on two cores.
 
     Example: rpp demo --out ./rpp-demo
     """

@@ -1,6 +1,7 @@
 """One recipe from images to figures: build, train, evaluate. What is done already is not done again."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         if settings.cache is not None and settings.cache != made:
             open_cache(settings.cache)
         made_here = (ZERO_SHOT, str(recipe.train.out))
-        if settings.student not in made_here and not Path(settings.student).exists():
+        if settings.student not in made_here and not os.path.exists(settings.student):
             raise UsageError(f"no student at {settings.student}")
     except UsageError as error:
         raise UsageError(f"[[eval]]: {error}") from error

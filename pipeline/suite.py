@@ -4,6 +4,7 @@ A suite has a table `[[data]]` for each data set, with a `name` and the names of
 ones are in `suites/`.
 """
 
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def load_suite(suite: str, root: Path | None = None) -> Suite:
     """
     ready = {path.stem: path for path in sorted(READY.glob("*.toml"))}
     path = ready.get(suite, Path(suite))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"no suite '{suite}': neither a file nor one of {', '.join(ready)}")
     tables = read_toml(path, "suite")
     entries = tables.get("data")
@@ -76,7 +77,7 @@ def _placed(data: SuiteData, root: Path | None) -> dict[str, str]:
     placed = {} if is_remote(data.images) else {"images": str(root / Path(data.images).expanduser())}
     for name in ("classes", "templates"):
         value = getattr(data, name)
-        if value is not None and (root / value).is_file():
+        if value is not None and os.path.isfile(root / value):  # a long text is none
             placed[name] = str(root / value)
     return placed
 

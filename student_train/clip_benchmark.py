@@ -4,6 +4,7 @@ Takes the arguments of `clip_benchmark` and leaves data sets, metrics and output
 becomes a model there, and that its tokenizer has to be told each data set's templates.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,17 +47,18 @@ def load_rpp(
     read_student(model_name)  # what is wrong with the run is said without a word about its frozen model
     model, weights = None, None
     if pretrained not in (NONE, ""):
-        if pretrained.startswith((LOCAL_DIR, HF_HUB)) or Path(pretrained).expanduser().is_dir():
+        if pretrained.startswith((LOCAL_DIR, HF_HUB)) or os.path.isdir(Path(pretrained).expanduser()):
             model = pretrained
         else:
             weights = pretrained
     try:
         student = load_student(model_name, model, weights, device)
     except UsageError as error:
-        raise UsageError(
-            f"{error}. Here --model is the run, and --pretrained says where its frozen model is now: a "
-            f"folder, a tag or a weights file, or {NONE} for where it was at training"
-        ) from error
+        asked = f"--pretrained {pretrained}" if pretrained else "no --pretrained"
+        remedy = "--pretrained says where the run's frozen model is now: a folder, a tag or a weights file"
+        if model or weights:  # perhaps CLIP_benchmark's own default, which nobody gave
+            remedy = f"give --pretrained {NONE} for the frozen model where it was at training; else {remedy}"
+        raise UsageError(f"{remedy}. With {asked}: {error}") from error
     transform = image_transform_v2(student.base.preprocess, is_train=False)
     return student, transform, student.tokenizer.for_templates([])
 
@@ -123,7 +125,7 @@ def file_pattern(output: str, model: str, pretrained: str) -> str:
     """CLIP_benchmark's pattern of the output file with model and pretrained filled in so that a file can be
     called that. It would put in paths as they are, and fail to write the result when all its work is done."""
     fields = {"{model}": model}
-    if not Path(pretrained).is_file():  # of files CLIP_benchmark takes the name
+    if not os.path.isfile(pretrained):  # of files CLIP_benchmark takes the name
         fields |= {"{pretrained}": pretrained, "{pretrained_full_path}": pretrained}
     for field, name in fields.items():
         part = re.sub(r"[/\\:]+", "_", name).strip("_")

@@ -3,6 +3,7 @@
 Knows how the field lays data sets out; image sources themselves are stage one's.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -127,13 +128,13 @@ def format_of(settings: DataSettings) -> Format:
     """
     path = Path(settings.images)
     looks: Format
-    if (path / "zarr.json").is_file() or settings.images.rstrip("/").endswith(".zarr"):
+    if os.path.isfile(path / "zarr.json") or settings.images.rstrip("/").endswith(".zarr"):
         looks = "cache"
-    elif (path / CLASSNAMES).is_file():
+    elif os.path.isfile(path / CLASSNAMES):
         looks = "clip-benchmark"
     elif path.suffix == ".json":
         looks = "coop"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UsageError(f"no split file at {path}")
     else:
         found = find_source(settings.images)
@@ -178,6 +179,8 @@ def _own_classes(folder: Path) -> Vocabulary:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{folder / CLASSNAMES} cannot be read: {error}") from error
     names = tuple(line.strip() for line in lines)
+    if not names:
+        raise UsageError(f"{folder / CLASSNAMES} names no class; write one name a line")
     if not all(names):  # CLIP_benchmark would take it for a class
         raise UsageError(f"{folder / CLASSNAMES}: line {names.index('') + 1} is empty; take it out")
     return Vocabulary(names, tuple(map(str, range(len(names)))), ())
@@ -188,7 +191,7 @@ def _shards(folder: Path, split: str) -> str:
     kind = folder / DATASET_TYPE
     if kind.is_file() and (found := kind.read_text(encoding="utf-8").strip()) != "classification":
         raise UsageError(f"{folder} is a data set for {found}; what can be evaluated is classification")
-    if not (folder / split).is_dir():
+    if not os.path.isdir(folder / split):
         parts = sorted(path.parent.name for path in folder.glob("*/*.tar"))
         raise UsageError(f"{folder} has no part '{split}', only {', '.join(dict.fromkeys(parts)) or 'none'}")
     count = folder / split / "nshards.txt"

@@ -3,6 +3,7 @@
 Shapes: B batch, C classes, D embedding.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -101,15 +102,20 @@ class StudentFeatures:
         return float(self.student.logit_scale.exp())
 
     @property
+    def has_image_prompts(self) -> bool:
+        """Whether its features of an image are others than the frozen model's."""
+        return "vision" in self.student.prompts
+
+    @property
     def image_tower(self) -> str:
         """Equal for models whose features of an image are equal."""
-        prompted = f" with the prompts of {id(self.student)}" if "vision" in self.student.prompts else ""
+        prompted = f" with the prompts of {id(self.student)}" if self.has_image_prompts else ""
         return self._frozen.image_tower + prompted
 
     @torch.inference_mode()
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
         """Unit features [B, D] float32 of uint8 pixels."""
-        if "vision" not in self.student.prompts:
+        if not self.has_image_prompts:
             return self._frozen.image_features(pixels_BCHW)
         preprocess = self.student.base.preprocess
         pixels = normalise(pixels_BCHW.to(self.device), preprocess.mean, preprocess.std)
@@ -168,7 +174,7 @@ class FeatureModels:
         if settings.cache is not None or settings.student == ZERO_SHOT:
             return self._zero_shot(settings)
         device = choose_device(settings.device)
-        if (Path(settings.student) / SETTINGS).is_file():  # it knows where the teacher lies
+        if os.path.isfile(Path(settings.student) / SETTINGS):  # it knows where the teacher lies
             record = read_settings(Path(settings.student))
             return self._recorded(record["cache"]["teacher"], settings, tuple(record["templates"]))
         if trained := read_provenance(Path(settings.student)):

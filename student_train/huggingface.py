@@ -4,6 +4,7 @@ The folder itself is in `stored.py`, the text of its card in `model_card.py`.
 """
 
 import json
+import os
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -53,7 +54,7 @@ def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
     """
     stored = read_student(settings.student)
     own = settings.student / RESULTS
-    found = settings.results or (own if own.is_file() else None)
+    found = settings.results or (own if os.path.isfile(own) else None)
     figures = own_figures(read_figures(found), settings.student) if found else []
     if settings.results and not figures:
         raise UsageError(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch import Tensor
 
-from student_train.feature_models import FeatureModel
+from student_train.feature_models import FeatureModel, StudentFeatures
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
 from teacher_cache.progress import counting
@@ -126,8 +126,12 @@ def check_cached(models: Iterable[FeatureModel], cache: TeacherCache) -> str:
     tower = image_tower(cache.teacher["weights_digest"], cache.teacher["precision"])
     for model in models:
         if model.image_tower != tower:
+            if isinstance(model, StudentFeatures) and model.has_image_prompts:
+                reason = "and the student has image prompts"
+            else:
+                reason = f"not of {model.image_tower}"
             raise UsageError(
-                f"the image features in {cache.path} are of weights {tower}, not of {model.image_tower}: "
+                f"the image features in {cache.path} are of weights {tower}, {reason}: "
                 "evaluate this model on images"
             )
     return tower

@@ -9,6 +9,7 @@ Shapes: B images, H height, W width, D embedding.
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from student_train.stored import StoredStudent, read_student
 from student_train.student import PromptedCLIP
-from student_train.whole_file import whole_file
+from student_train.whole_file import require_writable, whole_file
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.views import ViewRenderer, normalise
 
@@ -79,12 +80,13 @@ def export_onnx(settings: OnnxSettings) -> OnnxFile:
     """
     require_packages()
     out = settings.out
-    if out.is_dir():
+    if os.path.isdir(out):
         raise UsageError(f"--out {out} is a folder; name a file, {out / 'image.onnx'} say")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out.parent} cannot be a folder: {error.strerror}") from error
+    require_writable(out)  # before a tower is traced, which takes a minute
     stored = read_student(settings.student)
     student = PromptedCLIP.from_stored(stored, settings.model, settings.pretrained)
     tower = ImageTower(student).eval()

@@ -5,6 +5,7 @@ Knows picture files and likely classes; models and vocabularies are loaded as fo
 Shapes: B pictures, C classes, D embedding.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,18 +51,15 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
     """
     if not images:
         raise UsageError("no picture to look at; name one or more files")
-    contents = [_content(path) for path in images]  # before the model, which takes seconds
+    contents = [_content(path) for path in images]
+    _refuse_unreadable(images, contents)  # before the model, which takes seconds
     model, vocabulary = load_with_classes(settings)
     head = ClassHead(model.class_features(vocabulary), model.logit_scale)
     top, predictions = min(settings.top, len(vocabulary)), []
     for begin in range(0, len(images), BATCH):
         pixels = []
-        for path, content in zip(images[begin : begin + BATCH], contents[begin : begin + BATCH], strict=True):
-            try:
-                picture = decode_image(content)
-            except UnreadableImageError as error:
-                raise UsageError(f"{path} cannot be read as a picture: {error}") from error
-            pixels.append(model.renderer.render(picture, 0, np.zeros(5, dtype=np.uint16)))
+        for content in contents[begin : begin + BATCH]:
+            pixels.append(model.renderer.render(decode_image(content), 0, np.zeros(5, dtype=np.uint16)))
         features_BD = model.image_features(torch.from_numpy(np.stack(pixels))).cpu()
         found = head.logits(features_BD).softmax(-1).topk(top)
         for path, shares, classes in zip(
@@ -78,8 +76,21 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
     return predictions
 
 
+def _refuse_unreadable(images: Sequence[Path], contents: Sequence[bytes]) -> None:
+    """Name all that are no pictures. They are decoded again when they are looked at: all of them together
+    would take more memory than their files."""
+    broken = []
+    for path, content in zip(images, contents, strict=True):
+        try:
+            decode_image(content)
+        except UnreadableImageError as error:
+            broken.append(f"{path} cannot be read as a picture: {error}")
+    if broken:
+        raise UsageError("; ".join(broken))
+
+
 def _content(path: Path) -> bytes:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; name the pictures in it, or use rpp eval for all of them")
     try:
         return path.read_bytes()

@@ -165,8 +165,10 @@ class PromptTokenizer:
                 `{c}`, or functions of the name.
 
         Raises:
-            UsageError: a template does not say where the name goes.
+            UsageError: a template does not say where the name goes, or one text stands for the list.
         """
+        if isinstance(templates, str):
+            raise UsageError(f"templates are a list of texts; for one, give ['{shown(templates)}']")
         if self.reading is None:
             return self
         return PromptTokenizer(self.base, self.reading, [parse_templates(templates)] if templates else [])

@@ -28,7 +28,7 @@ LOCK = "run.lock"
 
 def has_steps(out: Path) -> bool:
     """Whether a run in the folder has left anything behind that beginning anew would lose."""
-    return any((out / name).exists() for name in (CHECKPOINT, STUDENT)) or bool(read_metrics(out))
+    return any(os.path.exists(out / name) for name in (CHECKPOINT, STUDENT)) or bool(read_metrics(out))
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def look_into(out: Path, resume: bool) -> dict[str, Any] | None:
         return record if has_steps(out) else None
     if has_steps(out):
         raise UsageError(f"{out} holds a run already; choose another --out, or go on with --resume")
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
     if not there.is_dir():
         raise UsageError(f"--out {out} cannot be a folder: {there} is a file")
     if not os.access(there, os.W_OK):

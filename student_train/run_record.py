@@ -39,9 +39,13 @@ def read_settings(out: Path) -> dict[str, Any]:
     except ValueError as error:  # no JSON, or no text
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     parts = {"settings": dict, "cache": dict, "student": dict, "templates": list}
-    for name, kind in parts.items():
-        if not isinstance(record, dict) or not isinstance(record.get(name), kind):
-            raise UsageError(f"{out / SETTINGS} is damaged: it has no {name}")
+    try:
+        for name, kind in parts.items():
+            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+                raise ValueError(f"it has no {name}")
+        check_read_through(record["cache"].get("teacher"), record["templates"])
+    except ValueError as error:
+        raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     found: dict[str, Any] = record
     return found
 
@@ -60,6 +64,21 @@ def described(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_read_through(teacher: Any, templates: list[Any]) -> None:
+    """What an evaluation takes of a record without a further look.
+
+    Raises:
+        ValueError: a teacher that does not say what it is, or templates that are no texts.
+    """
+    if not all(isinstance(text, str) for text in templates):
+        raise ValueError("its templates are not texts")
+    if not isinstance(teacher, dict):
+        raise ValueError("it has no teacher")
+    for name in ("model", "weights_digest", *(["pretrained"] if teacher.get("pretrained") else [])):
+        if not isinstance(teacher.get(name), str):
+            raise ValueError(f"its teacher has no {name}")
+
+
 def provenance(record: dict[str, Any]) -> dict[str, Any]:
     """Of what `read_settings` gave, all that decided the run's result and nothing of its machine.
 
@@ -69,11 +88,8 @@ def provenance(record: dict[str, Any]) -> dict[str, Any]:
     """
     unsaid = FREE_ON_RESUME | MAY_MOVE | {"prompts"}  # prompts are in the student's own record
     cache = record["cache"]
-    found = cache.get("teacher")
-    teacher = dict(found) if isinstance(found, dict) else {}
-    if isinstance(teacher.get("model"), str):
-        teacher["model"] = portable_model(teacher["model"])
-    if isinstance(teacher.get("pretrained"), str):
+    teacher = {**cache["teacher"], "model": portable_model(cache["teacher"]["model"])}
+    if teacher.get("pretrained"):
         teacher["pretrained"] = portable_pretrained(teacher["pretrained"])
     return {
         "settings": {name: value for name, value in record["settings"].items() if name not in unsaid},

@@ -7,6 +7,7 @@ computes is in `student.py`.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from student_train.prompts import PromptSettings
-from student_train.run_record import SETTINGS, provenance, read_settings
+from student_train.run_record import SETTINGS, check_read_through, provenance, read_settings
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.openclip import portable_model, portable_pretrained
@@ -109,7 +110,7 @@ def write_folder(
         UsageError: the folder holds a run, or cannot be one.
         RppError: a file cannot be written, as on a full disk.
     """
-    if (folder / STUDENT).exists() or (folder / SETTINGS).exists():
+    if os.path.exists(folder / STUDENT) or os.path.exists(folder / SETTINGS):
         raise UsageError(f"{folder} holds a run or its student; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +136,8 @@ def read_student(path: str | Path) -> StoredStudent:
     path = Path(path)
     if _is_layout(path):
         return _read_layout(path)
-    if path.is_dir():
-        if not (path / STUDENT).is_file() and (path / SETTINGS).is_file():
+    if os.path.isdir(path):
+        if not os.path.isfile(path / STUDENT) and os.path.isfile(path / SETTINGS):
             raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
         return _read_file(path / STUDENT, read_provenance(path))
     return _read_file(path, None)
@@ -150,12 +151,12 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
     """
     if _is_layout(path):
         return _read_config(path / CONFIG).training
-    return provenance(read_settings(path)) if (path / SETTINGS).is_file() else None
+    return provenance(read_settings(path)) if os.path.isfile(path / SETTINGS) else None
 
 
 def _is_layout(folder: Path) -> bool:
-    a_run = any((folder / name).is_file() for name in (STUDENT, SETTINGS))
-    return not a_run and any((folder / name).is_file() for name in (MODEL, CONFIG))
+    a_run = any(os.path.isfile(folder / name) for name in (STUDENT, SETTINGS))
+    return not a_run and any(os.path.isfile(folder / name) for name in (MODEL, CONFIG))
 
 
 def _read_layout(folder: Path) -> StoredStudent:
@@ -188,16 +189,11 @@ def _check_training(training: dict[str, Any]) -> None:
     for name, kind in {"settings": dict, "teacher": dict, "cache": dict, "templates": list}.items():
         if not isinstance(training.get(name), kind):
             raise ValueError(f"its training has no {name}")
-    if not all(isinstance(text, str) for text in training["templates"]):
-        raise ValueError("its templates are not texts")
-    teacher = training["teacher"]
-    for name in ("model", "weights_digest", *(["pretrained"] if teacher.get("pretrained") else [])):
-        if not isinstance(teacher.get(name), str):
-            raise ValueError(f"its teacher has no {name}")
+    check_read_through(training["teacher"], training["templates"])
 
 
 def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:
-    if not path.is_file():
+    if not os.path.isfile(path):  # a text too long for a path is none; pathlib would raise
         raise UsageError(f"no student at {path}")
     with _damage(path), safe_open(path, framework="pt") as file:
         found = json.loads((file.metadata() or {}).get("student", "{}"))

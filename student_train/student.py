@@ -7,6 +7,7 @@ Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower widt
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
@@ -320,7 +321,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         device: torch.device | str = "cpu",
         **fetching: Any,
     ) -> Self:
-        folder = Path(model_id) if Path(model_id).is_dir() else fetch_folder(model_id, **fetching)
+        folder = Path(model_id) if os.path.isdir(model_id) else fetch_folder(model_id, **fetching)
         return cls.from_stored(read_student(folder), model, pretrained, device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -341,6 +342,8 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         lines = []
         for name in self.prompts:
             prompts = cast(Prompts, self.prompts[name])
+            if not prompts.q.requires_grad:  # frozen: nothing of it was to learn, and nothing moves it
+                continue
             tower: Any = (
                 text_parts(self.clip).blocks if name == "text" else self.clip.visual.transformer.resblocks
             )

@@ -4,6 +4,7 @@ Sizes follow from the layout. Times are those of a slice: real images of the sou
 """
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -132,7 +133,7 @@ def _free_bytes(out: str) -> int | None:
     if "://" in out:
         return None
     path = Path(out).expanduser().absolute()
-    while not path.exists():
+    while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free
 

@@ -49,7 +49,7 @@ def export_soft_labels(
     cache.require_view(view)
     if not 1 <= top <= len(cache.vocabulary):
         raise UsageError(f"the top {top} classes asked of a vocabulary of {len(cache.vocabulary)}")
-    if out.exists():
+    if os.path.exists(out):
         raise UsageError(f"{out} exists; choose another --out")
     temporary = out.with_name(f".{out.name}.new-{os.getpid()}")
     schema = _schema(cache, top, temperature, view)

@@ -7,6 +7,7 @@ is in `teacher.py`; how prompts enter them is the student's business.
 import difflib
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,18 +85,20 @@ class TextParts:
 
 
 def canonical_model_name(name: str) -> str:
-    """A folder with an `open_clip_config.json` becomes `local-dir:` with its absolute path."""
+    """A folder with an `open_clip_config.json`, and what can only be meant as a path, becomes `local-dir:`
+    with the absolute path."""
     if name.startswith(HF_HUB):
         return name
     folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
-    if name.startswith(LOCAL_DIR) or (folder / "open_clip_config.json").is_file():
+    a_path = name.startswith((LOCAL_DIR, "/", "./", "../", "~"))
+    if a_path or os.path.isfile(folder / "open_clip_config.json"):
         return f"{LOCAL_DIR}{folder.resolve()}"
     return name.replace("/", "-")
 
 
 def canonical_pretrained(pretrained: str | None) -> str | None:
     """A weights file becomes its absolute path; a tag stays as it is."""
-    if pretrained and Path(pretrained).expanduser().is_file():
+    if pretrained and os.path.isfile(Path(pretrained).expanduser()):
         return str(Path(pretrained).expanduser().resolve())
     return pretrained
 
@@ -122,27 +125,28 @@ def hub_repository(name: str, pretrained: str | None) -> str | None:
 
 
 def _check_names(name: str, pretrained: str | None) -> None:
-    if name.startswith((LOCAL_DIR, HF_HUB)) and pretrained is not None:
-        raise UsageError(f"{name} carries its own weights; leave out --pretrained '{pretrained}'")
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
-        if not (folder / "open_clip_config.json").is_file():
+        if not os.path.isdir(folder):
+            raise UsageError(f"no model folder {folder}")
+        if not os.path.isfile(folder / "open_clip_config.json"):
             raise UsageError(f"no open_clip_config.json in the model folder {folder}")
-        return
-    if name.startswith(HF_HUB):
+    if name.startswith((LOCAL_DIR, HF_HUB)):
+        if pretrained is not None:
+            raise UsageError(f"{name} carries its own weights; leave out --pretrained '{pretrained}'")
         return
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
         hint = f"; near names: {', '.join(near)}" if near else ""
         raise UsageError(
-            f"open_clip has no model '{name}'{hint}. A folder with open_clip_config.json works too."
+            f"open_clip has no model '{name}'{hint}; a folder with open_clip_config.json works too"
         )
     tags = list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise UsageError(
             f"model '{name}' needs --pretrained: a weights file or one of {', '.join(tags) or '(no tags)'}"
         )
-    if get_pretrained_cfg(name, pretrained) or Path(pretrained).is_file():
+    if get_pretrained_cfg(name, pretrained) or os.path.isfile(pretrained):
         return
     near = difflib.get_close_matches(pretrained, tags, n=1, cutoff=0.6)
     raise UsageError(

@@ -42,7 +42,8 @@ def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:
             field = next((str(part) for part in reversed(problem["loc"]) if part in known), None)
             option = f"--{field.replace('_', '-')}" if field else settings.__name__
             value = "" if problem["type"] == "missing" else f" {problem['input']!r}"
-            problems.setdefault(option + value, []).append(problem["msg"])
+            message = problem["msg"].removeprefix("Value error, ")  # pydantic's, before words of our own
+            problems.setdefault(option + value, []).append(message)
         lines = [option + ": " + " or ".join(found) for option, found in problems.items()]
         raise UsageError("; ".join(lines)) from error
 
@@ -125,6 +126,8 @@ def _nest(settings: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
 def _parameter(name: str, field: Any) -> inspect.Parameter:
     annotation = field.annotation
     alternatives = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if len(alternatives) == 1 and typing.get_origin(alternatives[0]) is Annotated:  # `Place | None`
+        annotation = typing.get_args(alternatives[0])[0] | None
     if typing.get_origin(annotation) in (types.UnionType, typing.Union) and len(alternatives) > 1:
         annotation = str  # the settings class parses it ("all" or a number)
         if type(None) in typing.get_args(field.annotation):

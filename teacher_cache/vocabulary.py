@@ -7,6 +7,7 @@ is decided in `images/`.
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ def load_templates(templates: str) -> tuple[str, ...]:
     texts = [templates]
     if "{" not in templates:
         path = Path(templates).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):  # a text too long for a path is no file; pathlib would raise
             raise UsageError(
                 f"templates '{templates}': not a text with {{}}, not a file, not one of "
                 f"{', '.join(TEMPLATE_SETS)}"
@@ -229,10 +230,8 @@ def load_templates(templates: str) -> tuple[str, ...]:
         texts = _read_templates(path)
     texts = [text.replace("{c}", "{}") for text in texts]
     wrong = [text for text in texts if not _has_one_field(text)]
-    if wrong or not texts:
-        raise UsageError(
-            f"a template needs exactly one {{}} for the class name: '{(wrong or [templates])[0]}'"
-        )
+    if wrong:
+        raise UsageError(f"a template needs exactly one {{}} for the class name: '{wrong[0]}'")
     return tuple(texts)
 
 
@@ -252,11 +251,14 @@ def _read_templates(path: Path) -> list[str]:
         raise UsageError(f"template file {path}: {error}") from error
     if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
         raise UsageError(f"template file {path}: expected a JSON list of texts")
-    return [text for text in texts if text.strip()]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise UsageError(f"the template file {path} is empty; write one text with {{}} a line")
+    return texts
 
 
 def _read_names(path: Path) -> tuple[list[str], list[str]]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(
             f"vocabulary '{path}': no such file, and no known name ({', '.join((*IMAGENETS, CLIP_NAMES))})",
         )

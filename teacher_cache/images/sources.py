@@ -130,7 +130,7 @@ def _list(source: str, file: str, part: str | None) -> Source:
     if is_remote(file):
         raise UsageError(f"image source '{source}': a list of images is read from a local disk; copy it here")
     path = Path(file).expanduser().absolute()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"image source '{source}': {path} does not exist")
     return Source("list", [_described(_Match(str(path), False))], part)
 
@@ -164,7 +164,7 @@ def _local_matches(pattern: str) -> list[_Match] | None:
         paths = sorted(base.glob(str(Path(pattern).relative_to(base))))
     else:
         paths = [Path(pattern)]
-        if not paths[0].exists():
+        if not os.path.exists(paths[0]):
             return None
     return [_Match(str(path.absolute()), path.is_dir()) for path in paths]
 

@@ -99,6 +99,11 @@ class LocalFolder(Folder):
         self.url = path
         self.root = Path(path).absolute()
         self.absolute = str(self.root)
+        try:
+            os.lstat(self.root)
+        except OSError as error:  # whether anything is there is others' question, not whether it can be
+            if error.errno == errno.ENAMETOOLONG:
+                raise UsageError(f"{path} cannot be a folder: {error.strerror}") from error
 
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()

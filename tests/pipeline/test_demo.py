@@ -122,3 +122,14 @@ def add_names(shard: Path, out: Path, names: list[str]) -> None:
                 text = names[int(data)].encode()
                 info.size = len(text)
                 target.addfile(info, io.BytesIO(text))
+
+
+def test_help_and_readme_say_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["rpp", "demo", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    readme = (HERE.parents[1] / "README.md").read_text(encoding="utf-8")
+    for said in (capsys.readouterr().out, readme):
+        assert "one to two minutes" in " ".join(said.split()).lower()

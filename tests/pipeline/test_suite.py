@@ -22,7 +22,8 @@ from tests.student_train.conftest import PICTURES
 from tests.student_train.conftest import demo_cache_path as demo_cache_path
 from tests.teacher_cache.inputs import jpeg
 
-CLASSES = str(PICTURES / "classes.txt")
+CLASSES, NOTO = str(PICTURES / "classes.txt"), str(PICTURES / "noto.tar")
+LONG = "a text that is too long for a path " * 9
 STYLES = """
     [[data]]
     name = "Fluent"
@@ -135,6 +136,12 @@ def test_names_are_read_once_for_the_teacher_of_several_students(
 def test_a_places_root_is_not_put_before_an_address(tmp_path: Path) -> None:
     (tmp_path / "far.toml").write_text("[[data]]\nname = 'a'\nimages = 's3://bucket/{0..3}.tar'\n")
     assert load_suite(str(tmp_path / "far.toml"), tmp_path).data[0].images == "s3://bucket/{0..3}.tar"
+
+
+def test_a_template_may_be_longer_than_a_path(tmp_path: Path) -> None:
+    template = f"{LONG}of a {{}}."
+    (tmp_path / "one.toml").write_text(f"[[data]]\nname = 'a'\nimages = 'x'\ntemplates = '{template}'\n")
+    assert load_suite(str(tmp_path / "one.toml"), tmp_path).data[0].templates == template
 
 
 def test_the_harmonic_mean_of_a_suite_is_that_of_its_means(demo_cache_path: Path, tmp_path: Path) -> None:
@@ -364,7 +371,15 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
         (["--suite", "domain", "--classes", "imagenet-1k"], "--classes is said by the suite"),
         (["--suite", "domain", "--root", "nowhere"], "4 of 4 data sets cannot be read"),
         (["--suite", "domain", "--root", "nowhere", "--skip-missing"], "4 of 4 data sets cannot be read"),
-        (["--images", "x", "--metrics", "speed"], "--metrics"),
+        (["--images", "x", "--metrics", "speed"], "error: --metrics 'speed': is none of accuracy, "),
+        (["--images", LONG, "--classes", CLASSES], f"{LONG} does not exist"),
+        (["--images", f"{LONG}.json"], f"no split file at {LONG}.json"),
+        (["--images", f"{LONG}.zarr"], f"{LONG}.zarr cannot be a folder: File name too long"),
+        (["--images", NOTO, "--classes", LONG], f"vocabulary '{LONG}': no such file, and no known name"),
+        (["--images", NOTO, "--classes", CLASSES, "--templates", LONG], "not a text with {}, not a file"),
+        (["--images", NOTO, "--classes", CLASSES, "--student", LONG], f"no student at {LONG}"),
+        (["--images", NOTO, "--classes", CLASSES, "--cache", LONG], "cannot be a folder: File name too long"),
+        (["--suite", LONG], f"no suite '{LONG}': neither a file nor one of"),
         (["--images", "x", "--skip-missing"], "belong to --suite"),
         (["--suite", "domain", "--json", "--markdown"], "not both"),
     ],
@@ -372,7 +387,9 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
 def test_wrong_use_is_one_line(
     arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert rpp(monkeypatch, "eval", "--student", "nobody", *arguments) == 2
+    if "--student" not in arguments:
+        arguments = [*arguments, "--student", "zero-shot" if "--cache" in arguments else "nobody"]
+    assert rpp(monkeypatch, "eval", *arguments) == 2
     error = capsys.readouterr().err
     assert said in error
     assert len([line for line in error.splitlines() if line]) == 1

@@ -1,6 +1,7 @@
 """How data sets are laid out: CLIP_benchmark's, CoOp's, image folders, Parquet, caches."""
 
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def test_shards_that_are_not_counted_are_not_read(tmp_path: Path) -> None:
     [
         ({"classnames": "a\n\nc\nd\ne\n"}, {}, r"classnames.txt: line 2 is empty"),
         ({"classnames": "a\nb\nc\nd\ne\n\n"}, {}, r"classnames.txt: line 6 is empty"),
+        ({"classnames": ""}, {}, r"classnames.txt names no class"),
         ({"classnames": "a\nb\n"}, {}, r"has the label 2, but the vocabulary has 2 classes"),
         ({"dataset_type": "retrieval"}, {}, "is a data set for retrieval"),
         ({"test/nshards": "two"}, {}, r"nshards.txt is no number of shards: 'two'"),
@@ -204,8 +206,10 @@ def test_a_cache_of_other_features_is_refused(
             cache=demo_cache_path, out=tmp_path / "run", prompts=PromptSettings(towers="vision"), max_steps=1
         )
     )
-    with pytest.raises(UsageError, match="with the prompts of"):
+    with pytest.raises(UsageError, match="the student has image prompts") as refused:
         evaluate(asked.model_copy(update={"student": str(tmp_path / "run"), "images": str(demo_cache_path)}))
+    assert str(refused.value).endswith(": evaluate this model on images")
+    assert not re.search(r"prompts of \d", str(refused.value))
 
 
 def test_images_that_a_cache_could_not_read_are_counted(demo_cache_path: Path, tmp_path: Path) -> None:

@@ -201,6 +201,34 @@ def test_where_the_students_model_is_now_says_nothing_of_another_teacher(
     assert evaluate(asked.model_copy(update={"cache": str(cache_path)}))["kl"] == pytest.approx(found["kl"])
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cache": {}}, "it has no teacher"),
+        ({"cache": {"teacher": {"model": "x"}}}, "its teacher has no weights_digest"),
+        ({"templates": [1, 2]}, "its templates are not texts"),
+        ({"settings": {}, "cache": {}, "student": {}, "templates": [1, 2]}, "its templates are not texts"),
+    ],
+)
+def test_a_damaged_record_of_a_run_is_one_line(
+    change: dict[str, Any],
+    said: str,
+    cache_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    train(TrainSettings(cache=cache_path, out=out, prompts=PromptSettings(towers="text"), max_steps=1))
+    record = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(json.dumps(record | change))
+    arguments = ["--student", str(out), "--images", IMAGES, "--classes", CLASSES]
+    capsys.readouterr()
+    assert run_rpp(monkeypatch, "eval", *arguments, "--metrics", "agreement") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {out / 'settings.json'} is damaged: {said}"
+
+
 def test_labels_beyond_the_vocabulary_are_refused(cache_path: Path, tmp_path: Path) -> None:
     (tmp_path / "few.txt").write_text("cat\ndog\n")
     with pytest.raises(UsageError, match="2 classes"):

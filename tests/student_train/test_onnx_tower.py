@@ -230,6 +230,14 @@ def test_places_that_are_no_files(student: Path) -> None:
         export_onnx(OnnxSettings(student=student, out=student / "file" / "image.onnx"))
 
 
+@pytest.mark.parametrize("out", ["/proc/image.onnx", "x" * 260])
+def test_a_place_that_cannot_be_written_is_refused_before_a_student_is_read(tmp_path: Path, out: str) -> None:
+    with pytest.raises(UsageError, match=r"^--out .* cannot be written: \S+") as refused:
+        export_onnx(OnnxSettings(student=tmp_path / "no-run", out=tmp_path / out))
+    assert refused.value.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("names", [["onnxscript"], ["onnx", "onnxscript", "onnxruntime"]])
 def test_without_its_packages_it_says_what_to_install(
     student: Path, names: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -94,11 +94,16 @@ def test_the_command(
 def test_what_is_no_picture_is_named(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     asked = PredictSettings(student=str(run), classes=CLASSES, device="cpu")
     (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "cut.jpg").write_bytes(pictures[1].read_bytes()[:400])
     for paths, line in (
+        ([tmp_path / "text.jpg", pictures[0], tmp_path / "cut.jpg"], r"text.jpg cannot .*; .*cut.jpg cannot"),
         ([pictures[0], tmp_path / "text.jpg"], r"text.jpg cannot be read as a picture"),
         ([tmp_path / "gone.png"], r"gone.png cannot be read: No such file"),
+        ([tmp_path / ("x" * 300)], r"xx cannot be read: File name too long"),
         ([tmp_path], r"is a folder; name the pictures in it, or use rpp eval"),
         ([], r"no picture to look at"),
     ):
-        with pytest.raises(UsageError, match=line):
-            predict(asked, paths)
+        # and before a model is looked for
+        for chosen in (asked, asked.model_copy(update={"student": str(tmp_path / "no-run")})):
+            with pytest.raises(UsageError, match=line):
+                predict(chosen, paths)

@@ -196,6 +196,12 @@ def test_a_long_text_that_stands_as_it_is_is_refused(towers: str) -> None:
     )
 
 
+@pytest.mark.parametrize("towers", ["text", "vision"])
+def test_one_text_is_no_list_of_templates(towers: str) -> None:
+    with pytest.raises(UsageError, match=r"a list of texts; for one, give \['a photo of a \{\}\.'\]"):
+        student_with(towers).tokenizer.for_templates("a photo of a {}.")
+
+
 def test_the_context_length_that_a_tool_asks_for() -> None:
     student = student_with("text")
     texts = ["a photo of a cat.", "emu"]

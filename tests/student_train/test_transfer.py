@@ -63,6 +63,9 @@ def test_frozen_prompts_stay_as_they_are(
         stays = name.startswith(frozen)
         assert torch.equal(before[name], after[name]) == stays, name
         assert not torch.equal(before[name], free[name]), name
+    never_read = json.loads((tmp_path / "frozen" / "settings.json").read_text())["never_read"]
+    learns = {"text": "vision", "vision": "text"}[frozen]
+    assert [line.split(":")[0] for line in never_read] == [learns], "nothing is said of what stays as it is"
     ours, theirs = metrics(tmp_path / "frozen")[0], metrics(tmp_path / "free")[0]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)  # the first step sees equal prompts
 

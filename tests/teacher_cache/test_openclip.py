@@ -27,8 +27,16 @@ from tests.models import loaded, write_model
         ("ViT-B-16", None, r"'ViT-B-16' needs --pretrained: a weights file or one of openai, "),
         ("ViT-B-16", "opanai", r"'opanai' is neither .* 'ViT-B-16'; did you mean openai\? \(tags: openai, "),
         ("ViT-B-16", "/no/such/weights.pt", r"'/no/such/weights.pt' is neither a file nor"),
+        ("ViT-B-16", "x" * 300, r"x' is neither a file nor"),
+        ("x" * 300, None, r"no model 'xx"),
+        ("local-dir:" + "x" * 300, None, r"no model folder .*/xx"),
+        ("/no/such/folder", None, r"^no model folder /no/such/folder$"),
+        ("./no/such/folder", "openai", r"^no model folder \S+/no/such/folder$"),
+        ("~/no/such/folder", None, r"^no model folder \S+/no/such/folder$"),
+        ("models/vit", None, r"no model 'models-vit'.*; a folder with open_clip_config.json works too$"),
+        ("/", None, r"^no open_clip_config.json in the model folder /$"),
         ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"carries its own weights; leave out --pretrained 'webli'"),
-        ("local-dir:/no/such/folder", None, r"no open_clip_config.json in the model folder /no/such/folder"),
+        ("local-dir:/no/such/folder", None, r"^no model folder /no/such/folder$"),
     ],
 )
 def test_a_model_that_cannot_be_meant_is_refused_before_loading(

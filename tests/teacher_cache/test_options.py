@@ -1,12 +1,15 @@
 """How a command line ends."""
 
+import re
 import sys
 
 import pytest
 import typer
+from pydantic import BaseModel, field_validator
+from typer.testing import CliRunner
 
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.options import run_app
+from teacher_cache.options import Place, run_app, settings_options, validated
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,36 @@ def test_an_end_is_one_line_and_an_exit_code(
         run_app(app)
     assert ended.value.code == code
     assert capsys.readouterr().err.strip() == said
+
+
+class Options(BaseModel):
+    cache: Place
+    other: Place | None = None
+    metric: str = "accuracy"
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric != "accuracy":
+            raise ValueError("is none of accuracy")
+        return metric
+
+
+def test_places_are_texts_in_the_help() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @settings_options(Options)
+    def command(options: Options) -> None:
+        """Shows what it was given."""
+        print(options.cache, options.other)
+
+    said = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    kinds = dict(re.findall(r"--(cache|other|metric)\s+(\S+)", said))
+    assert kinds == dict.fromkeys(("cache", "other", "metric"), kinds["metric"]), "as of plain texts"
+    assert CliRunner().invoke(app, ["--cache", "a", "--other", "s3://b"]).output.split() == ["a", "s3://b"]
+
+
+def test_a_value_that_the_settings_refuse_is_said_in_their_words() -> None:
+    with pytest.raises(UsageError, match=r"^--metric 'foo': is none of accuracy$"):
+        validated(Options, {"cache": "a", "metric": "foo"})

@@ -172,7 +172,7 @@ def test_a_broken_file_is_refused_saying_where_and_why(
         _read(tmp_path / file, content)
 
 
-@pytest.mark.parametrize("source", ["imagenet-2k", "no/such/file.txt", ""])
+@pytest.mark.parametrize("source", ["imagenet-2k", "no/such/file.txt", "", "long" * 80])
 def test_an_unknown_vocabulary_is_refused_with_the_known_names(source: str) -> None:
     with pytest.raises(UsageError, match=r"no such file, and no known name \(imagenet-21k, "):
         load_vocabulary(source)
@@ -267,6 +267,7 @@ def test_one_text_is_a_template() -> None:
 @pytest.mark.parametrize(
     ("templates", "reason"),
     [
+        ("a photo " * 40, "not a text with {}, not a file, not one of imagenet, imagenet-simple"),
         ("a photo", "not a text with {}, not a file, not one of imagenet, imagenet-simple"),
         ("{} and {}", "exactly one {}"),
         ("a {0}", "exactly one {}"),
@@ -282,7 +283,6 @@ def test_a_broken_template_is_refused(templates: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("t.txt", b""),
         ("t.txt", b"no place for the name\n"),
         ("t.txt", b"caf\xe9 {}\n"),
         ("t.json", b'["a {}"'),
@@ -293,6 +293,13 @@ def test_a_broken_template_is_refused(templates: str, reason: str) -> None:
 def test_a_broken_template_file_is_refused(file: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / file).write_bytes(content)
     with pytest.raises(UsageError, match="template"):
+        load_templates(str(tmp_path / file))
+
+
+@pytest.mark.parametrize(("file", "content"), [("t.txt", ""), ("t.txt", "\n \n"), ("t.json", "[]")])
+def test_an_empty_template_file_is_called_so(file: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UsageError, match=rf"^the template file .*{file} is empty"):
         load_templates(str(tmp_path / file))
 
 
