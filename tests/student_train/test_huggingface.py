@@ -123,7 +123,7 @@ class TestRoundTrip:
         monkeypatch.chdir(tmp_path)
         assert PromptedCLIP.from_pretrained("saved").base.name == f"local-dir:{tmp_path / 'model'}"
         monkeypatch.chdir(folder)
-        with pytest.raises(UsageError, match=r"no open_clip_config.json .*say where it is now with --model"):
+        with pytest.raises(UsageError, match=r"no model folder .*say where it is now with --model"):
             PromptedCLIP.from_pretrained(folder)
 
     def test_other_weights_are_refused(self, folder: Path, tmp_path: Path) -> None:
