@@ -111,7 +111,7 @@ class TestWrongStudents:
 
     def test_a_moved_model_is_found_where_it_is_named(self, run: Path) -> None:
         shutil.move(run / "model", run / "elsewhere")
-        with pytest.raises(UsageError, match="no open_clip_config"):
+        with pytest.raises(UsageError, match="no model folder"):
             load_student(run)
         assert load_student(run / STUDENT, model=str(run / "elsewhere")).settings.prompt_depth == 1
 
