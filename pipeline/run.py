@@ -2,17 +2,14 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.recipe import Recipe
+from pipeline.student_run import train_and_evaluate
 from student_train.datasets import check_dataset
-from student_train.evaluate import EvalSettings, evaluate
+from student_train.evaluate import EvalSettings
 from student_train.evaluators import ZERO_SHOT
-from student_train.run_folder import write_whole
-from student_train.run_record import RESULTS, SETTINGS
-from student_train.train import TrainSettings, train
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import open_cache
@@ -41,36 +38,6 @@ def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]
     return train_and_evaluate(recipe.train, with_zero_shot(recipe.evals), before, on_note)
 
 
-def train_and_evaluate(
-    settings: TrainSettings,
-    evals: Sequence[EvalSettings],
-    before: dict[str, Any],
-    on_note: Callable[[str], None],
-) -> dict[str, Any]:
-    """Train a student, or go on with it, and evaluate; write `results.json` into the run's folder.
-
-    Args:
-        before: what the results begin with.
-
-    Returns:
-        What `results.json` holds: `before`, `train` and a list `evals`.
-
-    Raises:
-        UsageError, RppError: as the steps do. The next call goes on where this one stopped.
-    """
-    trained = train(continued(settings))
-    on_note(f"run {trained.out}: {trained.steps} steps from {trained.mode}, last loss {trained.loss:.4f}")
-    of_training: dict[str, Any] = json.loads(json.dumps(trained.__dict__, default=str))
-    if not trained.samples:  # the figures are those of the call that trained
-        of_training = earlier_results(trained.out).get("train", of_training)
-    results: dict[str, Any] = {**before, "train": of_training, "evals": []}
-    if trained.samples:  # kept, whatever becomes of the evaluations
-        write_results(trained.out / RESULTS, results)
-    results["evals"] = [evaluate(evaluation) for evaluation in evals]
-    write_results(trained.out / RESULTS, results)
-    return results
-
-
 def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
     """Refuse an evaluation that names what is not there, before a day of building and training.
 
@@ -91,21 +58,6 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         raise UsageError(f"[[eval]]: {error}") from error
 
 
-def earlier_results(folder: Path) -> dict[str, Any]:
-    """What an earlier call wrote into the run's folder; empty if that cannot be read."""
-    try:
-        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("train"), dict) else {}
-
-
-def continued(settings: TrainSettings) -> TrainSettings:
-    """The same settings, going on with the run that is in the folder already, if there is one."""
-    begun = settings.out is not None and (Path(settings.out) / SETTINGS).is_file()
-    return settings.model_copy(update={"resume": begun})
-
-
 def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:
     """Each evaluation of a student behind the same one of the frozen model, class by class for reports."""
     both: list[EvalSettings] = []
@@ -118,8 +70,3 @@ def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:
 def by_class(settings: EvalSettings) -> EvalSettings:
     """The same evaluation that also counts class by class."""
     return settings.model_copy(update={"metrics": tuple(dict.fromkeys((*settings.metrics, "by-class")))})
-
-
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write results, completely or not at all."""
-    write_whole(path, json.dumps(results, indent=1, ensure_ascii=False))

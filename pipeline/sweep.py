@@ -1,6 +1,7 @@
 """A grid of runs over one cache: which they are, which of them are done, and what came out.
 
-How runs become processes is in `sweep_jobs.py`, what is written down in `sweep_record.py`.
+How runs become processes is in `sweep_jobs.py` and `sweep_process.py`, what is written down in
+`sweep_record.py`.
 """
 
 import fcntl
@@ -17,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run import by_class, check_evaluation
-from pipeline.sweep_jobs import Job, run_here, run_on_dask
+from pipeline.sweep_jobs import run_here, run_on_dask
+from pipeline.sweep_process import Job
 from pipeline.sweep_record import RUNS, SweepRecord, SweepRow, read_sweep
 from student_train.evaluators import ZERO_SHOT
 from student_train.run_record import FREE_ON_RESUME, RESULTS, SETTINGS, read_settings

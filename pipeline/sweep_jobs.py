@@ -11,65 +11,23 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from select import select
-from typing import Any
 
 import torch
 from dask.distributed import KilledWorker, get_worker
 from dask.distributed import as_completed as dask_as_completed
 from distributed.comm import CommClosedError
-from pydantic import BaseModel, ConfigDict
 
-from pipeline.run import train_and_evaluate, write_results
-from student_train.evaluate import EvalSettings, evaluate
-from student_train.run_record import FREE_ON_RESUME
-from student_train.settings import TrainSettings
+from pipeline.sweep_process import Job
 from teacher_cache.cluster import ComputeSettings, dask_client
 from teacher_cache.errors import RppError
 
-STDIN, STDOUT, STDERR = 0, 1, 2
 POLL_SECONDS = 0.2  # how often a run's end, and the wish to stop it, are looked for
-LONGEST_REASON = 500  # characters
-
-
-class Job(BaseModel):
-    """What one process does: train and evaluate, or evaluate alone.
-
-    Attributes:
-        train: None: the evaluations are all.
-        results: where they go; of a run its own `results.json`.
-        log: what the process prints.
-        folder: the working directory, from which relative places start.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    train: TrainSettings | None
-    evals: tuple[EvalSettings, ...]
-    results: Path
-    log: Path
-    folder: Path
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What the results are of: written beside them, so that another wish is seen as one."""
-        train = self.train and self.train.model_dump(mode="json", exclude=FREE_ON_RESUME)
-        return {"train": train, "evals": [settings.model_dump(mode="json") for settings in self.evals]}
-
-    def found(self) -> dict[str, Any] | None:
-        """The results, if they are there already and are those of this job."""
-        try:
-            results = json.loads(self.results.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        whole = isinstance(results, dict) and results.get("asked") == self.asked
-        return results if whole and len(results.get("evals", ())) == len(self.evals) else None
 
 
 Done = Callable[[str, str | None], None]  # a job's name, and why it failed, if it did
@@ -214,7 +172,7 @@ class Runner:
 
     def _begin(self, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "pipeline.sweep_jobs"],
+            [sys.executable, "-m", "pipeline.sweep_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self._environment,
@@ -231,49 +189,3 @@ class Runner:
         with suppress(BrokenPipeError), process:  # closes its input, and waits
             pass
         return process.returncode
-
-
-def main() -> None:
-    """Do the jobs that come on standard input, a line each; answer each on standard output with a line."""
-    jobs: SimpleQueue[bytes] = SimpleQueue()
-    busy = threading.Event()
-
-    def take() -> None:
-        with open(STDIN, "rb", closefd=False) as lines:
-            for line in lines:
-                jobs.put(line)
-        jobs.put(b"")  # whoever started this process has ended, however that was
-        if busy.is_set():
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=take, daemon=True).start()
-    with os.fdopen(os.dup(STDOUT), "wb", buffering=0) as answers:
-        while line := jobs.get():
-            busy.set()
-            failed = do_job(Job.model_validate_json(line))
-            busy.clear()
-            answers.write(json.dumps({"failed": failed}).encode() + b"\n")
-
-
-def do_job(job: Job) -> str | None:
-    """Do a job in this process, whose output goes to the job's log; gives why it failed, if it did."""
-    with open(job.log, "ab", buffering=0) as log:
-        for stream in (STDOUT, STDERR):
-            os.dup2(log.fileno(), stream)
-    try:
-        before = {"asked": job.asked}
-        if job.train is None:
-            write_results(job.results, before | {"evals": [evaluate(settings) for settings in job.evals]})
-        else:
-            train_and_evaluate(job.train, job.evals, before, lambda line: print(line, flush=True))
-    except RppError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return str(error)
-    except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {str(error)[:LONGEST_REASON]} (see {job.log})"
-    return None
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,8 @@ from dask.distributed import LocalCluster
 from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
 from pipeline.sweep import SweepSettings, held, parse_axes, run_sweep
-from pipeline.sweep_jobs import Job, Runner
+from pipeline.sweep_jobs import Runner
+from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, read_sweep
 from pipeline.tables import sweep_cells
 from student_train.run_record import read_settings

@@ -118,7 +118,9 @@ def test_unreadable_and_unlabelled_images_are_left_out_with_their_labels_and_cou
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert (result["samples"], result["skipped"], result["without_label"]) == (298, 1, 1)
-    assert [f"note: {line}" in printed.err for line in result["notes"]] == [True]
+    assert [f"note: {line}" in printed.err for line in result["notes"]] == [True, True]
+    key = members[pictures[3]][0].removesuffix(".jpg")
+    assert result["notes"][1].startswith(f"1 images could not be read, the first: {key}: ")
 
 
 def test_a_student_without_text_prompts_reads_names_through_its_caches_templates(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pipeline.recipe import load_recipe
-from pipeline.run import run_recipe, write_results
+from pipeline.run import run_recipe
+from pipeline.student_run import write_results
 from pipeline.sweep_record import SweepRecord, SweepRow
 from student_train.evaluate import EvalSettings, evaluate
 from student_train.prompts import PromptSettings

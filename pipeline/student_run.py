@@ -1,0 +1,61 @@
+"""One student: trained, evaluated, and its results in the run's folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from student_train.evaluate import EvalSettings, evaluate
+from student_train.run_folder import write_whole
+from student_train.run_record import RESULTS, SETTINGS
+from student_train.train import TrainSettings, train
+
+
+def train_and_evaluate(
+    settings: TrainSettings,
+    evals: Sequence[EvalSettings],
+    before: dict[str, Any],
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train a student, or go on with it, and evaluate; write `results.json` into the run's folder.
+
+    Args:
+        before: what the results begin with.
+
+    Returns:
+        What `results.json` holds: `before`, `train` and a list `evals`.
+
+    Raises:
+        UsageError, RppError: as the steps do. The next call goes on where this one stopped.
+    """
+    trained = train(continued(settings))
+    on_note(f"run {trained.out}: {trained.steps} steps from {trained.mode}, last loss {trained.loss:.4f}")
+    of_training: dict[str, Any] = json.loads(json.dumps(trained.__dict__, default=str))
+    if not trained.samples:  # the figures are those of the call that trained
+        of_training = earlier_results(trained.out).get("train", of_training)
+    results: dict[str, Any] = {**before, "train": of_training, "evals": []}
+    if trained.samples:  # kept, whatever becomes of the evaluations
+        write_results(trained.out / RESULTS, results)
+    results["evals"] = [evaluate(evaluation) for evaluation in evals]
+    write_results(trained.out / RESULTS, results)
+    return results
+
+
+def earlier_results(folder: Path) -> dict[str, Any]:
+    """What an earlier call wrote into the run's folder; empty if that cannot be read."""
+    try:
+        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("train"), dict) else {}
+
+
+def continued(settings: TrainSettings) -> TrainSettings:
+    """The same settings, going on with the run that is in the folder already, if there is one."""
+    begun = settings.out is not None and (Path(settings.out) / SETTINGS).is_file()
+    return settings.model_copy(update={"resume": begun})
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write results, completely or not at all."""
+    write_whole(path, json.dumps(results, indent=1, ensure_ascii=False))
