@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -31,17 +31,22 @@ def largest_error(encoding: Encoding, features_BD: Tensor, head: ClassHead, exac
 
 @every_encoding
 @given(given_case=cases)
+@example(given_case=case(2399, 1.0, 20, 0.5))  # the eighth and the ninth are equal in float32
 @settings(max_examples=25, deadline=None)
 def test_logits_come_back_within_the_widths_of_their_numbers(
     encoding: Encoding, given_case: tuple[Tensor, ClassHead]
 ) -> None:
     features_BD, head = given_case
-    found_BC = encoding.logits(as_read(encoding, features_BD, head), head).double()
+    stored = as_read(encoding, features_BD, head)
+    found_BC = encoding.logits(stored, head).double()
     exact_BC = exact_logits(features_BD, head)
     error_BC = (found_BC - exact_BC).abs()
     if encoding.name == "topk":  # of what is not kept, it has no logits
-        error_BC = error_BC.gather(1, exact_BC.topk(8).indices)
-        exact_BC = exact_BC.topk(8).values
+        kept_BK = stored["topk_classes"].long()
+        error_BC, lowest_B1 = error_BC.gather(1, kept_BK), exact_BC.topk(8).values[:, -1:]
+        exact_BC = exact_BC.gather(1, kept_BK)
+        # of two that are equal in float32 either may be kept
+        assert (exact_BC >= lowest_B1 - 2e-6 * head.logit_scale).all()
     assert found_BC.dtype == torch.float64
     assert (error_BC <= largest_error(encoding, features_BD, head, exact_BC)).all()
 
