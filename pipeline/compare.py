@@ -3,14 +3,13 @@
 Knows the files of a run's folder; tables are made in `tables.py`.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from student_train.evaluators import FIGURES
 from student_train.run_folder import read_metrics
-from student_train.run_record import FREE_ON_RESUME, OF_CACHE, RESULTS, read_settings
+from student_train.run_record import FREE_ON_RESUME, OF_CACHE, flat_settings, read_results, read_settings
 from teacher_cache.errors import UsageError
 
 OF_TRAINING = ("steps", "samples_per_second", "seconds", "wait_seconds")
@@ -47,11 +46,8 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:
     """All that decided a run's result and its cost, by flat names."""
-    settings = dict(record["settings"])
-    prompts = settings.pop("prompts", None)
     cache = record["cache"]
-    flat = settings | (prompts if isinstance(prompts, dict) else {})
-    found = {name: value for name, value in flat.items() if name not in FREE}
+    found = {name: value for name, value in flat_settings(record).items() if name not in FREE}
     found |= {f"cache {name}": cache[name] for name in OF_CACHE if name in cache}
     teacher = cache.get("teacher")
     if isinstance(teacher, dict):
@@ -65,13 +61,8 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 def _measured(run: Path) -> dict[str, Any]:
     lines = read_metrics(run)
     found = {name: lines[-1][name] for name in OF_LAST_LINE if name in lines[-1]} if lines else {}
-    try:
-        results = json.loads((run / RESULTS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return found
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{run / RESULTS} cannot be read: {error}") from error
-    train, evals = (results.get(name) if isinstance(results, dict) else None for name in ("train", "evals"))
+    results = read_results(run)
+    train, evals = results.get("train"), results.get("evals")
     if isinstance(train, dict):
         found |= {name: train[name] for name in OF_TRAINING if name in train}
     for one in evals if isinstance(evals, list) else []:

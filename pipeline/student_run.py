@@ -7,8 +7,9 @@ from typing import Any
 
 from student_train.evaluate import EvalSettings, evaluate
 from student_train.run_folder import write_whole
-from student_train.run_record import RESULTS, SETTINGS
+from student_train.run_record import RESULTS, SETTINGS, read_results
 from student_train.train import TrainSettings, train
+from teacher_cache.errors import UsageError
 
 
 def train_and_evaluate(
@@ -32,7 +33,7 @@ def train_and_evaluate(
     on_note(f"run {trained.out}: {trained.steps} steps from {trained.mode}, last loss {trained.loss:.4f}")
     of_training: dict[str, Any] = json.loads(json.dumps(trained.__dict__, default=str))
     if not trained.samples:  # the figures are those of the call that trained
-        of_training = earlier_results(trained.out).get("train", of_training)
+        of_training = earlier_training(trained.out) or of_training
     results: dict[str, Any] = {**before, "train": of_training, "evals": []}
     if trained.samples:  # kept, whatever becomes of the evaluations
         write_results(trained.out / RESULTS, results)
@@ -41,13 +42,13 @@ def train_and_evaluate(
     return results
 
 
-def earlier_results(folder: Path) -> dict[str, Any]:
-    """What an earlier call wrote into the run's folder; empty if that cannot be read."""
+def earlier_training(folder: Path) -> dict[str, Any] | None:
+    """What an earlier call wrote of the training into the run's folder; None if that cannot be read."""
     try:
-        found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("train"), dict) else {}
+        found = read_results(folder).get("train")
+    except UsageError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def continued(settings: TrainSettings) -> TrainSettings:

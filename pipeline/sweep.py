@@ -21,6 +21,7 @@ from pipeline.run import by_class, check_evaluation
 from pipeline.sweep_jobs import run_here, run_on_dask
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import RUNS, SweepRecord, SweepRow, read_sweep
+from student_train.evaluate import EvalSettings
 from student_train.evaluators import ZERO_SHOT
 from student_train.run_record import FREE_ON_RESUME, RESULTS, SETTINGS, read_settings
 from student_train.settings import TrainSettings, changed_settings
@@ -209,19 +210,24 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
 def make_cell(
     recipe: Recipe, chosen: dict[str, Any], seed: int, folder: Path, out: Path, at_once: int
 ) -> Cell:
-    """A run in its own folder. Evaluations of other students than the run's are not the sweep's."""
+    """A run in its own folder."""
     update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False}
     if at_once > 1 and recipe.train.workers is None:
         update["workers"] = max(1, usable_cores() // at_once)
     train = recipe.train.model_copy(update=update)
-    evals = tuple(
-        by_class(evaluation).model_copy(update={"student": str(folder)})
+    log = out / "logs" / f"{folder.name}.log"
+    evals = evaluations_of(recipe, str(folder))
+    job = Job(train=train, evals=evals, results=folder / RESULTS, log=log, folder=Path.cwd())
+    return Cell(folder.name, chosen, train, job)
+
+
+def evaluations_of(recipe: Recipe, student: str) -> tuple[EvalSettings, ...]:
+    """The recipe's evaluations of its run, for a student; those of other students are not the sweep's."""
+    return tuple(
+        by_class(evaluation).model_copy(update={"student": student})
         for evaluation in recipe.evals
         if evaluation.student == str(recipe.train.out)
     )
-    log = out / "logs" / f"{folder.name}.log"
-    job = Job(train=train, evals=evals, results=folder / RESULTS, log=log, folder=Path.cwd())
-    return Cell(folder.name, chosen, train, job)
 
 
 def new_row(cell: Cell) -> SweepRow:
@@ -231,7 +237,7 @@ def new_row(cell: Cell) -> SweepRow:
 
 def zero_shot_job(recipe: Recipe, out: Path) -> Job | None:
     """The recipe's evaluations for the frozen model, once for all runs."""
-    evals = tuple(dict.fromkeys(by_class(e).model_copy(update={"student": ZERO_SHOT}) for e in recipe.evals))
+    evals = evaluations_of(recipe, ZERO_SHOT)
     if not evals:
         return None
     log = out / "logs" / f"{ZERO_SHOT}.log"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,15 +21,11 @@ from select import select
 import torch
 from dask.distributed import KilledWorker, get_worker
 from dask.distributed import as_completed as dask_as_completed
-from distributed.comm import CommClosedError
 
 from pipeline.sweep_process import Job
-from teacher_cache.cluster import ComputeSettings, dask_client
-from teacher_cache.errors import RppError
+from teacher_cache.cluster import ComputeSettings, dask_client, scheduler_needed
 
 POLL_SECONDS = 0.2  # how often a run's end, and the wish to stop it, are looked for
-
-
 Done = Callable[[str, str | None], None]  # a job's name, and why it failed, if it did
 
 
@@ -86,6 +82,7 @@ def _shares(at_once: int) -> list[dict[str, str]]:
     return shares
 
 
+@scheduler_needed("what is done is kept")
 def run_on_dask(jobs: Mapping[str, Job], scheduler: str, on_done: Done) -> None:
     """Run jobs on the workers of a Dask scheduler, as many at a time as these have threads.
 
@@ -108,10 +105,6 @@ def run_on_dask(jobs: Mapping[str, Job], scheduler: str, on_done: Done) -> None:
                     raise error
                 else:
                     on_done(names[future], future.result())
-        except (CommClosedError, CancelledError) as error:
-            raise RppError(
-                "the Dask scheduler is gone; what is done is kept: run the same command again"
-            ) from error
         finally:
             client.cancel(list(names))
 

@@ -50,6 +50,30 @@ def read_settings(out: Path) -> dict[str, Any]:
     return found
 
 
+def flat_settings(record: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings by the flat names that options and recipes use."""
+    settings = dict(record["settings"])
+    prompts = settings.pop("prompts", None)
+    return settings | (prompts if isinstance(prompts, dict) else {})
+
+
+def read_results(out: Path) -> dict[str, Any]:
+    """What a recipe or a sweep measured of a run; empty if nothing is there.
+
+    Raises:
+        UsageError: it cannot be read, or is no table of results.
+    """
+    try:
+        found = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{out / RESULTS} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{out / RESULTS} is damaged: it is no table of results")
+    return found
+
+
 def described(record: dict[str, Any]) -> dict[str, Any]:
     """`provenance` with the prompt options and the frozen model, for who has no student's file beside it."""
     student = record["student"]

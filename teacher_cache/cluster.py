@@ -157,6 +157,17 @@ def stoppable(line: str = STOPPED) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def scheduler_needed(kept: str) -> Iterator[None]:
+    """A scheduler that is gone ends the block, or the decorated function, with one line; `kept` says what is
+    not lost."""
+    try:
+        yield
+    except (CommClosedError, CancelledError) as error:
+        raise RppError(f"the Dask scheduler is gone; {kept}: run the same command again") from error
+
+
+@scheduler_needed("what is committed is safe")
 def _hand_out(
     client: Client, work: Work, parts: list[int], progress: "PartProgress", on_note: Callable[[str], None]
 ) -> None:
@@ -197,10 +208,6 @@ def _hand_out(
                 else:
                     suspects.append(part)
                     suspected.add(part)
-    except (CommClosedError, CancelledError) as error:
-        raise RppError(
-            "the Dask scheduler is gone; what is committed is safe: run the same command again"
-        ) from error
     finally:
         client.cancel(list(running))
     if deadly:

@@ -3,7 +3,6 @@
 A single run is a sweep of one. What its record does not hold is left out, with a sentence that says why.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,10 +13,11 @@ from pipeline.seeds import LOWER_IS_BETTER, Spread, exact, headline_of, number, 
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
 from student_train.evaluators import FIGURES, ZERO_SHOT
 from student_train.run_folder import has_steps
-from student_train.run_record import RESULTS, SETTINGS, read_settings
+from student_train.run_record import SETTINGS, flat_settings, read_results, read_settings
 from student_train.settings import TrainSettings
 from student_train.stored import STUDENT
 from teacher_cache.errors import UsageError
+from teacher_cache.options import to_flat
 
 BARE = ("prompt_structure", "carry")  # their values need no name in front
 LONGEST_REASON = 300
@@ -176,7 +176,7 @@ def gather(folder: Path) -> Gathered:
 def _of_run(folder: Path) -> Gathered:
     record = read_settings(folder)
     notes: list[str] = []
-    results = read_results(folder, notes)
+    results = noted_results(folder, notes)
     trained = results.get("train") if isinstance(results.get("train"), dict) else None
     pairs = paired_evals(results)
     finished = (folder / STUDENT).is_file()
@@ -200,20 +200,13 @@ def _unfinished(folder: Path) -> str:
     return f"not finished: it stopped {steps}, or still runs"
 
 
-def read_results(folder: Path, notes: list[str]) -> dict[str, Any]:
+def noted_results(folder: Path, notes: list[str]) -> dict[str, Any]:
     """`results.json` of a run; empty if there is none. One that is damaged is noted."""
-    path = folder / RESULTS
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_results(folder)
+    except UsageError as error:
+        notes.append(str(error))
         return {}
-    except (OSError, ValueError) as error:
-        notes.append(f"{path} cannot be read: {error}")
-        return {}
-    if not isinstance(found, dict):
-        notes.append(f"{path} is damaged: it is no table of results")
-        return {}
-    return found
 
 
 def paired_evals(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -271,14 +264,10 @@ def reason(why: str | None) -> str:
 
 def changed_settings(record: dict[str, Any], axes: Sequence[str]) -> dict[str, Any]:
     """Settings of a run that differ from the defaults; without places, seed and the sweep's axes."""
-    defaults = TrainSettings(cache="none").model_dump(mode="json")
-    flat_defaults = {**defaults, **defaults.pop("prompts")}
-    flat = dict(record["settings"])
-    prompts = flat.pop("prompts", None)
-    flat |= prompts if isinstance(prompts, dict) else {}
+    defaults = to_flat(TrainSettings(cache="none"))
     unsaid = {"cache", "out", "resume", "seed", *axes}
     return {
         name: value
-        for name, value in flat.items()
-        if name not in unsaid and value != flat_defaults.get(name, ...)
+        for name, value in flat_settings(record).items()
+        if name not in unsaid and value != defaults.get(name, ...)
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.gather import Configuration, Gathered, paired_evals, read_results
+from pipeline.report.gather import Configuration, Gathered, noted_results, paired_evals
 from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Section, Table, Tables, Text
 from pipeline.report.plots import HeatCell, Line, heat_map, line_chart
 from pipeline.report.prompts import TowerNorms, prompt_norms
@@ -165,7 +165,7 @@ def _changes(gathered: Gathered, configuration: Configuration, place: int) -> tu
         frozen = by_class(gathered.sweep.zero_shot[place])
     students = []
     for row in configuration.done:
-        pairs = paired_evals(read_results(gathered.run_folder(row), gathered.notes))
+        pairs = paired_evals(noted_results(gathered.run_folder(row), gathered.notes))
         if place < len(pairs):
             frozen = frozen or by_class(pairs[place][0])
             students.append(by_class(pairs[place][1]))

@@ -15,7 +15,7 @@ from dask.distributed import LocalCluster
 
 from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
-from pipeline.sweep import SweepSettings, held, parse_axes, run_sweep
+from pipeline.sweep import SweepSettings, held, make_cells, parse_axes, run_sweep, zero_shot_job
 from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, read_sweep
@@ -329,6 +329,23 @@ def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str
     with pytest.raises(UsageError, match=said):
         run_sweep(recipe, SweepSettings(set=(axis,), out=recipe.parent / "never"))
     assert not (recipe.parent / "never").exists()
+
+
+def test_the_frozen_model_is_measured_by_the_evaluations_of_the_runs(recipe: Path, tmp_path: Path) -> None:
+    """One of another student stands first: the figures of a place in the rows are those of one data set."""
+    other = tmp_path / "other.toml"
+    text = recipe.read_text()
+    first = f'[[eval]]\nimages = "{PICTURES}/noto.tar"\nstudent = "peer"\n'
+    other.write_text(text.replace("[[eval]]", first + "[[eval]]", 1))
+    loaded = load_recipe(other, {"out": str(tmp_path)})
+    frozen = zero_shot_job(loaded, tmp_path)
+    (cell,) = make_cells(other, {}, SweepSettings(), tmp_path)
+    assert frozen is not None
+    assert len(loaded.evals) == 3
+    assert [(e.images, e.class_subset) for e in frozen.evals] == [
+        (e.images, e.class_subset) for e in cell.job.evals
+    ]
+    assert [e.class_subset for e in frozen.evals] == ["all", "new"]
 
 
 def test_another_recipe_does_not_go_on_with_a_sweep(
