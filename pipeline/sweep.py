@@ -249,22 +249,19 @@ def take_results(job: Job, row: SweepRow) -> bool:
     results = job.found()
     if results is None:
         return False
-    row.state, row.why, row.train, row.evals = "done", None, results["train"], without_classes(results)
+    row.state, row.why, row.train = "done", None, results["train"]
+    row.evals = [{name: v for name, v in found.items() if name != "by_class"} for found in results["evals"]]
     return True
 
 
 def take_zero_shot(job: Job, record: SweepRecord) -> bool:
-    """Put the frozen model's figures into the record, if they are there."""
+    """Put the frozen model's figures into the record, if they are there; class by class as well: once a sweep
+    they are no burden, and a report compares every run with them."""
     results = job.found()
     if results is None:
         return False
-    record.zero_shot, record.zero_shot_why = without_classes(results), None
+    record.zero_shot, record.zero_shot_why = results["evals"], None
     return True
-
-
-def without_classes(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Evaluations without their counts class by class, which stay in the run's folder."""
-    return [{name: value for name, value in e.items() if name != "by_class"} for e in results["evals"]]
 
 
 def ensure_cache(recipe: Recipe, on_note: Callable[[str], None]) -> None:

@@ -42,7 +42,8 @@ class SweepRecord(BaseModel):
     Attributes:
         recipe: the recipe's file.
         axes: values of each setting that differs, in the order of the command.
-        zero_shot: what the recipe's evaluations gave for the cache's frozen model; empty if they could not.
+        zero_shot: what the recipe's evaluations gave for the cache's frozen model, `by_class` too; empty if
+            they could not.
         seconds: of all calls together.
     """
 

@@ -14,6 +14,7 @@ import pytest
 from dask.distributed import LocalCluster
 
 from pipeline.recipe import load_recipe
+from pipeline.report import make_report
 from pipeline.run import run_recipe
 from pipeline.sweep import SweepSettings, held, make_cells, parse_axes, run_sweep, zero_shot_job
 from pipeline.sweep_jobs import Runner
@@ -92,7 +93,9 @@ def figures(record: SweepRecord) -> list[Any]:
     return [record.axes, record.seeds, record.zero_shot, of_rows]
 
 
-def test_the_grid_is_trained_and_evaluated(recipe: Path, undisturbed: tuple[Path, SweepRecord]) -> None:
+def test_the_grid_is_trained_and_evaluated_and_reported(
+    recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
+) -> None:
     out, record = undisturbed
     assert record.axes == {"temperature": [0.5, 2.0], "soft_weight": [0.0, 1.0]}
     assert record.seeds == [5, 6]
@@ -101,6 +104,9 @@ def test_the_grid_is_trained_and_evaluated(recipe: Path, undisturbed: tuple[Path
     ]
     assert {row.state for row in record.rows} == {"done"}
     assert [found["classes"] for found in record.zero_shot] == [300, 150]
+    page = make_report(out, tmp_path / "report.html").read_text()
+    assert "Gained most: small.zarr, 300 classes" in page
+    assert "Lost most: small.zarr, 150 classes" in page
     for row in record.rows:
         settings = read_settings(out / row.run)["settings"]
         assert {name: settings[name] for name in row.settings} == row.settings
