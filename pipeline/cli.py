@@ -1,6 +1,8 @@
 """`rpp`: both stages chained, evaluation, reports, single pictures, import and export, the demo."""
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +36,9 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")]
-console = Console(soft_wrap=True)
+# A pipe has no width: a table that is cut to 80 columns there would lose figures.
+WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 400
+console = Console(soft_wrap=True, width=WIDE)
 remarks = Console(stderr=True, soft_wrap=True)
 
 

@@ -1,6 +1,8 @@
 """What differs between runs, in settings and in results."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,6 +72,15 @@ def test_the_command(
         printed = capsys.readouterr().out
         assert "temperature" in printed
         assert "batch_size" not in printed
+
+
+def test_a_wide_table_loses_no_figure_in_a_pipe(runs: list[Path]) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "compare", *map(str, runs * 4)]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    loss = compare_runs(runs)["results"]["loss"]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("│ loss ")]
+    assert [cell.strip() for cell in line.split("│")[2:-1]] == [f"{value:.4f}" for value in loss * 4]
 
 
 def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
