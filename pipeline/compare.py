@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.evaluators import FIGURES
-from student_train.run_folder import read_metrics
+from student_train.run_folder import last_metrics
 from student_train.run_record import FREE_ON_RESUME, OF_CACHE, flat_settings, read_results, read_settings
 from teacher_cache.errors import UsageError
 
@@ -59,8 +59,8 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(run: Path) -> dict[str, Any]:
-    lines = read_metrics(run)
-    found = {name: lines[-1][name] for name in OF_LAST_LINE if name in lines[-1]} if lines else {}
+    line = last_metrics(run) or {}
+    found = {name: line[name] for name in OF_LAST_LINE if name in line}
     results = read_results(run)
     train, evals = results.get("train"), results.get("evals")
     if isinstance(train, dict):

@@ -9,7 +9,7 @@ import secrets
 import struct
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 from google_crc32c import value as crc32c
 
+from student_train.run_folder import read_metrics
 from teacher_cache.errors import RppError, UsageError
 
 LogName = Literal["auto", "tensorboard", "wandb", "none"]
@@ -47,7 +48,7 @@ class EventFile:
     in a thread, where a full disk is noticed some lines later.
     """
 
-    def __init__(self, folder: Path, lines: Sequence[Line]) -> None:
+    def __init__(self, folder: Path, lines: Iterable[Line]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -103,7 +104,7 @@ def _masked_crc(data: bytes) -> bytes:
 class WandbRun:
     """A run of Weights & Biases; its id is kept in the run's folder, and a continued run goes on in it."""
 
-    def __init__(self, out: Path, lines: Sequence[Line], config: dict[str, Any], resumed: bool) -> None:
+    def __init__(self, out: Path, lines: Iterable[Line], config: dict[str, Any], resumed: bool) -> None:
         import wandb
 
         kept = out / WANDB_ID
@@ -178,12 +179,11 @@ class MetricLogs:
         self._chosen = chosen_logs(names)
         self._open: list[MetricLog] = []
 
-    def open(self, out: Path, lines: Sequence[Line], config: dict[str, Any], resumed: bool) -> None:
-        """Begin the logs, or go on with them.
+    def open(self, out: Path, config: dict[str, Any], resumed: bool) -> None:
+        """Begin the logs with the lines that `metrics.jsonl` has.
 
         Args:
             out: the run's folder.
-            lines: of `metrics.jsonl`, as far as the run goes on with them.
             config: what is told to others of the run.
 
         Raises:
@@ -192,9 +192,9 @@ class MetricLogs:
         for name in self._chosen:
             try:
                 self._open.append(
-                    EventFile(out / TENSORBOARD, lines)
+                    EventFile(out / TENSORBOARD, read_metrics(out))
                     if name == "tensorboard"
-                    else WandbRun(out, lines, config, resumed)
+                    else WandbRun(out, read_metrics(out), config, resumed)
                 )
             except UsageError:
                 raise

@@ -8,8 +8,9 @@ import json
 import math
 import os
 import pickle
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,16 +29,21 @@ LOCK = "run.lock"
 
 def has_steps(out: Path) -> bool:
     """Whether a run in the folder has left anything behind that beginning anew would lose."""
-    return any(os.path.exists(out / name) for name in (CHECKPOINT, STUDENT)) or bool(read_metrics(out))
+    kept = any(os.path.exists(out / name) for name in (CHECKPOINT, STUDENT))
+    return kept or any(True for _ in read_metrics(out))
 
 
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; those that cannot be read, as a crash may leave, are left out."""
-    try:
-        text = (out / METRICS).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return [line for line in map(_metrics_line, text.splitlines(keepends=True)) if line is not None]
+def read_metrics(out: Path) -> Iterator[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, one at a time; those that cannot be read, as a crash may leave, are left
+    out, and so is all that follows where reading fails."""
+    with suppress(OSError), open(out / METRICS, encoding="utf-8", errors="replace") as file:
+        yield from (line for line in map(_metrics_line, file) if line is not None)
+
+
+def last_metrics(out: Path) -> dict[str, Any] | None:
+    """The last line of `metrics.jsonl`, if there is one."""
+    last = deque(read_metrics(out), maxlen=1)
+    return last[0] if last else None
 
 
 def _metrics_line(text: str) -> dict[str, Any] | None:
@@ -211,8 +217,8 @@ class RunFolder:
     def last_loss(self) -> float:
         """The loss of the last line of `metrics.jsonl`; not a number if there is none, and in a process that
         does not write it."""
-        lines = read_metrics(self.out) if self._writes else []
-        return float(lines[-1]["loss"]) if lines else math.nan
+        line = last_metrics(self.out) if self._writes else None
+        return math.nan if line is None else float(line["loss"])
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from student_train.distributed import AgreedError, Processes, joined_processes
 from student_train.join import Batch, Join
 from student_train.losses import distillation_loss
 from student_train.metric_logs import MetricLogs
-from student_train.run_folder import CHECKPOINT, RunFolder, look_into, read_metrics
+from student_train.run_folder import CHECKPOINT, RunFolder, look_into
 from student_train.run_record import described
 from student_train.schedule import learning_rate, make_optimizer
 from student_train.settings import TrainSettings, check_same_run, describe_run
@@ -207,7 +207,7 @@ class Run:
             self.folder.begin(self.record)
         if self.processes.first:
             out = self.folder.out
-            self.logs.open(out, read_metrics(out), described(self.record), resumed)
+            self.logs.open(out, described(self.record), resumed)
 
     def log(self, line: dict[str, Any]) -> None:
         """Write down how it goes: in the run's folder, which has to take it, and for those who watch."""

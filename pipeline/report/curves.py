@@ -3,12 +3,13 @@
 Shapes: S lines of the log.
 """
 
+import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,17 +76,16 @@ def _curve(steps: NDArray[np.int64], values: Floats, seeds: int) -> Curve:
 
 def read_columns(folder: Path) -> dict[str, Floats]:
     """`step`, ascending, and the figures of each line, [S] each; not a number where a line lacks one."""
-    lines = read_metrics(folder)
-    columns = {name: _column(lines, name) for name in ("step", *CURVES)}
+    found = {name: array("d") for name in ("step", *CURVES)}
+    for line in read_metrics(folder):
+        for name, column in found.items():
+            value = number(line.get(name))
+            column.append(math.nan if value is None else value)
+    columns = {name: np.array(column) for name, column in found.items()}
     _, first = np.unique(columns["step"], return_index=True)
     columns["accuracy"] *= 100
     columns["wait_seconds"] = summed_up(columns["wait_seconds"])
     return {name: values[first] for name, values in columns.items()}
-
-
-def _column(lines: list[dict[str, Any]], name: str) -> Floats:
-    found = (number(line.get(name)) for line in lines)
-    return np.array([np.nan if value is None else value for value in found], dtype=np.float64)
 
 
 def summed_up(waited: Floats) -> Floats:

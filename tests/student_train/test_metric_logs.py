@@ -106,7 +106,7 @@ class TestTensorBoard:
 
     def test_what_has_no_accuracy_shows_none(self, tmp_path: Path) -> None:
         with MetricLogs(["tensorboard"]) as logs:
-            logs.open(tmp_path, [], {}, resumed=False)
+            logs.open(tmp_path, {}, resumed=False)
             logs.log({"step": 1, "time": 5.0, "loss": 0.5, "accuracy": None})
             logs.log({"step": 2, "time": 6.0, "loss": float("inf"), "accuracy": 0.25})
         assert read_events(tmp_path) == {
@@ -163,7 +163,7 @@ class TestTensorBoard:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with MetricLogs(["tensorboard"]) as logs:
-            logs.open(tmp_path, [], {}, resumed=False)
+            logs.open(tmp_path, {}, resumed=False)
             logs._open[0]._file = open("/dev/full", "wb")  # noqa: SIM115
             for step in (1, 2):
                 logs.log({"step": step, "time": 5.0, "loss": 0.5})

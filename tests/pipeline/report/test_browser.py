@@ -106,7 +106,7 @@ def test_a_class_name_that_looks_like_a_script_is_text(opened: Any) -> None:
 
 def test_the_tables_hold_the_figures_of_the_logs(opened: Any, sweep_path: Path) -> None:
     one = opened("sweep")
-    logs = [read_metrics(sweep_path / "runs" / f"t4-w0.5-{seed}") for seed in (0, 1)]
+    logs = [list(read_metrics(sweep_path / "runs" / f"t4-w0.5-{seed}")) for seed in (0, 1)]
     drawn = one.page.evaluate("document.querySelectorAll('#curves figure').length")
     assert drawn == len(CURVES)
     for place, name in enumerate(CURVES, start=1):

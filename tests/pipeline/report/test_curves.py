@@ -37,7 +37,7 @@ def test_a_thinned_curve_keeps_the_ends_and_the_extremes(values: np.ndarray[Any,
 
 def test_curves_are_the_logs_means(sweep_path: Path) -> None:
     folders = [sweep_path / "runs" / f"t4-w0.5-{seed}" for seed in (0, 1)]
-    logs = [read_metrics(folder) for folder in folders]
+    logs = [list(read_metrics(folder)) for folder in folders]
     curves = read_curves(folders)
     assert list(curves) == list(CURVES)
     for name, curve in curves.items():
