@@ -57,7 +57,7 @@ def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: 
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
         return
-    console.print(evaluation_cells(results["evals"]).terminal())
+    console.print(evaluation_cells(results["evals"]))
 
 
 @app.command()
@@ -78,7 +78,7 @@ def sweep(
     elif as_markdown:
         print(sweep_cells(record).markdown())
     else:
-        console.print(sweep_cells(record).terminal())
+        console.print(sweep_cells(record))
     check_all_done(record)
 
 
@@ -98,7 +98,7 @@ def compare(
     elif as_markdown:
         print(compared_cells(compared).markdown())
     else:
-        console.print(compared_cells(compared).terminal())
+        console.print(compared_cells(compared))
 
 
 @app.command("eval")
@@ -155,7 +155,7 @@ def eval_command(
     elif as_markdown:
         print(cells.markdown())
     else:
-        console.print(cells.terminal())
+        console.print(cells)
     if suite:
         check_all_evaluated(results)
 

@@ -1,9 +1,11 @@
 """Figures of evaluations as a table: in the terminal and in Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
 from pipeline.seeds import exact, figure_text, spread, spread_text
@@ -14,24 +16,44 @@ from student_train.markdown import table
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as text.
+    """A table as text. Printed to a terminal that is too narrow for all columns it is several tables, each
+    with the columns that name the rows, as numpy and pandas print them: no figure is cut.
 
     Attributes:
         headings: one a column.
         rows: as many cells as there are headings.
         means: rows that follow them and sum them up.
+        names: how many columns, the first ones, say what a row is of.
     """
 
     headings: list[str]
     rows: list[list[str]]
     means: list[list[str]]
+    names: int
 
-    def terminal(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """For the terminal; a line stands before the means."""
-        drawn = Table(*self.headings)
-        for number, row in enumerate((*self.rows, *self.means), start=1):
-            drawn.add_row(*row, end_section=number == len(self.rows))
-        return drawn
+        every = [self.headings, *self.rows, *self.means]
+        # a column's text, a space on both sides of it and a line
+        widths = [max(map(cell_len, column)) + 3 for column in zip(*every, strict=True)]
+        # names wrap where they would take more than half of the width, figures never do
+        of_names = min(sum(widths[: self.names]), options.max_width // 2)
+        parts: list[list[int]] = [[]]
+        for column in range(self.names, len(widths)):
+            taken = 1 + of_names + sum(widths[other] for other in parts[-1])
+            if parts[-1] and taken + widths[column] > options.max_width:
+                parts.append([])
+            parts[-1].append(column)
+        for part in parts:
+            drawn = Table()
+            for column in range(self.names):
+                drawn.add_column(self.headings[column], overflow="fold")
+            for column in part:
+                drawn.add_column(self.headings[column], no_wrap=True)
+            for number, row in enumerate((*self.rows, *self.means), start=1):
+                cells = [row[column] for column in (*range(self.names), *part)]
+                drawn.add_row(*cells, end_section=number == len(self.rows))
+            yield drawn
 
     def markdown(self) -> str:
         """In GitHub's Markdown."""
@@ -52,7 +74,7 @@ def evaluation_cells(evals: Sequence[dict[str, Any]]) -> Cells:
     rows = [
         [str(result[name]) for name in names] + cells for result, cells in zip(evals, figures, strict=True)
     ]
-    return Cells([*names.values(), *headings], rows, [])
+    return Cells([*names.values(), *headings], rows, [], names=2)
 
 
 def suite_cells(results: dict[str, Any]) -> Cells:
@@ -68,7 +90,7 @@ def suite_cells(results: dict[str, Any]) -> Cells:
         for mean in means
     ]
     whole = [name + cells for name, cells in zip(names, figures, strict=True)]
-    return Cells([*about.values(), *headings], whole[: len(rows)], whole[len(rows) :])
+    return Cells([*about.values(), *headings], whole[: len(rows)], whole[len(rows) :], names=2)
 
 
 def sweep_cells(record: SweepRecord) -> Cells:
@@ -92,11 +114,12 @@ def sweep_cells(record: SweepRecord) -> Cells:
             figures = [figure_text(*pair, none="") for pair in zip(present, found, strict=True)]
             rows.append([here[0]["images"], *_axes(members), _seeds(members), *figures])
     if rows:
-        return Cells(["images", *record.axes, "seeds", *(FIGURES[name] for name in present)], rows, [])
+        headings = ["images", *record.axes, "seeds", *(FIGURES[name] for name in present)]
+        return Cells(headings, rows, [], names=2 + len(record.axes))
     for members in configurations:
         loss = spread(row.train["loss"] for row in members if row.state == "done" and row.train)
         rows.append([*_axes(members), _seeds(members), spread_text(loss, "{:.4f}".format, none="")])
-    return Cells([*record.axes, "seeds", "last loss"], rows, [])
+    return Cells([*record.axes, "seeds", "last loss"], rows, [], names=1 + len(record.axes))
 
 
 def _axes(members: Sequence[SweepRow]) -> list[str]:
@@ -113,7 +136,7 @@ def compared_cells(compared: dict[str, Any]) -> Cells:
     """What `compare_runs` returns: settings that differ, then the results."""
     rows = [[name, *map(str, values)] for name, values in compared["settings"].items()]
     results = [[name, *map(_result, values)] for name, values in compared["results"].items()]
-    return Cells([f"{compared['same']} settings are the same", *compared["runs"]], rows, results)
+    return Cells([f"{compared['same']} settings are the same", *compared["runs"]], rows, results, names=1)
 
 
 def _result(value: Any) -> str:

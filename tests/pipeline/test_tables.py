@@ -1,0 +1,44 @@
+"""Tables in a terminal: what is too wide is several tables, and no figure is cut."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.tables import Cells
+
+FIGURES = [f"1{n}.00 ± 0.{n}0" for n in range(8)]
+CELLS = Cells(
+    ["images", "soft_weight", *(f"figure {n}" for n in range(8))],
+    [["emoji/noto-v1.tar", "0.5", *FIGURES], ["a very long name of images " * 9, "1.0", *FIGURES]],
+    [["mean", "", *FIGURES]],
+    names=2,
+)
+
+
+def printed(width: int) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=width).print(CELLS)
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("width", "tables"), [(40, 8), (80, 4), (120, 3), (1000, 1)])
+def test_no_figure_is_cut_and_no_line_is_too_long(width: int, tables: int) -> None:
+    lines = printed(width)
+    assert max(map(len, lines)) <= width
+    assert sum(line.startswith("┏") for line in lines) == tables
+    cells = [cell.strip() for line in lines for cell in line.replace("┃", "│").split("│")]
+    for figure in FIGURES:
+        assert cells.count(figure) == 3
+    for number in range(8):
+        assert cells.count(f"figure {number}") == 1
+    assert cells.count("mean") == tables
+
+
+def test_where_all_fits_nothing_is_wrapped() -> None:
+    assert len(printed(1000)) == 8  # a heading, two rows, a mean, and the lines around them
+
+
+def test_a_name_that_is_wrapped_loses_no_letter() -> None:
+    firsts = "".join(line.split("│")[1].strip() for line in printed(40) if line.startswith("│"))
+    assert firsts.replace(" ", "").count("averylongnameofimages" * 9) == 8
