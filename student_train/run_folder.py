@@ -24,6 +24,7 @@ from teacher_cache.errors import RppError, UsageError
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
+BAD_STEP = "bad-step.json"  # the samples of a step whose loss or gradient was not finite
 LOCK = "run.lock"
 
 
@@ -88,6 +89,9 @@ def write_whole(path: Path, text: str) -> None:
 class RunFolder:
     """The folder of one run and the state that its checkpoints hold.
 
+    Attributes:
+        last_checkpoint: steps that the last checkpoint has behind it; None without one.
+
     Everything else that a step needs (order of the samples, views, sampled classes, learning rate) follows
     from the settings and the step number.
     """
@@ -104,6 +108,7 @@ class RunFolder:
         writes: false in a process of several that leaves writing to the first one.
         """
         self.out, self._writes = out, writes
+        self.last_checkpoint: int | None = None
         self._lock: TextIO | None = None
         self._parts: dict[str, Any] = {"prompts": prompts, "optimizer": optimizer, "scaler": scaler}
 
@@ -148,6 +153,7 @@ class RunFolder:
             RppError: it cannot be written, as on a full disk; the one before it stays.
         """
         if not self._writes:
+            self.last_checkpoint = step
             return
         state = {"step": step, **{name: part.state_dict() for name, part in self._parts.items()}}
         try:
@@ -161,6 +167,7 @@ class RunFolder:
                 f"the checkpoint of step {step} cannot be written to {self.out} ({reason}); the one before "
                 f"it stays: make room and go on with --out {self.out} --resume"
             ) from error
+        self.last_checkpoint = step
 
     def resume(self) -> int:
         """Hold the folder and take up the checkpoint; metrics of later steps are dropped.
@@ -182,7 +189,7 @@ class RunFolder:
                 state = torch.load(path, weights_only=True, map_location="cpu")
                 for name, part in self._parts.items():
                     part.load_state_dict(state[name])
-                step = int(state["step"])
+                step = self.last_checkpoint = int(state["step"])
             except (
                 *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
                 *(EOFError, OSError, pickle.UnpicklingError),
@@ -213,6 +220,12 @@ class RunFolder:
                 f"{self.out / METRICS} cannot be written ({error.strerror}); go on from the last checkpoint "
                 f"with --out {self.out} --resume"
             ) from error
+
+    def write_bad_step(self, record: dict[str, Any]) -> None:
+        """Write `bad-step.json`, if it can be written: the run ends either way."""
+        if self._writes:
+            with suppress(OSError):
+                write_whole(self.out / BAD_STEP, json.dumps(record, ensure_ascii=False))
 
     def last_loss(self) -> float:
         """The loss of the last line of `metrics.jsonl`; not a number if there is none, and in a process that

@@ -21,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.distributed import AgreedError, Processes, joined_processes
+from student_train.health import Health
 from student_train.join import Batch, Join
 from student_train.losses import distillation_loss
 from student_train.metric_logs import MetricLogs
-from student_train.run_folder import CHECKPOINT, RunFolder, look_into
+from student_train.run_folder import BAD_STEP, CHECKPOINT, RunFolder, look_into
 from student_train.run_record import described
 from student_train.schedule import learning_rate, make_optimizer
 from student_train.settings import TrainSettings, check_same_run, describe_run
@@ -63,7 +64,7 @@ def train(settings: TrainSettings) -> RunResult:
 
     Raises:
         UsageError: settings that do not fit the cache, the model or the folder.
-        RppError: the loss is not finite, an image is gone, or the run was stopped by a signal.
+        RppError: the loss or a gradient is not finite, an image is gone, or a signal stopped the run.
     """
     with (
         joined_processes(settings.device) as (processes, device),
@@ -79,7 +80,7 @@ def train(settings: TrainSettings) -> RunResult:
         amp = AUTOCAST.get(settings.precision)
         head, scale = run.cache.head.to(device), float(student.logit_scale.exp())
         started = logged_at = time.perf_counter()
-        waited, first_bad = 0.0, torch.tensor(-1, device=device)
+        waited, health = 0.0, Health(device, settings.clip_norm, scaler)
         # closed at the end, whatever it is: processes that decode images are not left behind
         with run.counting() as counter, closing(join.batches(run.first_step, run.total_steps)) as batches:
             for step in range(run.first_step, run.total_steps):
@@ -126,11 +127,10 @@ def train(settings: TrainSettings) -> RunResult:
                 scaler.step(optimizer)
                 scaler.update()
 
-                # a GPU is not waited for at every step: what went wrong is noted there
-                first_bad = torch.where((first_bad < 0) & ~figures[0].isfinite(), step, first_bad)
+                health.note(done, figures[0], norm)
                 saves = done % settings.checkpoint_every == 0 or done == run.total_steps
-                if (logs or saves) and (bad := int(first_bad)) >= 0:
-                    raise AgreedError(run.describe_bad(bad))
+                if logs or saves:
+                    run.check(health, done)
                 if logs:
                     now = time.perf_counter()
                     # steps since the last line of the log, which a continued run may have written earlier
@@ -147,6 +147,7 @@ def train(settings: TrainSettings) -> RunResult:
                         "accuracy": of_hits / labelled if labelled else None,
                         "lr": optimizer.param_groups[0]["lr"],
                         "gradient_norm": norm.item(),
+                        **health.counts(),
                         "samples_per_second": steps * join.batch_size / (now - logged_at),
                         "wait_seconds": waited,
                     }
@@ -233,13 +234,29 @@ class Run:
         chosen = None if every else classes_C.to(self.device)
         return self.cache.encoding.logits(stored, head, self.settings.temperature, chosen)
 
-    def describe_bad(self, step: int) -> str:
-        """What is said of a step whose loss is not finite."""
-        rows, _ = self.join.samples_of(step)
-        return (
-            f"the loss is not finite at step {step} (rows {rows[:8].tolist()}...); the last checkpoint, if "
-            f"there is one, is from before it: {self.folder.out}"
-        )
+    def check(self, health: Health, done: int) -> None:
+        """End the run where figures have gone wrong; the samples of such a step go to `bad-step.json`.
+
+        Raises:
+            AgreedError: a loss or gradient that is not finite, or float16 that overflows for good.
+        """
+        fault = health.fault()
+        last = self.folder.last_checkpoint
+        kept = "no checkpoint was written" if last is None else f"the last good checkpoint has {last} steps"
+        if fault is not None:
+            bad, what = fault
+            rows, views = self.join.samples_of(bad - 1)
+            samples = {"rows": rows.tolist(), "views": views.tolist(), "keys": self.cache.samples.keys(rows)}
+            self.folder.write_bad_step({"step": bad, "what": what, **samples})
+            raise AgreedError(
+                f"{what} at step {bad} (rows {', '.join(map(str, rows[:8]))}{', ...' * (len(rows) > 8)}; all "
+                f"of them, with views and keys, in {self.folder.out / BAD_STEP}); {kept}"
+            )
+        if health.overflows():
+            raise AgreedError(
+                f"at step {done} gradients overflow float16 even where they are not scaled up: no step is "
+                f"taken any more; {kept}; train with --precision bf16 or fp32"
+            )
 
     def finish(self, seconds: float, waited: float) -> RunResult:
         """Write the student."""

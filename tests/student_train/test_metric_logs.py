@@ -25,7 +25,7 @@ from tests.student_train.test_train import metrics, run_main, settings
 ROOT = Path(__file__).parents[2]
 FIGURES = [
     *("epoch", "loss", "hard_loss", "soft_loss", "accuracy", "lr"),
-    *("gradient_norm", "samples_per_second", "wait_seconds"),
+    *("gradient_norm", "clipped_steps", "samples_per_second", "wait_seconds"),
 ]
 
 
