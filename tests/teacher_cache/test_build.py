@@ -284,7 +284,7 @@ def test_parts_of_nothing_but_the_fill_value_are_read(
     assert found.valid.tolist() == [True] * 6 + [False]
     assert not verify_store(found.store)
     (tmp_path / "zarr" / "crops" / "c" / "0" / "0" / "0").unlink()
-    with pytest.raises(CacheDamagedError, match="1 stored files .* are gone, the first crops/c/0/0/0"):
+    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are gone, the first crops/c/0/0/0"):
         open_cache(tmp_path / "zarr")
 
 
