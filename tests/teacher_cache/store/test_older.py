@@ -75,6 +75,13 @@ def test_its_damage_is_named(
     assert (damage.parts, damage.tables) == (parts, tables)
 
 
+def test_a_record_that_is_cut_is_named(older: Path) -> None:
+    record = older / "parts" / "000001.json"
+    record.write_bytes(record.read_bytes()[:100])
+    with pytest.raises(CacheDamagedError, match=r"zarr/parts/000001\.json is not readable"):
+        open_cache(older).store.skipped()
+
+
 def test_its_sample_table_has_no_checksum_but_its_rows_have_a_digest(older: Path) -> None:
     table = pq.read_table(older / "samples.parquet")
     pq.write_table(table, older / "samples.parquet", compression="none")
