@@ -25,7 +25,8 @@ from tests.docs.pages import OTHERS, PAGES, RECIPES, ROOT, SHELL, Block, Command
 from tests.models import write_model
 from tests.pipeline.test_command_lines import COMMANDS, PROGRAMS
 
-BLOCKS = [block for page in (*PAGES, *RECIPES) for block in blocks_of(page)]
+DOCUMENTS = [*PAGES, *RECIPES]
+BLOCKS = [block for page in DOCUMENTS for block in blocks_of(page)]
 SHELL_BLOCKS = [block for block in BLOCKS if block.language in SHELL]
 TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
@@ -80,6 +81,16 @@ def test_commands_can_be_read(block: Block) -> None:
     assert commands
     for command in commands:
         read(substituted(command))
+
+
+def test_the_quickstart_has_every_command() -> None:
+    texts = [
+        f"{command.text} "
+        for block in SHELL_BLOCKS
+        if block.page.stem == "quickstart"
+        for command in commands_of(block)
+    ]
+    assert {path for path in COMMANDS if not any(text.startswith(f"{path} ") for text in texts)} == set()
 
 
 def test_nothing_is_put_in_for_what_no_page_says() -> None:
@@ -233,7 +244,7 @@ class Desk:
 
     def run_to(self, page: Path) -> list[Command]:
         """Run the commands of the pages up to this one that were not run yet; gives those of this one."""
-        for each in PAGES[: PAGES.index(page) + 1]:
+        for each in DOCUMENTS[: DOCUMENTS.index(page) + 1]:
             if each not in self.ran:
                 self.ran[each] = []
                 for block in SHELL_BLOCKS:
@@ -287,7 +298,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
     return Desk(tmp_path_factory.mktemp("desk"))
 
 
-RUN_PAGES = [page for page in PAGES if any(b.page == page and not b.not_run for b in SHELL_BLOCKS)]
+RUN_PAGES = [page for page in DOCUMENTS if any(b.page == page and not b.not_run for b in SHELL_BLOCKS)]
 
 
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
