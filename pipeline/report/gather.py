@@ -19,7 +19,9 @@ from student_train.stored import STUDENT
 from teacher_cache.errors import UsageError
 from teacher_cache.options import to_flat
 
-BARE = ("prompt_structure", "carry")  # their values need no name in front
+# Before a value in a configuration's name: nothing where the value says it all, few letters where a row of a
+# plot has to hold several of them.
+SHORT = {"prompt_structure": "", "carry": "", "prompt_depth": "depth", "prompt_length": "length"}
 LONGEST_REASON = 300
 
 
@@ -236,8 +238,7 @@ def axis_name(axis: str) -> str:
 def label(settings: dict[str, Any]) -> str:
     """A configuration in words."""
     words = [
-        str(value) if axis in BARE else f"{axis_name(axis)} {value_text(value)}"
-        for axis, value in settings.items()
+        f"{SHORT.get(axis, axis_name(axis))} {value_text(value)}".strip() for axis, value in settings.items()
     ]
     return ", ".join(words) or "this run"
 

@@ -15,6 +15,8 @@ from pipeline.report.gather import (
     reason,
     value_text,
 )
+from pipeline.report.plots import Bar, bar_chart
+from pipeline.seeds import exact
 from pipeline.sweep_record import SWEEP, read_sweep
 from student_train.run_record import RESULTS, SETTINGS, read_settings
 from student_train.stored import STUDENT
@@ -130,7 +132,12 @@ def test_a_zero_shot_row_belongs_to_the_same_evaluation() -> None:
 def test_names_of_axes() -> None:
     assert axis_name("soft_weight") == "soft weight"
     settings = {"prompt_structure": "qkv", "prompt_depth": None, "lr": 0.002}
-    assert label(settings) == "qkv, prompt depth default, lr 0.002"
+    assert label(settings) == "qkv, depth default, lr 0.002"
+    # a row of the structure ablation holds all four axes
+    longest = label(
+        {"prompt_structure": "shared", "carry": "residual", "prompt_depth": 12, "prompt_length": 16}
+    )
+    assert "…" not in bar_chart([Bar(longest, exact(0.2), "22.41 ± 0.64")], "title", "harmonic %", None)
     assert [value_text(value) for value in (True, 4.0, 12, "all", None)] == [
         "yes",
         "4",
