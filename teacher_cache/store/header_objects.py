@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from teacher_cache.errors import CacheDamagedError, UsageError
+from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import CacheHeader
@@ -38,8 +39,10 @@ def read_header(folder: Folder) -> tuple[CacheHeader, str]:
             if isinstance(damage, CacheDamagedError):
                 raise damage from None
             raise UsageError(f"no cache at {folder.url}") from damage
-    header = CacheHeader(**{name: attributes[name] for name in CacheHeader.__dataclass_fields__})
-    return header, attributes["samples_checksum"]
+    try:
+        return CacheHeader.from_record(attributes), str(attributes.get("samples_checksum"))
+    except ValueError as error:
+        raise CacheDamagedError(f"{folder.url}/{GROUP} does not describe a cache: {error}") from error
 
 
 def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
 
 def _attributes(folder: Folder, key: str) -> dict[str, Any]:
     try:
-        record = json.loads(folder.read(key))
+        record = parse_json(folder.read(key))
         found = record["attributes"] if key == GROUP else record
     except (ValueError, KeyError, TypeError) as error:
         raise CacheDamagedError(f"{folder.url}/{key} is not readable: {error}") from error
