@@ -235,7 +235,8 @@ class RunFolder:
                 for name, value in found.items():
                     shape = torch.Size() if name == "step" else parameter.shape
                     whole = isinstance(value, Tensor) and value.shape == shape
-                    if value is not None and not (whole and value.isfinite().all()):
+                    absent = value is None and name == "momentum_buffer"  # before its first step
+                    if not absent and not (whole and value.isfinite().all()):
                         raise ValueError(f"its optimizer's {name} does not belong to the prompts")
 
     def log(self, line: dict[str, Any]) -> None:

@@ -68,6 +68,8 @@ def _images_of_split(
             f"{path} {asked}; name one: {', '.join(f'{path.name}#{name}' for name in split.parts)}"
         )
     ids = split_ids(split)
+    if no_text := [name for name in ids if not is_text(name)]:
+        raise UsageError(f"{path} names the class {no_text[0]!r}, which is no text")
     return [(_inside(place, path), ids[label]) for place, label in split.parts[part]], ids
 
 

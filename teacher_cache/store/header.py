@@ -65,6 +65,8 @@ class CacheHeader:
         policy, teacher = validated(ViewPolicy, header.view_policy), header.teacher
         if header.passes != sorted(set(header.passes)) or [0, policy.views] != [0, *header.passes[-1:]]:
             raise ValueError("its passes do not lead to its views")
+        if header.view_policy.get("views") != policy.views:
+            raise ValueError("its view policy has no views")
         if header.passes[0] < 1:
             raise ValueError("its first pass has no view")
         if header.parts > MOST_PARTS:

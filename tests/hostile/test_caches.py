@@ -176,6 +176,7 @@ def test_so_are_those_of_class_features(change: Any, copy: Path, cache: Path) ->
         ({"passes": [0, 1]}, r"its first pass has no view"),
         ({"view_policy": {"views": 10**12}}, r"--views 1000000000000: Input should be less than"),
         ({"encoding": {"name": "topk", "k": 10**12}}, r"its encoding keeps 1000000000000 of 5 classes"),
+        ({"view_policy": {"view_seed": 0}}, r"its view policy has no views"),
         ({"encoding": {"name": "evil"}}, r"no encoding 'evil'"),
         ({"vocabulary": "../../outside"}, r"its vocabulary has a name that leads elsewhere"),
         ({"teacher": {}}, r"its teacher has no model"),

@@ -220,6 +220,15 @@ def test_a_state_that_does_not_fit_is_refused_at_once(
     assert is_one_line(str(refused.value))
 
 
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+def test_a_state_of_adamw_without_a_moment_is_refused(name: str, tmp_path: Path) -> None:
+    state = state_of(tmp_path, "adamw")
+    run = Run(tmp_path / "resumed", "adamw")
+    torch.save(nested(state, ("optimizer", "state", 1, name), None), run.out / CHECKPOINT)
+    with pytest.raises(UsageError, match=f"its optimizer's {name} does not belong to the prompts"):
+        run.resume()
+
+
 def test_a_compressed_checkpoint_is_not_unpacked(
     checkpoint: tuple[Run, dict[str, Any]], tmp_path: Path
 ) -> None:

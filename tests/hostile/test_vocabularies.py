@@ -165,6 +165,12 @@ def test_a_list_names_no_image_outside_its_folder(place: str, tmp_path: Path) ->
         assert is_one_line(str(refused.value))
 
 
+def test_a_class_of_a_split_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text(json.dumps({"test": [["cat.jpg", 0, "\ud800"]]}))
+    with pytest.raises(UsageError, match=r"names the class '\\ud800', which is no text"):
+        index_images(f"{tmp_path}/split.json#test", ANIMAL_VOCABULARY)
+
+
 @pytest.mark.parametrize("long", ["x" * 300, "y/" * 3000])
 def test_a_place_that_is_too_long_for_a_file_is_no_image(long: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{long}.jpg cat\n")
