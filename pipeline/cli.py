@@ -26,7 +26,7 @@ from student_train.huggingface import HuggingFaceSettings, export_huggingface
 from student_train.onnx_tower import OnnxSettings, export_onnx
 from student_train.predict import PredictSettings, predict
 from student_train.published import ImportSettings, import_prompts
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import UsageError, printable
 from teacher_cache.options import run_app, settings_options
 
 app = typer.Typer(
@@ -182,7 +182,7 @@ def predict_command(
     for prediction in predictions:
         console.print(prediction.image, markup=False, highlight=False)
         for share, name in zip(prediction.probabilities, prediction.classes, strict=True):
-            console.print(f"  {100 * share:5.1f} %  {name}", markup=False, highlight=False)
+            console.print(printable(f"  {100 * share:5.1f} %  {name}"), markup=False, highlight=False)
 
 
 @app.command("import")

@@ -76,7 +76,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
         raise UsageError(f"the {what} {path} is not TOML: {error}") from error
     expanded: dict[str, Any] = _expand(tables, path)
     return expanded

@@ -26,6 +26,7 @@ from student_train.image_features import EncodedImages, cached_images, check_cac
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import SampleTable
+from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.vocabulary import Vocabulary
 
@@ -47,6 +48,12 @@ class EvalOptions(ModelOptions, DataOptions):
     )
     temperature: float = Field(default=1.0, gt=0, description="of the soft labels that agreement compares")
     batch_size: int = Field(default=64, ge=1, description="images a forward pass")
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        ge=1,
+        le=MOST_PIXELS,
+        description="an image of more pixels is left out as unreadable",
+    )
     threads: int = Field(default=min(16, usable_cores()), ge=1, description="threads that decode images")
 
 
@@ -101,7 +108,9 @@ def evaluate_models(
     check_evaluation(models, dataset, options)
     everyone = _everyone(models)
     if isinstance(dataset.source, SampleTable):
-        encoded = encode_images(everyone, dataset.source, options.batch_size, options.threads)
+        encoded = encode_images(
+            everyone, dataset.source, options.batch_size, options.threads, options.max_pixels
+        )
     else:
         encoded = cached_images(everyone, dataset.source)
     notes = list(dataset.notes)

@@ -18,6 +18,7 @@ from torch import Tensor
 from student_train.feature_models import FeatureModel, StudentFeatures
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
+from teacher_cache.images.decode import MAX_PIXELS
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher import image_tower
@@ -41,7 +42,11 @@ class EncodedImages:
 
 
 def encode_images(
-    models: Iterable[FeatureModel], samples: SampleTable, batch_size: int = 64, threads: int = 4
+    models: Iterable[FeatureModel],
+    samples: SampleTable,
+    batch_size: int = 64,
+    threads: int = 4,
+    max_pixels: int = MAX_PIXELS,
 ) -> EncodedImages:
     """Features of the evaluation view of every labelled image. An image is decoded once for all models and
     goes once through towers that several of them share.
@@ -55,7 +60,7 @@ def encode_images(
 
     def views(location: tuple[str, int, int]) -> list[NDArray[np.uint8]] | UnreadableImageError:
         try:
-            image = decode_image(reader.read(*location))
+            image = decode_image(reader.read(*location), max_pixels=max_pixels)
             return _rendered(image, towers.values())
         except UnreadableImageError as error:
             return error

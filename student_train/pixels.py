@@ -32,6 +32,7 @@ from teacher_cache.images import (
     UnreadableImageError,
     decode_image,
 )
+from teacher_cache.images.decode import MAX_PIXELS
 from teacher_cache.views import ViewRenderer
 
 PIECE = 16  # images that a worker decodes at a time; a batch is spread over all of them
@@ -67,7 +68,9 @@ class ShownViews:
     crops: NDArray[np.uint16]
 
 
-def read_pixels(samples: Iterable[Shown], renderer: ViewRenderer, reader: ImageReader) -> NDArray[np.uint8]:
+def read_pixels(
+    samples: Iterable[Shown], renderer: ViewRenderer, reader: ImageReader, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
     """Pixels of the views, [n, 3, H, W] uint8.
 
     Raises:
@@ -79,7 +82,7 @@ def read_pixels(samples: Iterable[Shown], renderer: ViewRenderer, reader: ImageR
         try:
             if shown.check:
                 check_key(shown, reader)
-            image = decode_image(reader.read(*shown.location))
+            image = decode_image(reader.read(*shown.location), max_pixels=max_pixels)
         except UsageError:
             raise
         except (UnreadableImageError, RppError) as error:
@@ -127,7 +130,13 @@ class PixelWorkers:
     """Reads and decodes batches in worker processes, some batches ahead of whoever takes them."""
 
     def __init__(
-        self, samples: SampleTable, part_size: int, renderer: ViewRenderer, workers: int, pin: bool = False
+        self,
+        samples: SampleTable,
+        part_size: int,
+        renderer: ViewRenderer,
+        workers: int,
+        pin: bool = False,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Args:
         samples: keys and places of all rows.
@@ -135,11 +144,12 @@ class PixelWorkers:
         renderer: of the student's preprocessing.
         workers: processes; with 0 the caller's thread decodes.
         pin: give page-locked memory, from which a GPU copies without waiting.
+        max_pixels: of an image, as the cache was built with.
         """
         # one chunk a column: rows are taken out of many chunks a hundred times more slowly
         self._samples = SampleTable(samples.table.combine_chunks())
         self._part_size, self._renderer = part_size, renderer
-        self._workers, self._pin = workers, pin
+        self._workers, self._pin, self._max_pixels = workers, pin, max_pixels
 
     def decode(self, batches: Iterable[ShownViews], batch_size: int) -> Iterator[Tensor]:
         """Pixels of each batch, [B, 3, H, W] uint8.
@@ -154,7 +164,7 @@ class PixelWorkers:
         taken: deque[NDArray[np.int64]] = deque()
         pieces_per_batch = -(-batch_size // PIECE)
         loader: DataLoader[NDArray[np.uint8] | RppError] = DataLoader(
-            _Pieces(self._renderer),
+            _Pieces(self._renderer, self._max_pixels),
             batch_size=None,
             sampler=_InReadingOrder(self._named(batches), taken),
             num_workers=self._workers,
@@ -235,13 +245,13 @@ class _InReadingOrder(Sampler[list[Shown]]):
 class _Pieces(Dataset[NDArray[np.uint8] | RppError]):
     """What a worker does. Errors are values here: torch would wrap their message in a stack trace."""
 
-    def __init__(self, renderer: ViewRenderer) -> None:
-        self._renderer = renderer
+    def __init__(self, renderer: ViewRenderer, max_pixels: int) -> None:
+        self._renderer, self._max_pixels = renderer, max_pixels
         self._reader = ImageReader()
 
     def __getitem__(self, piece: list[Shown]) -> NDArray[np.uint8] | RppError:
         try:
-            return read_pixels(piece, self._renderer, self._reader)
+            return read_pixels(piece, self._renderer, self._reader, self._max_pixels)
         except RppError as error:
             return error
 

@@ -18,6 +18,7 @@ from student_train.feature_models import ModelWithClasses, load_with_classes
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import UnreadableImageError, decode_image
+from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 
 BATCH = 64
 
@@ -26,6 +27,9 @@ class PredictSettings(ModelWithClasses):
     """Settings of a prediction."""
 
     top: int = Field(default=5, ge=1, description="classes to show of each picture")
+    max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, le=MOST_PIXELS, description="a picture of more pixels is refused"
+    )
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,15 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
     if not images:
         raise UsageError("no picture to look at; name one or more files")
     contents = [_content(path) for path in images]
-    _refuse_unreadable(images, contents)  # before the model, which takes seconds
+    _refuse_unreadable(images, contents, settings.max_pixels)  # before the model, which takes seconds
     model, vocabulary = load_with_classes(settings)
     head = ClassHead(model.class_features(vocabulary), model.logit_scale)
     top, predictions = min(settings.top, len(vocabulary)), []
     for begin in range(0, len(images), BATCH):
         pixels = []
         for content in contents[begin : begin + BATCH]:
-            pixels.append(model.renderer.render(decode_image(content), 0, np.zeros(5, dtype=np.uint16)))
+            picture = decode_image(content, max_pixels=settings.max_pixels)
+            pixels.append(model.renderer.render(picture, 0, np.zeros(5, dtype=np.uint16)))
         features_BD = model.image_features(torch.from_numpy(np.stack(pixels))).cpu()
         found = head.logits(features_BD).softmax(-1).topk(top)
         for path, shares, classes in zip(
@@ -76,13 +81,13 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
     return predictions
 
 
-def _refuse_unreadable(images: Sequence[Path], contents: Sequence[bytes]) -> None:
+def _refuse_unreadable(images: Sequence[Path], contents: Sequence[bytes], max_pixels: int) -> None:
     """Name all that are no pictures. They are decoded again when they are looked at: all of them together
     would take more memory than their files."""
     broken = []
     for path, content in zip(images, contents, strict=True):
         try:
-            decode_image(content)
+            decode_image(content, max_pixels=max_pixels)
         except UnreadableImageError as error:
             broken.append(f"{path} cannot be read as a picture: {error}")
     if broken:

@@ -15,6 +15,7 @@ from teacher_cache.errors import UsageError
 
 DEFAULT_DEPTH = 9  # as in MaPLe and PromptSRC
 INIT_STD = 0.02
+LONGEST_PROMPT = 4096  # a student's file says how long; memory for any number is not asked for
 
 Tower = Literal["text", "vision"]
 
@@ -38,7 +39,7 @@ class PromptSettings(BaseModel):
         ge=0,
         description=f"first blocks with prompts of their own [default: {DEFAULT_DEPTH} or all]",
     )
-    prompt_length: int = Field(default=4, ge=1, description="prompt positions of a tower")
+    prompt_length: int = Field(default=4, ge=1, le=LONGEST_PROMPT, description="prompt positions of a tower")
     prompt_init: str = Field(
         default="a photo of a",
         description="words whose token embeddings the text prompts start from; positions beyond them start "

@@ -22,6 +22,7 @@ from torch import Tensor
 from student_train.prompts import Prompts, PromptSettings
 from student_train.stored import STUDENT
 from student_train.student import PromptedCLIP, save_student
+from teacher_cache.checkpoint_file import load_plain
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import load_model, text_parts
 
@@ -89,7 +90,7 @@ def read_context(checkpoint: Path) -> Tensor:
     """
     try:
         with passing_over():
-            found: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            found: Any = load_plain(checkpoint)
     except OSError as error:
         raise UsageError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # bytes that are no checkpoint fail in every way that reading one can
@@ -105,6 +106,9 @@ def read_context(checkpoint: Path) -> Tensor:
         context = next((state[name] for name in CONTEXT if name in state), None)
     if not isinstance(context, Tensor) or not context.is_floating_point():
         raise UsageError(f"{checkpoint} holds no context vectors (ctx) of a prompt learner")
+    # a view of one number can have any shape, and only contiguous ones are as large as they say
+    if context.layout != torch.strided or context.device.type != "cpu" or not context.is_contiguous():
+        raise UsageError(f"{checkpoint} holds context vectors that are no plain tensor")
     if context.dim() != 2 or not len(context):
         raise UsageError(
             f"{checkpoint} holds context vectors of shape {list(context.shape)}; those of one context for "

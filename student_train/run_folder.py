@@ -7,7 +7,6 @@ import fcntl
 import json
 import math
 import os
-import pickle
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,17 +14,21 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from student_train.run_record import SETTINGS, read_settings
 from student_train.stored import STUDENT
 from student_train.whole_file import whole_file
+from teacher_cache.checkpoint_file import load_plain
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.json_text import parse_json
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
 BAD_STEP = "bad-step.json"  # the samples of a step whose loss or gradient was not finite
 LOCK = "run.lock"
+# What an optimizer keeps of each parameter.
+STATES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
 
 
 def has_steps(out: Path) -> bool:
@@ -49,7 +52,7 @@ def last_metrics(out: Path) -> dict[str, Any] | None:
 
 def _metrics_line(text: str) -> dict[str, Any] | None:
     try:
-        line = json.loads(text) if text.endswith("\n") else None
+        line = parse_json(text) if text.endswith("\n") else None
     except ValueError:
         return None
     whole = isinstance(line, dict) and all(
@@ -111,6 +114,10 @@ class RunFolder:
         self.last_checkpoint: int | None = None
         self._lock: TextIO | None = None
         self._parts: dict[str, Any] = {"prompts": prompts, "optimizer": optimizer, "scaler": scaler}
+        # what the settings decide; the rate follows from the step
+        fixed = {"params", "lr", "initial_lr"}
+        groups = optimizer.param_groups
+        self._groups = [{name: group[name] for name in group if name not in fixed} for group in groups]
 
     def begin(self, record: dict[str, Any]) -> None:
         """Make the folder, hold it, and write `settings.json`; one in which no step was taken begins anew.
@@ -186,14 +193,12 @@ class RunFolder:
         path = self.out / CHECKPOINT
         if path.exists():
             try:
-                state = torch.load(path, weights_only=True, map_location="cpu")
+                state = load_plain(path)
                 for name, part in self._parts.items():
                     part.load_state_dict(state[name])
-                step = self.last_checkpoint = int(state["step"])
-            except (
-                *(RuntimeError, ValueError, KeyError, TypeError, AttributeError),
-                *(EOFError, OSError, pickle.UnpicklingError),
-            ) as error:
+                self._check_learned(state)
+                step = self.last_checkpoint = state["step"]
+            except Exception as error:  # bytes that are no checkpoint fail in every way that reading one can
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise UsageError(
                     f"{path} cannot be read ({reason}); remove it to begin the run anew"
@@ -203,6 +208,36 @@ class RunFolder:
             with _written(self.out):
                 write_whole(self.out / METRICS, "".join(kept))
         return step
+
+    def _check_learned(self, state: dict[str, Any]) -> None:
+        """What loading itself lets through, and the next steps would fail at.
+
+        Raises:
+            ValueError: a step that is no number of steps, prompts that are not finite, or a state of the
+                optimizer of other settings or shapes.
+        """
+        if type(state["step"]) is not int or state["step"] < 0:
+            raise ValueError(f"its step is {str(state['step'])[:40]}")
+        if not all(tensor.isfinite().all() for tensor in self._parts["prompts"].state_dict().values()):
+            raise ValueError("its prompts are not finite")
+        optimizer: torch.optim.Optimizer = self._parts["optimizer"]
+        for now, before in zip(optimizer.param_groups, self._groups, strict=True):
+            same = {
+                name: type(now.get(name)) is type(value) and now[name] == value
+                for name, value in before.items()
+            }
+            if differ := [name for name in same if not same[name]]:
+                raise ValueError(f"its optimizer has another {differ[0]}")
+            for parameter in now["params"]:
+                found = optimizer.state.get(parameter, {})
+                if found and set(found) != STATES[type(optimizer)]:
+                    raise ValueError(f"its optimizer keeps {', '.join(map(str, found))[:60]}")
+                for name, value in found.items():
+                    shape = torch.Size() if name == "step" else parameter.shape
+                    whole = isinstance(value, Tensor) and value.shape == shape
+                    absent = value is None and name == "momentum_buffer"  # before its first step
+                    if not absent and not (whole and value.isfinite().all()):
+                        raise ValueError(f"its optimizer's {name} does not belong to the prompts")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`.

@@ -3,12 +3,12 @@
 What is in it is `settings.py`'s business; the rest of a run's folder is in `run_folder.py`.
 """
 
-import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from teacher_cache.errors import UsageError
+from teacher_cache.json_text import parse_json
 from teacher_cache.openclip import portable_model, portable_pretrained
 
 SETTINGS = "settings.json"
@@ -21,7 +21,7 @@ FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every"
 MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
 # What a cache's header says of its content; the rest is where it lies and how it is cut.
 OF_CACHE = (
-    *("samples", "classes", "encoding", "view_policy"),
+    *("samples", "classes", "encoding", "view_policy", "max_pixels"),
     *("vocabulary", "vocabulary_digest", "sample_table_digest", "software"),
 )
 
@@ -33,7 +33,7 @@ def read_settings(out: Path) -> dict[str, Any]:
         UsageError: no run there, one of a newer version, or a file that is not what a run writes.
     """
     try:
-        record = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+        record = parse_json((out / SETTINGS).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
     except OSError as error:
@@ -81,7 +81,7 @@ def read_results(out: Path) -> dict[str, Any]:
         UsageError: it cannot be read, or is no table of results.
     """
     try:
-        found = json.loads((out / RESULTS).read_text(encoding="utf-8"))
+        found = parse_json((out / RESULTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -66,7 +66,8 @@ def make_join(
         workers, pin = settings.workers, device.type == "cuda"
         if workers is None:
             workers = max(1, min(16, usable_cores() // processes.local_size))
-        pixels = PixelWorkers(samples, cache.header.part_size, renderer, workers, pin)
+        header = cache.header
+        pixels = PixelWorkers(samples, header.part_size, renderer, workers, pin, header.max_pixels)
     join = Join(
         cache,
         rows,

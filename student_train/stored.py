@@ -24,6 +24,7 @@ from student_train.prompts import PromptSettings
 from student_train.run_record import SETTINGS, check_read_through, provenance, read_settings
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.json_text import first_problem, parse_json
 from teacher_cache.openclip import portable_model, portable_pretrained
 
 STUDENT = "student.safetensors"
@@ -179,7 +180,7 @@ def _read_layout(folder: Path) -> StoredStudent:
 
 def _read_config(path: Path) -> FolderRecord:
     with _damage(path):
-        record = _checked_format(path, json.loads(path.read_text(encoding="utf-8")))
+        record = _checked_format(path, parse_json(path.read_text(encoding="utf-8")))
         config = FolderRecord(**record)
         if config.training is not None:
             _check_training(config.training)
@@ -197,13 +198,22 @@ def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:
     if not os.path.isfile(path):  # a text too long for a path is none; pathlib would raise
         raise UsageError(f"no student at {path}")
     with _damage(path), safe_open(path, framework="pt") as file:
-        found = json.loads((file.metadata() or {}).get("student", "{}"))
+        found = parse_json((file.metadata() or {}).get("student", "{}"))
         record = StudentRecord(**_checked_format(path, found))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        _check_numbers(tensors)
         return StoredStudent(path, record, tensors, _digest(path), trained)
 
 
-def _checked_format(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+def _check_numbers(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise ValueError(f"its prompts {name} are not finite numbers")
+
+
+def _checked_format(path: Path, record: Any) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError("it has no record")
     name, _, number = str(record.get("format")).rpartition("-")
     if name != FORMAT or not number.isdecimal() or int(number) < FORMAT_VERSION:
         raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT}-N)")
@@ -224,13 +234,9 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (
-        SafetensorError,
-        OSError,
-        ValidationError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
+        *(SafetensorError, OSError, ValidationError, ValueError),
+        *(LookupError, TypeError, AttributeError, RuntimeError, MemoryError),
     ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        found = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        reason = (found or type(error).__name__).splitlines()[0]
         raise UsageError(f"{path} is damaged or not a student: {reason}") from error

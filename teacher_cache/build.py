@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from teacher_cache.cluster import ComputeSettings, Work, compute_parts, stoppabl
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable, absolute_source, index_images
+from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.openclip import load_model
 from teacher_cache.options import Place
 from teacher_cache.relabel import ensure_vocabulary
@@ -49,6 +50,12 @@ class BuildSettings(ComputeSettings):
     )
     topk: int | None = Field(
         default=None, ge=1, description="classes a view that --encoding topk keeps [default: 100]"
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        ge=1,
+        le=MOST_PIXELS,
+        description="an image of more pixels is unreadable and never decoded",
     )
     precision: Precision = Field(default="fp32", description="the teacher's autocast precision")
     part_size: int = Field(
@@ -192,7 +199,7 @@ def header_of(
     settings: BuildSettings, teacher: Teacher, vocabulary: Vocabulary, samples: SampleTable
 ) -> CacheHeader:
     """The header of the cache that these settings ask for."""
-    return CacheHeader(
+    header = CacheHeader(
         samples=len(samples),
         part_size=part_rows(settings.part_size, len(samples)),
         embedding=_embedding_width(teacher),
@@ -206,7 +213,12 @@ def header_of(
         images=absolute_source(settings.images),
         software=f"rpp {version('rpp')}",
         passes=[settings.view_policy.views],
+        max_pixels=settings.max_pixels,
     )
+    try:
+        return CacheHeader.from_record(asdict(header))
+    except ValueError as error:  # nobody could open it
+        raise UsageError(f"no cache can be so: {error}") from error
 
 
 def _embedding_width(teacher: Teacher) -> int:

@@ -14,7 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from teacher_cache.build import BuildSettings, build_cache
-from teacher_cache.errors import RppError, UsageError
+from teacher_cache.errors import RppError, UsageError, printable
 from teacher_cache.estimate import Estimate, estimate_build
 from teacher_cache.export import export_soft_labels
 from teacher_cache.extend import ExtendSettings, extend_cache
@@ -131,6 +131,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
             for vocabulary in [store.vocabulary(name)]
         },
         "view_policy": header.view_policy,
+        "max_pixels": header.max_pixels,
         "images": header.images,
         "seconds": seconds,
         "slowest_stage": slowest_stage(seconds) if "wall" in seconds else None,
@@ -165,7 +166,8 @@ def info(
         return
     for name, value in facts.items():
         if name == "skipped_samples":
-            value = "".join(f"\n  row {e['row']} {e['key']}: {e['reason']}" for e in value) or "none"
+            lines = (printable(f"  row {e['row']} {e['key']}: {e['reason']}") for e in value)
+            value = "".join(f"\n{line}" for line in lines) or "none"
         elif name == "passes":
             value = "; ".join(
                 f"to {p['views']} views: {p['parts_committed']} of {p['parts_total']} parts" for p in value

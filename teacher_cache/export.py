@@ -112,7 +112,7 @@ def _batch(
     classes_BK = np.empty((len(rows), top), dtype=np.int32)
     probabilities_BK = np.empty((len(rows), top), dtype=np.float32)
     for at, stored in cache.stored_pieces(rows, view):
-        logits_BC = cache.encoding.logits(stored, cache.head, temperature)
+        logits_BC = cache.finite(cache.encoding.logits(stored, cache.head, temperature))
         kept = torch.softmax(logits_BC / temperature, dim=1).topk(top, dim=1)
         classes_BK[at], probabilities_BK[at] = kept.indices.numpy(), kept.values.numpy()
     ends = np.arange(len(rows) + 1, dtype=np.int32) * top

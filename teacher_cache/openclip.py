@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,19 @@ from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from teacher_cache.checkpoint_file import require_uncompressed
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
+
+PICKLES = (".bin", ".pt", ".pth")
+# What open_clip and torch raise at a configuration or weights that are not as they should be.
+LOAD_ERRORS = (
+    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, MemoryError, StopIteration, EOFError),
+    *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile),
+)
 
 Tokenizer = Callable[..., Tensor]  # texts, and perhaps `context_length` -> [B, T] int64
 
@@ -167,6 +177,13 @@ def weights_digest(model: nn.Module) -> str:
     return f"blake2b:{digest.hexdigest()}"
 
 
+def _weights_files(name: str, pretrained: str | None) -> list[Path]:
+    """The files on this machine that may hold the weights as `torch.save` writes them."""
+    if name.startswith(LOCAL_DIR):
+        return [path for path in Path(name.removeprefix(LOCAL_DIR)).iterdir() if path.suffix in PICKLES]
+    return [Path(pretrained)] if pretrained and os.path.isfile(pretrained) else []
+
+
 def load_model(name: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
     """Load a frozen open_clip model in float32.
 
@@ -186,6 +203,8 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
     _check_names(name, pretrained)
     tag = get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
+        for weights in _weights_files(name, pretrained):
+            require_uncompressed(weights)
         config = get_model_config(name)
         model = open_clip.create_model(
             name,
@@ -195,9 +214,10 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
             # the features would be wrong, so the tag decides.
             force_quick_gelu=bool(tag and tag.get("quick_gelu", False)),
             require_pretrained=True,
+            weights_only=True,  # a weights file may be a pickle: no code of it runs
         )
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except LOAD_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "download" in reason.lower():
             raise RppError(f"the weights of {name} / {pretrained} could not be fetched: {reason}") from error

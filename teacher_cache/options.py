@@ -23,7 +23,9 @@ from teacher_cache.errors import RppError, UsageError
 INTERRUPTED = 130  # the exit code of Ctrl-C
 Settings = TypeVar("Settings", bound=BaseModel)
 # A path or URL; pathlib's paths are taken as well, and "s3://" survives, which pathlib would shorten.
-Place = Annotated[str, BeforeValidator(os.fspath)]
+Place = Annotated[
+    str, BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place)
+]
 
 
 def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:

@@ -98,6 +98,12 @@ def part_arrays(
 
     def encode() -> None:
         for batch, view, features_BD in on_device:
+            if not features_BD.isfinite().all():
+                raise RppError(
+                    f"the teacher's features of samples {first_row + batch.samples.start} to "
+                    f"{first_row + batch.samples.stop - 1} are not finite: its weights are damaged, or are "
+                    "too much for the --precision"
+                )
             for name, values in encoding.encode(features_BD, head).items():
                 arrays[name][batch.slots, view] = values
         on_device.clear()
@@ -253,7 +259,7 @@ class PartPixels:
         try:
             content = self.reader.read(*self.locations[position])
             read, begun = time.perf_counter() - started, time.thread_time()
-            image = decode_image(content)
+            image = decode_image(content, max_pixels=self.header.max_pixels)
             for number, of_pass in enumerate(views):
                 view = self.pass_views[of_pass]
                 crop = (

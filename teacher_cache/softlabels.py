@@ -94,6 +94,11 @@ class TeacherCache:
         They are stored in the vocabulary of the build. In another one a label is the class of the same id.
         """
         stored = self.store.read("labels", slice(None))
+        if len(stored) and not (stored.min() >= -1 and stored.max() < self.header.classes):
+            raise CacheDamagedError(
+                f"the labels of {self.path} are not those of {self.header.classes} classes; rpp-cache verify "
+                "finds the part, build computes it again"
+            )
         if self.vocabulary_name == self.header.vocabulary:
             return stored
         there = np.append(self.store.vocabulary().classes_in(self.vocabulary), np.int32(-1))
@@ -196,7 +201,20 @@ class TeacherCache:
                 f"classes {classes.tolist()[:8]} asked of a vocabulary of {len(self.class_features)} classes "
                 "(indices from 0; at least one)"
             )
-        return self.encoding.logits(self.stored(rows, view), self.head, temperature, classes)
+        return self.finite(self.encoding.logits(self.stored(rows, view), self.head, temperature, classes))
+
+    def finite(self, logits: Tensor) -> Tensor:
+        """The logits, if they are numbers.
+
+        Raises:
+            CacheDamagedError: some are not: every figure made of them would be none.
+        """
+        if not logits.isfinite().all():
+            raise CacheDamagedError(
+                f"the stored features or logits of {self.path} are not finite; rpp-cache verify says whether "
+                "they are what the teacher gave: if so, build with another --precision"
+            )
+        return logits
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Rows of a per-view array: every chunk that is needed is read once, whole."""

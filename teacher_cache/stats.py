@@ -64,7 +64,7 @@ def teacher_statistics(
         labels = torch.from_numpy(cache.labels[block].astype(np.int64))
         for at, stored in cache.stored_pieces(block, view):
             for t, temperature in enumerate(temperatures):
-                logits_BC = cache.encoding.logits(stored, cache.head, temperature)
+                logits_BC = cache.finite(cache.encoding.logits(stored, cache.head, temperature))
                 result["entropy"][at, t] = entropy(logits_BC / temperature).numpy()
             best = logits_BC.topk(min(5, logits_BC.shape[1]), dim=1).indices
             hits = best == labels[at, None]

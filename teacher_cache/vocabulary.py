@@ -6,8 +6,8 @@ is decided in `images/`.
 
 import csv
 import io
-import json
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMA
 from timm.data import ImageNetInfo
 
 from teacher_cache.errors import UsageError
+from teacher_cache.json_text import parse_json
 from teacher_cache.splits import Split, is_split, parse_split
 
 Lemma = Literal["first", "last", "shortest", "all"]
@@ -45,6 +46,8 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 # What the columns of a CSV file are called, the most telling first.
 NAME_COLUMNS = ("name", "class_name", "classname", "class name", "lemma", "label", "class")
 ID_COLUMNS = ("id", "synset", "wnid", "class_id", "index", "idx", "class_index")
+
+DIGITS = 18  # that a class index or a numeric id may have; Python refuses to read thousands of them
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Vocabulary:
 
     @cached_property
     def _numbers(self) -> dict[int, int]:
-        if all(identity.isdecimal() for identity in self.ids):
+        if all(identity.isdecimal() and len(identity) <= DIGITS for identity in self.ids):
             return {int(identity): c for c, identity in enumerate(self.ids)}
         return {c: c for c in range(len(self))}
 
@@ -116,8 +119,18 @@ class Vocabulary:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Vocabulary":
-        """From what `to_json` gave."""
-        return cls(tuple(record["names"]), tuple(record["ids"]), tuple(record["templates"]))
+        """From what `to_json` gave.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        names, ids, templates = (record[name] for name in ("names", "ids", "templates"))
+        for texts in (names, ids, templates):
+            if not (isinstance(texts, list) and all(isinstance(t, str) and is_text(t) for t in texts)):
+                raise ValueError("names, ids or templates are no list of texts")
+        if not names or len(names) != len(ids) or not all(map(_has_one_field, templates)):
+            raise ValueError("names, ids and templates do not belong together")
+        return cls(tuple(names), tuple(ids), tuple(templates))
 
 
 def _unshared(keys: tuple[str, ...]) -> dict[str, int | None]:
@@ -237,21 +250,23 @@ def load_templates(templates: str) -> tuple[str, ...]:
 
 def _has_one_field(template: str) -> bool:
     try:
-        fields = [field for _, field, *_ in Formatter().parse(template) if field is not None]
+        fields = [parts for _, *parts in Formatter().parse(template) if parts[0] is not None]
     except ValueError:
         return False
-    return fields == [""] and "{}" in template
+    return fields == [["", "", None]]  # no width or conversion either: '{:>999999999}' would fill the memory
 
 
 def _read_templates(path: Path) -> list[str]:
     try:
         content = path.read_text(encoding="utf-8-sig")
-        texts = json.loads(content) if path.suffix == ".json" else _lines(content)
+        texts = parse_json(content) if path.suffix == ".json" else _lines(content)
     except ValueError as error:
         raise UsageError(f"template file {path}: {error}") from error
     if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
         raise UsageError(f"template file {path}: expected a JSON list of texts")
     texts = [text for text in texts if text.strip()]
+    if no_text := [text for text in texts if not is_text(text)]:
+        raise UsageError(f"template file {path}: {no_text[0][:60]!r} is no text")
     if not texts:
         raise UsageError(f"the template file {path} is empty; write one text with {{}} a line")
     return texts
@@ -279,12 +294,20 @@ def _read_names(path: Path) -> tuple[list[str], list[str]]:
     empty = [c for c, (_, name) in enumerate(pairs) if not name.strip()]
     if empty:
         raise UsageError(f"vocabulary {path}: class {empty[0]} has no name")
+    no_text = [c for c, pair in enumerate(pairs) if not all(map(is_text, pair))]
+    if no_text:
+        raise UsageError(f"vocabulary {path}: name or id of class {no_text[0]} is no text")
     ids, names = [identity for identity, _ in pairs], [name for _, name in pairs]
     # A text file's ids are its names; doubled names are then told apart by their index.
     doubled = {identity for identity, count in Counter(ids).items() if count > 1}
     if doubled and ids != names:
         raise UsageError(f"vocabulary {path}: the id '{min(doubled)}' stands for several classes")
     return list(_told_apart(ids)), names
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be stored and tokenized: JSON can hold halves of characters, and zero bytes."""
+    return not re.search(r"[\0\ud800-\udfff]", name)
 
 
 def _told_apart(ids: Sequence[str]) -> tuple[str, ...]:
@@ -306,7 +329,10 @@ def _lines(content: str) -> list[str]:
 def _pairs_of_csv(content: str, path: Path) -> list[tuple[str, str]]:
     first_line = _lines(content)[0]
     delimiter = "\t" if path.suffix == ".tsv" else ";" if ";" in first_line and "," not in first_line else ","
-    rows = list(csv.reader(io.StringIO(content, newline=""), delimiter=delimiter))
+    try:
+        rows = list(csv.reader(io.StringIO(content, newline=""), delimiter=delimiter))
+    except csv.Error as error:  # a quote that nothing closes
+        raise UsageError(f"vocabulary {path} is not CSV: {error}") from error
     rows = [[" ".join(cell.split()) for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if not rows:
         return []
@@ -329,8 +355,8 @@ def _pairs_of_csv(content: str, path: Path) -> list[tuple[str, str]]:
 
 def _pairs_of_json(content: str, path: Path) -> list[tuple[str, str]]:
     try:
-        data = json.loads(content)
-    except json.JSONDecodeError as error:
+        data = parse_json(content)
+    except ValueError as error:
         raise UsageError(f"vocabulary {path} is not JSON: {error}") from error
     shape = UsageError(
         f"vocabulary {path}: expected a list of names, or an object index -> name, id -> name or "

@@ -93,7 +93,7 @@ def telling_rows(cache: TeacherCache) -> list[tuple[int, str]]:
     labels = cache.labels[rows]
     surest, first, unsure = np.empty(len(rows)), np.empty(len(rows), np.int64), np.empty(len(rows))
     for at, stored in cache.stored_pieces(rows):
-        logits_BC = cache.encoding.logits(stored, cache.head, 1.0)
+        logits_BC = cache.finite(cache.encoding.logits(stored, cache.head, 1.0))
         best = logits_BC.softmax(-1).max(-1)
         surest[at], first[at] = best.values.numpy(), best.indices.numpy()
         unsure[at] = entropy(logits_BC).numpy()
@@ -160,7 +160,8 @@ def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[Image.Im
     pictures: list[Image.Image | Exception] = []
     for location in cache.samples.locations(rows):
         try:
-            pictures.append(decode_image(reader.read(*location)))
+            content = reader.read(*location)
+            pictures.append(decode_image(content, max_pixels=cache.header.max_pixels))
         except (UnreadableImageError, RppError) as error:
             pictures.append(error)
     return pictures

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import UsageError, printable
 from teacher_cache.images.folder import folder_times, index_folder
 from teacher_cache.images.labels import resolve_labels
 from teacher_cache.images.lists import index_list
@@ -70,7 +70,7 @@ def index_images(
     labels, label_notes = resolve_labels(raw, class_list, vocabulary, source, by_order=found.kind == "folder")
     columns = {name: raw[name] for name in ("key", "path", "offset", "length")}
     table = SampleTable(pa.table({**columns, "label": pa.array(labels, pa.int32())}))
-    notes += label_notes
+    notes = [printable(note) for note in (*notes, *label_notes)]
     if (found.kind == "folder" and found.is_remote) or found.kind == "list":
         return table, notes  # whether images changed is known when all are looked for, and then it is indexed
     # sizes and times are from before the files were read: what changed since is read again the next time

@@ -3,7 +3,6 @@
 The rules are in docs/images.md.
 """
 
-import json
 import re
 from typing import Any
 
@@ -12,7 +11,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from teacher_cache.errors import UsageError
-from teacher_cache.vocabulary import Vocabulary
+from teacher_cache.json_text import parse_json
+from teacher_cache.vocabulary import DIGITS, Vocabulary, is_text
 
 LABEL_KEYS = ("label", "cls", "class_id", "class", "synset", "wnid", "class_name")
 SYNSET = re.compile(r"(?<![a-z0-9])n\d{8}(?!\d)")
@@ -27,9 +27,9 @@ def read_label(content: bytes, suffix: str, where: str) -> tuple[int | None, str
     try:
         text: Any = content.decode().strip()
         if suffix == ".json":
-            record = json.loads(text)
+            record = parse_json(text)
             text = next((record[key] for key in LABEL_KEYS if record.get(key) is not None), None)
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UsageError(f"{where}: label is not readable ({error})") from error
     return parse_label(text, where)
 
@@ -42,11 +42,14 @@ def parse_label(text: Any, where: str) -> tuple[int | None, str | None]:
     """
     if text is None or text == "":
         return None, None
-    if re.fullmatch(r"-?\d+", str(text)):
-        if int(text) >= 1 << 31:
-            raise UsageError(f"{where}: the label {text} is no class index")
-        return max(int(text), -1), None
-    return None, str(text)
+    said = str(text)
+    if re.fullmatch(r"-?\d+", said):
+        if len(said) > DIGITS or int(said) >= 1 << 31:
+            raise UsageError(f"{where}: the label {said[:40]} is no class index")
+        return max(int(said), -1), None
+    if not is_text(said):
+        raise UsageError(f"{where}: the label {said[:40]!r} is no text")
+    return None, said
 
 
 def resolve_labels(
@@ -110,7 +113,7 @@ def _match(
     """Class index of each name that has one, and a note on how it was found if not by the vocabulary."""
     classes = class_list or tuple(sorted(names))
     found = {name: index for name in classes if (index := vocabulary.index_of(name)) is not None}
-    if not found and all(name.isdecimal() for name in classes):
+    if not found and all(name.isdecimal() and len(name) <= DIGITS for name in classes):
         return {name: _class_of(int(name), vocabulary, source) for name in classes}, None
     if len(classes) == len(vocabulary):
         if class_list and len(found) < len(classes) and all(classes[i] == n for n, i in found.items()):

@@ -4,7 +4,6 @@ The images lie beside the list or in one folder below it; a row's path is that f
 within.
 """
 
-import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,9 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, SourceFile
 from teacher_cache.images.table import LOOSE_FILE
+from teacher_cache.json_text import parse_json
 from teacher_cache.splits import is_split, parse_split
-from teacher_cache.vocabulary import split_ids
+from teacher_cache.vocabulary import is_text, split_ids
 
 
 def index_list(file: SourceFile, part: str | None) -> Rows:
@@ -56,7 +56,7 @@ def _images_of_split(
 ) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """(place, class id) of each image of a part, and the ids of all classes."""
     try:
-        data = json.loads(content)
+        data = parse_json(content)
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not is_split(data):
@@ -68,6 +68,8 @@ def _images_of_split(
             f"{path} {asked}; name one: {', '.join(f'{path.name}#{name}' for name in split.parts)}"
         )
     ids = split_ids(split)
+    if no_text := [name for name in ids if not is_text(name)]:
+        raise UsageError(f"{path} names the class {no_text[0]!r}, which is no text")
     return [(_inside(place, path), ids[label]) for place, label in split.parts[part]], ids
 
 
@@ -87,7 +89,7 @@ def _images_of_text(content: str, path: Path) -> list[tuple[str, str]]:
 
 def _inside(place: str, path: Path) -> str:
     parts = PurePosixPath(place)
-    if parts.is_absolute() or ".." in parts.parts:
+    if parts.is_absolute() or ".." in parts.parts or not is_text(place):
         raise UsageError(f"{path} names the image {place!r}, which leads out of its folder")
     if parts.suffix.lower() not in IMAGE_SUFFIXES:
         raise UsageError(f"{path} names {place!r}, which is no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -98,7 +100,7 @@ def _folder_of(path: Path, first: str) -> Path:
     """The folder that the list's places start from: its own, or the one below it that has the first image."""
     own = path.absolute().parent
     candidates: Iterable[Path] = [own, *sorted(folder for folder in own.iterdir() if folder.is_dir())]
-    found = next((folder for folder in candidates if (folder / first).is_file()), None)
+    found = next((folder for folder in candidates if os.path.isfile(folder / first)), None)
     if found is None:
         raise UsageError(f"{path} names {first}, which is neither in {own} nor in a folder directly below it")
     return found

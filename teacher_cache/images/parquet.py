@@ -4,7 +4,6 @@ Rows are named while indexing without reading an image; an image is read with it
 the rows beside it.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from pathlib import PurePosixPath
@@ -22,10 +21,14 @@ from teacher_cache.images.remote import RemoteFile, file_info, is_remote, read_r
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import SourceFile
 from teacher_cache.images.table import PARQUET_ROW
+from teacher_cache.json_text import parse_json
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", *LABEL_KEYS)
+# What pyarrow raises where bytes are not what they should be, and Python at what it then is given.
+DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
 KEPT_FILES = 64
+LARGEST_GROUP = 4 << 30  # bytes of a row group's images: a few hundred images are some hundred MB
 KEPT_BYTES = (
     256 << 20
 )  # of row groups; the last two stay in any case, where threads cross from one to the next
@@ -41,6 +44,10 @@ def index_parquet(file: SourceFile) -> Rows:
     builder, notes = RowBuilder(), list[str]()
     try:
         with _open(file.path, file.size) as parquet:
+            if parquet.metadata.num_rows > file.size:  # empty rows cost nothing there, and memory here
+                raise UsageError(
+                    f"{file.path} says that {file.size:,} bytes hold {parquet.metadata.num_rows:,} images"
+                )
             schema = parquet.schema_arrow
             image, label = _image_column(schema, file.path), _label_column(schema)
             class_list = _class_list(schema, label)
@@ -55,10 +62,12 @@ def index_parquet(file: SourceFile) -> Rows:
                     index, text = _label(value, class_list, where)
                     builder.append(name or f"{file.stem}/{row}", row, PARQUET_ROW, index, text)
                     row += 1
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"{file.path} is no readable Parquet file ({_first_line(error)})") from error
     except OSError as error:
-        raise RppError(f"cannot read {file.path}: {error.strerror or _first_line(error)}") from error
+        if error.errno is not None:
+            raise RppError(f"cannot read {file.path}: {error.strerror}") from error
+        raise UsageError(f"{file.path} is no readable Parquet file ({_first_line(error)})") from error
+    except DAMAGE as error:
+        raise UsageError(f"{file.path} is no readable Parquet file ({_first_line(error)})") from error
     return Rows(file.path, builder.table(), notes, class_list)
 
 
@@ -96,7 +105,7 @@ def _image_column(schema: pa.Schema, path: str) -> str:
 def _features(schema: pa.Schema) -> dict[str, Any]:
     """What Hugging Face's metadata says of the columns."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):
         return {}
     return features if isinstance(features, dict) else {}
@@ -139,7 +148,14 @@ class _OpenFile:
         self.reading = threading.Lock()
 
     def images(self, group: int) -> pa.ChunkedArray:
-        """The images of a row group, structs of bytes and path."""
+        """The images of a row group, structs of bytes and path.
+
+        Raises:
+            ValueError: more bytes than a row group has.
+        """
+        size = self.parquet.metadata.row_group(group).total_byte_size
+        if not 0 <= size <= LARGEST_GROUP:
+            raise ValueError(f"{size:,} bytes are more than a row group is read with, {LARGEST_GROUP:,}")
         return self.parquet.read_row_group(group, columns=[self.image])[self.image]
 
 
@@ -167,15 +183,20 @@ class ParquetImages:
                 raise RppError(f"{path} has {row} rows or fewer; it changed since it was indexed")
             with file.reading:  # threads that want the same row group wait for the one that reads it
                 images = self._images(path, file, group)
-        except (OSError, pa.ArrowInvalid) as error:
+        except DAMAGE as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise RppError(f"cannot read {path}: {error.strerror or error}") from error
             raise UnreadableImageError(f"its row group is damaged ({_first_line(error)[:200]})") from error
-        image = images[row - int(file.starts[group])]
+        try:
+            image = images[row - int(file.starts[group])]
+            content, beside = (
+                (image["bytes"].as_py(), image["path"].as_py()) if image.is_valid else (None, None)
+            )
+        except DAMAGE as error:
+            raise UnreadableImageError(f"its row is damaged ({_first_line(error)[:200]})") from error
         if not image.is_valid:
             raise UnreadableImageError("the row holds no image")
-        content: bytes | None = image["bytes"].as_py()
-        return _read_beside(path, image["path"].as_py()) if content is None else content
+        return _read_beside(path, beside) if content is None else bytes(content)
 
     def _file(self, path: str) -> _OpenFile:
         with self._lock:
@@ -183,7 +204,7 @@ class ParquetImages:
             if file is None:
                 try:
                     file = self._files[path] = _OpenFile(path)
-                except (OSError, pa.ArrowInvalid) as error:
+                except DAMAGE as error:
                     raise RppError(f"cannot read {path}: {_first_line(error)}") from error
                 while len(self._files) > KEPT_FILES:
                     self._files.popitem(last=False)
@@ -208,7 +229,7 @@ def _read_beside(parquet: str, name: str | None) -> bytes:
     if not name:
         raise UnreadableImageError("the row holds neither bytes nor a path")
     place = PurePosixPath(name)
-    if place.is_absolute() or ".." in place.parts or "://" in name:
+    if place.is_absolute() or ".." in place.parts or "://" in name or "\0" in name:
         raise UnreadableImageError(f"the path {name!r} leads out of the Parquet file's folder")
     path = f"{parquet.rpartition('/')[0]}/{name}"
     try:

@@ -30,6 +30,8 @@ class ImageReader:
         """
         if length == PARQUET_ROW:
             return self._parquet.read(path, offset)
+        if offset < 0 or length < 0:
+            raise UnreadableImageError(f"{length} bytes at byte {offset} are no place in a file")
         loose = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
         try:
             content = (
@@ -37,8 +39,10 @@ class ImageReader:
                 if is_remote(path)
                 else self._local(path, offset, length + loose)
             )
-        except OSError as error:
-            reason = error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else error)
+        except (OSError, ValueError) as error:  # a path with a zero byte is a value that Python refuses
+            reason = getattr(error, "strerror", None) or (
+                "no such file" if isinstance(error, FileNotFoundError) else error
+            )
             if loose:
                 raise UnreadableImageError(f"cannot read file: {reason}") from error
             raise RppError(f"cannot read image shard {path}: {reason}") from error
@@ -55,4 +59,7 @@ class ImageReader:
             file = self._open.setdefault(path, io.FileIO(path))
             while len(self._open) > MAX_OPEN_FILES:
                 self._open.popitem(last=False)
-        return os.pread(file.fileno(), length, offset)
+        there = max(0, os.fstat(file.fileno()).st_size - offset)
+        return os.pread(
+            file.fileno(), min(length, there), offset
+        )  # memory for what is said to be there is not

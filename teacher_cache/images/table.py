@@ -6,6 +6,7 @@ Made from a source by `index.py`, kept in the cache as Parquet.
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from teacher_cache.json_text import parse_json
 
 # How a row is found: bytes offset .. offset + length of `path`; or, in their place,
 LOOSE_FILE = -1  # as offset: the file `key` in the folder `path`
@@ -76,7 +79,11 @@ class SampleTable:
     def origin(self) -> Origin | None:
         """What the table was made of, if it says so; it is kept in the Parquet file's own metadata."""
         record = (self.schema.metadata or {}).get(_ORIGIN)
-        return Origin(**json.loads(record)) if record else None
+        with suppress(ValueError, TypeError):
+            origin = Origin(**parse_json(record or b""))
+            if all(isinstance(text, str) for text in (origin.fingerprint, *origin.notes, *origin.folders)):
+                return origin
+        return None  # a table that says nothing of itself is indexed anew
 
     def made_of(self, origin: Origin) -> "SampleTable":
         """The same table, saying what it was made of."""

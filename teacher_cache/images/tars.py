@@ -14,6 +14,7 @@ from teacher_cache.images.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import IMAGE_SUFFIXES, SourceFile
 
+LONGEST_LABEL = 1 << 24  # bytes of a .cls or .json; captions and boxes of an image are some KB
 LOCAL_BUFFER_BYTES = 8192  # headers lie some 100 KB apart: a larger buffer reads images for nothing
 
 
@@ -107,8 +108,10 @@ class _Samples:
             self._more_images += self._image is not None
             self._image = self._image or member
         elif suffix in (".cls", ".json") and self._label == (None, None):
-            file.seek(member.offset)
             where = f"{self.span.file.path}:{member.name}"
+            if member.size > LONGEST_LABEL:
+                raise UsageError(f"{where}: label is not readable ({member.size:,} bytes are no label)")
+            file.seek(member.offset)
             self._label = read_label(file.read(member.size), suffix, where)
 
     def _finish(self) -> None:

@@ -28,7 +28,7 @@ from teacher_cache.store.layout import (
 from teacher_cache.store.lock import LOCK, build_lock
 from teacher_cache.store.older import Format1Folder
 from teacher_cache.store.parts import StoredParts
-from teacher_cache.store.samples import SAMPLES, StoredSamples, write_samples
+from teacher_cache.store.samples import DAMAGE, SAMPLES, StoredSamples, write_samples
 from teacher_cache.store.vocabularies import VOCABULARIES, Vocabularies
 from teacher_cache.vocabulary import Vocabulary
 
@@ -104,10 +104,16 @@ class CacheStore(StoredParts):
         Raises:
             CacheDamagedError: it is missing or not readable.
         """
+        what = f"{self.path}/{SAMPLES}"
         try:
-            return StoredSamples(self.folder.open(SAMPLES), self.header.sample_table_digest)
-        except (OSError, ValueError) as error:
-            raise CacheDamagedError(f"{self.path}/{SAMPLES} is not readable: {error}") from error
+            found = StoredSamples(self.folder.open(SAMPLES), self.header.sample_table_digest, what)
+        except DAMAGE as error:
+            raise CacheDamagedError(f"{what} is not readable: {error}") from error
+        if len(found) != self.header.samples:
+            raise CacheDamagedError(
+                f"{self.path}/{SAMPLES} has {len(found):,} rows, the header {self.header.samples:,} samples"
+            )
+        return found
 
     def samples_are_sound(self) -> bool:
         """Whether `samples.parquet` is, to the last byte, what was written; in format 1, without a checksum
@@ -139,6 +145,7 @@ class CacheStore(StoredParts):
         for key, content in header_objects(header, samples_checksum).items():
             self.folder.write(key, content)
         self.header, self.samples_checksum = header, samples_checksum
+        self.__dict__.pop("_expected_metadata", None)
 
     # What is a function of the header
 
@@ -213,7 +220,7 @@ class CacheStore(StoredParts):
         Raises:
             CacheDamagedError: they are not there, or not readable.
         """
-        return self._vocabularies.class_features(name or self.header.vocabulary)
+        return self._vocabularies.class_features(name or self.header.vocabulary, self.header.embedding)
 
     def damaged_vocabularies(self) -> list[str]:
         """Names of those that are not what was written, the default one also if it is gone."""

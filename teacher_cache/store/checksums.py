@@ -12,7 +12,7 @@ from teacher_cache.errors import CacheDamagedError
 from teacher_cache.store.folder import Sink
 
 # What a codec may raise where its bytes were cut or overwritten.
-CODEC_ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError)
+CODEC_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, MemoryError)
 
 
 def bytes_checksum(content: bytes | memoryview) -> str:
@@ -48,7 +48,11 @@ def unsealed(record: Any, what: str) -> dict[str, Any]:
     if not isinstance(record, dict) or "checksum" not in record:
         raise CacheDamagedError(f"{what} is not readable: it has no checksum")
     content = {name: value for name, value in record.items() if name != "checksum"}
-    if _seal(content) != record["checksum"]:
+    try:
+        seal = _seal(content)
+    except (ValueError, RecursionError):  # what cannot be written as JSON was not read from what we wrote
+        seal = ""
+    if seal != record["checksum"]:
         raise CacheDamagedError(f"{what} is damaged: it differs from its checksum")
     return content
 

@@ -1,15 +1,26 @@
 """What a cache is of, and how its rows and views are cut into parts."""
 
+import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from teacher_cache.encodings import ArraySpec, encoding_of
 from teacher_cache.errors import CacheMismatchError
+from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
+from teacher_cache.json_text import typed_record
+from teacher_cache.options import validated
+from teacher_cache.views import ViewPolicy
 
 CHUNK_ROWS = 1024  # rows a read touches at least; a part is one shard of such chunks
 
 # Arrays beside those of the encoding: one value a sample, and one box a view.
 SAMPLE_ARRAYS = {"valid": ArraySpec((), "bool", False), "labels": ArraySpec((), "int32", -1)}
+# What no cache reaches: of a header that says more, memory would be asked for until none is left.
+MOST_SAMPLES, MOST_PARTS = 1 << 31, 1 << 22
+MOST_CLASSES, WIDEST_EMBEDDING = 1 << 22, 1 << 16
 CROPS = {"crops": ArraySpec((("box", 5),), "uint16")}
 
 
@@ -25,10 +36,10 @@ class CacheHeader:
     """What a cache is of. Two builds may share a cache only if all but `images`, `software` and
     `passes` are equal."""
 
-    samples: int
-    part_size: int
-    embedding: int
-    classes: int
+    samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+    part_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+    embedding: Annotated[int, Field(ge=1, le=WIDEST_EMBEDDING)]
+    classes: Annotated[int, Field(ge=1, le=MOST_CLASSES)]
     encoding: dict[str, Any]
     teacher: dict[str, Any]
     view_policy: dict[str, Any]
@@ -38,6 +49,40 @@ class CacheHeader:
     images: str
     software: str
     passes: list[int]
+    max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = MAX_PIXELS
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "CacheHeader":
+        """From what is stored, which anyone may have written; without `max_pixels` as it was before this
+        could be chosen.
+
+        Raises:
+            ValueError: it describes no cache.
+            UsageError: an encoding or view policy that this version does not know.
+        """
+        fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        header = typed_record(cls, fields)
+        policy, teacher = validated(ViewPolicy, header.view_policy), header.teacher
+        if header.passes != sorted(set(header.passes)) or [0, policy.views] != [0, *header.passes[-1:]]:
+            raise ValueError("its passes do not lead to its views")
+        if header.view_policy.get("views") != policy.views:
+            raise ValueError("its view policy has no views")
+        if header.passes[0] < 1:
+            raise ValueError("its first pass has no view")
+        if header.parts > MOST_PARTS:
+            raise ValueError(f"{header.parts:,} parts are more than a cache has")
+        if PurePosixPath(header.vocabulary).name != header.vocabulary or header.vocabulary in ("", ".."):
+            raise ValueError("its vocabulary has a name that leads elsewhere")
+        kinds = {"model": str, "weights_digest": str, "pretrained": str | None, "logit_scale": int | float}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(teacher.get(name), kind)]:
+            raise ValueError(f"its teacher has no {wrong[0]}")
+        if not math.isfinite(teacher["logit_scale"]):
+            raise ValueError("its teacher's logit scale is not finite")
+        kept = header.encoding.get("k", 1)
+        if not (isinstance(kept, int) and 1 <= kept <= header.classes):
+            raise ValueError(f"its encoding keeps {str(kept)[:40]} of {header.classes} classes")
+        encoding_of(header.encoding)
+        return header
 
     @property
     def views(self) -> int:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 from teacher_cache.errors import CacheDamagedError, UsageError
+from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import CacheHeader
@@ -48,10 +49,10 @@ def read_header(folder: Folder) -> tuple[CacheHeader, str, int]:
     try:
         for number in range(stored, FORMAT_VERSION):
             attributes = UPGRADES[number](folder, attributes)
-        header = CacheHeader(**{name: attributes[name] for name in CacheHeader.__dataclass_fields__})
+        header = CacheHeader.from_record(attributes)
     except (KeyError, TypeError, ValueError, FileNotFoundError, NotADirectoryError) as error:
-        raise CacheDamagedError(f"{folder.url} has a header that is not whole: {error}") from error
-    return header, attributes["samples_checksum"], stored
+        raise CacheDamagedError(f"{folder.url}/{GROUP} does not describe a cache: {error}") from error
+    return header, str(attributes.get("samples_checksum")), stored
 
 
 def _from_format_1(folder: Folder, attributes: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +102,7 @@ def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
 
 def _attributes(folder: Folder, key: str) -> dict[str, Any]:
     try:
-        record = json.loads(folder.read(key))
+        record = parse_json(folder.read(key))
         found = record if key == HEADER_COPY else record["attributes"]
     except (ValueError, KeyError, TypeError) as error:
         raise CacheDamagedError(f"{folder.url}/{key} is not readable: {error}") from error

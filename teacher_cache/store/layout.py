@@ -14,9 +14,20 @@ from zarr.core.metadata import ArrayV3Metadata
 from zarr.storage import MemoryStore
 
 from teacher_cache.encodings import ArraySpec
+from teacher_cache.json_text import parse_json
 from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader
 
 GROUP = "zarr.json"
+# What zarr may raise on metadata that are not as they should be.
+METADATA_ERRORS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
 
 
 def group_metadata(attributes: dict[str, Any]) -> bytes:
@@ -40,11 +51,11 @@ def array_metadata(header: CacheHeader) -> dict[str, bytes]:
 def same_metadata(stored: bytes, expected: bytes) -> bool:
     """Whether stored metadata mean what they should, however they are written."""
     try:
-        found, wanted = json.loads(stored), json.loads(expected)
+        found, wanted = parse_json(stored), parse_json(expected)
         if found == wanted:
             return True
         parsed = [ArrayV3Metadata.from_dict(record) for record in (found, wanted)]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except METADATA_ERRORS:
         return False
     return parsed[0].to_dict() == parsed[1].to_dict()
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.metadata import ArrayV3Metadata
 
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.store.checksums import CODEC_ERRORS, checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
-from teacher_cache.store.layout import GROUP, array_metadata
+from teacher_cache.store.layout import GROUP, METADATA_ERRORS, array_metadata
 from teacher_cache.store.records import PARTS, PartRecord, record_key, recorded_part
 from teacher_cache.store.samples import SAMPLES
 
@@ -41,16 +42,33 @@ class StoredParts:
         """One of the stored arrays, by its path in the group.
 
         Raises:
-            CacheDamagedError: it is not there.
+            CacheDamagedError: it is not there, or of another shape, type, chunk or codec than the header
+                says, whose reading could ask for any amount of memory.
         """
         if name not in self._arrays:
+            what = f"{self.path}/{name}/{GROUP}"
             try:
-                self._arrays[name] = zarr.open_array(self._zarr, path=name, mode=self._mode, zarr_format=3)
+                array = zarr.open_array(self._zarr, path=name, mode=self._mode, zarr_format=3)
+                if self._laid_out(array.metadata.to_dict()) != self._laid_out(self._expected(name)):
+                    raise CacheDamagedError(
+                        f"{what} is not what was written; rpp-cache build writes it again"
+                    )
             except FileNotFoundError as error:
                 raise CacheDamagedError(f"the array '{name}' is missing in {self.path}") from error
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise CacheDamagedError(f"{self.path}/{name}/zarr.json is not readable: {error}") from error
+            except METADATA_ERRORS as error:
+                raise CacheDamagedError(f"{what} is not readable: {error}") from error
+            self._arrays[name] = array
         return self._arrays[name]
+
+    def _expected(self, name: str) -> dict[str, Any]:
+        return ArrayV3Metadata.from_dict(self._expected_metadata[f"{name}/{GROUP}"]).to_dict()
+
+    def _laid_out(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        """What of metadata decides how an array is read. The number of views may lag behind the header, or
+        an opened header behind it, while views are added."""
+        names = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value")
+        samples, *more = metadata["shape"]
+        return {**{name: metadata[name] for name in names}, "shape": [samples, *more[1:]]}
 
     def committed(self) -> list[int]:
         """Parts that are complete, ascending."""

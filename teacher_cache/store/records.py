@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from teacher_cache.errors import CacheDamagedError
+from teacher_cache.json_text import parse_json, typed_record
 from teacher_cache.store.checksums import sealed, unsealed
 
 PARTS = "parts"
@@ -40,8 +41,12 @@ class PartRecord:
             CacheDamagedError: it is something else; `what` names it.
         """
         try:
-            record = unsealed(json.loads(content), what)
-            return cls(**{**record, "rows": tuple(record["rows"])})
+            record = unsealed(parse_json(content), what)
+            typed = typed_record(cls, record)
+            for entry in typed.skipped:
+                if [type(entry.get(name)) for name in ("row", "key", "reason")] != [int, str, str]:
+                    raise ValueError("a skipped sample has no row, key or reason")
+            return typed
         except (ValueError, TypeError, KeyError) as error:
             raise CacheDamagedError(f"{what} is not readable: {error}") from error
 

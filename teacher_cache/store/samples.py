@@ -2,6 +2,8 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -10,13 +12,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from teacher_cache.errors import CacheDamagedError
 from teacher_cache.images import SampleTable
 from teacher_cache.store.checksums import ChecksumWriter
 from teacher_cache.store.folder import Sink
 
 SAMPLES = "samples.parquet"
 GROUP_ROWS = 8192  # a row group: what reading one row costs
+LARGEST_GROUP = 1 << 20  # rows that are taken into memory at a time: a row may take no byte in the file
+DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
 GROUPS_KEPT = 128  # an epoch's window mixes rows of 64 blocks, each in one row group
+# One type each, but for texts: they may come as a dictionary, and long ones with long offsets.
+_TEXTS = {"string", "large_string", "dictionary<values=string, indices=int32, ordered=0>"}
+_COLUMNS = {"key": _TEXTS, "path": _TEXTS, "offset": {"int64"}, "length": {"int64"}, "label": {"int32"}}
+
+
+def _sound(table: pa.Table) -> pa.Table:
+    """The table, if it is what `write_samples` may have written.
+
+    Raises:
+        ValueError: empty values, or bytes that are no text.
+    """
+    table.validate(full=True)
+    if empty := [name for name in table.schema.names if table[name].null_count]:
+        raise ValueError(f"its column {empty[0]} has empty values")
+    return table
 
 
 def write_samples(samples: SampleTable, file: Sink) -> str:
@@ -34,17 +54,27 @@ def write_samples(samples: SampleTable, file: Sink) -> str:
 class StoredSamples(SampleTable):
     """The table as `write_samples` wrote it. Opening reads the footer alone, and `table` all."""
 
-    def __init__(self, file: Any, digest: str | None = None) -> None:
+    def __init__(self, file: Any, digest: str | None = None, what: str = SAMPLES) -> None:
         """
         Args:
             file: seekable, binary, as pyarrow reads it.
             digest: the table's, where it is known: computing it reads all.
+            what: how an error names it.
+
+        Raises:
+            ValueError: it is no sample table; and what pyarrow raises where it is no Parquet, see `DAMAGE`.
         """
+        self.__dict__["what"] = what
         if digest is not None:
             self.__dict__["digest"] = digest
         self._parquet = pq.ParquetFile(file, read_dictionary=["path"], pre_buffer=True)
         footer = self._parquet.metadata
         counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        found = {field.name: str(field.type) for field in self._parquet.schema_arrow}
+        if any(found.get(name) not in kinds for name, kinds in _COLUMNS.items()):
+            raise ValueError(f"its columns are {str(found)[:200]}")
+        if min(counts, default=0) < 0 or max(counts, default=0) > LARGEST_GROUP:
+            raise ValueError(f"its largest row group has {max(counts):,} rows")
         self._starts = np.cumsum([0, *counts])
         self._recent: OrderedDict[int, pa.Table] = OrderedDict()
         self._reading = threading.Lock()
@@ -55,12 +85,24 @@ class StoredSamples(SampleTable):
     @cached_property
     def table(self) -> pa.Table:
         """The whole table."""
-        return self._parquet.read()
+        with self._damage():
+            return _sound(self._parquet.read())
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Hard labels, [N] int32."""
-        return np.asarray(self._parquet.read(columns=["label"])["label"].to_numpy(), dtype=np.int32)
+        with self._damage():
+            found = _sound(self._parquet.read(columns=["label"]))
+            return np.asarray(found["label"].to_numpy(), dtype=np.int32)
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGE as error:
+            raise CacheDamagedError(
+                f"{self.__dict__['what']} is not readable ({error}); rpp-cache build writes it again"
+            ) from error
 
     @property
     def schema(self) -> pa.Schema:
@@ -102,7 +144,8 @@ class StoredSamples(SampleTable):
         with self._reading:
             table = self._recent.pop(group, None)
             if table is None:
-                table = self._parquet.read_row_group(group)
+                with self._damage():
+                    table = _sound(self._parquet.read_row_group(group))
             self._recent[group] = table  # the newest stands last
             while len(self._recent) > GROUPS_KEPT:
                 self._recent.popitem(last=False)

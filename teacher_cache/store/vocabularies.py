@@ -7,6 +7,7 @@ import zarr
 from numpy.typing import NDArray
 
 from teacher_cache.errors import CacheDamagedError
+from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import CODEC_ERRORS, bytes_checksum, checksum, sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.layout import GROUP, group_metadata, objects_in_memory, same_metadata
@@ -50,21 +51,26 @@ class Vocabularies:
         key = f"{VOCABULARIES}/{name}/{GROUP}"
         what = f"{self._folder.url}/{key}"
         try:
-            record = unsealed(json.loads(self._folder.read(key))["attributes"], what)
+            record = unsealed(parse_json(self._folder.read(key))["attributes"], what)
             return Vocabulary.from_json(record), str(record[FEATURES])
         except (ValueError, KeyError, TypeError) as error:
             raise CacheDamagedError(f"{what} is not readable: {error}") from error
 
-    def class_features(self, name: str) -> NDArray[np.float32]:
+    def class_features(self, name: str, embedding: int) -> NDArray[np.float32]:
         """Unit class features, [C, D] float32.
+
+        Args:
+            embedding: D, as the header has it.
 
         Raises:
             FileNotFoundError: the vocabulary does not exist.
             CacheDamagedError: they are not there, or not what was written.
         """
-        _, expected = self.read(name)
+        vocabulary, expected = self.read(name)
         path = f"{VOCABULARIES}/{name}/{FEATURES}"
         try:
+            if not same_metadata(self._folder.read(f"{path}/{GROUP}"), _metadata(len(vocabulary), embedding)):
+                raise ValueError(f"its {GROUP} is not what was written")
             array = zarr.open_array(self._folder.zarr_store(writable=False), path=path, mode="r")
             features_CD = np.asarray(array[:], dtype=np.float32)
         except (FileNotFoundError, *CODEC_ERRORS) as error:
@@ -73,6 +79,8 @@ class Vocabularies:
             raise CacheDamagedError(
                 f"{self._folder.url}/{path} is not what was written; rpp-cache verify says how it is mended"
             )
+        if not np.isfinite(features_CD).all():
+            raise CacheDamagedError(f"{self._folder.url}/{path} holds class features that are not finite")
         return features_CD
 
     def is_sound(self, name: str, embedding: int, digest: str | None = None) -> bool:
@@ -86,13 +94,15 @@ class Vocabularies:
             vocabulary, _ = self.read(name)
             if digest not in (None, vocabulary_digest(vocabulary)):
                 return False
-            key = f"{FEATURES}/{GROUP}"
-            metadata = _feature_objects(np.zeros((len(vocabulary), embedding), np.float32))[key]
-            stored = self._folder.read(f"{VOCABULARIES}/{name}/{key}")
-            self.class_features(name)
-            return same_metadata(stored, metadata)
+            self.class_features(name, embedding)
+            return True
         except (CacheDamagedError, FileNotFoundError, NotADirectoryError):
             return False
+
+
+def _metadata(classes: int, embedding: int) -> bytes:
+    """What the metadata of class features have to mean."""
+    return _feature_objects(np.zeros((classes, embedding), np.float32))[f"{FEATURES}/{GROUP}"]
 
 
 def _feature_objects(features_CD: NDArray[np.float32]) -> dict[str, bytes]:

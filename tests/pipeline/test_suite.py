@@ -104,7 +104,9 @@ def test_images_are_decoded_once_for_all_students(
     from student_train import image_features
 
     decode, calls = image_features.decode_image, []
-    monkeypatch.setattr(image_features, "decode_image", lambda content: calls.append(1) or decode(content))
+    monkeypatch.setattr(
+        image_features, "decode_image", lambda *g, **more: calls.append(1) or decode(*g, **more)
+    )
     options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy", "agreement"))
     run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
     assert len(calls) == 600
@@ -309,7 +311,7 @@ def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
 ) -> None:
     from student_train import image_features
 
-    monkeypatch.setattr(image_features, "decode_image", lambda content: pytest.fail("an image was read"))
+    monkeypatch.setattr(image_features, "decode_image", lambda *_, **more: pytest.fail("an image was read"))
     options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))
     with pytest.raises(UsageError, match="Noto v1, new half: base-to-new halves the classes by itself"):
         run_suites([load_suite(styles, PICTURES)], ["zero-shot"], options)

@@ -399,7 +399,7 @@ def metrics_so_far(out: Path) -> list[str]:
 def test_a_loss_that_is_not_finite_stops_the_run(cache_path: Path, tmp_path: Path) -> None:
     """Noted at its step, told at the next line of the log; no checkpoint holds what came after it."""
     common = {"lr": 1e38, "clip_norm": 0.0, "epochs": 5}
-    with pytest.raises(RppError, match=r"the loss is not finite at step (\d+) \(rows \[") as exact:
+    with pytest.raises(RppError, match=r"the loss is not finite at step (\d+) \(rows \d") as exact:
         train(settings(cache_path, tmp_path / "exact", **common))
     wild = settings(cache_path, tmp_path / "run", log_every=50, checkpoint_every=3, **common)
     with pytest.raises(RppError, match=r"the loss is not finite at step \d+ ") as late:

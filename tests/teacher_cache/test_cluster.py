@@ -37,12 +37,12 @@ import os, signal
 from teacher_cache import images, part
 seen = 0
 
-def decode_or_die(content, *more):
+def decode_or_die(content, **more):
     global seen
     seen += 1
     if {condition}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return images.decode_image(content, *more)
+    return images.decode_image(content, **more)
 
 part.decode_image = decode_or_die
 """

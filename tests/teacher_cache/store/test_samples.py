@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
+from teacher_cache.errors import CacheDamagedError
 from teacher_cache.images import SampleTable
 from teacher_cache.store import samples
 from teacher_cache.store.checksums import file_checksum
@@ -92,5 +93,5 @@ def test_only_the_row_groups_that_are_asked_for_are_read(tmp_path: Path) -> None
     before[start : start + group.total_compressed_size] = bytes(group.total_compressed_size)
     damaged = StoredSamples(io.BytesIO(bytes(before)))
     assert damaged.keys(slice(0, 12)) == table().keys(slice(0, 12))
-    with pytest.raises(OSError):  # noqa: PT011 - pyarrow's own words
+    with pytest.raises(CacheDamagedError, match=r"samples\.parquet is not readable"):
         damaged.keys(slice(12, 13))

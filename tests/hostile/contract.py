@@ -1,0 +1,120 @@
+"""What holds of every call that reads hostile input, and how it is watched."""
+
+import os
+import re
+import resource
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from teacher_cache.errors import RppError
+from teacher_cache.images import UnreadableImageError
+
+PROCESSOR_SECONDS = 20.0  # of one call; those on valid files take a hundredth of it
+MORE_BYTES = 3 << 30  # of address space that one call may take, threads and their arenas included
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+Outcome = Literal["read", "refused"]
+outcomes: Counter[Outcome] = Counter()
+
+# Audit events of programs that are started, and of globals that the C unpickler looks up.
+RUNS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pickle.find_class"}
+CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+}
+_violations: list[str] | None = None  # None while nobody watches
+_may_write: tuple[str, ...] = ()
+
+
+class TooLongError(BaseException):
+    """A call took more processor time than any input may cost."""
+
+
+def tried(call: Callable[[], Any], may_write: Path | None = None) -> Outcome:
+    """Call, and say how it ended: with a result, or with one of our errors in one line.
+
+    Args:
+        may_write: the only folder in which the call may write.
+
+    Raises:
+        AssertionError: an error of several lines, something written elsewhere, or a program started.
+        BaseException: whatever the call raised that is no error of ours, or the time that it took.
+    """
+    refused: Exception | None = None
+    with watched(may_write), bounded():
+        try:
+            call()
+        except (RppError, UnreadableImageError) as error:
+            refused = error
+    assert refused is None or is_one_line(str(refused)), f"not one line: {refused!r}"
+    outcome: Outcome = "read" if refused is None else "refused"
+    outcomes[outcome] += 1
+    return outcome
+
+
+def is_one_line(text: str) -> bool:
+    """Whether a terminal shows it as one line and takes no command from it."""
+    return bool(text.strip()) and not CONTROL.search(text)
+
+
+@contextmanager
+def watched(may_write: Path | None = None) -> Iterator[None]:
+    """Nothing is written but below a folder, no program is started, nothing is unpickled."""
+    global _violations, _may_write
+    _violations, _may_write = [], () if may_write is None else (f"{may_write}/",)
+    try:
+        yield
+    finally:
+        found, _violations = _violations, None
+    assert not found, found
+
+
+def _audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if _violations is None:
+        return
+    if event in RUNS:
+        _violations.append(f"{event} {arguments[:2]}")
+    elif event in CHANGES or (event == "open" and _writes(arguments)):
+        places = [os.fsdecode(a) for a in arguments if isinstance(a, str | bytes | os.PathLike)]
+        if not all(f"{os.path.abspath(place)}/".startswith(_may_write or "\0") for place in places[:1]):
+            _violations.append(f"{event} {arguments}")
+
+
+def _writes(arguments: tuple[Any, ...]) -> bool:
+    _, _, flags = arguments
+    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+
+
+sys.addaudithook(_audit)  # stays to the end of the process, and looks only while `watched`
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Little processor time, and little more memory than there is now."""
+
+    def stop(*_: object) -> None:
+        raise TooLongError(f"more than {PROCESSOR_SECONDS:.0f} seconds of processor time")
+
+    # processor time: the machine may be busy; and pytest-timeout has the other timer
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, PROCESSOR_SECONDS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
