@@ -180,7 +180,7 @@ def run(
 
 
 def jumping(chance: random.Random) -> None:
-    """The clock that people read jumps once, at some moment; the monotonic one does not, as on any machine."""
+    """The clock that people read jumps once, at some moment; the monotonic one does not, as anywhere."""
     real, begun = time.time, time.monotonic()
     when, by = chance.uniform(0, 2), chance.uniform(-86_400, 86_400)
     time.time = lambda: real() + (by if time.monotonic() - begun > when else 0)
