@@ -1,13 +1,36 @@
-# The steps of the README: install, then the demo or any command.
+# The three commands with all that they need; CUDA is used where the host lends a device (torch brings it).
+#
 #   docker build -t rpp .
-#   docker run --rm rpp                                    the demo
-#   docker run --rm --gpus all -v /data:/data rpp rpp-cache build --images ...
+#   docker run --rm --network none rpp demo
+#   docker run --rm --gpus all -v /data:/data -v "$PWD:/work" --user "$(id -u)" rpp run recipe.toml
+#   docker run --rm --gpus all -v /data:/data --entrypoint rpp-cache rpp build --images '/data/*.tar' ...
 FROM python:3.12-slim
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends make \
-    && rm -rf /var/lib/apt/lists/*
-WORKDIR /rpp
-COPY . .
-RUN make install
-ENV PATH=/rpp/.venv/bin:$PATH
-CMD ["rpp", "demo"]
+
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+WORKDIR /opt/rpp
+
+# What rpp depends on, some 6 GB, is a layer of its own: only another pyproject.toml makes it anew.
+COPY pyproject.toml ./
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+        extras = project["optional-dependencies"]; \
+        print(*project["dependencies"], *extras["s3"], *extras["tensorboard"], sep="\n")' > requirements.txt \
+    && pip install --no-cache-dir --requirement requirements.txt
+
+COPY README.md LICENSE THIRD_PARTY.md ./
+COPY teacher_cache teacher_cache
+COPY student_train student_train
+COPY pipeline pipeline
+RUN pip install --no-cache-dir --no-deps . \
+    && useradd --uid 1000 --home-dir /work rpp \
+    && install --directory --mode=1777 /work
+
+# Nothing runs as root. What is written or fetched goes to /work, where any --user may write.
+ENV HOME=/work
+USER 1000
+WORKDIR /work
+ENTRYPOINT ["rpp"]
+CMD ["demo"]

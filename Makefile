@@ -2,13 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install browser clean
+.PHONY: demo test coverage install browser clean
 
 demo: install
 	$(BIN)/rpp demo
 
 test: install browser
 	$(BIN)/python -m pytest
+
+# The suite once more, slower, with what it runs of the packages, subprocesses included.
+coverage: install browser
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 install: .venv/installed
 

@@ -25,7 +25,6 @@ import torch.nn.functional as F
 import typer
 from timing import machine
 
-import student_train.train as loop
 from pipeline.recipe import load_recipe
 from student_train.join import Batch, Join
 from student_train.prompts import PromptSettings
@@ -86,7 +85,7 @@ def train_online(settings: TrainSettings) -> RunResult:
         join.batches = Online(join, base, settings)  # type: ignore[method-assign, assignment]
         return join, mode
 
-    with patch.object(loop, "make_join", online_join):
+    with patch.dict(train.__globals__, make_join=online_join):
         return train(settings)
 
 

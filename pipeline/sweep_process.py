@@ -1,6 +1,7 @@
 """What a process of a sweep does: one job after another, as they come on its standard input.
 
-Imports nothing of Dask and of stage one's build, which a run does not need and which take seconds.
+Imports neither Dask's scheduler and arrays nor stage one's build: a run needs none of them, and importing
+them takes seconds.
 """
 
 import json

@@ -4,6 +4,7 @@ What is in it is `settings.py`'s business; the rest of a run's folder is in `run
 """
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from teacher_cache.openclip import portable_model, portable_pretrained
 
 SETTINGS = "settings.json"
 RESULTS = "results.json"  # what a recipe measured of the run
+RUN_FORMAT = 1  # of `settings.json` and the folder around it; records that name none are of the first
 
 # What may differ between a run and its continuation without changing its result.
 FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "log", "device", "out"}
@@ -28,7 +30,7 @@ def read_settings(out: Path) -> dict[str, Any]:
     """What a run wrote down of itself.
 
     Raises:
-        UsageError: no run there, or a file that is not what a run writes.
+        UsageError: no run there, one of a newer version, or a file that is not what a run writes.
     """
     try:
         record = json.loads((out / SETTINGS).read_text(encoding="utf-8"))
@@ -40,14 +42,29 @@ def read_settings(out: Path) -> dict[str, Any]:
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     parts = {"settings": dict, "cache": dict, "student": dict, "templates": list}
     try:
+        if not isinstance(record, dict):
+            raise ValueError("it is no record")
+        _require_known_format(out, record)
         for name, kind in parts.items():
-            if not isinstance(record, dict) or not isinstance(record.get(name), kind):
+            if not isinstance(record.get(name), kind):
                 raise ValueError(f"it has no {name}")
         check_read_through(record["cache"].get("teacher"), record["templates"])
     except ValueError as error:
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     found: dict[str, Any] = record
     return found
+
+
+def _require_known_format(out: Path, record: dict[str, Any]) -> None:
+    stored = record.get("format_version", 1)
+    if type(stored) is not int or stored < 1:
+        raise ValueError(f"it names run format {stored!r}")
+    if stored > RUN_FORMAT:
+        writer = record.get("software", "a newer rpp")
+        raise UsageError(
+            f"the run {out} has run format {stored}, written by {writer}; rpp {version('rpp')} reads format "
+            f"{RUN_FORMAT}: install a newer rpp"
+        )
 
 
 def flat_settings(record: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from student_train.metric_logs import LogName
 from student_train.order import ClassSubset
 from student_train.prompts import PromptSettings
 from student_train.readers import ReaderName
-from student_train.run_record import FREE_ON_RESUME, MAY_MOVE
+from student_train.run_record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT
 from student_train.stored import StoredStudent
 from student_train.student import PromptedCLIP
 from teacher_cache.errors import UsageError
@@ -112,6 +112,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """What `settings.json` holds: everything that decides the run's result."""
     return {
+        "format_version": RUN_FORMAT,
         "settings": settings.model_dump(mode="json"),
         "cache": asdict(cache.header),
         "student": {
@@ -165,9 +166,13 @@ def check_same_run(
 
 
 def changed_settings(record: dict[str, Any], settings: TrainSettings) -> list[str]:
-    """What is asked otherwise than a run has it, of the settings that decide its result by their value."""
-    return [
+    """What is asked otherwise than a run has it, of the settings that decide its result by their value; and
+    settings of the run's that are not known here, of another version of rpp."""
+    asked = settings.model_dump(mode="json")
+    changed = [
         f"{name}: {record['settings'].get(name)} there, {value} asked"
-        for name, value in settings.model_dump(mode="json").items()
+        for name, value in asked.items()
         if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
     ]
+    unknown = {name: value for name, value in record["settings"].items() if name not in asked}
+    return changed + [f"{name}: {value} there, not known to this rpp" for name, value in unknown.items()]

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from teacher_cache.openclip import portable_model, portable_pretrained
 
 STUDENT = "student.safetensors"
 MODEL, CONFIG = "model.safetensors", "config.json"  # as Hugging Face's hub has them
-FORMAT = "rpp-student-1"
+FORMAT, FORMAT_VERSION = "rpp-student", 1
 
 
 class StudentRecord(BaseModel):
@@ -41,7 +42,7 @@ class StudentRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: str = FORMAT
+    format: str = f"{FORMAT}-{FORMAT_VERSION}"
     prompts: PromptSettings
     model: str
     pretrained: str | None
@@ -203,8 +204,14 @@ def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:
 
 
 def _checked_format(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    if record.get("format") != FORMAT:
-        raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT})")
+    name, _, number = str(record.get("format")).rpartition("-")
+    if name != FORMAT or not number.isdecimal() or int(number) < FORMAT_VERSION:
+        raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT}-N)")
+    if int(number) > FORMAT_VERSION:
+        raise UsageError(
+            f"{path} has student format {int(number)}; rpp {version('rpp')} reads format {FORMAT_VERSION}: "
+            "install a newer rpp"
+        )
     return record
 
 

@@ -26,6 +26,7 @@ from teacher_cache.store.layout import (
     same_metadata,
 )
 from teacher_cache.store.lock import LOCK, build_lock
+from teacher_cache.store.older import Format1Folder
 from teacher_cache.store.parts import StoredParts
 from teacher_cache.store.samples import SAMPLES, StoredSamples, write_samples
 from teacher_cache.store.vocabularies import VOCABULARIES, Vocabularies
@@ -86,11 +87,14 @@ class CacheStore(StoredParts):
         """Open a cache: one small object is read.
 
         Raises:
-            UsageError: no cache there, or one of another format.
+            UsageError: no cache there, one of a newer format, or one of an older format to write to.
             CacheDamagedError: neither its header nor the copy of it is readable.
         """
         folder = folder_at(path)
-        return cls(folder, *read_header(folder), writable)
+        header, samples_checksum, version = read_header(folder)
+        if version == 1:
+            folder = Format1Folder(folder, header)
+        return cls(folder, header, samples_checksum, writable)
 
     @cached_property
     def samples(self) -> StoredSamples:
@@ -106,8 +110,11 @@ class CacheStore(StoredParts):
             raise CacheDamagedError(f"{self.path}/{SAMPLES} is not readable: {error}") from error
 
     def samples_are_sound(self) -> bool:
-        """Whether `samples.parquet` is, to the last byte, what was written."""
+        """Whether `samples.parquet` is, to the last byte, what was written; in format 1, without a checksum
+        of it, whether its rows are those of the header's digest."""
         try:
+            if not self.samples_checksum:
+                return StoredSamples(self.folder.open(SAMPLES)).digest == self.header.sample_table_digest
             return file_checksum(self.folder.open(SAMPLES)) == self.samples_checksum
         except (OSError, ValueError):
             return False
@@ -226,9 +233,8 @@ class CacheStore(StoredParts):
             CacheBusyError: another build holds it.
         """
         with build_lock(self.folder):
-            self.header, self.samples_checksum = read_header(
-                self.folder
-            )  # who held it before may have changed it
+            # who held it before may have changed it
+            self.header, self.samples_checksum, _ = read_header(self.folder)
             yield
 
 

@@ -1,7 +1,13 @@
-"""The header as it is stored: attributes of the group, and a copy of them that serves if they are damaged."""
+"""The header as it is stored: attributes of the group, and a copy of them that serves if they are damaged.
+
+Knows the versions of the cache's format: a newer one is refused, the header of an older one is read as
+today's has it. The other objects of older formats are in `older.py`.
+"""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 from teacher_cache.errors import CacheDamagedError, UsageError
@@ -11,7 +17,7 @@ from teacher_cache.store.header import CacheHeader
 from teacher_cache.store.layout import GROUP, group_metadata
 
 FORMAT = "rpp-cache"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 2  # a layout that an older version of rpp would misread is another one
 HEADER_COPY = "header.json"
 
 
@@ -22,11 +28,11 @@ def header_objects(header: CacheHeader, samples_checksum: str) -> dict[str, byte
     return {GROUP: group_metadata(attributes), HEADER_COPY: json.dumps(attributes).encode()}
 
 
-def read_header(folder: Folder) -> tuple[CacheHeader, str]:
-    """The header, and the checksum of the sample table.
+def read_header(folder: Folder) -> tuple[CacheHeader, str, int]:
+    """The header, the checksum of the sample table (empty where the format had none), the format's version.
 
     Raises:
-        UsageError: no cache there, or one of another format.
+        UsageError: no cache there, or one of a newer format.
         CacheDamagedError: neither the header nor its copy is what was written.
     """
     try:
@@ -38,27 +44,57 @@ def read_header(folder: Folder) -> tuple[CacheHeader, str]:
             if isinstance(damage, CacheDamagedError):
                 raise damage from None
             raise UsageError(f"no cache at {folder.url}") from damage
-    header = CacheHeader(**{name: attributes[name] for name in CacheHeader.__dataclass_fields__})
-    return header, attributes["samples_checksum"]
+    stored = int(attributes["format_version"])
+    try:
+        for number in range(stored, FORMAT_VERSION):
+            attributes = UPGRADES[number](folder, attributes)
+        header = CacheHeader(**{name: attributes[name] for name in CacheHeader.__dataclass_fields__})
+    except (KeyError, TypeError, ValueError, FileNotFoundError, NotADirectoryError) as error:
+        raise CacheDamagedError(f"{folder.url} has a header that is not whole: {error}") from error
+    return header, attributes["samples_checksum"], stored
+
+
+def _from_format_1(folder: Folder, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Nothing was sealed, and at first there were one encoding and one pass."""
+    encoding = attributes["encoding"]
+    vocabulary = _attributes(folder, f"vocabularies/{attributes['vocabulary']}/{GROUP}")
+    return {
+        "classes": len(vocabulary["names"]),
+        "passes": [attributes["view_policy"]["views"]],
+        **attributes,
+        "encoding": {"name": encoding} if isinstance(encoding, str) else encoding,
+        "samples_checksum": "",
+    }
+
+
+# By the version that a header was written in: the same attributes as the next version has them.
+UPGRADES: dict[int, Callable[[Folder, dict[str, Any]], dict[str, Any]]] = {1: _from_format_1}
 
 
 def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
-    """Attributes of a cache of this version, as they were sealed."""
+    """Attributes of a cache of a version that is known here, as they were sealed."""
     found = _attributes(folder, key)
+    stored = found.get("format_version")
     try:
         attributes = unsealed(found, f"{folder.url}/{key}")
     except CacheDamagedError:
-        ours = (found.get("format"), found.get("format_version")) == (FORMAT, FORMAT_VERSION)
+        ours = (found.get("format"), stored) == (FORMAT, FORMAT_VERSION)
         if ours or "checksum" in found:
             raise
         attributes = found
     if attributes.get("format") != FORMAT:
         raise UsageError(f"{folder.url} is a Zarr group, but not written by rpp-cache")
-    version = attributes.get("format_version")
-    if version != FORMAT_VERSION:
+    oldest = min(UPGRADES)
+    if type(stored) is not int or stored < oldest:
+        raise CacheDamagedError(
+            f"{folder.url}/{key} names cache format {stored!r}, which no version of rpp writes: copy the "
+            "cache again, or build it anew"
+        )
+    if stored > FORMAT_VERSION:
+        writer = attributes.get("software", "a newer rpp")
         raise UsageError(
-            f"{folder.url} has cache format {version}; this version of rpp reads {FORMAT_VERSION}: "
-            "use a version of rpp that knows it"
+            f"{folder.url} has cache format {stored}, written by {writer}; "
+            f"rpp {version('rpp')} reads formats {oldest} to {FORMAT_VERSION}: install a newer rpp"
         )
     return attributes
 
@@ -66,7 +102,7 @@ def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
 def _attributes(folder: Folder, key: str) -> dict[str, Any]:
     try:
         record = json.loads(folder.read(key))
-        found = record["attributes"] if key == GROUP else record
+        found = record if key == HEADER_COPY else record["attributes"]
     except (ValueError, KeyError, TypeError) as error:
         raise CacheDamagedError(f"{folder.url}/{key} is not readable: {error}") from error
     if not isinstance(found, dict):

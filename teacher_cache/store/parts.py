@@ -153,13 +153,17 @@ class StoredParts:
                 return False
             if set(record.checksums) != self.header.arrays_of(part):
                 return False
-            return all(
-                checksum(np.asarray(self._expected_array(name)[self._region(name, part)])) == expected
-                for name, expected in record.checksums.items()
-            )
-        # A shard that was cut or overwritten fails in the codec in as many ways as there are codecs.
+            return all(self._is_as_recorded(name, part, record) for name in record.checksums)
         except (CacheDamagedError, OSError, *CODEC_ERRORS):
             return False
+
+    def _is_as_recorded(self, name: str, part: int, record: PartRecord) -> bool:
+        try:
+            values = np.asarray(self._expected_array(name)[self._region(name, part)])
+        # A shard that was cut or overwritten fails in the codec in as many ways as there are codecs.
+        except (OSError, *CODEC_ERRORS):
+            return False
+        return checksum(values) == record.checksums.get(name)
 
     def read(self, name: str, selection: Any) -> NDArray[Any]:
         """Values of a stored array, selected as zarr does.
@@ -177,16 +181,21 @@ class StoredParts:
             ) from error
 
     def absent_shards(self) -> list[str]:
-        """Keys of the shards of committed parts that are not there: zarr would read them as zeros."""
-        header = self.header
-        there = {key for name in header.per_view for key in self.folder.sizes(f"{name}/c")}
-        return [
-            key
-            for part in self.committed()
-            for name in header.per_view
-            for key in self._shards(name, part)
-            if key not in there
-        ]
+        """Keys of the shards of committed parts that are gone: zarr would read them as the fill value.
+
+        A shard that is nothing else zarr does not write, as where no image of a part could be read.
+
+        Raises:
+            CacheDamagedError: the record of a part with such shards is not what was written.
+        """
+        there = {key for name in self.header.per_view for key in self.folder.sizes(f"{name}/c")}
+        gone = []
+        for part in self.committed():
+            for name in self.header.per_view:
+                absent = [key for key in self._shards(name, part) if key not in there]
+                if absent and not self._is_as_recorded(name, part, self.record(part)):
+                    gone += absent
+        return gone
 
     @cached_property
     def _expected_metadata(self) -> dict[str, Any]:

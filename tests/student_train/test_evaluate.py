@@ -210,6 +210,8 @@ def test_where_the_students_model_is_now_says_nothing_of_another_teacher(
         ({"cache": {"teacher": {"model": "x"}}}, "its teacher has no weights_digest"),
         ({"templates": [1, 2]}, "its templates are not texts"),
         ({"settings": {}, "cache": {}, "student": {}, "templates": [1, 2]}, "its templates are not texts"),
+        ({"format_version": "1"}, "it names run format '1'"),
+        ({"format_version": 0}, "it names run format 0"),
     ],
 )
 def test_a_damaged_record_of_a_run_is_one_line(

@@ -136,6 +136,22 @@ class TestWrongStudents:
         with pytest.raises(UsageError, match="is not a student"):
             load_student(run)
 
+    @pytest.mark.parametrize(
+        ("stored", "said"),
+        [
+            ("rpp-student-2", r"has student format 2; rpp 0\.\S+ reads format 1: install a newer rpp$"),
+            ("rpp-student-0", r"is not a student \(format rpp-student-0, not rpp-student-N\)"),
+            ("rpp-student-x", "is not a student"),
+            ("rpp-cache-1", "is not a student"),
+            (None, "is not a student"),
+        ],
+    )
+    def test_a_student_of_another_format(self, run: Path, stored: str | None, said: str) -> None:
+        """What else such a file holds does not matter: a newer format may hold anything."""
+        save_file({"q": torch.zeros(1)}, run / STUDENT, {"student": json.dumps({"format": stored})})
+        with pytest.raises(UsageError, match=said):
+            load_student(run)
+
     def test_tensors_that_do_not_fit_the_settings(self, run: Path) -> None:
         base = load_model(str(run / "model"))
         record = {

@@ -310,6 +310,23 @@ class TestResume:
         with pytest.raises(UsageError, match=r"begun otherwise \(temperature: 1.0 there, 3.0 asked\)"):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True, temperature=3.0))
 
+    def test_a_run_of_another_version_is_not_continued(self, cache_path: Path, tmp_path: Path) -> None:
+        """Of a newer format; or of this one, with a setting that is not known here."""
+        train(settings(cache_path, tmp_path / "run", max_steps=1))
+        file = tmp_path / "run" / "settings.json"
+        record = json.loads(file.read_text())
+        assert record["format_version"] == 1
+        file.write_text(json.dumps({**record, "format_version": 2, "settings": None, "software": "rpp 9.1"}))
+        newer = r"run has run format 2, written by rpp 9\.1; rpp 0\.\S+ reads format 1: install a newer rpp$"
+        with pytest.raises(UsageError, match=newer):
+            train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
+        file.write_text(json.dumps({**record, "settings": {**record["settings"], "focal": 2.0}}))
+        with pytest.raises(UsageError, match=r"begun otherwise \(focal: 2\.0 there, not known to this rpp\)"):
+            train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
+        del record["format_version"]  # as runs were recorded at first
+        file.write_text(json.dumps(record))
+        assert train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True)).samples == 0
+
     def test_there_must_be_a_run(self, cache_path: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="no run at"):
             train(settings(cache_path, tmp_path / "run", resume=True))

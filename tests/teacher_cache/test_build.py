@@ -23,7 +23,7 @@ from PIL import Image
 
 from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
-from teacher_cache.errors import CacheBusyError, CacheMismatchError, RppError, UsageError
+from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, RppError, UsageError
 from teacher_cache.openclip import load_model
 from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore, verify_store
 from teacher_cache.teacher import Teacher
@@ -269,6 +269,23 @@ def test_an_unreadable_image_keeps_its_row_and_its_reason_is_recorded(
     assert [(entry["row"], entry["key"]) for entry in skipped] == [(row, f"{row:06d}") for row in bad]
     for entry, reason in zip(skipped, ("empty file", "not an image", "truncated"), strict=True):
         assert reason in entry["reason"]
+
+
+@pytest.mark.parametrize("encoding", [{}, {"encoding": "topk", "topk": 1}])
+def test_parts_of_nothing_but_the_fill_value_are_read(
+    encoding: dict[str, Any], teacher: Path, names: Path, tmp_path: Path
+) -> None:
+    """Zarr writes no file for them: the last part's only image cannot be read; the largest logit is 0."""
+    members = webdataset_members(0, 7)
+    members[-1] = (members[-1][0], b"this is no image")
+    source = write_shard(tmp_path / "bad.tar", members)
+    build_cache(settings(source, names, tmp_path / "zarr", teacher, **encoding))
+    found = open_cache(tmp_path / "zarr")
+    assert found.valid.tolist() == [True] * 6 + [False]
+    assert not verify_store(found.store)
+    (tmp_path / "zarr" / "crops" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are gone, the first crops/c/0/0/0"):
+        open_cache(tmp_path / "zarr")
 
 
 def test_strict_stops_at_an_unreadable_image_and_names_it(teacher: Path, names: Path, tmp_path: Path) -> None:

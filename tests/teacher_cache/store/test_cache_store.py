@@ -209,7 +209,19 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
         (None, UsageError, "no cache at"),
         ("{", CacheDamagedError, "not readable"),
         ({}, UsageError, "a Zarr group, but not written by rpp-cache"),
-        ({"format": "rpp-cache", "format_version": 3}, UsageError, "has cache format 3; .* reads 2"),
+        (
+            {"format": "rpp-cache", "format_version": 3, "software": "rpp 9.1"},
+            UsageError,
+            r"has cache format 3, written by rpp 9\.1; rpp 0\.\S+ reads formats 1 to 2: install a newer rpp$",
+        ),
+        (
+            {"format": "rpp-cache"},
+            CacheDamagedError,
+            "names cache format None, which no version of rpp writes",
+        ),
+        ({"format": "rpp-cache", "format_version": "2"}, CacheDamagedError, "format '2', which no version"),
+        ({"format": "rpp-cache", "format_version": 0}, CacheDamagedError, "format 0, which no version"),
+        ({"format": "rpp-cache", "format_version": 1}, CacheDamagedError, "a header that is not whole: 'enc"),
     ],
 )
 def test_what_is_no_cache_of_this_version_is_refused(

@@ -1,0 +1,99 @@
+"""The steps of the Dockerfile in a clean root, where no container engine is at hand; then its command.
+
+The root stands for the FROM line: a Debian with Python, made by debootstrap. `python` and `pip` are those of
+a virtual environment in it, since Debian's own Python takes no packages. As root:
+
+    debootstrap --variant=minbase --include=python3-venv,ca-certificates bookworm /tmp/root
+    python tests/dockerfile_steps.py /tmp/root . --network none -- demo
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PYTHON = "/usr/local/python"
+
+
+def main() -> None:
+    """Do every step, and say how long it took."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("context", type=Path, help="the build's context: the folder of the Dockerfile")
+    parser.add_argument("--network", choices=["host", "none"], default="host", help="of the command")
+    parser.add_argument("command", nargs="*", help="instead of CMD")
+    asked = parser.parse_args()
+    root: Path = asked.root
+    shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
+    environment = {"PATH": f"{PYTHON}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
+    chroot = ["chroot", str(root)]
+    subprocess.run([*chroot, "python3", "-m", "venv", PYTHON], env=environment, check=True)
+    user, folder, entry, command = "0", "/", [""], [""]
+    for name, rest in instructions(asked.context / "Dockerfile"):
+        begun = time.monotonic()
+        if name == "ENV":
+            environment |= dict(pair.split("=", 1) for pair in shlex.split(rest))
+        elif name == "WORKDIR":
+            folder = rest
+            (root / rest.lstrip("/")).mkdir(parents=True, exist_ok=True)
+        elif name == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                copy(asked.context / source, root / folder.lstrip("/") / target)
+        elif name == "RUN":
+            run([*chroot, "sh", "-c", f"cd {folder} && {rest}"], environment)
+        elif name == "USER":
+            user = rest
+        elif name in ("ENTRYPOINT", "CMD"):
+            entry, command = (
+                (json.loads(rest), command) if name == "ENTRYPOINT" else (entry, json.loads(rest))
+            )
+        elif name != "FROM":
+            sys.exit(f"no step for {name}")
+        print(f"{time.monotonic() - begun:6.1f} s  {name} {rest[:80]}", flush=True)
+    begun = time.monotonic()
+    unshared = ["unshare", "--net"] if asked.network == "none" else []
+    words = shlex.join(entry + (asked.command or command))
+    inside = [
+        "chroot",
+        f"--userspec={user}:{user}",
+        str(root),
+        "sh",
+        "-c",
+        f"cd {folder} && id -u && {words}",
+    ]
+    run([*unshared, *inside], environment)
+    print(f"{time.monotonic() - begun:6.1f} s  {words}")
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Instructions in order, continued lines joined, comments left out."""
+    lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ").splitlines()
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in joined)]
+
+
+def copy(source: Path, target: Path) -> None:
+    """As COPY does: a folder's content into the target, a file into it."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target / source.name)
+
+
+def run(command: list[str], environment: dict[str, str]) -> None:
+    """Run it, or end with its exit code."""
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(f"exit code {done.returncode}: {shlex.join(command)}")
+
+
+if __name__ == "__main__":
+    if os.getuid() != 0:
+        sys.exit("a root can be changed by root alone")
+    main()

@@ -1,0 +1,131 @@
+"""Who imports whom: the packages' real import graph, their public names, and what is not imported at all."""
+
+import ast
+import re
+import subprocess
+import sys
+from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("teacher_cache", "student_train", "pipeline")  # each imports only what stands to its left
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(file): file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imported_names(code: str) -> set[tuple[str, str | None]]:
+    """(module, name) of every import, those in functions and those for types alone too; None: all of it."""
+    found: set[tuple[str, str | None]] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {(alias.name, None) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports name the package"
+            found |= {(node.module or "", alias.name) for alias in node.names}
+    return found
+
+
+IMPORTS = {module: imported_names(file.read_text(encoding="utf-8")) for module, file in FILES.items()}
+
+
+def file_of(module: str, name: str | None) -> str:
+    """The file that an import reads: `from package import file` reads the file."""
+    return f"{module}.{name}" if f"{module}.{name}" in FILES else module
+
+
+GRAPH = {
+    module: {file_of(*name) for name in names} & FILES.keys() - {module} for module, names in IMPORTS.items()
+}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_packages_import_downwards_alone() -> None:
+    floors = {package: floor for floor, package in enumerate(PACKAGES)}
+    up = [
+        f"{module} imports {other}"
+        for module, others in GRAPH.items()
+        for other in others
+        if floors[other.split(".")[0]] > floors[module.split(".")[0]]
+    ]
+    assert not up
+    # the graph is not empty: what everybody knows is in it
+    assert "teacher_cache.errors" in GRAPH["student_train.train"]
+    assert "student_train.train" in GRAPH["pipeline.student_run"]
+
+
+def test_packages_import_no_tests_and_no_benchmarks() -> None:
+    scripts = {file.stem for folder in ("benchmarks", "tests") for file in (ROOT / folder).glob("*.py")}
+    outside = {"tests", "benchmarks", *scripts - {"__init__"}}
+    found = [f"{module} imports {other}" for module, names in IMPORTS.items() for other, _ in names]
+    assert not [line for line in found if line.split(" imports ")[1].split(".")[0] in outside]
+
+
+def test_nothing_private_is_imported() -> None:
+    """A leading underscore is for the file alone."""
+    private = [
+        f"{module} imports {other}.{name}"
+        for module, names in IMPORTS.items()
+        for other, name in names
+        if other.split(".")[0] in PACKAGES and re.search(r"\._", f"{other}.{name}")
+    ]
+    assert not private
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_there_and_described(package: str) -> None:
+    root = import_module(package)
+    assert root.__all__ == sorted(root.__all__, key=lambda name: (not name[0].isupper(), name))
+    for name in root.__all__:
+        found = getattr(root, name)
+        assert not isinstance(found, type(root)), f"{package}.{name} is a file"
+        assert found.__doc__, f"{package}.{name}"
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'build_cash'"):
+        _ = root.build_cash
+
+
+def test_pages_import_public_names_alone() -> None:
+    seen = set()
+    for page in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+            for module, name in imported_names(block):
+                if module.split(".")[0] not in PACKAGES or (module, name) == ("pipeline.demo", None):
+                    continue  # the demo's pictures lie in its folder
+                assert module in PACKAGES, f"{page.name} imports from {module}"
+                assert name in import_module(module).__all__, f"{page.name} imports {module}.{name}"
+                seen.add(f"{module}.{name}")
+    assert {"teacher_cache.build_cache", "student_train.train"} <= seen
+
+
+def modules_after(code: str) -> set[str]:
+    """What a fresh process has imported after some code."""
+    code += "\nimport sys\nprint('imported', *sys.modules)"
+    output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    return set(output.splitlines()[-1].split()[1:])
+
+
+def test_a_process_of_a_sweep_imports_neither_dask_nor_the_build() -> None:
+    """Not with the public functions of stage two either, which are not the files of their names."""
+    loaded = modules_after(
+        "import pipeline.sweep_process, student_train.train, student_train.evaluate\n"
+        "from student_train import evaluate, predict, train\n"
+        "assert callable(train) and callable(evaluate) and callable(predict)\n"
+        "import teacher_cache, pipeline"
+    )
+    assert "student_train.sources" in loaded
+    assert not loaded & {"distributed", "dask.array", "dask.dataframe"}
+    assert not loaded & {"teacher_cache.build", "teacher_cache.cluster", "pipeline.sweep", "pipeline.run"}
