@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Self
 
 LOOK_SECONDS = 0.002
-END_SECONDS = 120.0  # no call takes this long
+END_SECONDS = 600.0  # no call takes this long, on any machine
 
 
 @dataclass(frozen=True)
@@ -115,29 +115,34 @@ def attempt(
     **disturbed: Any,
 ) -> dict[str, Any]:
     """Fork, disturb, wait; the fields of `Ended`."""
-    with tempfile.TemporaryFile() as said:
-        begun = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            run(commands[command[0]], command, said.fileno(), **disturbed)
-        waiting = sorted(kill_workers or [])
-        status = None
-        while status is None:
-            ended, code = os.waitpid(child, os.WNOHANG)
-            seconds = time.monotonic() - begun
-            if ended:
-                status = os.waitstatus_to_exitcode(code)
-            elif seconds > (END_SECONDS if kill_after is None else kill_after):
-                os.kill(child, signal.SIGKILL)
-                status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            elif waiting and seconds > waiting[0] and (workers := workers_of(child)):
-                del waiting[0]
-                os.kill(random.Random(seconds).choice(workers), signal.SIGKILL)
-            else:
-                time.sleep(LOOK_SECONDS)
-        said.seek(0)
-        text = said.read().decode(errors="replace")
-    return {"code": status, "seconds": time.monotonic() - begun, "said": text, "left": left_of(child)}
+    reading, writing = os.pipe()  # a file would be short of room with all others
+    begun = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        run(commands[command[0]], command, writing, **disturbed)
+    os.close(writing)
+    said: list[bytes] = []
+    reader = threading.Thread(target=lambda: said.extend(iter(lambda: os.read(reading, 65_536), b"")))
+    reader.start()
+    waiting = sorted(kill_workers or [])
+    status = None
+    while status is None:
+        ended, code = os.waitpid(child, os.WNOHANG)
+        seconds = time.monotonic() - begun
+        if ended:
+            status = os.waitstatus_to_exitcode(code)
+        elif seconds > (END_SECONDS if kill_after is None else kill_after):
+            os.kill(child, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        elif waiting and seconds > waiting[0] and (workers := workers_of(child)):
+            del waiting[0]
+            os.kill(random.Random(seconds).choice(workers), signal.SIGKILL)
+        else:
+            time.sleep(LOOK_SECONDS)
+    took, left = time.monotonic() - begun, left_of(child)
+    reader.join()
+    os.close(reading)
+    return {"code": status, "seconds": took, "said": b"".join(said).decode(errors="replace"), "left": left}
 
 
 def run(
