@@ -38,6 +38,7 @@ from teacher_cache.teacher import Precision, Teacher, choose_device
 MOST_DECODING_THREADS = 16
 PARTS_AHEAD = 2  # parts that a worker holds: one to compute, one to go on with
 LOOK_EVERY_SECONDS = 2.0  # how often lost and new workers are looked for
+MOST_SET_BACK_SECONDS = 10.0  # Dask sends at times of day
 REPORT_EVERY_SECONDS = 0.5  # how often a worker says how far it is
 
 
@@ -115,6 +116,7 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
     if not missing:
         return 0
     sizes = {part: header.rows(part).stop - header.rows(part).start for part in range(header.parts)}
+    clock = Clock()
     # a later pass reads what the first one found readable
     passes = [list(parts) for _, parts in groupby(missing, lambda part: part < header.parts_per_pass)]
     with (
@@ -130,7 +132,7 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
             if in_process:
                 _teachers[work.name] = teacher
             for parts in passes:
-                _hand_out(client, work, parts, progress, on_note)
+                _hand_out(client, work, parts, progress, clock, on_note)
         finally:
             if in_process:
                 del _teachers[work.name]
@@ -169,7 +171,12 @@ def scheduler_needed(kept: str) -> Iterator[None]:
 
 @scheduler_needed("what is committed is safe")
 def _hand_out(
-    client: Client, work: Work, parts: list[int], progress: "PartProgress", on_note: Callable[[str], None]
+    client: Client,
+    work: Work,
+    parts: list[int],
+    progress: "PartProgress",
+    clock: "Clock",
+    on_note: Callable[[str], None],
 ) -> None:
     """Give every worker `PARTS_AHEAD` parts and no more: a worker that comes later finds parts left, and Dask
     blames a worker's death on all that it holds. What Dask gives up after several deaths is tried once more
@@ -179,6 +186,7 @@ def _hand_out(
     lonely = False
     try:
         while waiting or suspects or running:
+            clock.look(on_note)
             workers = client.nthreads()
             progress.take_back_all_but(set(workers))
             if not workers and not lonely:
@@ -219,6 +227,24 @@ def _hand_out(
             f"last at {killed.last_worker.address}{others}. The workers' logs say why, or the system's where "
             "memory ran out; all other parts are committed: run the same command again for these"
         )
+
+
+class Clock:
+    """Tells of a clock that is set back. Dask sends at times of day: it may stand still until it is as late
+    again as it was."""
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def look(self, on_note: Callable[[str], None]) -> None:
+        """Say so if it was set back since the last look."""
+        ahead = time.time() - time.monotonic()
+        if (behind := self._ahead - ahead) > MOST_SET_BACK_SECONDS:
+            on_note(
+                f"the clock was set back by {behind:.0f} s, and Dask may stand still for as long: if nothing "
+                "moves, kill this process (-9) and run the same command again; what is committed is safe"
+            )
+        self._ahead = ahead
 
 
 class PartProgress:

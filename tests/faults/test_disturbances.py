@@ -1,0 +1,398 @@
+"""All but kills: full disks, failing reads, jumping clocks, two at once, no rights, missing and cut files."""
+
+import os
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+from safetensors.torch import load_file
+
+from teacher_cache.store import CacheStore, verify_store
+from tests.faults.attempts import Attempts, Ended
+from tests.faults.conftest import KILLS, SAMPLES, Inputs, Record
+from tests.faults.test_kills import figures
+from tests.teacher_cache.inputs import assert_same_arrays, decoded_arrays
+
+TRIES = max(2, KILLS // 5)  # of what is not a kill
+ONE_SENTENCE = "one sentence, second call, same result"
+
+
+@pytest.fixture(scope="module")
+def trained(attempts: Attempts, inputs: Inputs, undisturbed: Path) -> Path:
+    """A run that nothing befell."""
+    out = inputs.folder / "trained"
+    ended = attempts.call(*inputs.train(undisturbed, out, "--towers=both", "--epochs=3"))
+    assert ended.code == 0, ended.said
+    return out
+
+
+@pytest.fixture
+def build(attempts: Attempts, inputs: Inputs) -> Callable[..., Ended]:
+    """Call the build with another `--out`, disturbed."""
+
+    def call(out: Path | str, *others: str, **disturbed: object) -> Ended:
+        return attempts.call(*inputs.build, f"--out={out}", *others, **disturbed)
+
+    return call
+
+
+@pytest.fixture
+def train(attempts: Attempts, inputs: Inputs) -> Callable[..., Ended]:
+    """Call the training of `trained`, disturbed."""
+
+    def call(cache: Path, out: Path, *others: str, **disturbed: object) -> Ended:
+        return attempts.call(*inputs.train(cache, out, "--towers=both", "--epochs=3", *others), **disturbed)
+
+    return call
+
+
+Call = Callable[..., Ended]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    ours, theirs = load_file(one / "student.safetensors"), load_file(other / "student.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    assert figures(one) == figures(other)
+
+
+def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path) -> None:
+    """No file takes more than so many bytes."""
+    record = Record(
+        "no room: no file takes more than N bytes (RLIMIT_FSIZE)", "one sentence; a second call ends"
+    )
+    chance = random.Random(KILLS)
+    largest = max(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file())
+    for number in range(TRIES):
+        out = tmp_path / f"{number}.zarr"
+        ended = build(out, largest_file=int(largest * chance.random() ** 3))
+        if ended.code != 0:
+            assert ended.is_one_sentence, ended.said
+            assert build(out).code == 0
+        assert_same_arrays(out, undisturbed)
+        record("build: " + ("it fitted" if ended.code == 0 else ONE_SENTENCE))
+        run = tmp_path / f"run-{number}"
+        most = (trained / "checkpoint.pt").stat().st_size
+        ended = train(undisturbed, run, largest_file=int(most * chance.random()))
+        assert ended.is_one_sentence, ended.said
+        again = ["--resume"] if (run / "settings.json").exists() else []
+        ended = train(undisturbed, run, *again)
+        assert ended.code == 0, ended.said
+        assert_same_run(run, trained)
+        record(f"run: {ONE_SENTENCE}")
+
+
+def test_a_read_that_fails(
+    build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
+) -> None:
+    """In the middle of a shard: not one picture's damage, so no picture is left out for it."""
+    record = Record("a read of a shard fails (EIO)", "one sentence that names the shard; a second call ends")
+    chance = random.Random(KILLS)
+    for number in range(TRIES):
+        out, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
+        ended = build(out, failing_read=chance.randint(1, SAMPLES))
+        assert ended.is_one_sentence, ended.said
+        assert "cannot read image shard" in ended.last_line
+        assert "Input/output error" in ended.last_line
+        assert build(out).code == 0
+        assert_same_arrays(out, undisturbed)
+        record(f"build: {ONE_SENTENCE}")
+        ended = train(undisturbed, run, "--workers=1", failing_read=chance.randint(1, SAMPLES))
+        assert ended.is_one_sentence, ended.said
+        assert "Input/output error" in ended.last_line
+        ended = train(undisturbed, run, *(["--resume"] if (run / "settings.json").exists() else []))
+        assert ended.code == 0, ended.said
+        assert_same_run(run, trained)
+        record(f"run: {ONE_SENTENCE}")
+
+
+def test_a_clock_that_jumps(
+    build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Dask sends at times of day: a build whose clock is set back may stand still, and says so."""
+    record = Record(
+        "the clock jumps by up to a day, to or fro",
+        "nothing depends on it, or a build says that Dask stands still, and a second call ends",
+    )
+    for number in range(TRIES):
+        out = tmp_path / f"{number}.zarr"
+        ended = build(out, clock=number, kill_after=30)
+        if ended.code == -9:
+            assert "note: the clock was set back by " in ended.said
+            assert build(out).code == 0
+        else:
+            assert ended.code == 0, ended.said
+        assert_same_arrays(out, undisturbed)
+        record(
+            "build: same arrays"
+            if ended.code == 0
+            else "build: stood still and said so, second call, same arrays"
+        )
+        ended = train(undisturbed, tmp_path / f"run-{number}", clock=number)
+        assert ended.code == 0, ended.said
+        assert_same_run(tmp_path / f"run-{number}", trained)
+        record("run: same tensors and figures")
+
+
+def test_two_at_once(
+    attempts: Attempts, inputs: Inputs, undisturbed: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Both begin at the same moment, or one somewhat later."""
+    record = Record(
+        "two processes on one cache, or one run's folder", "one works, the other says so or finds all done"
+    )
+    chance = random.Random(KILLS)
+    with Attempts() as others:
+        for number in range(TRIES):
+            out, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
+            building = [*inputs.build, f"--out={out}"]
+            running = inputs.train(undisturbed, run, "--towers=both", "--epochs=3")
+            for command in (building, running):
+                ends = at_once(command, attempts, others, chance.uniform(0, 0.5))
+                assert 0 in [ended.code for ended in ends], [ended.said for ended in ends]
+                assert all(ended.code == 0 or ended.is_one_sentence for ended in ends), ends
+                done = [ended.code for ended in ends].count(0)
+                record("one worked, one said so" if done == 1 else "the second found all done")
+            assert_same_arrays(out, undisturbed)
+            assert_same_run(run, trained)
+
+
+def at_once(command: list[str], one: Attempts, other: Attempts, later: float) -> list[Ended]:
+    """The same call twice."""
+    ends: list[Ended] = []
+    second = threading.Timer(later, lambda: ends.append(other.call(*command)))
+    second.start()
+    ends.append(one.call(*command))
+    second.join()
+    return ends
+
+
+def test_no_right_to_write(
+    build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
+) -> None:
+    """A finished cache of somebody else serves; an unfinished one is not touched."""
+    record = Record("a store without the right to write", "a finished cache serves; else one sentence")
+    whole, begun = tmp_path / "whole.zarr", tmp_path / "begun.zarr"
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    shutil.copytree(undisturbed, whole)
+    shutil.copytree(undisturbed, begun)
+    (begun / "parts" / "000003.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for path in tmp_path.rglob("*"):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    free = tmp_path.parent / f"{tmp_path.name}-free"
+    free.mkdir()
+    free.chmod(0o777)
+    try:
+        assert build(whole, no_rights=True).code == 0
+        record("build of a finished cache: all there")
+        ended = build(begun, no_rights=True)
+        assert ended.is_one_sentence, ended.said
+        record("build of an unfinished one: one sentence")
+        ended = train(whole, free / "run", no_rights=True)
+        assert ended.code == 0, ended.said
+        assert_same_run(free / "run", trained)
+        record("run from it: same result")
+        ended = train(whole, begun / "run", no_rights=True)
+        assert ended.is_one_sentence, ended.said
+        record("run into it: one sentence")
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    finally:
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            path.chmod(0o755)
+
+
+def test_a_part_that_somebody_deleted(
+    attempts: Attempts, build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Its record: the cache is unfinished. A stored array of it: nothing is trained on a gap."""
+    record = Record(
+        "a part deleted by hand", "never a gap: one sentence; `verify` names it, a build mends it"
+    )
+    chance = random.Random(KILLS)
+    arrays = sorted(
+        path
+        for path in undisturbed.rglob("*")
+        if "/c/" in str(path)
+        and path.is_file()
+        and path.relative_to(undisturbed).parts[0] == "image_features"
+    )
+    assert len(arrays) > 5
+    for number in range(TRIES):
+        cache, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
+        for gone in (
+            f"parts/{chance.randrange(24):06d}.json",
+            str(chance.choice(arrays).relative_to(undisturbed)),
+        ):
+            shutil.copytree(undisturbed, cache)
+            (cache / gone).unlink()
+            ended = train(cache, run)
+            assert ended.is_one_sentence, ended.said
+            verified = attempts.call("rpp-cache", "verify", cache)
+            assert verified.code == 1
+            assert build(cache).code == 0
+            assert attempts.call("rpp-cache", "verify", cache).code == 0
+            assert_same_arrays(cache, undisturbed)
+            ended = train(cache, run, *(["--resume"] if (run / "settings.json").exists() else []))
+            assert ended.code == 0, ended.said
+            assert_same_run(run, trained)
+            record(f"{'its record' if 'parts' in gone else 'its features'}: {ONE_SENTENCE}")
+            shutil.rmtree(cache)
+            shutil.rmtree(run)
+
+
+def test_a_cache_that_was_copied_half_way(
+    attempts: Attempts, build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
+) -> None:
+    """Files are missing, and one is cut."""
+    record = Record(
+        "a cache copied half-way", "one sentence or the right result, never another; a build mends it"
+    )
+    chance = random.Random(KILLS)
+    for number in range(2 * TRIES):
+        cache, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
+        shutil.copytree(undisturbed, cache)
+        files = sorted(path for path in cache.rglob("*") if path.is_file())
+        chance.shuffle(files)
+        missing = chance.choice((0, 1, len(files) // 2, len(files) - 1))
+        for path in files[:missing]:
+            path.unlink()
+        cut = files[missing] if missing < len(files) else None
+        if cut is not None:
+            os.truncate(cut, int(cut.stat().st_size * chance.random()))
+        ended = train(cache, run)
+        if ended.code == 0:
+            assert_same_run(run, trained)
+            record("a run: right, what was cut it does not read")
+        else:
+            assert ended.is_one_sentence, ended.said
+            record("a run: one sentence")
+        attempts.call("rpp-cache", "verify", cache)
+        ended = build(cache)
+        if ended.code != 0:
+            assert ended.is_one_sentence, ended.said
+            assert not (cache / "header.json").exists() or "zarr.json" in str(cut), (cut, ended.said)
+            record("a build: one sentence, no cache is recognised there")
+        else:
+            assert not verify_store(CacheStore.open(cache))
+            assert_same_arrays(cache, undisturbed)
+            record("a build: mended, same arrays")
+
+
+class Flaky(ThreadingHTTPServer):
+    """In front of an object store: answers some requests with 500, and others late."""
+
+    def __init__(self, store: str, share: float, seed: int) -> None:
+        super().__init__(("127.0.0.1", 0), FlakyHandler)
+        self.store, self.share, self.chance = store.removeprefix("http://"), share, random.Random(seed)
+        self.failed = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class FlakyHandler(BaseHTTPRequestHandler):
+    """Passes a request on, or does not."""
+
+    protocol_version = "HTTP/1.1"
+    server: Flaky
+
+    def pass_on(self) -> None:
+        body = self.body()
+        fate = self.server.chance.random()
+        if fate < self.server.share:
+            self.server.failed += 1
+            self.answer(500, {}, b"")
+            return
+        if fate > 0.95:
+            threading.Event().wait(0.3)
+        kept = {name: value for name, value in self.headers.items() if name != "Transfer-Encoding"}
+        store = HTTPConnection(self.server.store, timeout=60)
+        store.request(self.command, self.path, body, kept | {"Content-Length": str(len(body))})
+        with store.getresponse() as answer:
+            self.answer(answer.status, dict(answer.headers), answer.read())
+        store.close()
+
+    def body(self) -> bytes:
+        if "Transfer-Encoding" not in self.headers:
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while length := int(self.rfile.readline(), 16):
+            body += self.rfile.read(length)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = pass_on
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response(status)
+        length = headers.get("Content-Length", str(len(body))) if self.command == "HEAD" else str(len(body))
+        kept = {"etag", "last-modified", "content-type", "content-range", "accept-ranges"}
+        for name, value in headers.items():
+            if name.lower() in kept or name.lower().startswith("x-amz"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.fixture
+def flaky(s3_server: str) -> Iterator[Callable[[float, int], Flaky]]:
+    """A flaky store, in front of the tests' own."""
+    servers: list[Flaky] = []
+
+    def begin(share: float, seed: int) -> Flaky:
+        servers.append(Flaky(s3_server, share, seed))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.slow
+def test_an_object_store_that_answers_500_and_late(
+    build: Call, bucket: str, flaky: Callable[[float, int], Flaky], undisturbed: Path
+) -> None:
+    record = Record(
+        "S3 answers 500, and late", "its library tries again; else one sentence and a second call ends"
+    )
+    store = fsspec.filesystem("s3", use_listings_cache=False)
+    for number in range(max(1, TRIES // 2)):
+        for share in (0.2, 0.5):
+            url = f"{bucket}-{number}-{share}"
+            server = flaky(share, number)
+            ended = build(url, "--part-size=120", environment={**aws(), "AWS_ENDPOINT_URL": server.url})
+            assert server.failed
+            if ended.code != 0:
+                assert ended.is_one_sentence, ended.said
+                again = build(url, "--part-size=120", environment=aws())
+                assert again.code == 0, again.said
+            group = zarr.open_group(url, mode="r")
+            for name, values in decoded_arrays(undisturbed).items():
+                np.testing.assert_array_equal(np.asarray(group[name][:]), values, err_msg=name)
+            how = "went on" if ended.code == 0 else ONE_SENTENCE
+            record(f"{share:.0%} of all requests fail: {how}")
+            store.rm(url, recursive=True)
+
+
+def aws() -> dict[str, str]:
+    """What the environment says of the store."""
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}

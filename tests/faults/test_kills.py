@@ -1,0 +1,106 @@
+"""SIGKILL at random moments: of builds, of their Dask workers, of runs."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from teacher_cache.store import CacheStore, verify_store
+from tests.faults.attempts import Attempts
+from tests.faults.conftest import KILLS, Inputs, Record
+from tests.teacher_cache.inputs import assert_same_arrays
+
+KILLS_A_ROUND = 8  # then the call is left to end
+EXACT = ("step", "loss", "hard_loss", "soft_loss", "accuracy", "lr", "gradient_norm", "clipped_steps")
+
+
+def committed(cache: Path) -> dict[str, int]:
+    """When the record of each part was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (cache / "parts").glob("*.json")}
+
+
+def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
+    """What was committed before a kill is not computed again, and the end is the same."""
+    record = Record(
+        "SIGKILL of a build", "the same call goes on; no committed part is computed again; same arrays"
+    )
+    chance, kills, number = random.Random(KILLS), 0, 0
+    usual = attempts.call(*inputs.build, f"--out={tmp_path / 'first.zarr'}").seconds
+    while kills < KILLS:
+        out, number, in_round, kept = tmp_path / f"{number}.zarr", number + 1, 0, dict[str, int]()
+        while True:
+            after = chance.uniform(0, usual) if in_round < KILLS_A_ROUND and kills < KILLS else None
+            ended = attempts.call(*inputs.build, f"--out={out}", kill_after=after)
+            assert not ended.left
+            now = committed(out)
+            assert kept.items() <= now.items()
+            kept = now
+            if ended.code == 0:
+                break
+            assert ended.code == -9, ended.said
+            kills, in_round = kills + 1, in_round + 1
+        assert not verify_store(CacheStore.open(out))
+        assert_same_arrays(out, undisturbed)
+        record("killed, gone on with, same arrays", in_round)
+
+
+@pytest.mark.slow
+def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
+    """A build whose workers die ends all the same, or says that they do, and the next one ends."""
+    record = Record(
+        "SIGKILL of a Dask worker", "the build goes on, or one sentence and a second call; same arrays"
+    )
+    chance = random.Random(KILLS)
+    for number in range(max(1, KILLS // 5)):
+        out = tmp_path / f"{number}.zarr"
+        command = [*inputs.build, f"--out={out}", "--workers=2"]
+        ended = attempts.call(*command, kill_workers=[chance.uniform(0.5, 15)])
+        assert not ended.left
+        if ended.code != 0:
+            assert ended.is_one_sentence, ended.said
+            assert attempts.call(*inputs.build, f"--out={out}").code == 0
+        assert_same_arrays(out, undisturbed)
+        record(
+            "the build went on, same arrays" if ended.code == 0 else "one sentence, second call, same arrays"
+        )
+
+
+def figures(run: Path) -> list[list[Any]]:
+    """The lines of a run's log, but for the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [[line[name] for name in EXACT] for line in lines]
+
+
+@pytest.mark.parametrize("mode", ["text", "both"])
+def test_runs(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path, mode: str) -> None:
+    """From features, and from images that two other processes decode: same tensors, same figures."""
+    record = Record(
+        f"SIGKILL of a run, {'cached features' if mode == 'text' else 'images, 2 decoding processes'}",
+        "`--resume` goes on; same tensors, same metrics; no process is left behind",
+    )
+    others = [f"--towers={mode}", "--workers=2"]
+    first = attempts.call(*inputs.train(undisturbed, tmp_path / "first", *others))
+    assert first.code == 0, first.said
+    chance, kills, number = random.Random(KILLS), 0, 0
+    while kills < KILLS:
+        out, number, in_round, begun = tmp_path / str(number), number + 1, 0, False
+        while True:
+            after = chance.uniform(0, first.seconds) if in_round < KILLS_A_ROUND and kills < KILLS else None
+            again = ["--resume"] if begun else []
+            ended = attempts.call(*inputs.train(undisturbed, out, *others, *again), kill_after=after)
+            assert not ended.left
+            if ended.code == 0:
+                break
+            assert ended.code == -9, ended.said
+            kills, in_round, begun = kills + 1, in_round + 1, (out / "settings.json").exists()
+        ours, theirs = (
+            load_file(out / "student.safetensors"),
+            load_file(tmp_path / "first/student.safetensors"),
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(ours[name].equal(theirs[name]) for name in ours)
+        assert figures(out) == figures(tmp_path / "first")
+        record("killed, gone on with, same tensors and figures", in_round)
