@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage install browser clean
+.PHONY: demo test faults coverage install browser clean
 
 demo: install
 	$(BIN)/rpp demo
 
 test: install browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+# Hundreds of kills and other faults, and a table of what became of them; half an hour.
+faults: install
+	RPP_KILLS=100 RPP_FAULTS_TABLE=faults.md $(BIN)/python -m pytest tests/faults --timeout 3600
 
 # The suite once more, slower, with what it runs of the packages, subprocesses included.
 coverage: install browser

@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 
 import fsspec
@@ -8,8 +9,10 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-# The models here are tiny: one thread is several times faster than two that wait for each other.
+# The models here are tiny: one thread is several times faster than two that wait for each other, also in the
+# processes that tests begin.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module", autouse=True)

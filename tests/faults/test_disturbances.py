@@ -21,6 +21,7 @@ from tests.faults.conftest import KILLS, SAMPLES, Inputs, Record
 from tests.faults.test_kills import figures
 from tests.teacher_cache.inputs import assert_same_arrays, decoded_arrays
 
+pytestmark = pytest.mark.faults
 TRIES = max(2, KILLS // 5)  # of what is not a kill
 ONE_SENTENCE = "one sentence, second call, same result"
 

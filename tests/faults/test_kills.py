@@ -13,6 +13,7 @@ from tests.faults.attempts import Attempts
 from tests.faults.conftest import KILLS, Inputs, Record
 from tests.teacher_cache.inputs import assert_same_arrays
 
+pytestmark = pytest.mark.faults
 KILLS_A_ROUND = 8  # then the call is left to end
 EXACT = ("step", "loss", "hard_loss", "soft_loss", "accuracy", "lr", "gradient_norm", "clipped_steps")
 
