@@ -9,6 +9,7 @@ import logging
 import signal
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -299,6 +300,7 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
     # what goes wrong reaches the user once, in our words
     for noisy in ("distributed", "distributed.client"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "Couldn't detect a suitable IP address", RuntimeWarning)
     if settings.scheduler:
         try:
             client = Client(settings.scheduler)  # waits as Dask is configured

@@ -31,7 +31,7 @@ def main() -> None:
     root: Path = asked.root
     shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
     environment = {"PATH": f"{PYTHON}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
-    chroot = ["chroot", str(root)]
+    chroot = inside(root, [])
     subprocess.run([*chroot, "python3", "-m", "venv", PYTHON], env=environment, check=True)
     user, folder, entry, command = "0", "/", [""], [""]
     for name, rest in instructions(asked.context / "Dockerfile"):
@@ -57,18 +57,16 @@ def main() -> None:
             sys.exit(f"no step for {name}")
         print(f"{time.monotonic() - begun:6.1f} s  {name} {rest[:80]}", flush=True)
     begun = time.monotonic()
-    unshared = ["unshare", "--net"] if asked.network == "none" else []
     words = shlex.join(entry + (asked.command or command))
-    inside = [
-        "chroot",
-        f"--userspec={user}:{user}",
-        str(root),
-        "sh",
-        "-c",
-        f"cd {folder} && id -u && {words}",
-    ]
-    run([*unshared, *inside], environment)
+    isolated = inside(root, ["--net"] if asked.network == "none" else [], f"--userspec={user}:{user}")
+    run([*isolated, "sh", "-c", f"cd {folder} && id -u && {words}"], environment)
     print(f"{time.monotonic() - begun:6.1f} s  {words}")
+
+
+def inside(root: Path, unshared: list[str], *options: str) -> list[str]:
+    """What runs a command in the root, with /proc and /dev there as in a container."""
+    mounts = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$@"'
+    return ["unshare", "--mount", *unshared, "sh", "-c", mounts, str(root), *options, str(root)]
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
