@@ -101,6 +101,8 @@ def test_public_names_are_there_and_described(package: str) -> None:
 def test_pages_import_public_names_alone() -> None:
     seen = set()
     for page in PAGES:
+        if page.name == "contributing.md":
+            continue  # what it adds, it adds inside
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
             for module, name in imported_names(block):
                 if module.split(".")[0] not in PACKAGES or (module, name) == ("pipeline.demo", None):

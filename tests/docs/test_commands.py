@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -168,7 +169,9 @@ def read(command: Command) -> None:
 def read_python(command: Command, rest: list[str]) -> None:
     """`python -m MODULE ...` and `python benchmarks/NAME.py ...`."""
     if rest[:2] == ["-m", "pytest"]:
-        for word in rest[2:]:
+        for before, word in pairwise(rest[1:]):
+            if before in ("-k", "-m"):
+                continue
             path, _, test = word.partition("::")
             assert word.startswith("-") or (ROOT / path).exists(), f"{command.where}: no {path}"
             assert not test or f"def {test.partition('[')[0]}(" in (ROOT / path).read_text(), command.where

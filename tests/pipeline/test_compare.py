@@ -79,8 +79,8 @@ def test_a_wide_table_loses_no_figure_in_a_pipe(runs: list[Path]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     loss = compare_runs(runs)["results"]["loss"]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("│ loss ")]
-    assert [cell.strip() for cell in line.split("│")[2:-1]] == [f"{value:.4f}" for value in loss * 4]
+    lines = [line.split("│")[2:-1] for line in done.stdout.splitlines() if line.startswith("│ loss ")]
+    assert [cell.strip() for line in lines for cell in line] == [f"{value:.4f}" for value in loss * 4]
 
 
 def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
         ),
         ({"format": "rpp-cache", "format_version": "2"}, CacheDamagedError, "format '2', which no version"),
         ({"format": "rpp-cache", "format_version": 0}, CacheDamagedError, "format 0, which no version"),
-        ({"format": "rpp-cache", "format_version": 1}, CacheDamagedError, "a header that is not whole: 'enc"),
+        ({"format": "rpp-cache", "format_version": 1}, CacheDamagedError, "does not describe a cache: 'enc"),
     ],
 )
 def test_what_is_no_cache_of_this_version_is_refused(

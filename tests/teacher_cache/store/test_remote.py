@@ -64,11 +64,14 @@ def test_a_build_that_was_killed_goes_on(
     killed = subprocess.run([sys.executable, "-c", KILLED_BUILD, "build", *arguments], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     store = CacheStore.open(asked.out)
-    assert store.committed() == [0, 1]
-    with pytest.raises(UsageError, match=r"not complete: 2 of 4 parts"):
+    committed = store.committed()
+    assert committed in ([0, 1], [0, 1, 3])  # the part behind the killed one may have been faster
+    with pytest.raises(UsageError, match=rf"not complete: {len(committed)} of 4 parts"):
         open_cache(asked.out)
     assert objects().exists(f"{asked.out}/build.lock")
-    assert build_cache(asked).parts_computed == 2  # the lock of a process that is gone is taken over at once
+    assert build_cache(asked).parts_computed == 4 - len(
+        committed
+    )  # the lock of a process that is gone is taken over at once
     assert not objects().exists(f"{asked.out}/build.lock")
     assert build_cache(asked).parts_computed == 0
     assert_equals(asked.out, cache)
