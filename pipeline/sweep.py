@@ -5,6 +5,7 @@ How runs become processes is in `sweep_jobs.py` and `sweep_process.py`, what is 
 """
 
 import fcntl
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ from teacher_cache.store import CacheStore
 
 FREE = FREE_ON_RESUME | {"cache", "seed"}  # no axes: they change nothing, or have an option of their own
 LOCK = "sweep.lock"
+LONGEST_NAME = 200  # characters: file systems take 255, and seed and digest follow
 WAIT_SECONDS = 30.0  # for the runs of a call that was killed: they stop at their next step
 
 
@@ -199,12 +201,19 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
         flat = to_flat(recipe.train)
         chosen = {name: flat[name] for name in axes}
         for seed in range(recipe.train.seed, recipe.train.seed + settings.seeds):
-            name = ",".join(f"{axis}={quote(str(value), safe=' ')}" for axis, value in chosen.items())
-            folder = out / RUNS / f"{name + ',' if name else ''}seed={seed}"
+            name = "".join(f"{axis}={quote(str(value), safe=' ')}," for axis, value in chosen.items())
+            folder = out / RUNS / f"{within_limit(name)}seed={seed}"
             if folder in cells:
                 raise UsageError(f"--set names {', '.join(f'{a}={v}' for a, v in chosen.items())} twice")
             cells[folder] = make_cell(recipe, chosen, seed, folder, out, settings.jobs)
     return list(cells.values())
+
+
+def within_limit(name: str) -> str:
+    """The name, or where a file system would refuse it its beginning and a digest of the whole."""
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:12]},"
 
 
 def make_cell(

@@ -84,10 +84,10 @@ def main() -> None:
 
 def do_job(job: Job) -> str | None:
     """Do a job in this process, whose output goes to the job's log; gives why it failed, if it did."""
-    with open(job.log, "ab", buffering=0) as log:
-        for stream in (STDOUT, STDERR):
-            os.dup2(log.fileno(), stream)
     try:
+        with open(job.log, "ab", buffering=0) as log:
+            for stream in (STDOUT, STDERR):
+                os.dup2(log.fileno(), stream)
         before = {"asked": job.asked}
         if job.train is None:
             write_results(job.results, before | {"evals": [evaluate(settings) for settings in job.evals]})

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from student_train.run_folder import write_whole
 from teacher_cache.errors import UsageError
@@ -57,6 +57,12 @@ class SweepRecord(BaseModel):
     zero_shot_why: str | None = None
     rows: list[SweepRow]
     seconds: float = 0.0
+
+    @model_validator(mode="after")
+    def _rows_have_the_axes(self) -> "SweepRecord":
+        if any(set(row.settings) != set(self.axes) for row in self.rows):
+            raise ValueError("a row does not have the settings that the axes name")
+        return self
 
     def configurations(self) -> list[list[SweepRow]]:
         """Rows that differ in the seed alone, in the order of the grid."""

@@ -13,11 +13,14 @@ from pipeline.sweep_record import SweepRecord, SweepRow
 from student_train.evaluators import FIGURES, ZERO_SHOT, shown
 from student_train.markdown import table
 
+BESIDE = 3  # a column's line, and a space on both sides of its text
+WRAPPED_HEADING = 16
+
 
 @dataclass(frozen=True)
 class Cells:
     """A table as text. Printed to a terminal that is too narrow for all columns it is several tables, each
-    with the columns that name the rows, as numpy and pandas print them: no figure is cut.
+    with the columns that name the rows, as pandas prints it: nothing is cut, what is too long is wrapped.
 
     Attributes:
         headings: one a column.
@@ -33,31 +36,42 @@ class Cells:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
         """For the terminal; a line stands before the means."""
-        every = [self.headings, *self.rows, *self.means]
-        # a column's text, a space on both sides of it and a line
-        widths = [max(map(cell_len, column)) + 3 for column in zip(*every, strict=True)]
-        # names wrap where they would take more than half of the width, figures never do
-        of_names = min(sum(widths[: self.names]), options.max_width // 2)
+        cells = [*self.rows, *self.means]
+        widths = [
+            # a heading, as a run's folder, may be much longer than the figures under it
+            max(*map(cell_len, column), min(cell_len(heading), WRAPPED_HEADING), 1)
+            for heading, *column in zip(self.headings, *cells, strict=True)
+        ]
+        room = options.max_width - 1  # the first line; then each column has one, and a space on both sides
+        widths[: self.names] = narrow(widths[: self.names], room // 2)
+        of_names = sum(widths[: self.names]) + BESIDE * self.names
         parts: list[list[int]] = [[]]
         for column in range(self.names, len(widths)):
-            taken = 1 + of_names + sum(widths[other] for other in parts[-1])
-            if parts[-1] and taken + widths[column] > options.max_width:
+            widths[column] = max(1, min(widths[column], room - of_names - BESIDE))
+            taken = of_names + sum(widths[other] + BESIDE for other in parts[-1])
+            if parts[-1] and taken + widths[column] + BESIDE > room:
                 parts.append([])
             parts[-1].append(column)
         for part in parts:
             drawn = Table()
-            for column in range(self.names):
-                drawn.add_column(self.headings[column], overflow="fold")
-            for column in part:
-                drawn.add_column(self.headings[column], no_wrap=True)
-            for number, row in enumerate((*self.rows, *self.means), start=1):
-                cells = [row[column] for column in (*range(self.names), *part)]
-                drawn.add_row(*cells, end_section=number == len(self.rows))
+            chosen = (*range(self.names), *part)
+            for column in chosen:
+                drawn.add_column(self.headings[column], width=widths[column], overflow="fold")
+            for number, row in enumerate(cells, start=1):
+                drawn.add_row(*(row[column] for column in chosen), end_section=number == len(self.rows))
             yield drawn
 
     def markdown(self) -> str:
         """In GitHub's Markdown."""
         return "\n".join(table(self.headings, [*self.rows, *self.means]))
+
+
+def narrow(widths: list[int], room: int) -> list[int]:
+    """The widths of columns that shall not take more than `room` in all: the widest ones give way."""
+    widths = list(widths)
+    while sum(widths) + BESIDE * len(widths) > room and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    return widths
 
 
 def evaluation_cells(evals: Sequence[dict[str, Any]]) -> Cells:

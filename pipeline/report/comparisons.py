@@ -143,8 +143,9 @@ def _heat_maps(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
     maps = [one for pair in pairs[:MOST_PAIRS] for one in _maps_of(gathered, evaluation, name, *pair)]
     pieces: list[Piece] = [
         Text(
-            f"{_what(evaluation, name)}. The lighter a cell, the higher the figure; hatched cells have no "
-            "finished run. Below the mean stands ± one standard deviation over seeds."
+            f"{_what(evaluation, name)}. The lighter a cell, the higher the figure; maps of the same axes "
+            "share their colours; hatched cells have no finished run. Below the mean stands ± one standard "
+            "deviation over seeds."
         ),
         Figures(maps),
     ]
@@ -164,13 +165,19 @@ def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str,
         note += ", ".join(axis_name(axis) for axis in others) + "."
         return [_map(gathered, found, title, name, across, down, note)]
     every = grouped(gathered, evaluation.place, name, [across, down, *others])
+    known = [
+        cell.value
+        for cell in (_heat_cell(figure, name) for figure in every.values())
+        if cell.value is not None
+    ]
+    ends = (min(known), max(known)) if known else None
     figures = []
     for values in combinations:
         end = tuple(map(_key, values))
         found = {key[:2]: figure for key, figure in every.items() if key[2:] == end}
         settings = dict(zip(others, values, strict=True))
         whole = f"{title}: {label(settings)}" if others else title
-        figures.append(_map(gathered, found, whole, name, across, down))
+        figures.append(_map(gathered, found, whole, name, across, down, ends=ends))
     return figures
 
 
@@ -182,12 +189,13 @@ def _map(
     across: str,
     down: str,
     note: str = "",
+    ends: tuple[float, float] | None = None,
 ) -> Figure:
     columns = {_key(value): value_text(value) for value in sorted(gathered.axes[across])}
     rows = {_key(value): value_text(value) for value in sorted(gathered.axes[down])}
     cells = [[_heat_cell(found.get((column, row)), name) for column in columns] for row in rows]
     words = [axis_name(axis) for axis in (across, down)]
-    drawing = heat_map(cells, list(rows.values()), list(columns.values()), title, words[1], words[0])
+    drawing = heat_map(cells, list(rows.values()), list(columns.values()), title, words[1], words[0], ends)
     table = Table(
         "",
         [f"{words[1]} ↓  {words[0]} →", *columns.values()],

@@ -232,7 +232,9 @@ def why_not_done(configuration: Configuration) -> list[str]:
     said = [row for row in waiting if row.why]
     lines += [f"seed {row.seed}: {reason(row.why)}" for row in said]
     if seeds := [str(row.seed) for row in waiting if not row.why]:
-        lines.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: waiting, not run yet")
+        lines.append(
+            f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: not finished: waiting, or at work"
+        )
     return lines
 
 

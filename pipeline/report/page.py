@@ -34,7 +34,9 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
         UsageError: the folder is neither, its record is damaged, or the file cannot be written.
     """
     gathered = gather(folder)
-    out = out or folder / REPORT
+    out = folder / REPORT if out is None else out
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name the file to write")
     # names of files may hold what UTF-8 cannot
     html = render(gathered, sections(gathered)).encode("utf-8", "replace").decode("utf-8")
     try:

@@ -202,13 +202,18 @@ def heat_map(
     title: str,
     row_label: str,
     column_label: str,
+    ends: tuple[float, float] | None = None,
 ) -> Markup:
-    """Values by colour, printed in each cell; the rows from the top."""
+    """Values by colour, printed in each cell; the rows from the top.
+
+    Args:
+        ends: values of the darkest and the lightest colour, where several maps share them.
+    """
     longest = max(map(len, rows), default=1)
     left = 26 + LETTER * min(longest, 12) + 6
     width, height = left + CELL_WIDTH * len(columns) + 6, 6 + CELL_HEIGHT * len(rows) + BOTTOM
     known = [cell.value for row in cells for cell in row if cell.value is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    low, high = ends or ((min(known), max(known)) if known else (0.0, 1.0))
     parts = [_frame(title, width, height)]
     parts.append(_vertical_text(10, 6 + CELL_HEIGHT * len(rows) / 2, row_label))
     for r, (name, row) in enumerate(zip(rows, cells, strict=True)):

@@ -19,7 +19,7 @@ from pipeline.run import run_recipe
 from pipeline.sweep import SweepSettings, held, make_cells, parse_axes, run_sweep, zero_shot_job
 from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
-from pipeline.sweep_record import SweepRecord, read_sweep
+from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
 from pipeline.tables import sweep_cells
 from student_train.run_record import read_settings
 from teacher_cache.build import build_cache
@@ -267,6 +267,8 @@ def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Pa
         return Job(train=train, evals=(), results=out / "results.json", log=log, folder=tmp_path)
 
     runner = Runner()
+    nowhere = job("nowhere", 1).model_copy(update={"log": tmp_path / "gone" / "job.log"})
+    assert "gone/job.log" in (runner.do(nowhere, lambda: False) or "")
     long = job("long", 100_000)
 
     def kill_when_it_trains() -> bool:
@@ -322,6 +324,15 @@ def test_runs_on_dask_workers_are_those_of_this_machine(
     rows = [row for row in undisturbed[1].rows if (row.settings["temperature"], row.seed) == (2.0, 5)]
     assert len(rows) == 2
     assert figures(record)[2:] == figures(undisturbed[1].model_copy(update={"rows": rows}))[2:]
+
+
+def test_a_setting_of_any_length_has_a_folder_of_its_own(recipe: Path, tmp_path: Path) -> None:
+    words = ["a photo of " + "very long words " * 20 + end for end in ("one", "two")]
+    cells = make_cells(recipe, {"prompt_init": words}, SweepSettings(seeds=2), tmp_path)
+    names = {cell.train.out.name for cell in cells if cell.train.out}
+    assert len(names) == 4
+    assert max(len(f"{name}.log".encode()) for name in names) <= 255
+    assert [cell.settings["prompt_init"] for cell in cells[::2]] == words
 
 
 @pytest.mark.parametrize(
@@ -395,6 +406,11 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         read_sweep(tmp_path)
     (tmp_path / "sweep.json").write_text('{"recipe": 3}')
     with pytest.raises(UsageError, match=r"sweep.json is damaged: recipe: "):
+        read_sweep(tmp_path)
+    row = SweepRow(settings={}, seed=0, run="runs/seed=0").model_dump()
+    record = {"recipe": "r", "cache": "c", "axes": {"lr": [1.0]}, "seeds": [0], "rows": [row]}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match=r"sweep.json is damaged: .*a row does not have the settings"):
         read_sweep(tmp_path)
 
 

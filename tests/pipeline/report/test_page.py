@@ -72,7 +72,7 @@ def test_failed_and_waiting_runs_are_rows_that_say_why(of_sweep: dict[str, Secti
     assert rows[2][:3] == ["1", "2", "1 of 2"]
     assert rows[3] == [f"seed 1 failed: {WHY}"]
     assert rows[5] == ["4", "2", "0 of 2", *["–"] * 7]
-    assert rows[6] == ["seeds 0, 1: waiting, not run yet"]
+    assert rows[6] == ["seeds 0, 1: not finished: waiting, or at work"]
     states = [words(row)[1] for row in tables(of_sweep["runs"])[0].rows]
     assert states == ["done", "done", "done", "failed", "done", "done", "waiting", "waiting"]
 
@@ -185,7 +185,11 @@ def test_a_sweep_that_has_just_begun(sweep_copy: Path) -> None:
     record |= {"zero_shot": [], "zero_shot_why": "the teacher's model is gone"}
     (sweep_copy / "sweep.json").write_text(json.dumps(record))
     html = make_report(sweep_copy).read_text(encoding="utf-8")
-    for said in ("8 waiting", "seeds 0, 1: waiting, not run yet", "No run has written its settings yet"):
+    for said in (
+        "8 waiting",
+        "seeds 0, 1: not finished: waiting, or at work",
+        "No run has written its settings yet",
+    ):
         assert said in html
 
 
@@ -213,8 +217,12 @@ def test_the_file_lies_in_the_folder_and_can_be_made_again(run_copy: Path) -> No
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(run_copy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out.html"
     folder.mkdir()
-    for out in (tmp_path / "none" / "r.html", folder):
-        with pytest.raises(UsageError, match=r"--out .* cannot be written"):
+    for out, said in (
+        (tmp_path / "none" / "r.html", "cannot be written"),
+        (folder, "a folder"),
+        (Path(), "a fold"),
+    ):
+        with pytest.raises(UsageError, match=f"--out .* {said}"):
             make_report(run_copy, out)
     assert sorted(os.listdir(tmp_path)) == ["out.html", "run"]
 

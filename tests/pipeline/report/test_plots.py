@@ -1,5 +1,6 @@
 """Drawings: what is in them, that they are well-formed, and that nothing of the data is markup."""
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from itertools import pairwise
@@ -146,3 +147,14 @@ def test_long_names_are_cut() -> None:
     assert "<title>a very long name" in bar_chart(
         [Bar("a very long name " * 9, Spread(1.0, None, (1.0,)), "1")], "t", "x", None
     )
+
+
+def test_maps_that_share_their_ends_share_their_colours() -> None:
+    """The same value is of the same colour, whatever else stands in its map."""
+    maps = [
+        heat_map([[HeatCell(value, "v") for value in values]], ["r"], ["a", "b"], "t", "r", "c", (0.0, 1.0))
+        for values in ((0.0, 0.5), (0.5, 1.0))
+    ]
+    fills = [re.findall(r'<rect [^>]*fill="(#\w+)"', drawing) for drawing in maps]
+    assert fills[0][1] == fills[1][0]
+    assert len({*fills[0], *fills[1]}) == 3
