@@ -4,7 +4,7 @@ The root stands for the FROM line: a Debian with Python, made by debootstrap. `p
 a virtual environment in it, since Debian's own Python takes no packages. As root:
 
     debootstrap --variant=minbase --include=python3-venv,ca-certificates bookworm /tmp/root
-    python tests/dockerfile_steps.py /tmp/root . --network none demo
+    python tests/dockerfile_steps.py /tmp/root . --network none --command demo
 """
 
 import argparse
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("context", type=Path, help="the build's context: the folder of the Dockerfile")
     parser.add_argument("--network", choices=["host", "none"], default="host", help="of the command")
-    parser.add_argument("command", nargs="*", help="instead of CMD")
-    asked = parser.parse_intermixed_args()
+    parser.add_argument("--command", type=shlex.split, help="instead of CMD")
+    asked = parser.parse_args()
     root: Path = asked.root
     shutil.copy("/etc/resolv.conf", root / "etc" / "resolv.conf")
     environment = {"PATH": f"{PYTHON}/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}

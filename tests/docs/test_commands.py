@@ -33,7 +33,8 @@ TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILI
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 # not of this project: what their options mean is theirs
 FOREIGN = {
-    ".", "cp", "echo", "gunzip", "mkdir", "tar", "tensorboard", ".venv/bin/ruff", ".venv/bin/mypy", ".ci/run",
+    ".", "cp", "debootstrap", "echo", "gunzip", "mkdir", "tar", "tensorboard",
+    ".venv/bin/ruff", ".venv/bin/mypy", ".ci/run",
 }  # fmt: skip
 
 # What `...` stands for in a command that is shortened to what is new in it.
@@ -181,7 +182,7 @@ def read_python(command: Command, rest: list[str]) -> None:
             clip_benchmark.register().get_parser_args()
     else:
         path = ROOT / rest[0]
-        assert path.parent == ROOT / "benchmarks", command.where
+        assert path.parent in (ROOT / "benchmarks", ROOT / "tests"), command.where
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(path.parent)
             # not by its name: Python has a module `encodings` itself
