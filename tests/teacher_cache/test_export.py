@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
 
@@ -79,7 +80,6 @@ def test_it_opens_in_pandas_and_says_what_it_is(opened: TeacherCache, tmp_path: 
     assert said["encoding"] == {"name": "factored"}
     assert said["vocabulary_digest"] == opened.header.vocabulary_digest
     assert said["names"] == said["ids"] == list(ANIMALS)
-    pandas = pytest.importorskip("pandas")
     frame = pandas.read_parquet(out)
     assert len(frame) == 19
     assert [len(classes) for classes in frame["classes"]] == [2] * 19
