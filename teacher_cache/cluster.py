@@ -290,6 +290,25 @@ class PartProgress:
             self._counter.reach(done, parts=parts)
 
 
+def _local_cluster(workers: int) -> LocalCluster:
+    try:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=workers > 1,
+            # None would still take port 8787, and warn where another cluster has it
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:  # Dask's: a worker ended before it was there
+        raise RppError(
+            f"the worker processes cannot be started ({error}); did the memory run out? What is committed is "
+            "safe: run the same command again"
+        ) from error
+
+
 @contextmanager
 def dask_client(settings: ComputeSettings) -> Iterator[Client]:
     """A client of the scheduler, or of workers started here, which end with the block.
@@ -312,16 +331,7 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
     with (
         # a worker that died is given up where another is not there soon; importing torch takes its time
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
-        LocalCluster(
-            n_workers=settings.local_workers,
-            threads_per_worker=1,
-            processes=settings.local_workers > 1,
-            # None would still take port 8787, and warn where another cluster has it
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
-            memory_limit=0,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        _local_cluster(settings.local_workers) as cluster,
         Client(cluster) as client,
     ):
         yield client
