@@ -27,11 +27,11 @@ from student_train.evaluators import ZERO_SHOT
 from student_train.run_record import FREE_ON_RESUME, RESULTS, SETTINGS, read_settings
 from student_train.settings import TrainSettings, changed_settings
 from teacher_cache.build import build_cache
-from teacher_cache.cluster import stoppable
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.options import to_flat
 from teacher_cache.progress import counting
+from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore
 
 FREE = FREE_ON_RESUME | {"cache", "seed"}  # no axes: they change nothing, or have an option of their own

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from teacher_cache.cluster import ComputeSettings, Work, compute_parts, stoppable
+from teacher_cache.cluster import Work, compute_parts
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable, absolute_source, index_images
@@ -23,10 +23,12 @@ from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.openclip import load_model
 from teacher_cache.options import Place
 from teacher_cache.relabel import ensure_vocabulary
+from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheHeader, CacheStore, disk_errors, part_rows, vocabulary_digest
 from teacher_cache.teacher import Precision, Teacher, choose_device
 from teacher_cache.views import ViewPolicy
 from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabulary, load_vocabulary
+from teacher_cache.workers import ComputeSettings
 
 
 class BuildSettings(ComputeSettings):

@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 import torch
 
 from teacher_cache.build import BuildSettings, header_of, load_inputs
-from teacher_cache.cluster import number_of_workers, stoppable
 from teacher_cache.encodings import ClassHead
 from teacher_cache.images import SampleTable
 from teacher_cache.openclip import load_model
 from teacher_cache.part import part_arrays
+from teacher_cache.stopping import stoppable
 from teacher_cache.store import SAMPLE_ARRAYS, SAMPLES, CacheHeader, CacheStore
 from teacher_cache.teacher import Teacher, choose_device
 from teacher_cache.vocabulary import Vocabulary
+from teacher_cache.workers import number_of_workers
 
 SLICE_SECONDS = 10.0  # how long the slice of images may take, about
 SLICE_BATCHES = 8  # and how large it is at most

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from teacher_cache.build import compute_missing
-from teacher_cache.cluster import ComputeSettings, stoppable
 from teacher_cache.errors import UsageError
 from teacher_cache.images import absolute_source, index_images
+from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore, disk_errors
 from teacher_cache.teacher import recorded_teacher
+from teacher_cache.workers import ComputeSettings
 
 
 class ExtendSettings(ComputeSettings):

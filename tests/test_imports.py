@@ -130,4 +130,10 @@ def test_a_process_of_a_sweep_imports_neither_dask_nor_the_build() -> None:
     )
     assert "student_train.sources" in loaded
     assert not loaded & {"distributed", "dask.array", "dask.dataframe"}
-    assert not loaded & {"teacher_cache.build", "teacher_cache.cluster", "pipeline.sweep", "pipeline.run"}
+    assert not loaded & {
+        "teacher_cache.build",
+        "teacher_cache.cluster",
+        "teacher_cache.workers",
+        "pipeline.sweep",
+        "pipeline.run",
+    }

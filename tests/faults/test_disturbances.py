@@ -65,6 +65,13 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert figures(one) == figures(other)
 
 
+def go_on(train: Call, cache: Path, run: Path, trained: Path) -> None:
+    """Once what was wrong is gone, the run ends as one that nothing befell."""
+    ended = train(cache, run, *(["--resume"] if (run / "settings.json").exists() else []))
+    assert ended.code == 0, ended.said
+    assert_same_run(run, trained)
+
+
 def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path) -> None:
     """No file takes more than so many bytes."""
     record = Record(
@@ -84,10 +91,7 @@ def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path,
         most = (trained / "checkpoint.pt").stat().st_size
         ended = train(undisturbed, run, largest_file=int(most * chance.random()))
         assert ended.is_one_sentence, ended.said
-        again = ["--resume"] if (run / "settings.json").exists() else []
-        ended = train(undisturbed, run, *again)
-        assert ended.code == 0, ended.said
-        assert_same_run(run, trained)
+        go_on(train, undisturbed, run, trained)
         record(f"run: {ONE_SENTENCE}")
 
 
@@ -109,9 +113,7 @@ def test_a_read_that_fails(
         ended = train(undisturbed, run, "--workers=1", failing_read=chance.randint(1, SAMPLES))
         assert ended.is_one_sentence, ended.said
         assert "Input/output error" in ended.last_line
-        ended = train(undisturbed, run, *(["--resume"] if (run / "settings.json").exists() else []))
-        assert ended.code == 0, ended.said
-        assert_same_run(run, trained)
+        go_on(train, undisturbed, run, trained)
         record(f"run: {ONE_SENTENCE}")
 
 
@@ -243,9 +245,7 @@ def test_a_part_that_somebody_deleted(
             assert build(cache).code == 0
             assert attempts.call("rpp-cache", "verify", cache).code == 0
             assert_same_arrays(cache, undisturbed)
-            ended = train(cache, run, *(["--resume"] if (run / "settings.json").exists() else []))
-            assert ended.code == 0, ended.said
-            assert_same_run(run, trained)
+            go_on(train, cache, run, trained)
             record(f"{'its record' if 'parts' in gone else 'its features'}: {ONE_SENTENCE}")
             shutil.rmtree(cache)
             shutil.rmtree(run)

@@ -19,10 +19,11 @@ from distributed import Client, LocalCluster
 
 from teacher_cache import cluster
 from teacher_cache.build import build_cache
-from teacher_cache.cluster import ComputeSettings, PartProgress
+from teacher_cache.cluster import PartProgress
 from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
 from teacher_cache.store import CacheStore
+from teacher_cache.workers import ComputeSettings
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
     settings,
@@ -250,7 +251,7 @@ def test_progress_takes_back_what_was_lost_and_never_exceeds_the_total() -> None
 def test_local_workers_share_the_cores(
     workers: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "usable_cores", lambda: 6)
+    monkeypatch.setattr("teacher_cache.workers.usable_cores", lambda: 6)
     asked = ComputeSettings(workers=workers, device="cpu")
     before = torch.get_num_threads()
     torch.set_num_threads(6)

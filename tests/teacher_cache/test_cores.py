@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from teacher_cache.cluster import ComputeSettings
 from teacher_cache.cores import usable_cores
+from teacher_cache.workers import ComputeSettings
 
 
 @pytest.fixture

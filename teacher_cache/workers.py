@@ -1,0 +1,138 @@
+"""Where the Dask workers are: on this machine or at a scheduler, how many, and with how many threads each."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+
+import dask
+import torch
+from dask.distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from teacher_cache.cores import usable_cores
+from teacher_cache.errors import RppError, UsageError
+
+MOST_DECODING_THREADS = 16
+
+
+class ComputeSettings(BaseModel):
+    """How parts are computed: nothing here changes what a cache is of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    batch_size: int = Field(default=64, ge=1, description="images a forward pass, one view of each")
+    workers: int | None = Field(
+        default=None, ge=1, description="local worker processes; unset: one a CUDA device, on a CPU one"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="threads a worker that read and decode; unset: its cores, at most 16"
+    )
+    torch_threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a worker's forward pass; unset: its cores"
+    )
+    scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
+    strict: bool = Field(default=False, description="stop at the first unreadable image")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ComputeSettings":
+        if self.scheduler and self.workers:
+            raise UsageError("--workers starts workers on this machine: leave it out, or --scheduler")
+        return self
+
+    @property
+    def devices(self) -> int:
+        """How many CUDA devices the local workers share among them; 0 where a device is named, or none."""
+        anywhere = self.device in ("auto", "cuda") and self.scheduler is None
+        return torch.cuda.device_count() if anywhere else 0
+
+    @property
+    def local_workers(self) -> int:
+        """Number of workers on this machine."""
+        return self.workers or max(1, self.devices)
+
+    def on_this_machine(self) -> "ComputeSettings":
+        """The same with the threads of a local worker filled in: no core is given to two workers."""
+        cores = max(1, usable_cores() // self.local_workers)
+        return self.model_copy(
+            update={
+                "threads": self.threads or min(MOST_DECODING_THREADS, cores),
+                # torch knows of OMP_NUM_THREADS and of hyper-threads
+                "torch_threads": self.torch_threads or max(1, torch.get_num_threads() // self.local_workers),
+            }
+        )
+
+
+@contextmanager
+def scheduler_needed(kept: str) -> Iterator[None]:
+    """A scheduler that is gone ends the block, or the decorated function, with one line; `kept` says what is
+    not lost."""
+    try:
+        yield
+    except (CommClosedError, CancelledError) as error:
+        raise RppError(f"the Dask scheduler is gone; {kept}: run the same command again") from error
+
+
+def _local_cluster(workers: int) -> LocalCluster:
+    try:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=workers > 1,
+            # None would still take port 8787, and warn where another cluster has it
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": False},
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:  # Dask's: a worker ended before it was there
+        raise RppError(
+            f"the worker processes cannot be started ({error}); did the memory run out? What is committed is "
+            "safe: run the same command again"
+        ) from error
+
+
+@contextmanager
+def dask_client(settings: ComputeSettings) -> Iterator[Client]:
+    """A client of the scheduler, or of workers started here, which end with the block.
+
+    Raises:
+        UsageError: no scheduler answers.
+    """
+    # what goes wrong reaches the user once, in our words
+    for noisy in ("distributed", "distributed.client"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "Couldn't detect a suitable IP address", RuntimeWarning)
+    if settings.scheduler:
+        try:
+            client = Client(settings.scheduler)  # waits as Dask is configured
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(f"no Dask scheduler answers at {settings.scheduler}: {error}") from error
+        with client:
+            yield client
+        return
+    with (
+        # a worker that died is given up where another is not there soon; importing torch takes its time
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        _local_cluster(settings.local_workers) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def number_of_workers(settings: ComputeSettings) -> int:
+    """How many workers would compute parts now, at least one: here, or at the scheduler.
+
+    Raises:
+        UsageError: no scheduler answers.
+    """
+    if settings.scheduler is None:
+        return settings.local_workers
+    with dask_client(settings) as client:
+        return max(1, len(client.nthreads()))
+
+
+# On the worker
