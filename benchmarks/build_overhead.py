@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,11 +31,12 @@ from open_clip.transform import image_transform_v2
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
+from timing import machine
 
 from teacher_cache.build import BuildSettings, compute_missing, open_or_create
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
-from teacher_cache.teacher import Teacher, choose_device
+from teacher_cache.teacher import AUTOCAST, Teacher, choose_device
 from teacher_cache.vocabulary import load_vocabulary
 
 
@@ -52,23 +54,25 @@ def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
     return buffer.getvalue()
 
 
-def write_photos(path: Path, count: int) -> Path:
-    """A WebDataset shard of `count` such pictures."""
+def write_photos(path: Path, count: int, classes: int = 2, different: int = 512) -> Path:
+    """A WebDataset shard of `count` such pictures, `different` of them again and again, of all classes in
+    turn."""
+    photos = [photo(number) for number in range(min(count, different))]
     with tarfile.open(path, "w") as tar:
         for number in range(count):
-            content = photo(number)
-            member = tarfile.TarInfo(f"{number:06d}.jpg")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+            for suffix, content in (("jpg", photos[number % different]), ("cls", b"%d" % (number % classes))):
+                member = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
     return path
 
 
 def preprocessed(samples: SampleTable, preprocess: Any, batch_size: int) -> list[torch.Tensor]:
     """All pictures by open_clip's own transform, [B, 3, H, W] float32 a batch."""
     transform, reader = image_transform_v2(preprocess, is_train=False), ImageReader()
-    pictures = [
-        transform(decode_image(reader.read(*location))) for location in samples.locations(slice(None))
-    ]
+    contents = (reader.read(*location) for location in samples.locations(slice(None)))
+    with ThreadPoolExecutor() as pool:
+        pictures = list(pool.map(lambda content: transform(decode_image(content)), contents))
     return [torch.stack(pictures[n : n + batch_size]) for n in range(0, len(pictures), batch_size)]
 
 
@@ -87,6 +91,8 @@ def main(
     batch_size: Annotated[int | None, typer.Option(help="as rpp-cache build; unset: its default")] = None,
     threads: Annotated[int | None, typer.Option(help="as rpp-cache build; unset: its default")] = None,
     torch_threads: Annotated[int | None, typer.Option(help="of both; unset: as torch chooses")] = None,
+    precision: Annotated[str, typer.Option(help="of both: fp32, bf16 or fp16")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Time both and print the ratio."""
@@ -97,7 +103,7 @@ def main(
         torch.manual_seed(0)
         save_file(open_clip.create_model(model).state_dict(), folder / "random.safetensors")
         (folder / "names.txt").write_text("cat\ndog\n")
-        chosen = {"batch_size": batch_size, "threads": threads}
+        chosen = {"batch_size": batch_size, "threads": threads, "precision": precision, "device": device}
         settings = BuildSettings(
             images=images or str(write_photos(folder / "photos.tar", count)),
             classes=str(folder / "names.txt"),
@@ -109,13 +115,15 @@ def main(
         )
         vocabulary = load_vocabulary(settings.classes)
         samples = SampleTable(index_images(settings.images, vocabulary)[0].table.slice(0, count))
-        teacher = Teacher(load_model(model, settings.pretrained), choose_device("auto"))
+        where = choose_device(device)
+        teacher = Teacher(load_model(model, settings.pretrained), where, settings.precision)
         batches = preprocessed(samples, teacher.loaded.preprocess, settings.batch_size)
+        autocast = torch.autocast(where.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32")
 
         def forward() -> None:
-            with torch.inference_mode():
+            with torch.inference_mode(), autocast:
                 for batch in batches:
-                    features = teacher.model.encode_image(batch.to(teacher.device))
+                    features = teacher.model.encode_image(batch.to(where))
                 features.cpu()
 
         forward()  # the first pass of a model is slower
@@ -136,6 +144,8 @@ def main(
         "processor_seconds_build": round(busy_build, 3),
         "processor_seconds_forward": round(busy_forward, 3),
         "images": len(samples),
+        "images_per_second": round(len(samples) / wall_build, 1),
+        "machine": machine(),
         "rounds": rounds,
         "torch_threads": torch.get_num_threads(),
         "decoding_threads": settings.on_this_machine().threads,

@@ -34,7 +34,7 @@ from student_train.student import PromptedCLIP
 from teacher_cache import open_cache
 from teacher_cache.encodings import ClassHead
 from teacher_cache.openclip import LoadedModel
-from teacher_cache.teacher import choose_device
+from teacher_cache.teacher import AUTOCAST, choose_device
 
 BAR = 1.05
 RUNS = 10
@@ -55,11 +55,13 @@ def main(
     classes: Annotated[int, typer.Option(help="classes a step")] = 100,
     epochs: Annotated[int, typer.Option(help="epochs of each of the ten runs of the sweep")] = 5,
     rounds: Annotated[int, typer.Option(help="how often each step is timed")] = 7,
+    precision: Annotated[str, typer.Option(help="of all towers: fp32, bf16 or fp16")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Time the three steps in turn and print their ratios."""
-    report = measure(student, teacher, batch, classes, epochs, rounds, choose_device(device))
+    where = choose_device(device)
+    report = measure(student, teacher, batch, classes, epochs, rounds, where, AUTOCAST.get(precision))
     if as_json:
         print(json.dumps(report))
         return
@@ -82,8 +84,10 @@ def measure(
     epochs: int,
     rounds: int,
     device: torch.device,
+    half: torch.dtype | None,
 ) -> dict[str, Any]:
     """Median times and what follows from them."""
+    autocast = torch.autocast(device.type, dtype=half, enabled=half is not None)
     student = PromptedCLIP(random_model(student_name, device), PromptSettings())
     teacher = random_model(teacher_name, device).model
     embedding = int(open_clip.get_model_config(teacher_name)["embed_dim"])
@@ -102,17 +106,18 @@ def measure(
         batches = join.batches(0, join.steps_per_epoch)
 
         def step(kind: str) -> None:
-            features_BD = student.encode_image(pixels, normalize=True)
-            class_features_CD = student.encode_text(tokens, normalize=True)
+            with autocast:
+                features_BD = student.encode_image(pixels, normalize=True)
+                class_features_CD = student.encode_text(tokens, normalize=True)
             logits_BC = ClassHead(class_features_CD, 100.0).logits(features_BD)
             teacher_logits_BC = logits_BC
             if kind == "cached":
                 stored = {name: values.to(device) for name, values in next(batches).teacher.items()}
                 teacher_logits_BC = cache.encoding.logits(stored, head)
             elif kind == "online":
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast:
                     said_BD = F.normalize(teacher.encode_image(pixels), dim=-1)
-                teacher_logits_BC = head.logits(said_BD.clone())
+                teacher_logits_BC = head.logits(said_BD.float().clone())
             loss, _, _ = distillation_loss(
                 logits_BC, teacher_logits_BC, targets, 0.0 if kind == "none" else 1.0, 1.0
             )
@@ -122,7 +127,8 @@ def measure(
 
         @torch.inference_mode()
         def teach() -> None:
-            teacher.encode_image(pixels)
+            with autocast:
+                teacher.encode_image(pixels)
 
         kinds = ("none", "cached", "online")
         work = {kind: (lambda kind=kind: step(kind)) for kind in kinds}
@@ -134,6 +140,7 @@ def measure(
         "teacher": teacher_name,
         "batch": batch,
         "classes": classes,
+        "precision": str(half or torch.float32),
         "times": record(times),
         "cached_over_none": cached / none,
         "cached_over_none_cpu": times["cached"].cpu_seconds / times["none"].cpu_seconds,
