@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("teacher_cache", "student_train", "pipeline")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BESIDE = ("benchmarks", "docs", "recipes", "tests")
+BESIDE = (".ci", "benchmarks", "docs", "recipes", "tests")
 LEGAL = {"LICENSE", "THIRD_PARTY.md"}
 
 
@@ -50,7 +50,7 @@ def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path
     with tarfile.open(source) as tar:
         in_source = {name.partition("/")[2] for name in tar.getnames()}
     assert in_source >= packaged | LEGAL | {"README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
-    assert {"tests/conftest.py", "docs/format.md", "Makefile"} <= in_source
+    assert {"tests/conftest.py", "docs/format.md", "Makefile", ".ci/run", ".dockerignore"} <= in_source
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
     info = f"rpp-{PROJECT['version']}.dist-info"

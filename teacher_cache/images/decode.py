@@ -10,9 +10,11 @@ from teacher_cache.errors import printable
 # here an image above the limit costs its row, always.
 MAX_PIXELS = 89_478_485
 MOST_PIXELS = 2 * MAX_PIXELS  # what the limit may be set to: Pillow itself opens nothing larger
+# Each scan of a progressive JPEG costs a pass over all pixels, few bytes or many; real ones have some ten.
+MOST_SCANS = 100
 # What data sets hold, whatever the file is called. Pillow reads more: of EPS it makes pixels by Ghostscript,
-# which would run a program that the file brings.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+# which would run a program that the file brings; of ICO, before it says how large they are.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 
 
 class UnreadableImageError(Exception):
@@ -33,7 +35,8 @@ def decode_image(
         max_pixels: an image of more is not decoded; at most `MOST_PIXELS`.
 
     Raises:
-        UnreadableImageError: not an image of one of `FORMATS`, cut off, or of more than `max_pixels` pixels.
+        UnreadableImageError: not an image of one of `FORMATS`, cut off, or of more than `max_pixels` pixels
+            or `MOST_SCANS` scans.
     """
     with _opened(content, max_pixels) as image:
         try:
@@ -64,6 +67,8 @@ def _opened(content: bytes, max_pixels: int) -> Image.Image:
         raise UnreadableImageError(_reason(error)) from error
     if image.width * image.height > max_pixels:
         raise UnreadableImageError(too_large)
+    if image.format == "JPEG" and content.count(b"\xff\xda") > MOST_SCANS:  # its marker, which no data holds
+        raise UnreadableImageError(f"a JPEG of more than {MOST_SCANS} scans")
     return image
 
 

@@ -72,7 +72,7 @@ def is_one_line(text: str) -> bool:
 def watched(may_write: Path | None = None) -> Iterator[None]:
     """Nothing is written but below a folder, no program is started, nothing is unpickled."""
     global _violations, _may_write
-    _violations, _may_write = [], () if may_write is None else (f"{may_write}/",)
+    _violations, _may_write = [], () if may_write is None else (f"{os.path.realpath(may_write)}/",)
     try:
         yield
     finally:
@@ -86,8 +86,11 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event in RUNS:
         _violations.append(f"{event} {arguments[:2]}")
     elif event in CHANGES or (event == "open" and _writes(arguments)):
-        places = [os.fsdecode(a) for a in arguments if isinstance(a, str | bytes | os.PathLike)]
-        if not all(f"{os.path.abspath(place)}/".startswith(_may_write or "\0") for place in places[:1]):
+        paths = arguments[:1] if event == "open" else arguments  # behind it an open has its mode
+        places = [os.fsdecode(path) for path in paths if isinstance(path, str | bytes | os.PathLike)]
+        if event == "os.symlink":  # what it says counts from where it lies
+            places[0] = os.path.join(os.path.dirname(places[1]), places[0])
+        if not all(f"{os.path.realpath(place)}/".startswith(_may_write or "\0") for place in places):
             _violations.append(f"{event} {arguments}")
 
 
