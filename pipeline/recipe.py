@@ -16,6 +16,7 @@ from student_train.train import TrainSettings
 from teacher_cache.build import BuildSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.options import from_flat
+from teacher_cache.text_file import read_text
 
 
 class Recipe(BaseModel):
@@ -73,7 +74,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         UsageError: it cannot be read, is not TOML, or names a variable that is not set.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end

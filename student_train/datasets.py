@@ -17,6 +17,7 @@ from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.images.sources import find_source
 from teacher_cache.softlabels import TeacherCache, open_cache
+from teacher_cache.text_file import read_text
 from teacher_cache.vocabulary import Duplicates, Lemma, Vocabulary, load_templates, load_vocabulary
 
 Format = Literal["auto", "folder", "tars", "parquet", "list", "coop", "clip-benchmark", "cache"]
@@ -174,11 +175,7 @@ def _image_source(settings: DataSettings, form: Format) -> str:
 
 def _own_classes(folder: Path) -> Vocabulary:
     """The names of CLIP_benchmark's `classnames.txt`. Its labels are line numbers, whatever the names are."""
-    try:
-        lines = (folder / CLASSNAMES).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{folder / CLASSNAMES} cannot be read: {error}") from error
-    names = tuple(line.strip() for line in lines)
+    names = tuple(line.strip() for line in _text(folder / CLASSNAMES).splitlines())
     if not names:
         raise UsageError(f"{folder / CLASSNAMES} names no class; write one name a line")
     if not all(names):  # CLIP_benchmark would take it for a class
@@ -186,10 +183,17 @@ def _own_classes(folder: Path) -> Vocabulary:
     return Vocabulary(names, tuple(map(str, range(len(names)))), ())
 
 
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
 def _shards(folder: Path, split: str) -> str:
     """The shards of one part, as an image source: those that `nshards.txt` counts."""
     kind = folder / DATASET_TYPE
-    if kind.is_file() and (found := kind.read_text(encoding="utf-8").strip()) != "classification":
+    if kind.is_file() and (found := _text(kind).strip()) != "classification":
         raise UsageError(f"{folder} is a data set for {found}; what can be evaluated is classification")
     if not os.path.isdir(folder / split):
         parts = sorted(path.parent.name for path in folder.glob("*/*.tar"))
@@ -197,7 +201,7 @@ def _shards(folder: Path, split: str) -> str:
     count = folder / split / "nshards.txt"
     if not count.is_file():
         return f"{folder / split}/*.tar"
-    text = count.read_text(encoding="utf-8").strip()
+    text = _text(count).strip()
     if not text.isdecimal() or int(text) == 0:
         raise UsageError(f"{count} is no number of shards: {text[:40]!r}")
     return f"{folder / split}/{{0..{int(text) - 1}}}.tar"

@@ -24,6 +24,7 @@ from timm.data import ImageNetInfo
 from teacher_cache.errors import UsageError
 from teacher_cache.json_text import parse_json
 from teacher_cache.splits import Split, is_split, parse_split
+from teacher_cache.text_file import read_text
 
 Lemma = Literal["first", "last", "shortest", "all"]
 Duplicates = Literal["lemma", "definition", "keep", "error"]
@@ -258,10 +259,12 @@ def _has_one_field(template: str) -> bool:
 
 def _read_templates(path: Path) -> list[str]:
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_text(path)
         texts = parse_json(content) if path.suffix == ".json" else _lines(content)
     except ValueError as error:
         raise UsageError(f"template file {path}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"cannot read the template file {path}: {error.strerror}") from error
     if not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
         raise UsageError(f"template file {path}: expected a JSON list of texts")
     texts = [text for text in texts if text.strip()]
@@ -278,7 +281,7 @@ def _read_names(path: Path) -> tuple[list[str], list[str]]:
             f"vocabulary '{path}': no such file, and no known name ({', '.join((*IMAGENETS, CLIP_NAMES))})",
         )
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_text(path)
     except UnicodeDecodeError as error:
         raise UsageError(f"vocabulary {path} is not UTF-8: {error}") from error
     except OSError as error:

@@ -15,6 +15,7 @@ from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, SourceFile
 from teacher_cache.images.table import LOOSE_FILE
 from teacher_cache.json_text import parse_json
 from teacher_cache.splits import is_split, parse_split
+from teacher_cache.text_file import MOST_LIST_BYTES, read_text
 from teacher_cache.vocabulary import is_text, split_ids
 
 
@@ -30,7 +31,7 @@ def index_list(file: SourceFile, part: str | None) -> Rows:
     """
     path = Path(file.path)
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_text(path, MOST_LIST_BYTES)
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8: {error}") from error
     except OSError as error:

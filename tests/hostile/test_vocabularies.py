@@ -1,6 +1,7 @@
 """Vocabularies, templates and lists of images: broken JSON and CSV, odd numbers, texts that are none."""
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_cache.errors import UsageError
+from pipeline.recipe import load_recipe
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, index_images
 from teacher_cache.store import vocabulary_digest
 from teacher_cache.vocabulary import load_templates, load_vocabulary
 from tests.hostile.conftest import fuzzed
-from tests.hostile.contract import is_one_line, tried
+from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import DEEP, damaged, damaged_json
 from tests.teacher_cache.inputs import ANIMAL_VOCABULARY, ANIMALS, jpeg
 
@@ -176,3 +178,34 @@ def test_a_place_that_is_too_long_for_a_file_is_no_image(long: str, tmp_path: Pa
     (tmp_path / "list.txt").write_text(f"{long}.jpg cat\n")
     with pytest.raises(UsageError, match="which is neither in"):
         index_images(f"{tmp_path}/list.txt", ANIMAL_VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "message"),
+    [
+        ("names.txt", load_vocabulary, "cannot read the vocabulary .*: it has more than 256 MB"),
+        ("texts.txt", lambda path: load_templates(str(path)), "template file .*: it has more than 256 MB"),
+        ("recipe.toml", load_recipe, "cannot read the recipe .*: it has more than 256 MB"),
+    ],
+)
+def test_a_file_without_end_is_not_read_to_its_end(
+    name: str, read: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with bounded(), pytest.raises(UsageError, match=message):
+        read(path)
+
+
+def test_a_list_has_a_limit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images.txt").write_text("cat/0.jpg cat\n" * 100_000)
+    monkeypatch.setattr("teacher_cache.images.lists.MOST_LIST_BYTES", 1 << 20)
+    with pytest.raises(RppError, match=r"cannot read .*images\.txt: it has more than 1 MB"):
+        index_images(str(tmp_path / "images.txt"), ANIMAL_VOCABULARY)
+
+
+def test_lines_end_as_any_editor_ends_them(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffcat\r\ndog\rfox\n".encode())
+    assert load_vocabulary(path).names == ("cat", "dog", "fox")
