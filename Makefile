@@ -17,7 +17,7 @@ faults: install
 # The suite once more, slower, with what it runs of the packages, subprocesses included.
 coverage: install browser
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
