@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from dask.distributed import Client, KilledWorker, get_worker, secede, wait
 from distributed.core import Status
+from numpy.typing import NDArray
 
 from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
@@ -244,6 +245,12 @@ def _load_teacher(work: Work, store: CacheStore) -> Teacher:
     return Teacher(loaded, device, work.precision)
 
 
+def _readable(store: CacheStore, part: int) -> NDArray[np.bool_] | None:
+    """Which rows of a part of a later pass the first pass could read."""
+    number, first = divmod(part, store.header.parts_per_pass)
+    return store.sample_arrays(range(first, first + 1))["valid"] if number else None
+
+
 def compute_part(work: Work, part: int) -> None:
     """Compute and commit one part, as a Dask task."""
     worker, settings = get_worker(), work.settings
@@ -279,7 +286,7 @@ def compute_part(work: Work, part: int) -> None:
                 batch_size=settings.batch_size,
                 threads=settings.threads or min(MOST_DECODING_THREADS, usable_cores()),
                 strict=settings.strict,
-                readable=None if part < header.parts_per_pass else np.asarray(store.array("valid")[rows]),
+                readable=_readable(store, part),
                 on_batch=on_batch,
             )
         except torch.OutOfMemoryError as error:
