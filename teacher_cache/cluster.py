@@ -106,7 +106,7 @@ def _hand_out(
     lonely = False
     try:
         while waiting or suspects or running:
-            clock.look(on_note)
+            clock.look()
             workers = client.nthreads()
             progress.take_back_all_but(set(workers))
             if not workers and not lonely:
@@ -150,19 +150,23 @@ def _hand_out(
 
 
 class Clock:
-    """Tells of a clock that is set back. Dask sends at times of day: it may stand still until it is as late
-    again as it was."""
+    """Ends a build whose clock is set back: Dask sends at times of day, and would stand still until it is as
+    late again as it was."""
 
     def __init__(self) -> None:
         self._ahead = time.time() - time.monotonic()
 
-    def look(self, on_note: Callable[[str], None]) -> None:
-        """Say so if it was set back since the last look."""
+    def look(self) -> None:
+        """Go on if it was not set back since the last look.
+
+        Raises:
+            RppError: it was.
+        """
         ahead = time.time() - time.monotonic()
         if (behind := self._ahead - ahead) > MOST_SET_BACK_SECONDS:
-            on_note(
-                f"the clock was set back by {behind:.0f} s, and Dask may stand still for as long: if nothing "
-                "moves, kill this process (-9) and run the same command again; what is committed is safe"
+            raise RppError(
+                f"the clock was set back by {behind:.0f} s, and Dask would stand still for as long; what is "
+                "committed is safe: run the same command again"
             )
         self._ahead = ahead
 
