@@ -34,6 +34,7 @@ def lay_out(path: Path, samples: int) -> None:
 
     from teacher_cache.images import SampleTable
     from teacher_cache.store import (
+        SAMPLE_ARRAYS,
         CacheHeader,
         CacheStore,
         PartRecord,
@@ -48,12 +49,12 @@ def lay_out(path: Path, samples: int) -> None:
     random = np.random.default_rng(0)
     labels = np.sort(random.integers(0, len(vocabulary), samples, dtype=np.int32))
     synsets = np.array(vocabulary.ids)[labels]
-    first = np.searchsorted(labels, labels)  # where the row's class begins
+    begins = np.searchsorted(labels, labels)  # where the row's class begins
     lengths = random.integers(20_000, 200_000, samples)
     table = pa.table(
         {
             "key": pa.array(
-                (f"{s}/{s}_{n}" for s, n in zip(synsets, np.arange(samples) - first, strict=True)),
+                (f"{s}/{s}_{n}" for s, n in zip(synsets, np.arange(samples) - begins, strict=True)),
                 pa.large_string(),
             ),
             "path": pa.DictionaryArray.from_arrays(
@@ -82,6 +83,7 @@ def lay_out(path: Path, samples: int) -> None:
     features = random.normal(size=(len(vocabulary), EMBEDDING)).astype(np.float32)
     store = CacheStore.create(path, header, SampleTable(table), vocabulary, features)
     seconds = {"wall": 41.0, "read": 10.0, "decode": 60.0, "wait": 1.0, "forward": 40.0, "write": 1.0}
+    first: dict[str, Any] = {}
     for part in range(header.parts):
         rows = header.rows(part)
         count = rows.stop - rows.start
@@ -93,14 +95,15 @@ def lay_out(path: Path, samples: int) -> None:
                 "valid": np.ones(count, np.bool_),
                 "labels": labels[rows],
             }
-            store.commit(part, arrays, seconds, [])
+            record = store.commit(part, arrays, seconds, [])
+            first = first or arrays
         else:
             for name in header.arrays_of(part):
                 inner = "/0/0" if name in header.per_view else ""
                 shard = path / name / "c" / f"{part}{inner}"
                 shard.parent.mkdir(parents=True, exist_ok=True)
                 os.link(path / name / "c" / f"0{inner}", shard)
-            sums = {name: checksum(labels[rows]) for name in header.arrays_of(part)}
+            sums = record.checksums | {name: checksum(first[name][:count]) for name in SAMPLE_ARRAYS}
             store.write_record(PartRecord(part, (rows.start, rows.stop), sums, seconds, []))
 
 

@@ -99,6 +99,7 @@ def in_words(estimate: Estimate) -> str:
 def describe(store: CacheStore) -> dict[str, Any]:
     """What `rpp-cache info` shows."""
     header = store.header
+    store.require_whole()
     records = store.records()
     seconds: dict[str, float] = {}
     for record in records:

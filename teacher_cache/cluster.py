@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from dask.distributed import Client, KilledWorker, get_worker, secede, wait
 from distributed.core import Status
+from numpy.typing import NDArray
 
 from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
@@ -105,7 +106,7 @@ def _hand_out(
     lonely = False
     try:
         while waiting or suspects or running:
-            clock.look(on_note)
+            clock.look()
             workers = client.nthreads()
             progress.take_back_all_but(set(workers))
             if not workers and not lonely:
@@ -149,19 +150,23 @@ def _hand_out(
 
 
 class Clock:
-    """Tells of a clock that is set back. Dask sends at times of day: it may stand still until it is as late
-    again as it was."""
+    """Ends a build whose clock is set back: Dask sends at times of day, and would stand still until it is as
+    late again as it was."""
 
     def __init__(self) -> None:
         self._ahead = time.time() - time.monotonic()
 
-    def look(self, on_note: Callable[[str], None]) -> None:
-        """Say so if it was set back since the last look."""
+    def look(self) -> None:
+        """Go on if it was not set back since the last look.
+
+        Raises:
+            RppError: it was.
+        """
         ahead = time.time() - time.monotonic()
         if (behind := self._ahead - ahead) > MOST_SET_BACK_SECONDS:
-            on_note(
-                f"the clock was set back by {behind:.0f} s, and Dask may stand still for as long: if nothing "
-                "moves, kill this process (-9) and run the same command again; what is committed is safe"
+            raise RppError(
+                f"the clock was set back by {behind:.0f} s, and Dask would stand still for as long; what is "
+                "committed is safe: run the same command again"
             )
         self._ahead = ahead
 
@@ -244,6 +249,12 @@ def _load_teacher(work: Work, store: CacheStore) -> Teacher:
     return Teacher(loaded, device, work.precision)
 
 
+def _readable(store: CacheStore, part: int) -> NDArray[np.bool_] | None:
+    """Which rows of a part of a later pass the first pass could read."""
+    number, first = divmod(part, store.header.parts_per_pass)
+    return store.sample_arrays(range(first, first + 1))["valid"] if number else None
+
+
 def compute_part(work: Work, part: int) -> None:
     """Compute and commit one part, as a Dask task."""
     worker, settings = get_worker(), work.settings
@@ -279,7 +290,7 @@ def compute_part(work: Work, part: int) -> None:
                 batch_size=settings.batch_size,
                 threads=settings.threads or min(MOST_DECODING_THREADS, usable_cores()),
                 strict=settings.strict,
-                readable=None if part < header.parts_per_pass else np.asarray(store.array("valid")[rows]),
+                readable=_readable(store, part),
                 on_batch=on_batch,
             )
         except torch.OutOfMemoryError as error:

@@ -41,11 +41,8 @@ class TeacherCache:
                 f"the cache {store.path} is not complete: {len(store.missing())} of {store.header.parts} "
                 "parts are missing; run rpp-cache build again, it goes on where it stopped"
             )
-        if absent := store.absent_shards():
-            raise CacheDamagedError(
-                f"{len(absent)} stored files of the cache {store.path} are gone, the first {absent[0]}: copy "
-                "it whole, or let rpp-cache verify find the parts and build compute them again"
-            )
+        store.require_whole()
+        self._compared = set[tuple[str, int]]()  # arrays of parts that hold zeros where they may
         if vocabulary is not None and vocabulary not in store.vocabulary_names():
             store.vocabulary(vocabulary)  # says which there are
 
@@ -93,7 +90,7 @@ class TeacherCache:
 
         They are stored in the vocabulary of the build. In another one a label is the class of the same id.
         """
-        stored = self.store.read("labels", slice(None))
+        stored = self._sample_arrays["labels"]
         if len(stored) and not (stored.min() >= -1 and stored.max() < self.header.classes):
             raise CacheDamagedError(
                 f"the labels of {self.path} are not those of {self.header.classes} classes; rpp-cache verify "
@@ -107,7 +104,11 @@ class TeacherCache:
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
         """Which samples could be read, [N]."""
-        return self.store.read("valid", slice(None))
+        return self._sample_arrays["valid"]
+
+    @cached_property
+    def _sample_arrays(self) -> dict[str, NDArray[Any]]:
+        return self.store.sample_arrays(range(self.header.parts_per_pass))
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -216,6 +217,30 @@ class TeacherCache:
             )
         return logits
 
+    def require_filled(self, name: str, rows: NDArray[np.int64], view: int, values: NDArray[Any]) -> None:
+        """Refuse a hole in a stored file: zeros in rows whose image could be read.
+
+        Where an array may hold such rows, as `topk_logits` of one class, its part is compared with its
+        checksum, once.
+
+        Args:
+            values: what was read of a per-view array for these rows, [len(rows), ...], contiguous.
+
+        Raises:
+            CacheDamagedError: the part is not what was written.
+        """
+        if len(rows) == 0:
+            return
+        bytes_BX = values.reshape(len(rows), -1).view(np.uint8)
+        zero = np.flatnonzero(bytes_BX[:, 0] == 0)  # a look at one byte a row costs next to nothing
+        zero = rows[zero[~bytes_BX[zero].any(axis=1)]]
+        if len(zero) == 0:
+            return
+        for part in np.unique(self.header.part_of(zero[self.valid[zero]], view)).tolist():
+            if (name, part) not in self._compared:
+                self.store.require_as_recorded(name, part)
+                self._compared.add((name, part))
+
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Rows of a per-view array: every chunk that is needed is read once, whole."""
         self.require_view(view)
@@ -239,6 +264,7 @@ class TeacherCache:
             start = int(block) * CHUNK_ROWS
             chunk = self.store.read(name, (slice(start, start + CHUNK_ROWS), view))
             result[here] = chunk[wanted[here] - start]
+        self.require_filled(name, wanted, view, result)
         return result
 
 

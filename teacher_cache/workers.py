@@ -133,6 +133,3 @@ def number_of_workers(settings: ComputeSettings) -> int:
         return settings.local_workers
     with dask_client(settings) as client:
         return max(1, len(client.nthreads()))
-
-
-# On the worker

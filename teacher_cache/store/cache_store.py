@@ -122,7 +122,7 @@ class CacheStore(StoredParts):
             if not self.samples_checksum:
                 return StoredSamples(self.folder.open(SAMPLES)).digest == self.header.sample_table_digest
             return file_checksum(self.folder.open(SAMPLES)) == self.samples_checksum
-        except (OSError, ValueError):
+        except (OSError, ValueError, CacheDamagedError):
             return False
 
     def locate_images(self, samples: SampleTable, images: str) -> None:
@@ -163,7 +163,7 @@ class CacheStore(StoredParts):
         def sound(key: str, expected: bytes) -> bool:
             try:
                 return same_metadata(self.folder.read(key), expected)
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, CacheDamagedError):
                 return False
 
         return [key for key, expected in self._metadata().items() if not sound(key, expected)]

@@ -8,6 +8,7 @@ import errno
 import io
 import os
 import shutil
+import stat
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from fsspec.core import url_to_fs
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from teacher_cache.errors import CacheUnreachableError, RppError, UsageError
+from teacher_cache.errors import CacheDamagedError, CacheUnreachableError, RppError, UsageError
 
 # Another process may write the cache: a listing is never answered from memory.
 _OPTIONS: dict[str, Any] = {"use_listings_cache": False}
@@ -72,6 +73,10 @@ class Folder(ABC):
         """Names directly below, of objects and folders, ascending; none if there is no such folder."""
 
     @abstractmethod
+    def objects(self, key: str = "") -> list[str]:
+        """Names directly below of objects alone, ascending."""
+
+    @abstractmethod
     def sizes(self, key: str = "") -> dict[str, int]:
         """Bytes of every object below, by key."""
 
@@ -106,10 +111,10 @@ class LocalFolder(Folder):
                 raise UsageError(f"{path} cannot be a folder: {error.strerror}") from error
 
     def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+        return _file(self.root / key).read_bytes()
 
     def open(self, key: str) -> Any:
-        return pa.memory_map(str(self.root / key))
+        return pa.memory_map(str(_file(self.root / key)))
 
     def write(self, key: str, content: bytes) -> None:
         with self.writing(key) as file:
@@ -118,13 +123,15 @@ class LocalFolder(Folder):
     @contextmanager
     def writing(self, key: str) -> Iterator["Sink"]:
         path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _in_the_way(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: Dask may run a part twice when it loses sight of a worker.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         try:
             with open(temporary, "wb") as file:
                 yield file
-            os.replace(temporary, path)
+            with _in_the_way(path):
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -135,9 +142,21 @@ class LocalFolder(Folder):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def objects(self, key: str = "") -> list[str]:
+        try:
+            with os.scandir(self.root / key) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def sizes(self, key: str = "") -> dict[str, int]:
-        files = (Path(top, name) for top, _, names in os.walk(self.root / key) for name in names)
-        return {file.relative_to(self.root).as_posix(): file.stat().st_size for file in files}
+        found = {}
+        for path in (Path(top, name) for top, _, names in os.walk(self.root / key) for name in names):
+            with suppress(OSError):  # a link to nowhere
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path.relative_to(self.root).as_posix()] = status.st_size
+        return found
 
     def exists(self, key: str) -> bool:
         return (self.root / key).is_file()
@@ -149,7 +168,7 @@ class LocalFolder(Folder):
         return os.access(self.root, os.W_OK)
 
     def zarr_store(self, writable: bool) -> Store:
-        return LocalStore(self.root, read_only=not writable)
+        return _LocalStore(self.root, read_only=not writable)
 
     @contextmanager
     def made_at_once(self) -> Iterator["LocalFolder"]:
@@ -169,6 +188,34 @@ class LocalFolder(Folder):
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _file(path: Path) -> Path:
+    """The path, if a file is there or nothing.
+
+    Raises:
+        CacheDamagedError: something else is, as a pipe, whose reading would never end.
+    """
+    if path.exists() and not path.is_file():
+        raise CacheDamagedError(f"{path} is no file: take it away, or copy the cache again")
+    return path
+
+
+@contextmanager
+def _in_the_way(path: Path) -> Iterator[None]:
+    """A file where a folder has to be, or a folder where a file has to be, as one line."""
+    try:
+        yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): take away what is there") from error
+
+
+class _LocalStore(LocalStore):
+    """Zarr's store, which reads files alone."""
+
+    async def get(self, key: str, *arguments: Any, **more: Any) -> Any:
+        _file(self.root / key)
+        return await super().get(key, *arguments, **more)
 
 
 class RemoteFolder(Folder):
@@ -232,6 +279,12 @@ class RemoteFolder(Folder):
     def names(self, key: str = "") -> list[str]:
         with reaching(self.url), suppress(FileNotFoundError):
             return sorted(path.rsplit("/", 1)[-1] for path in self.fs.ls(self._at(key), detail=False))
+        return []
+
+    def objects(self, key: str = "") -> list[str]:
+        with reaching(self.url), suppress(FileNotFoundError):
+            found = self.fs.ls(self._at(key), detail=True)
+            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
         return []
 
     def sizes(self, key: str = "") -> dict[str, int]:

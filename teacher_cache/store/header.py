@@ -1,10 +1,13 @@
 """What a cache is of, and how its rows and views are cut into parts."""
 
-import math
+import sys
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from teacher_cache.encodings import ArraySpec, encoding_of
@@ -21,6 +24,7 @@ SAMPLE_ARRAYS = {"valid": ArraySpec((), "bool", False), "labels": ArraySpec((), 
 # What no cache reaches: of a header that says more, memory would be asked for until none is left.
 MOST_SAMPLES, MOST_PARTS = 1 << 31, 1 << 22
 MOST_CLASSES, WIDEST_EMBEDDING = 1 << 22, 1 << 16
+LONGEST_NAME = 255  # bytes of a folder's name
 CROPS = {"crops": ArraySpec((("box", 5),), "uint16")}
 
 
@@ -29,6 +33,17 @@ def part_rows(asked: int, samples: int) -> int:
     because a part is a shard of whole chunks."""
     rows = min(asked, samples)
     return rows if rows <= CHUNK_ROWS else -(-rows // CHUNK_ROWS) * CHUNK_ROWS
+
+
+def require_name(vocabulary: Any) -> None:
+    """Refuse a vocabulary's name that is not one of a folder.
+
+    Raises:
+        ValueError: it leads elsewhere, or no folder can have it.
+    """
+    name = vocabulary if isinstance(vocabulary, str) else ""
+    if PurePosixPath(name).name != name or name in ("", "..") or len(name.encode()) > LONGEST_NAME:
+        raise ValueError("its vocabulary has a name that leads elsewhere, or none")
 
 
 @dataclass(frozen=True)
@@ -71,15 +86,15 @@ class CacheHeader:
             raise ValueError("its first pass has no view")
         if header.parts > MOST_PARTS:
             raise ValueError(f"{header.parts:,} parts are more than a cache has")
-        if PurePosixPath(header.vocabulary).name != header.vocabulary or header.vocabulary in ("", ".."):
-            raise ValueError("its vocabulary has a name that leads elsewhere")
+        require_name(header.vocabulary)
         kinds = {"model": str, "weights_digest": str, "pretrained": str | None, "logit_scale": int | float}
         if wrong := [name for name, kind in kinds.items() if not isinstance(teacher.get(name), kind)]:
             raise ValueError(f"its teacher has no {wrong[0]}")
-        if not math.isfinite(teacher["logit_scale"]):
-            raise ValueError("its teacher's logit scale is not finite")
+        scale = teacher["logit_scale"]
+        if isinstance(scale, bool) or not 0 < scale <= sys.float_info.max:
+            raise ValueError(f"its teacher's logit scale is {str(scale)[:40]}, not a number above zero")
         kept = header.encoding.get("k", 1)
-        if not (isinstance(kept, int) and 1 <= kept <= header.classes):
+        if not (type(kept) is int and 1 <= kept <= header.classes):
             raise ValueError(f"its encoding keeps {str(kept)[:40]} of {header.classes} classes")
         encoding_of(header.encoding)
         return header
@@ -98,6 +113,10 @@ class CacheHeader:
     def parts(self) -> int:
         """Number of parts. Part p of pass g has the number g · parts_per_pass + p."""
         return len(self.passes) * self.parts_per_pass
+
+    def part_of(self, rows: NDArray[np.int64], view: int) -> NDArray[np.int64]:
+        """The part of each row in a view."""
+        return bisect_right(self.passes, view) * self.parts_per_pass + rows // self.part_size
 
     def rows(self, part: int) -> slice:
         """Rows of a part."""

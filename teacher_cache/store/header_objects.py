@@ -14,7 +14,7 @@ from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import sealed, unsealed
 from teacher_cache.store.folder import Folder
-from teacher_cache.store.header import CacheHeader
+from teacher_cache.store.header import CacheHeader, require_name
 from teacher_cache.store.layout import GROUP, group_metadata
 
 FORMAT = "rpp-cache"
@@ -58,6 +58,7 @@ def read_header(folder: Folder) -> tuple[CacheHeader, str, int]:
 def _from_format_1(folder: Folder, attributes: dict[str, Any]) -> dict[str, Any]:
     """Nothing was sealed, and at first there were one encoding and one pass."""
     encoding = attributes["encoding"]
+    require_name(attributes["vocabulary"])
     vocabulary = _attributes(folder, f"vocabularies/{attributes['vocabulary']}/{GROUP}")
     return {
         "classes": len(vocabulary["names"]),

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from zarr.abc.store import Store
 
 from teacher_cache.errors import CacheDamagedError, UsageError
+from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import sealed
 from teacher_cache.store.folder import Folder, Sink
 from teacher_cache.store.header import CacheHeader
@@ -43,9 +44,9 @@ class Format1Folder(Folder):
         top, *within, name = key.split("/")
         try:
             if top == PARTS and name.endswith(".json"):
-                return json.dumps(sealed(json.loads(content))).encode()
+                return json.dumps(sealed(parse_json(content))).encode()
             if top == VOCABULARIES and len(within) == 1 and name == GROUP:
-                attributes = dict(json.loads(content)["attributes"])
+                attributes = dict(parse_json(content)["attributes"])
                 attributes[FEATURES] = attributes.pop("checksum")
                 return group_metadata(sealed(attributes))
         except (ValueError, KeyError, TypeError) as error:
@@ -57,6 +58,9 @@ class Format1Folder(Folder):
 
     def names(self, key: str = "") -> list[str]:
         return self._folder.names(key)
+
+    def objects(self, key: str = "") -> list[str]:
+        return self._folder.objects(key)
 
     def sizes(self, key: str = "") -> dict[str, int]:
         return self._folder.sizes(key)

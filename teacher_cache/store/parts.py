@@ -6,7 +6,8 @@ table, vocabularies and metadata are `cache_store.py`'s.
 
 import json
 import time
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ class StoredParts:
 
     def committed(self) -> list[int]:
         """Parts that are complete, ascending."""
-        parts = [recorded_part(name) for name in self.folder.names(PARTS)]
+        parts = [recorded_part(name) for name in self.folder.objects(PARTS)]
         return sorted(part for part in parts if part is not None and part < self.header.parts)
 
     def missing(self) -> list[int]:
@@ -94,13 +95,13 @@ class StoredParts:
         key = record_key(part)
         return PartRecord.from_bytes(self.folder.read(key), f"{self.path}/{key}")
 
-    def records(self) -> list[PartRecord]:
-        """The records of all committed parts, read together.
+    def records(self, parts: Sequence[int] | None = None) -> list[PartRecord]:
+        """The records of some committed parts, of all of them where none are named; read together.
 
         Raises:
             CacheDamagedError: one is not what was written.
         """
-        keys = [record_key(part) for part in self.committed()]
+        keys = [record_key(part) for part in (self.committed() if parts is None else parts)]
         contents = self.folder.read_many(keys)
         return [
             PartRecord.from_bytes(content, f"{self.path}/{key}")
@@ -179,7 +180,7 @@ class StoredParts:
         try:
             values = np.asarray(self._expected_array(name)[self._region(name, part)])
         # A shard that was cut or overwritten fails in the codec in as many ways as there are codecs.
-        except (OSError, *CODEC_ERRORS):
+        except (OSError, CacheDamagedError, *CODEC_ERRORS):
             return False
         return checksum(values) == record.checksums.get(name)
 
@@ -198,22 +199,82 @@ class StoredParts:
                 "computes it again"
             ) from error
 
-    def absent_shards(self) -> list[str]:
-        """Keys of the shards of committed parts that are gone: zarr would read them as the fill value.
-
-        A shard that is nothing else zarr does not write, as where no image of a part could be read.
+    def sample_arrays(self, parts: range) -> dict[str, NDArray[Any]]:
+        """`valid` and `labels` of consecutive parts of the first pass, by name: they decide which rows count,
+        so they are compared with their checksums whenever they are read.
 
         Raises:
-            CacheDamagedError: the record of a part with such shards is not what was written.
+            CacheDamagedError: they are not what was written.
         """
-        there = {key for name in self.header.per_view for key in self.folder.sizes(f"{name}/c")}
-        gone = []
+        rows = slice(self.header.rows(parts[0]).start, self.header.rows(parts[-1]).stop)
+        found = {name: self.read(name, rows) for name in SAMPLE_ARRAYS}
+        for part, record in zip(parts, self.records(parts), strict=True):
+            at = self.header.rows(part)
+            for name, values in found.items():
+                here = values[at.start - rows.start : at.stop - rows.start]
+                if checksum(here) != record.checksums.get(name):
+                    raise self._damaged(name, part)
+        return found
+
+    def require_as_recorded(self, name: str, part: int) -> None:
+        """Refuse an array of a part that is not what was written.
+
+        Raises:
+            CacheDamagedError: it is not, or its record is not.
+        """
+        if not self._is_as_recorded(name, part, self.record(part)):
+            raise self._damaged(name, part)
+
+    def _damaged(self, name: str, part: int) -> CacheDamagedError:
+        rows = self.header.rows(part)
+        return CacheDamagedError(
+            f"'{name}' of part {part} (rows {rows.start} to {rows.stop - 1}) in {self.path} is not what was "
+            "written; rpp-cache verify takes the part back, rpp-cache build computes it again"
+        )
+
+    def require_whole(self) -> None:
+        """Refuse a cache that has lost shards of committed parts: zarr would read them as the fill value.
+
+        Raises:
+            CacheDamagedError: naming the first, or the record of a part without some of its shards is not
+                what was written.
+        """
+        if absent := self._absent_shards():
+            raise CacheDamagedError(
+                f"{len(absent)} stored files of the cache {self.path} are gone, the first {absent[0]}: copy "
+                "it whole, or let rpp-cache verify find the parts and build compute them again"
+            )
+
+    def _absent_shards(self) -> list[str]:
+        """Keys of the shards of committed parts that are gone.
+
+        A shard that is nothing but the fill value zarr does not write, as where no image of a part could be
+        read, or none has a label.
+        """
+        names = (*self.header.per_view, *SAMPLE_ARRAYS)
+        there = {key for name in names for key in self.folder.sizes(f"{name}/c")}
+        absent: dict[int, dict[str, list[str]]] = {}
         for part in self.committed():
-            for name in self.header.per_view:
-                absent = [key for key in self._shards(name, part) if key not in there]
-                if absent and not self._is_as_recorded(name, part, self.record(part)):
-                    gone += absent
-        return gone
+            for name in self.header.arrays_of(part):
+                if gone := [key for key in self._shards(name, part) if key not in there]:
+                    absent.setdefault(part, {})[name] = gone
+        return [
+            key
+            for (part, arrays), record in zip(absent.items(), self.records([*absent]), strict=True)
+            for name, keys in arrays.items()
+            if not self._may_be_absent(name, part, keys, record)
+            for key in keys
+        ]
+
+    def _may_be_absent(self, name: str, part: int, absent: list[str], record: PartRecord) -> bool:
+        """Whether an array of a part is what was written though these shards of it are not there."""
+        if len(absent) < len(self._shards(name, part)):
+            return self._is_as_recorded(name, part, record)
+        rows = len(range(self.header.samples)[self.header.rows(part)])
+        spec = (SAMPLE_ARRAYS | self.header.per_view)[name]
+        views = () if name in SAMPLE_ARRAYS else (len(self.header.views_of(part)),)
+        shape = (rows, *views, *(size for _, size in spec.axes))
+        return record.checksums.get(name) == _fill_checksum(shape, spec.dtype, spec.fill)
 
     @cached_property
     def _expected_metadata(self) -> dict[str, Any]:
@@ -243,3 +304,12 @@ class StoredParts:
         size = float(sum(size for key, size in sizes.items() if key.startswith(prefixes)))
         # `verify` is who says that the table is gone
         return size / views + float(sizes.get(SAMPLES, 0)) / (header.samples * header.views)
+
+
+@lru_cache(maxsize=32)
+def _fill_checksum(shape: tuple[int, ...], dtype: str, fill: Any) -> str | None:
+    """Checksum of an array that is nothing but its fill value; none of one that no memory holds."""
+    try:
+        return checksum(np.full(shape, fill, dtype))
+    except MemoryError:
+        return None

@@ -13,6 +13,7 @@ from tests.models import write_model
 from tests.teacher_cache.inputs import write_names, write_shards
 
 KILLS = int(os.environ.get("RPP_KILLS", "5"))
+SEED = int(os.environ.get("RPP_FAULTS_SEED", "0"))  # decides all moments and places
 SAMPLES = 240
 TRIED: dict[str, "Tried"] = {}
 
@@ -48,7 +49,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for fault, tried in TRIED.items()
         ]
         lines = table(["fault", "tried", "promised", "what happened"], rows)
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        head = f"`RPP_KILLS={KILLS} RPP_FAULTS_SEED={SEED}`"
+        Path(path).write_text("\n".join([head, "", *lines]) + "\n", encoding="utf-8")
         terminalreporter.write_line(f"{path}: {len(rows)} faults")
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from teacher_cache.store import CacheStore, verify_store
 from tests.faults.attempts import Attempts
-from tests.faults.conftest import KILLS, Inputs, Record
+from tests.faults.conftest import KILLS, SEED, Inputs, Record
 from tests.teacher_cache.inputs import assert_same_arrays
 
 pytestmark = pytest.mark.faults
@@ -28,7 +28,7 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
     record = Record(
         "SIGKILL of a build", "the same call goes on; no committed part is computed again; same arrays"
     )
-    chance, kills, number = random.Random(KILLS), 0, 0
+    chance, kills, number = random.Random(SEED), 0, 0
     usual = attempts.call(*inputs.build, f"--out={tmp_path / 'first.zarr'}").seconds
     while kills < KILLS:
         out, number, in_round, kept = tmp_path / f"{number}.zarr", number + 1, 0, dict[str, int]()
@@ -54,7 +54,7 @@ def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp
     record = Record(
         "SIGKILL of a Dask worker", "the build goes on, or one sentence and a second call; same arrays"
     )
-    chance = random.Random(KILLS)
+    chance = random.Random(SEED)
     for number in range(max(1, KILLS // 5)):
         out = tmp_path / f"{number}.zarr"
         command = [*inputs.build, f"--out={out}", "--workers=2"]
@@ -86,7 +86,7 @@ def test_runs(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: P
     others = [f"--towers={mode}", "--workers=2"]
     first = attempts.call(*inputs.train(undisturbed, tmp_path / "first", *others))
     assert first.code == 0, first.said
-    chance, kills, number = random.Random(KILLS), 0, 0
+    chance, kills, number = random.Random(SEED), 0, 0
     while kills < KILLS:
         out, number, in_round, begun = tmp_path / str(number), number + 1, 0, False
         while True:

@@ -23,7 +23,7 @@ from teacher_cache.errors import CacheDamagedError, RppError
 from teacher_cache.export import export_soft_labels
 from teacher_cache.stats import teacher_statistics
 from teacher_cache.store import CacheStore, samples, verify_store
-from teacher_cache.store.checksums import sealed
+from teacher_cache.store.checksums import checksum, sealed
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import changed_json, damaged, damaged_json
@@ -67,6 +67,7 @@ def fresh(cache: Path, copy: Path) -> None:
     shutil.copytree(cache, copy)
 
 
+TEACHER = {"model": "m", "pretrained": None, "weights_digest": "d"}
 SEALED = ["zarr.json", "parts/000001.json", "vocabularies/animals/zarr.json"]
 
 
@@ -179,7 +180,13 @@ def test_so_are_those_of_class_features(change: Any, copy: Path, cache: Path) ->
         ({"view_policy": {"view_seed": 0}}, r"its view policy has no views"),
         ({"encoding": {"name": "evil"}}, r"no encoding 'evil'"),
         ({"vocabulary": "../../outside"}, r"its vocabulary has a name that leads elsewhere"),
+        ({"vocabulary": "a" * 5000}, r"its vocabulary has a name that leads elsewhere"),
+        ({"encoding": {"name": "topk", "k": True}}, r"its encoding keeps True of 5 classes"),
         ({"teacher": {}}, r"its teacher has no model"),
+        ({"teacher": TEACHER | {"logit_scale": -17}}, r"logit scale is -17, not a number above zero"),
+        ({"teacher": TEACHER | {"logit_scale": 0.0}}, r"logit scale is 0\.0, not a number above zero"),
+        ({"teacher": TEACHER | {"logit_scale": True}}, r"logit scale is True, not a number above zero"),
+        ({"teacher": TEACHER | {"logit_scale": 10**400}}, r"logit scale is 1000+, not a number above zero"),
         ({"max_pixels": 10**12}, r"max_pixels: Input should be less than"),
     ],
 )
@@ -284,6 +291,10 @@ def test_features_that_are_not_finite_give_no_figures(
 def test_labels_of_classes_that_are_not_there_are_damage(copy: Path, cache: Path) -> None:
     fresh(cache, copy)
     damage_array(copy, "labels", 10**6)
+    sums = {"labels": checksum(zarr.open_array(copy / "labels", mode="r")[:6])}
+    write_sealed(
+        copy / "parts/000000.json", lambda record: {**record, "checksums": record["checksums"] | sums}
+    )
     with pytest.raises(CacheDamagedError, match=r"labels of .* are not those of 5 classes"):
         _ = open_cache(copy).labels
 

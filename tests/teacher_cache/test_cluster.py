@@ -26,6 +26,7 @@ from teacher_cache.store import CacheStore
 from teacher_cache.workers import ComputeSettings
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
+    decoded_arrays,
     settings,
     webdataset_members,
     write_shard,
@@ -262,3 +263,30 @@ def test_local_workers_share_the_cores(
     assert (here.threads, here.torch_threads) == (threads, threads)
     chosen = asked.model_copy(update={"threads": 9, "torch_threads": 5}).on_this_machine()
     assert (chosen.threads, chosen.torch_threads) == (9, 5)
+
+
+def test_a_clock_that_is_set_back_ends_the_build_and_the_next_one_goes_on(
+    cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask sends at times of day, and would stand still for six hours."""
+    commit, now = CacheStore.commit, time.time
+
+    def commit_and_set_back(self: CacheStore, part: int, *rest: Any) -> Any:
+        record = commit(self, part, *rest)
+        monkeypatch.setattr(time, "time", lambda: now() - 21_600)
+        return record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CacheStore, "commit", commit_and_set_back)
+        patched.setattr(cluster, "PARTS_AHEAD", 1)
+        with pytest.raises(
+            RppError, match=r"^the clock was set back by 21600 s, .* run the same command again$"
+        ):
+            build_cache(settings(shards, names, tmp_path / "zarr", teacher, part_size=1))
+    monkeypatch.setattr(time, "time", now)
+    kept = len(CacheStore.open(tmp_path / "zarr").committed())
+    assert 0 < kept < 12
+    asked = settings(shards, names, tmp_path / "zarr", teacher, part_size=1)
+    assert build_cache(asked).parts_computed == 12 - kept
+    for name, values in decoded_arrays(cache).items():
+        assert (decoded_arrays(tmp_path / "zarr")[name] == values).all()

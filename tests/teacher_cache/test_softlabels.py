@@ -9,11 +9,14 @@ import torch
 
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.cli import describe
 from teacher_cache.errors import CacheDamagedError, UsageError
+from teacher_cache.extend import ExtendSettings, extend_cache
 from teacher_cache.softlabels import Rows
+from teacher_cache.stats import teacher_statistics
 from teacher_cache.store import CacheStore
 from teacher_cache.views import ViewPolicy
-from tests.teacher_cache.inputs import settings
+from tests.teacher_cache.inputs import settings, webdataset_members, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +109,103 @@ def test_a_temperature_softens(opened: TeacherCache) -> None:
     torch.testing.assert_close(flat, torch.full((1, 5), 0.2), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("gone", ["image_features/c/2/0/0", "crops/c", "image_features/c"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "image_features/c/2/0/0",
+        "crops/c",
+        "image_features/c",
+        "labels/c/2",
+        "labels/c",
+        "valid/c/2",
+        "valid/c",
+    ],
+)
 def test_a_cache_whose_files_are_gone_is_not_read_as_zeros(gone: str, cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "zarr")
     path = tmp_path / "zarr" / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(
-        CacheDamagedError, match=rf"{1 if '2' in gone else 4} stored files .* are gone, the first"
-    ):
+    store = CacheStore.open(tmp_path / "zarr")
+    for read in (lambda: open_cache(tmp_path / "zarr"), lambda: describe(store)):
+        with pytest.raises(
+            CacheDamagedError, match=rf"{1 if '2' in gone else 4} stored files .* are gone, the first {gone}"
+        ):
+            read()
+
+
+def test_a_link_to_a_shard_is_one_and_a_link_to_nowhere_is_none(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "zarr")
+    shard = tmp_path / "zarr/labels/c/2"
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    assert (open_cache(tmp_path / "zarr").labels == open_cache(cache).labels).all()
+    (tmp_path / "elsewhere").unlink()
+    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are gone, the first labels/c/2"):
         open_cache(tmp_path / "zarr")
+
+
+def test_parts_without_a_label_have_no_file_of_labels(teacher: Path, names: Path, tmp_path: Path) -> None:
+    """Zarr writes none for what is -1 alone."""
+    source = write_shard(tmp_path / "unlabelled.tar", webdataset_members(0, 6)[1::2])
+    build_cache(settings(source, names, tmp_path / "zarr", teacher))
+    assert not (tmp_path / "zarr/labels/c").exists()
+    assert open_cache(tmp_path / "zarr").labels.tolist() == [-1] * 6
+
+
+def hollow(shard: Path) -> None:
+    """Zeros up to the table of chunks at its end, as after a copy that was cut and filled up."""
+    content = shard.read_bytes()
+    shard.write_bytes(bytes(len(content) - 20) + content[-20:])
+
+
+@pytest.mark.parametrize("name", ["labels", "valid"])
+def test_a_hole_in_what_says_which_rows_count_is_found(name: str, cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache, tmp_path / "zarr")
+    hollow(tmp_path / "zarr" / name / "c/2")
+    opened = open_cache(tmp_path / "zarr")
+    for read in (lambda: opened.labels, lambda: opened.valid, lambda: teacher_statistics(opened, [1.0])):
+        with pytest.raises(
+            CacheDamagedError, match=rf"^'{name}' of part 2 \(rows 6 to 8\) in .* rpp-cache verify"
+        ):
+            read()
+    settings = ExtendSettings(views=2, device="cpu", threads=1)
+    with pytest.raises(CacheDamagedError, match=f"^'{name}' of part 2"):
+        extend_cache(str(tmp_path / "zarr"), settings)
+
+
+@pytest.mark.parametrize("encoding", ["factored", "factored-int8", "topk", "dense"])
+def test_a_hole_in_features_crops_or_logits_is_found(
+    encoding: str, teacher: Path, shards: Path, names: Path, tmp_path: Path
+) -> None:
+    """Rows of zeros whose image could be read; of the second pass, too."""
+    topk = {"topk": 3} if encoding == "topk" else {}
+    build_cache(settings(shards, names, tmp_path / "whole", teacher, encoding=encoding, **topk))
+    extend_cache(str(tmp_path / "whole"), ExtendSettings(views=2, device="cpu", threads=1))
+    whole = open_cache(tmp_path / "whole")
+    for name in whole.header.per_view:
+        shutil.copytree(tmp_path / "whole", tmp_path / "zarr")
+        (shard,) = (path for path in (tmp_path / "zarr" / name / "c/2/1").rglob("*") if path.is_file())
+        hollow(shard)
+        opened = open_cache(tmp_path / "zarr")
+        read = opened.crops if name == "crops" else opened.stored
+        read(slice(None), 0)
+        read(slice(0, 6), 1)
+        with pytest.raises(
+            CacheDamagedError, match=rf"^'{name}' of part 6 \(rows 6 to 8\) in .* rpp-cache verify"
+        ):
+            read(slice(0, 7), 1)
+        shutil.rmtree(tmp_path / "zarr")
+
+
+def test_zeros_that_were_written_are_no_hole(teacher: Path, names: Path, tmp_path: Path) -> None:
+    """Of an image that could not be read, and the largest logit, below which the others stand."""
+    members = webdataset_members(0, 6)
+    members[7] = (members[7][0], b"this is no image")
+    source = write_shard(tmp_path / "bad.tar", members)
+    build_cache(settings(source, names, tmp_path / "zarr", teacher, encoding="topk", topk=1))
+    opened = open_cache(tmp_path / "zarr")
+    assert opened.stored(slice(None))["topk_logits"].tolist() == [[0.0]] * 6
+    assert opened.crops(3).tolist() == [[0] * 5]
 
 
 def test_class_features_that_are_gone_or_changed_are_not_read(cache: Path, tmp_path: Path) -> None:

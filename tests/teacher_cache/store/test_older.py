@@ -3,10 +3,12 @@
 `first` is of the first such code, `passes` of the last, whose header knew encodings and passes.
 """
 
+import json
 import re
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ import pytest
 import zarr
 
 from teacher_cache import open_cache
+from teacher_cache.cli import describe
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.extend import ExtendSettings, extend_cache
 from teacher_cache.relabel import RelabelSettings, relabel_cache
@@ -117,3 +120,19 @@ def test_it_is_never_written_to(older: Path, run: Run) -> None:
     assert run("info", older)[0] == 0
     assert run("verify", older)[0] == 0
     assert {path: path.read_bytes() for path in older.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("key", ["parts/000000.json", "vocabularies/animals/zarr.json", "zarr.json"])
+def test_json_that_is_nested_without_end_is_damage(older: Path, key: str) -> None:
+    (older / key).write_text("[" * 100_000)
+    with pytest.raises(CacheDamagedError, match=rf"{key} is not readable: it is nested too deeply"):
+        describe(CacheStore.open(older))
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "../../elsewhere", "", 7])
+def test_a_vocabulary_has_the_name_of_a_folder(older: Path, name: Any) -> None:
+    header = json.loads((older / "zarr.json").read_text())
+    header["attributes"]["vocabulary"] = name
+    (older / "zarr.json").write_text(json.dumps(header))
+    with pytest.raises(CacheDamagedError, match="its vocabulary has a name that leads elsewhere, or none"):
+        CacheStore.open(older)
