@@ -29,6 +29,7 @@ from student_train.settings import TrainSettings, changed_settings
 from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.lock_file import open_lock
 from teacher_cache.options import to_flat
 from teacher_cache.progress import counting
 from teacher_cache.stopping import stoppable
@@ -323,7 +324,7 @@ def held(out: Path) -> Iterator[int]:
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
         (out / RUNS).mkdir(exist_ok=True)
-        lock = open(out / LOCK, "ab")  # noqa: SIM115 - closed below
+        lock = open_lock(out / LOCK)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
     with lock:

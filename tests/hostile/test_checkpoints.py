@@ -22,6 +22,7 @@ from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import changed_json, damaged
 
 WIDTH = 8
+STEPS = 5  # of the run's schedule
 
 
 class Run:
@@ -49,8 +50,8 @@ class Run:
     def resume(self) -> None:
         """Take the checkpoint up and go on: what it holds has to serve."""
         try:
-            step = self.folder.resume()
-            assert step >= 0
+            step = self.folder.resume(STEPS)
+            assert 0 <= step <= STEPS
             self.step()
         finally:
             self.folder.close()
@@ -190,6 +191,8 @@ MOMENTUM = ("optimizer", "state", 0, "momentum_buffer")
     ("path", "value", "reason"),
     [
         (("step",), -1, "its step is -1"),
+        (("step",), STEPS + 1, "its step is 6, the run has 5"),
+        (("step",), 10**9, "its step is 1000000000, the run has 5"),
         (("step",), 1e300, r"its step is 1e\+300"),
         (("step",), float("inf"), "its step is inf"),
         (("step",), True, "its step is True"),

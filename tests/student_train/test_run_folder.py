@@ -1,6 +1,7 @@
 """A run's folder: what is refused before it is made, who holds it, what is damaged, what is begun anew."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -149,6 +150,22 @@ class TestResume:
         (run / name).unlink(missing_ok=True)
         (run / name).mkdir()
         assert "cannot be written" in fails("--out", str(run), *self.ASKED)
+
+    @pytest.mark.parametrize("there", ["link", "dangling link", "pipe"])
+    def test_a_lock_that_is_no_file_is_not_opened(
+        self, fails: Any, run: Path, tmp_path: Path, there: str
+    ) -> None:
+        kept = tmp_path / "kept"
+        kept.write_text("kept")
+        (run / "run.lock").unlink()
+        if there == "pipe":
+            os.mkfifo(run / "run.lock")
+        else:
+            (run / "run.lock").symlink_to(kept if there == "link" else tmp_path / "made")
+        said = fails("--out", str(run), *self.ASKED)
+        assert "run.lock cannot be written: it is a link, a folder or a device; remove it" in said
+        assert kept.read_text() == "kept"
+        assert not (tmp_path / "made").exists()
 
     def test_metrics_that_are_gone(self, cache_path: Path, run: Path) -> None:
         (run / "metrics.jsonl").unlink()
