@@ -18,7 +18,15 @@ StorageBytes = dict[str, int]  # bytes of each storage, by its key
 REBUILDS = tuple(f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3"))
 PARAMETERS = tuple(f"torch._utils._rebuild_parameter{kind}" for kind in ("", "_with_state"))
 DTYPES = frozenset(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype))
-UNTYPED = "torch.storage.UntypedStorage"
+# Bytes of an element of each storage.
+WIDTHS = {
+    "torch.storage.UntypedStorage": 1,
+    **{f"torch.{kind}Storage": 1 for kind in ("Byte", "Char", "Bool")},
+    **{f"torch.{kind}Storage": 2 for kind in ("Half", "BFloat16", "Short")},
+    **{f"torch.{kind}Storage": 4 for kind in ("Float", "Int")},
+    **{f"torch.{kind}Storage": 8 for kind in ("Double", "Long", "ComplexFloat")},
+    "torch.ComplexDoubleStorage": 16,
+}
 MOST_DIMENSIONS = 64  # as torch can have
 MOST_COPIED = 1 << 20  # letters and keys that calls make anew, all together
 ENCODE = "_codecs.encode"  # how old pickles spell bytes
@@ -144,8 +152,7 @@ class _Look:
         module, _, name = argument.partition(" ")
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full = f"{module}.{name}"
-        known = full in self._stand_ins or full in DTYPES or full in CALLED
-        if not known and full != UNTYPED and not (module == "torch" and name.endswith("Storage")):
+        if not any(full in known for known in (self._stand_ins, DTYPES, WIDTHS, CALLED)):
             raise ValueError(
                 f"its pickle names GLOBAL {full.removeprefix('builtins.')} which is neither a tensor nor a "
                 "container"
@@ -180,8 +187,7 @@ class _Look:
             raise ValueError("its pickle names a storage as torch.save does not")
         if view not in ([], [None]):
             raise ValueError("its pickle has a view of a storage, as torch before 0.4 wrote it")
-        width = 1 if kind.name == UNTYPED else getattr(torch, kind.name.removeprefix("torch.")).dtype.itemsize
-        storage = Storage(kind.name, elements, elements * width)
+        storage = Storage(kind.name, elements, elements * WIDTHS[kind.name])
         if self._storages.setdefault(key, storage) != storage:
             raise ValueError(f"its pickle says two things of the storage {key[:40]}")
         self._claimed[key] = storage.bytes

@@ -6,7 +6,9 @@ import os
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
+from collections import Counter, OrderedDict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from student_train.published import read_context
 from student_train.run_folder import CHECKPOINT, RunFolder
+from teacher_cache.checkpoint_file import load_plain, require_plain
 from teacher_cache.errors import UsageError
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried, watched
@@ -337,6 +340,37 @@ def test_what_would_take_more_memory_than_its_bytes_is_not_loaded(
     ):
         run.folder.resume(STEPS)
     assert is_one_line(str(refused.value))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_plain_state_has_is_loaded(zipped: bool, tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    tensors = [whole, whole.T, whole[1:, ::2], whole[0, 0], torch.ones(0, 3), torch.ones(2).expand(5, 2)]
+    kinds = [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
+    kinds += [torch.complex64, torch.complex128, torch.int32, torch.int16, torch.int8]
+    if zipped:  # the older format cannot hold the newer types
+        kinds += [torch.uint16, torch.float8_e4m3fn]
+    tensors += [whole.to(kind) for kind in kinds]
+    state = {
+        "tensors": OrderedDict((str(n), tensor) for n, tensor in enumerate(tensors)),
+        "parameter": torch.nn.Parameter(whole),
+        "others": [None, True, 3, 2**80, -0.5, "a", b"\xff\0", (1, ()), [[]], {1: 2, 0.5: 1, None: 0}],
+        "counted": Counter("abca"),
+        "shape": whole.shape,
+        "device": whole.device,
+        "kind": torch.float32,
+    }
+    torch.save(state, tmp_path / "state.pt", _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        require_plain(tmp_path / "state.pt")
+    loaded = load_plain(tmp_path / "state.pt")
+    for found, tensor in zip(loaded.pop("tensors").values(), tensors, strict=True):
+        assert (found.dtype, found.shape, found.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
+        assert torch.equal(found.to(torch.complex128), tensor.to(torch.complex128))
+    assert torch.equal(loaded.pop("parameter"), whole)
+    assert loaded == {name: state[name] for name in loaded}
+    assert len(loaded) == 5
 
 
 def test_entries_that_overlap_are_refused(checkpoint: tuple[Run, dict[str, Any]]) -> None:
