@@ -114,7 +114,7 @@ def test_an_evaluation_that_fails_leaves_the_figures_of_the_training(recipe: Pat
 
 def test_another_train_table_uses_the_same_cache(recipe: Path, tmp_path: Path) -> None:
     run_recipe(load_recipe(recipe), print)
-    recipe.write_text(recipe.read_text().replace("/run", "/warmer").replace("prompt_length", "temperature"))
+    recipe.write_text(recipe.read_text().replace('/run"', '/warmer"').replace("prompt_length", "temperature"))
     second = run_recipe(load_recipe(recipe), print)
     assert second["build"]["parts_computed"] == 0
     assert second["train"]["steps"] == 8
