@@ -29,13 +29,15 @@ from student_train.settings import TrainSettings, changed_settings
 from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.options import to_flat
+from teacher_cache.lock_file import open_lock
+from teacher_cache.options import MOST_PROCESSES, to_flat
 from teacher_cache.progress import counting
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore
 
 FREE = FREE_ON_RESUME | {"cache", "seed"}  # no axes: they change nothing, or have an option of their own
 LOCK = "sweep.lock"
+MOST_SEEDS = 10_000
 LONGEST_NAME = 200  # characters: file systems take 255, and seed and digest follow
 WAIT_SECONDS = 30.0  # for the runs of a call that was killed: they stop at their next step
 
@@ -48,9 +50,16 @@ class SweepSettings(BaseModel):
     set: tuple[str, ...] = Field(
         default=(), description="train.NAME=VALUE,VALUE,...: an axis of the grid; may be repeated"
     )
-    seeds: int = Field(default=1, ge=1, description="runs of each setting, with seeds from the recipe's on")
+    seeds: int = Field(
+        default=1, ge=1, le=MOST_SEEDS, description="runs of each setting, with seeds from the recipe's on"
+    )
     out: Path | None = Field(default=None, description="the sweep's folder [default: sweeps/RECIPE]")
-    jobs: int = Field(default=1, ge=1, description="runs at a time on this machine, each its own process")
+    jobs: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="runs at a time on this machine, each its own process",
+    )
     scheduler: str | None = Field(
         default=None, description="run on the workers of a Dask scheduler, tcp://HOST:PORT, instead"
     )
@@ -323,7 +332,7 @@ def held(out: Path) -> Iterator[int]:
     try:
         (out / "logs").mkdir(parents=True, exist_ok=True)
         (out / RUNS).mkdir(exist_ok=True)
-        lock = open(out / LOCK, "ab")  # noqa: SIM115 - closed below
+        lock = open_lock(out / LOCK)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
     with lock:

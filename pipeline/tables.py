@@ -15,6 +15,7 @@ from student_train.markdown import table
 
 BESIDE = 3  # a column's line, and a space on both sides of its text
 WRAPPED_HEADING = 16
+LONGEST_VALUE = 60  # letters of a setting; --json has all
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,25 @@ def _seeds(rows: Sequence[SweepRow]) -> str:
 
 def compared_cells(compared: dict[str, Any]) -> Cells:
     """What `compare_runs` returns: settings that differ, then the results."""
-    rows = [[name, *map(str, values)] for name, values in compared["settings"].items()]
+    rows = [[name, *_where_they_differ(values)] for name, values in compared["settings"].items()]
     results = [[name, *map(_result, values)] for name, values in compared["results"].items()]
     return Cells([f"{compared['same']} settings are the same", *compared["runs"]], rows, results, names=1)
+
+
+def _where_they_differ(values: Sequence[Any]) -> list[str]:
+    """Values as text; long ones, as lists of sentences, from shortly before the letter that differs."""
+    texts = ["; ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
+    if max(map(len, texts)) <= LONGEST_VALUE:
+        return texts
+    letters = enumerate(zip(*texts, strict=False))
+    same = next((place for place, others in letters if len(set(others)) > 1), min(map(len, texts)))
+    begin = max(0, same - LONGEST_VALUE // 3)
+    return [_cut(text, begin) for text in texts]
+
+
+def _cut(text: str, begin: int) -> str:
+    shown = text[begin:][:LONGEST_VALUE]
+    return "…" * (shown != "" and begin > 0) + shown + "…" * (begin + LONGEST_VALUE < len(text))
 
 
 def _result(value: Any) -> str:

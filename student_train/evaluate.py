@@ -27,6 +27,7 @@ from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
+from teacher_cache.options import LARGEST_FACTOR, MOST_PROCESSES
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.vocabulary import Vocabulary
 
@@ -46,7 +47,9 @@ class EvalOptions(ModelOptions, DataOptions):
     metrics: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
         default=("accuracy", "calibration"), description="what to measure: " + ", ".join(EVALUATORS)
     )
-    temperature: float = Field(default=1.0, gt=0, description="of the soft labels that agreement compares")
+    temperature: float = Field(
+        default=1.0, gt=0, le=LARGEST_FACTOR, description="of the soft labels that agreement compares"
+    )
     batch_size: int = Field(default=64, ge=1, description="images a forward pass")
     max_pixels: int = Field(
         default=MAX_PIXELS,
@@ -54,7 +57,9 @@ class EvalOptions(ModelOptions, DataOptions):
         le=MOST_PIXELS,
         description="an image of more pixels is left out as unreadable",
     )
-    threads: int = Field(default=min(16, usable_cores()), ge=1, description="threads that decode images")
+    threads: int = Field(
+        default=min(16, usable_cores()), ge=1, le=MOST_PROCESSES, description="threads that decode images"
+    )
 
 
 class EvalSettings(EvalOptions, ModelSettings, DataSettings):

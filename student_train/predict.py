@@ -6,6 +6,7 @@ Shapes: B pictures, C classes, D embedding.
 """
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ def _content(path: Path) -> bytes:
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; name the pictures in it, or use rpp eval for all of them")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a device or a pipe may have no end
+            raise UsageError(f"{path} is no file; name pictures that lie on a disk")
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error

@@ -90,7 +90,7 @@ def read_context(checkpoint: Path) -> Tensor:
     """
     try:
         with passing_over():
-            found: Any = load_plain(checkpoint)
+            found: Any = load_plain(checkpoint, (*PASSED_OVER, STATES))
     except OSError as error:
         raise UsageError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # bytes that are no checkpoint fail in every way that reading one can

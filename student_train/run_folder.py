@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from student_train.whole_file import whole_file
 from teacher_cache.checkpoint_file import load_plain
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.json_text import parse_json
+from teacher_cache.lock_file import open_lock
 
 METRICS = "metrics.jsonl"
 CHECKPOINT = "checkpoint.pt"
@@ -112,7 +113,7 @@ class RunFolder:
         """
         self.out, self._writes = out, writes
         self.last_checkpoint: int | None = None
-        self._lock: TextIO | None = None
+        self._lock: BinaryIO | None = None
         self._parts: dict[str, Any] = {"prompts": prompts, "optimizer": optimizer, "scaler": scaler}
         # what the settings decide; the rate follows from the step
         fixed = {"params", "lr", "initial_lr"}
@@ -138,7 +139,7 @@ class RunFolder:
 
     def _hold(self) -> None:
         """One process trains in a folder. The lock ends with the process; forked workers do not have it."""
-        self._lock = open(self.out / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+        self._lock = open_lock(self.out / LOCK)
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
@@ -176,8 +177,18 @@ class RunFolder:
             ) from error
         self.last_checkpoint = step
 
-    def resume(self) -> int:
+    def is_finite(self) -> bool:
+        """Whether a run can go on with the prompts, and with what the optimizer keeps of them."""
+        kept = list(self._parts["prompts"].state_dict().values())
+        for state in self._parts["optimizer"].state.values():
+            kept += [value for value in state.values() if isinstance(value, Tensor)]
+        return all(bool(tensor.isfinite().all()) for tensor in kept)
+
+    def resume(self, total_steps: int) -> int:
         """Hold the folder and take up the checkpoint; metrics of later steps are dropped.
+
+        Args:
+            total_steps: of the run's schedule.
 
         Returns:
             The step to go on with; 0 if the run stopped before its first checkpoint.
@@ -196,7 +207,7 @@ class RunFolder:
                 state = load_plain(path)
                 for name, part in self._parts.items():
                     part.load_state_dict(state[name])
-                self._check_learned(state)
+                self._check_learned(state, total_steps)
                 step = self.last_checkpoint = state["step"]
             except Exception as error:  # bytes that are no checkpoint fail in every way that reading one can
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -209,15 +220,15 @@ class RunFolder:
                 write_whole(self.out / METRICS, "".join(kept))
         return step
 
-    def _check_learned(self, state: dict[str, Any]) -> None:
+    def _check_learned(self, state: dict[str, Any], total_steps: int) -> None:
         """What loading itself lets through, and the next steps would fail at.
 
         Raises:
-            ValueError: a step that is no number of steps, prompts that are not finite, or a state of the
+            ValueError: a step that is none of the schedule, prompts that are not finite, or a state of the
                 optimizer of other settings or shapes.
         """
-        if type(state["step"]) is not int or state["step"] < 0:
-            raise ValueError(f"its step is {str(state['step'])[:40]}")
+        if type(state["step"]) is not int or not 0 <= state["step"] <= total_steps:
+            raise ValueError(f"its step is {str(state['step'])[:40]}, the run has {total_steps}")
         if not all(tensor.isfinite().all() for tensor in self._parts["prompts"].state_dict().values()):
             raise ValueError("its prompts are not finite")
         optimizer: torch.optim.Optimizer = self._parts["optimizer"]

@@ -17,7 +17,7 @@ from student_train.stored import StoredStudent
 from student_train.student import PromptedCLIP
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel
-from teacher_cache.options import Place
+from teacher_cache.options import LARGEST_FACTOR, MOST_PROCESSES, Place
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher import Precision
 
@@ -50,8 +50,12 @@ class TrainSettings(BaseModel):
     freeze: Literal["text", "vision"] | None = Field(
         default=None, description="prompts of --init that stay as they are, while the other tower's learn"
     )
-    soft_weight: float = Field(default=1.0, ge=0, description="weight λ of the soft-label loss")
-    temperature: float = Field(default=1.0, gt=0, description="temperature T of the soft labels")
+    soft_weight: float = Field(
+        default=1.0, ge=0, le=LARGEST_FACTOR, description="weight λ of the soft-label loss"
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, le=LARGEST_FACTOR, description="temperature T of the soft labels"
+    )
     classes_per_step: Literal["all"] | Annotated[int, Field(ge=2)] = Field(
         default="all", description="classes in each step's softmax: all, or a number of sampled ones"
     )
@@ -61,10 +65,14 @@ class TrainSettings(BaseModel):
     max_steps: int | None = Field(default=None, ge=1, description="stop the schedule at this step")
     batch_size: int = Field(default=256, ge=1, description="samples a step, of all processes together")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has momentum 0.9")
-    lr: float = Field(default=0.002, gt=0, description="peak learning rate")
-    weight_decay: float = Field(default=5e-4, ge=0, description="weight decay of the prompts")
+    lr: float = Field(default=0.002, gt=0, le=LARGEST_FACTOR, description="peak learning rate")
+    weight_decay: float = Field(
+        default=5e-4, ge=0, le=LARGEST_FACTOR, description="weight decay of the prompts"
+    )
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with linear warm-up")
-    clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    clip_norm: float = Field(
+        default=1.0, ge=0, le=LARGEST_FACTOR, description="largest gradient norm; 0 does not clip"
+    )
     precision: Precision = Field(default="fp32", description="autocast precision of the towers")
     seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="prompts, order, views, sampled classes")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
@@ -76,6 +84,7 @@ class TrainSettings(BaseModel):
     workers: int | None = Field(
         default=None,
         ge=0,
+        le=MOST_PROCESSES,
         description="processes that decode images, for each GPU; 0: none beside the training process "
         "[default: the cores that the run may use, shared among its GPUs, at most 16]",
     )

@@ -88,6 +88,7 @@ def train(settings: TrainSettings) -> RunResult:
                 batch, stop = processes.agree(lambda: next(batches), stopped[0] if stopped else 0)
                 waited += time.perf_counter() - waiting
                 if stop:
+                    run.check(health, step)
                     processes.agree(lambda: run.folder.save(step))  # noqa: B023 - called at once
                     raise AgreedError(
                         f"stopped by {signal.Signals(stop).name} after step {step} of {run.total_steps}; "
@@ -194,7 +195,7 @@ class Run:
         """Begin the run's folder, or take it up. Nothing is written before all else is known to be right."""
         resumed = self.record is not None
         if self.record is not None:
-            self.first_step = self.folder.resume()
+            self.first_step = self.folder.resume(self.total_steps)
         else:
             self.record = describe_run(
                 self.settings,
@@ -238,7 +239,7 @@ class Run:
         """End the run where figures have gone wrong; the samples of such a step go to `bad-step.json`.
 
         Raises:
-            AgreedError: a loss or gradient that is not finite, or float16 that overflows for good.
+            AgreedError: a loss, gradient or prompt that is not finite, or float16 that overflows for good.
         """
         fault = health.fault()
         last = self.folder.last_checkpoint
@@ -257,6 +258,8 @@ class Run:
                 f"at step {done} gradients overflow float16 even where they are not scaled up: no step is "
                 f"taken any more; {kept}; train with --precision bf16 or fp32"
             )
+        if not self.folder.is_finite():
+            raise AgreedError(f"after step {done} the prompts are not finite; {kept}; take a smaller --lr")
 
     def finish(self, seconds: float, waited: float) -> RunResult:
         """Write the student."""

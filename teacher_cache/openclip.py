@@ -25,13 +25,13 @@ from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from teacher_cache.checkpoint_file import require_uncompressed
+from teacher_cache.checkpoint_file import require_plain
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 
-PICKLES = (".bin", ".pt", ".pth")
+PICKLES, NO_PICKLES = (".bin", ".pt", ".pth"), (".safetensors", ".npy")
 # What open_clip and torch raise at a configuration or weights that are not as they should be.
 LOAD_ERRORS = (
     *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
@@ -181,7 +181,8 @@ def _weights_files(name: str, pretrained: str | None) -> list[Path]:
     """The files on this machine that may hold the weights as `torch.save` writes them."""
     if name.startswith(LOCAL_DIR):
         return [path for path in Path(name.removeprefix(LOCAL_DIR)).iterdir() if path.suffix in PICKLES]
-    return [Path(pretrained)] if pretrained and os.path.isfile(pretrained) else []
+    named = Path(pretrained) if pretrained and os.path.isfile(pretrained) else None
+    return [named] if named and named.suffix not in NO_PICKLES else []
 
 
 def load_model(name: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -204,7 +205,7 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
     tag = get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
         for weights in _weights_files(name, pretrained):
-            require_uncompressed(weights)
+            require_plain(weights)
         config = get_model_config(name)
         model = open_clip.create_model(
             name,

@@ -6,6 +6,7 @@ A settings class (pydantic) is the only place where an option's name, type, defa
 import difflib
 import inspect
 import os
+import re
 import sys
 import types
 import typing
@@ -18,9 +19,14 @@ from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
 
-from teacher_cache.errors import RppError, UsageError
+from teacher_cache.errors import RppError, UsageError, printable
 
 INTERRUPTED = 130  # the exit code of Ctrl-C
+MOST_PROCESSES = 1024  # or threads, of one kind on one machine
+LARGEST_FACTOR = 1e18  # of a loss or a step: its square, or two of them multiplied, are still float32s
+LONGEST_SAID = 200  # letters of a file's name in an error
+# What no file's name can have, or what cannot be written down as text.
+_NO_TEXT = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 Settings = TypeVar("Settings", bound=BaseModel)
 # A path or URL; pathlib's paths are taken as well, and "s3://" survives, which pathlib would shorten.
 Place = Annotated[
@@ -54,14 +60,23 @@ def from_flat(settings: type[Settings], values: dict[str, Any]) -> Settings:
     """Build settings, nested ones included, from the flat names that options and recipes use.
 
     Raises:
-        UsageError: as `validated`, and for a name that no field has.
+        UsageError: as `validated`, and for a name that no field has, or a text that is none.
     """
     known = _flat_fields(settings, frozenset())
     unknown = [name for name in values if name not in known]
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         raise UsageError(f"no such setting: {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
+    for name, value in values.items():
+        if any(_NO_TEXT.search(text) for text in _texts(value)):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} {value!r}: no text for it has control characters")
     return validated(settings, _nest(settings, values))
+
+
+def _texts(value: Any) -> list[str]:
+    several = value if isinstance(value, list | tuple) else [value]
+    return [os.fspath(one) for one in several if isinstance(one, str | os.PathLike)]
 
 
 def to_flat(settings: BaseModel) -> dict[str, Any]:
@@ -154,13 +169,38 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
 def run_app(app: Callable[[], Any]) -> None:
     """Run a command line; errors that a user can act on become one line and their exit code."""
     try:
-        app()
-    except RppError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(error.exit_code)
+        try:
+            app()
+        except SystemExit:  # as typer ends; what is printed may not be written yet
+            sys.stdout.flush()
+            raise
+    except (RppError, OSError) as error:
+        _give_up_output()
+        if not isinstance(error, BrokenPipeError):  # which is how `| head` ends a command
+            Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(_sentence(error))}")
+        sys.exit(getattr(error, "exit_code", RppError.exit_code))
     except (KeyboardInterrupt, SystemExit) as ended:
         # typer makes an exit of an interrupt, and says nothing
         if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
             raise
         Console(stderr=True).print("stopped")
         sys.exit(INTERRUPTED)
+
+
+def _give_up_output() -> None:
+    """Drop what standard output does not take: Python would fail at it again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _sentence(error: RppError | OSError) -> str:
+    """What a user is told. An error of the system is said where it happens, by what it prevents; what is
+    left of them is said here, by the file's name."""
+    if isinstance(error, RppError):
+        return str(error)
+    name = "a file, or standard output," if error.filename is None else str(error.filename)
+    name = name if len(name) <= LONGEST_SAID else f"{name[:LONGEST_SAID]}..."
+    reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+    return printable(f"{name} cannot be read or written: {reason}")

@@ -28,7 +28,7 @@ class ViewPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     views: int = Field(default=1, ge=1, le=1024, description="views per image; view 0 is the evaluation view")
-    view_seed: int = Field(default=0, ge=0, description="seed of the random crops")
+    view_seed: int = Field(default=0, ge=0, le=2**128 - 1, description="seed of the random crops")
     view_scale_min: float = Field(default=0.08, gt=0, le=1, description="smallest area of a random crop")
     view_flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
 

@@ -3,8 +3,12 @@
 import copy
 import io
 import os
+import pickle
 import pickletools
+import struct
+import warnings
 import zipfile
+from collections import Counter, OrderedDict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,14 @@ from hypothesis import strategies as st
 
 from student_train.published import read_context
 from student_train.run_folder import CHECKPOINT, RunFolder
+from teacher_cache.checkpoint_file import load_plain, require_plain
 from teacher_cache.errors import UsageError
 from tests.hostile.conftest import fuzzed
-from tests.hostile.contract import bounded, is_one_line, tried
+from tests.hostile.contract import bounded, is_one_line, tried, watched
 from tests.hostile.mutations import changed_json, damaged
 
 WIDTH = 8
+STEPS = 5  # of the run's schedule
 
 
 class Run:
@@ -49,8 +55,8 @@ class Run:
     def resume(self) -> None:
         """Take the checkpoint up and go on: what it holds has to serve."""
         try:
-            step = self.folder.resume()
-            assert step >= 0
+            step = self.folder.resume(STEPS)
+            assert 0 <= step <= STEPS
             self.step()
         finally:
             self.folder.close()
@@ -169,7 +175,7 @@ def test_no_code_of_a_checkpoint_runs(checkpoint: tuple[Run, dict[str, Any]], tm
             run.out / CHECKPOINT,
             _use_new_zipfile_serialization=zipped,
         )
-        with pytest.raises(UsageError, match=r"checkpoint\.pt cannot be read .*Weights only load failed"):
+        with pytest.raises(UsageError, match=r"checkpoint\.pt cannot be read .*GLOBAL posix\.system"):
             run.resume()
     assert not (tmp_path / "ran").exists()
 
@@ -190,6 +196,8 @@ MOMENTUM = ("optimizer", "state", 0, "momentum_buffer")
     ("path", "value", "reason"),
     [
         (("step",), -1, "its step is -1"),
+        (("step",), STEPS + 1, "its step is 6, the run has 5"),
+        (("step",), 10**9, "its step is 1000000000, the run has 5"),
         (("step",), 1e300, r"its step is 1e\+300"),
         (("step",), float("inf"), "its step is inf"),
         (("step",), True, "its step is True"),
@@ -245,6 +253,146 @@ def test_a_compressed_checkpoint_is_not_unpacked(
         read_context(run.out / CHECKPOINT)
 
 
+def calls(function: str, *arguments: bytes) -> bytes:
+    """Opcodes that call a function with a tuple of what opcodes push."""
+    module, _, name = function.rpartition(".")
+    return b"c" + f"{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x08" + value.to_bytes(8, "little")
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def storage(key: str, elements: int, kind: str = "Float") -> bytes:
+    name = f"torch\n{kind}Storage\n".encode()
+    return b"(" + text("storage") + b"c" + name + text(key) + text("cpu") + number(elements) + b"tQ"
+
+
+def tensor(of: bytes, shape: int, stride: int = 1, version: str = "_v2") -> bytes:
+    ordered = calls("collections.OrderedDict")
+    place = (of, number(0), number(shape) + b"\x85", number(stride) + b"\x85", b"\x89", ordered)
+    return calls(f"torch._utils._rebuild_tensor{version}", *place)
+
+
+HEX = calls("_codecs.encode", text("0" * 1000), text("latin1"))
+for _ in range(30):
+    HEX = calls("_codecs.encode", HEX, text("hex"))
+MANY = b"".join(b"h\0h\1R" for _ in range(2000))  # the same call of what the memo has at 0, with what is at 1
+LARGE_SET = b"}(" + b"".join(number(key) + b"N" for key in range(4096)) + b"u\x85q\1"
+BOMBS = {
+    "an array of bytes": (calls("builtins.bytearray", number(3 << 30)), r"GLOBAL bytearray"),
+    "the same as Python 2 has it": (calls("__builtin__.bytearray", number(3 << 30)), r"GLOBAL bytearray"),
+    "a tensor without values": (calls("torch.FloatTensor", number(3 << 30)), r"GLOBAL torch\.FloatTensor"),
+    "a storage of its own": (calls("torch.storage.UntypedStorage", number(3 << 30)), r"calls torch\.storage"),
+    "a text that doubles": (HEX, r"calls _codecs\.encode as torch\.save does not"),
+    "a text again and again": (
+        b"c_codecs\nencode\nq\0(" + text("0" * 4096) + text("latin1") + b"tq\1(" + MANY + b"t",
+        r"more than it holds by _codecs\.encode",
+    ),
+    "a dictionary again and again": (
+        b"ccollections\nCounter\nq\0" + LARGE_SET + b"(" + MANY + b"t",
+        r"more than it holds by collections\.Counter",
+    ),
+    "a storage larger than its bytes": (tensor(storage("0", 3 << 30), 4), r"claim 12,884,901,888 bytes"),
+    "a storage that is not there": (tensor(storage("7", 4), 4), r"claim 16 bytes of data/7"),
+    "a tensor larger than its storage": (tensor(storage("0", WIDTH), 3 << 30), r"beyond the 8 numbers"),
+    "long strides": (tensor(storage("0", WIDTH), 2, stride=3 << 30), r"beyond the 8 numbers"),
+    "a storage of two types": (
+        b"(" + tensor(storage("0", 4, "Double"), 4) + tensor(storage("0", WIDTH), WIDTH) + b"t",
+        r"says two things of the storage 0",
+    ),
+    "a tensor that is changed": (
+        tensor(storage("0", 4), 4) + b"(" + storage("0", 4) + number(0) + b"tb",
+        r"changes a tensor that is made already",
+    ),
+    "keys in keys": (b"}" + b")" + b"\x85" * 100_000 + b"Ns", r"tuples as keys"),
+    "empty sets": (b"(" + b"\x8f" * 1000 + b"t", r"opcode EMPTY_SET"),
+    "nothing to call with": (b"R", r"its pickle is damaged"),
+}
+
+
+@pytest.mark.parametrize(("opcodes", "reason"), BOMBS.values(), ids=BOMBS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_would_take_more_memory_than_its_bytes_is_not_loaded(
+    opcodes: bytes, reason: str, zipped: bool, checkpoint: tuple[Run, dict[str, Any]]
+) -> None:
+    """In the archive there are storages 0, of 64 numbers, and 1, of 8; the older format has none here."""
+    run, _ = checkpoint
+    bomb = b"\x80\2" + opcodes + b"."
+    if zipped:
+        content = with_pickle(saved({"a": torch.ones(WIDTH), "b": torch.ones(1)}), lambda data: bomb)
+    else:
+        legacy = io.BytesIO()
+        torch.save({"a": 1}, legacy, _use_new_zipfile_serialization=False)
+        whole = pickle.dumps({"a": 1}, protocol=2)
+        assert whole in legacy.getvalue()
+        content = legacy.getvalue().replace(whole, bomb)
+        reason = reason.replace("claim 16 bytes of data/7", ".").replace("claim 12,884", "claim .*12,884")
+    (run.out / CHECKPOINT).write_bytes(content)
+    with (
+        watched(run.out),
+        bounded(),
+        pytest.raises(UsageError, match=rf"checkpoint\.pt cannot be read \(.*{reason}") as refused,
+    ):
+        run.folder.resume(STEPS)
+    assert is_one_line(str(refused.value))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_plain_state_has_is_loaded(zipped: bool, tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    tensors = [whole, whole.T, whole[1:, ::2], whole[0, 0], torch.ones(0, 3), torch.ones(2).expand(5, 2)]
+    kinds = [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
+    kinds += [torch.complex64, torch.complex128, torch.int32, torch.int16, torch.int8]
+    if zipped:  # the older format cannot hold the newer types
+        kinds += [torch.uint16, torch.float8_e4m3fn]
+    tensors += [whole.to(kind) for kind in kinds]
+    state = {
+        "tensors": OrderedDict((str(n), tensor) for n, tensor in enumerate(tensors)),
+        "parameter": torch.nn.Parameter(whole),
+        "others": [None, True, 3, 2**80, -0.5, "a", b"\xff\0", (1, ()), [[]], {1: 2, 0.5: 1, None: 0}],
+        "counted": Counter("abca"),
+        "shape": whole.shape,
+        "device": whole.device,
+        "kind": torch.float32,
+    }
+    torch.save(state, tmp_path / "state.pt", _use_new_zipfile_serialization=zipped)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        require_plain(tmp_path / "state.pt")
+    loaded = load_plain(tmp_path / "state.pt")
+    for found, tensor in zip(loaded.pop("tensors").values(), tensors, strict=True):
+        assert (found.dtype, found.shape, found.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
+        assert torch.equal(found.to(torch.complex128), tensor.to(torch.complex128))
+    assert torch.equal(loaded.pop("parameter"), whole)
+    assert loaded == {name: state[name] for name in loaded}
+    assert len(loaded) == 5
+
+
+def test_entries_that_overlap_are_refused(checkpoint: tuple[Run, dict[str, Any]]) -> None:
+    """Each storage has the same bytes of the file: 4 MB become a thousand times as much."""
+    run, _ = checkpoint
+    many = io.BytesIO(saved({str(number): torch.ones(1000) for number in range(50)}))
+    content = io.BytesIO()
+    with zipfile.ZipFile(many) as source, zipfile.ZipFile(content, "w") as target:
+        for entry in source.infolist():
+            if "/data/" not in entry.filename or entry.filename.endswith("/0"):
+                target.writestr(entry.filename, source.read(entry))
+        for number in range(1, 50):
+            again = copy.copy(target.getinfo("archive/data/0"))
+            again.filename = f"archive/data/{number}"
+            target.filelist.append(again)
+    assert len(content.getvalue()) < 20_000
+    assert len(torch.load(io.BytesIO(content.getvalue()), weights_only=True)) == 50
+    (run.out / CHECKPOINT).write_bytes(content.getvalue())
+    with pytest.raises(UsageError, match=r"its entries overlap"):
+        run.resume()
+
+
 @pytest.mark.parametrize(
     "context",
     [
@@ -258,5 +406,5 @@ def test_context_vectors_that_are_larger_than_their_file_are_refused(
     context: torch.Tensor, tmp_path: Path
 ) -> None:
     torch.save({"state_dict": {"ctx": context}}, tmp_path / "context.pt")
-    with bounded(), pytest.raises(UsageError, match=r"no plain tensor|no checkpoint of torch.save"):
+    with bounded(), pytest.raises(UsageError, match=r"no plain tensor|code that it names \(torch\._utils\."):
         read_context(tmp_path / "context.pt")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,22 @@ def test_what_differs_is_named_and_nothing_else(runs: list[Path]) -> None:
     cells = compared_cells(compared)
     assert cells.rows == [["temperature", "1.0", "2.0"], ["prompt_length", "2", "3"]]
     assert ["seconds", "", "1.5000"] in cells.means
+
+
+def test_long_values_are_shown_where_they_differ(runs: list[Path], tmp_path: Path) -> None:
+    """As sentences of what nothing reads; a table of them would be some hundred columns wide."""
+    folders, sentences = [], []
+    for name, blocks in (("one", "8"), ("two", "11")):
+        folders.append(Path(shutil.copytree(runs[0], tmp_path / name)))
+        record = json.loads((folders[-1] / "settings.json").read_text())
+        sentences.append([f"text: {'so ' * 40}blocks 1 to {blocks} of {'many ' * 40}"])
+        (folders[-1] / "settings.json").write_text(json.dumps(record | {"never_read": sentences[-1]}))
+    compared = compare_runs(folders)
+    assert compared["settings"] == {"never_read": sentences}
+    (row,) = compared_cells(compared).rows
+    assert row[0] == "never_read"
+    assert ["blocks 1 to 8 of" in row[1], "blocks 1 to 11 of" in row[2]] == [True, True]
+    assert max(map(len, row)) <= 62
 
 
 def test_a_run_with_itself_differs_in_nothing(runs: list[Path]) -> None:

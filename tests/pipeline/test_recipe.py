@@ -1,6 +1,7 @@
 """A recipe from the file to figures, and what is said of a wrong one."""
 
 import json
+import re
 import shlex
 import sys
 from itertools import pairwise
@@ -14,6 +15,7 @@ from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
 from pipeline.sweep import SweepSettings, make_cells, parse_axes
 from teacher_cache.errors import UsageError
+from teacher_cache.options import from_flat
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES
 
@@ -112,7 +114,7 @@ def test_an_evaluation_that_fails_leaves_the_figures_of_the_training(recipe: Pat
 
 def test_another_train_table_uses_the_same_cache(recipe: Path, tmp_path: Path) -> None:
     run_recipe(load_recipe(recipe), print)
-    recipe.write_text(recipe.read_text().replace("/run", "/warmer").replace("prompt_length", "temperature"))
+    recipe.write_text(recipe.read_text().replace('/run"', '/warmer"').replace("prompt_length", "temperature"))
     second = run_recipe(load_recipe(recipe), print)
     assert second["build"]["parts_computed"] == 0
     assert second["train"]["steps"] == 8
@@ -181,3 +183,33 @@ def test_the_sweeps_that_a_recipe_names_are_grids(monkeypatch: pytest.MonkeyPatc
         asked = SweepSettings(set=sets, seeds=int(words[words.index("--seeds") + 1]))
         grids.append(len(make_cells(path, parse_axes(sets), asked, Path("sweeps"))))
     assert grids == [5 * 4 * 3, 2 * 2 * 2 * 2 * 3]
+
+
+@pytest.mark.parametrize(
+    "line", ['out = "a\\u0000b"', "lr = 1e39", "temperature = 1e300", "workers = 100_000"]
+)
+def test_a_setting_that_cannot_be_is_one_line(recipe: Path, line: str) -> None:
+    text = recipe.read_text()
+    recipe.write_text(
+        text.replace("[train]", f"[train]\n{line}")
+        if "out" not in line
+        else re.sub(r'out = "[^"]*run"', lambda _: line, text)
+    )
+    with pytest.raises(UsageError, match=rf"\[train\]: --{line.split()[0]} .*:") as refused:
+        load_recipe(recipe)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["out", "teacher"])
+def test_zero_bytes_in_the_build_are_refused(recipe: Path, name: str) -> None:
+    recipe.write_text(
+        re.sub(rf'{name} = "', lambda found: found[0] + "a\\u0000", recipe.read_text(), count=1)
+    )
+    with pytest.raises(UsageError, match=rf"\[build\]: --{name} .*no text for it has control characters"):
+        load_recipe(recipe)
+
+
+@pytest.mark.parametrize("asked", [{"jobs": 10**6}, {"seeds": 10**9}])
+def test_more_runs_than_a_machine_could_have_are_refused(asked: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="Input should be less than or equal to"):
+        from_flat(SweepSettings, asked)

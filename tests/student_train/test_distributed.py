@@ -89,10 +89,11 @@ def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         ["run", stopped | {"resume": True}, {}],
         ["run", values(cache_path, folder / "unlike", "both"), {"images": "/no/such/folder"}],
         ["run", values(cache_path, folder / "damaged", "both"), {"images": str(damaged)}],
+        ["break", values(cache_path, folder / "broken", "text", log_every=50), {}],
         ["die", values(cache_path, folder / "dead", "text", max_steps=None, epochs=2000), {}],
     ]
     first, second, stderr, code = run_two(folder, runs)
-    keys = [*ALIKE, "stopped", "resumed", "unlike", "damaged", "dead"]
+    keys = [*ALIKE, "stopped", "resumed", "unlike", "damaged", "broken", "dead"]
     return {
         "folder": folder,
         "caches": caches,
@@ -143,6 +144,14 @@ def test_what_fails_in_one_process_is_said_by_both(two: dict[str, Any]) -> None:
         assert (kind, code) == ("AgreedError", exit_code)
         assert re.match(expected, said)
         assert two["second"][name] == two["first"][name]
+
+
+def test_a_signal_behind_a_step_that_went_wrong_ends_both_without_a_checkpoint(two: dict[str, Any]) -> None:
+    kind, said, code = two["first"]["broken"]
+    assert (kind, code) == ("AgreedError", 1)
+    assert re.match(r"the loss is not finite at step 1 .*no checkpoint was written$", said)
+    assert two["second"]["broken"] == two["first"]["broken"]
+    assert not (two["folder"] / "broken" / "checkpoint.pt").exists()
 
 
 def test_a_killed_process_does_not_leave_the_other_waiting(two: dict[str, Any]) -> None:

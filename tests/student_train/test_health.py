@@ -1,7 +1,9 @@
 """Losses, gradients and loss scales that go wrong."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,46 @@ def test_a_step_that_goes_wrong_ends_the_run_before_a_checkpoint_holds_it(
     # once what was wrong is gone, the run goes on from there
     monkeypatch.setitem(train.__globals__, "distillation_loss", distillation_loss)
     assert train(asked.model_copy(update={"resume": True})).samples == 16 * 30
+
+
+def test_a_signal_behind_a_step_that_went_wrong_leaves_the_checkpoint_before_it(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two lines of the log nobody has looked at the step yet."""
+    out = tmp_path / "run"
+    break_steps(monkeypatch, range(6, 7), "loss")
+    broken, calls = train.__globals__["distillation_loss"], 0
+
+    def stopped_at_the_eighth(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return broken(*arguments)
+
+    monkeypatch.setitem(train.__globals__, "distillation_loss", stopped_at_the_eighth)
+    with pytest.raises(RppError, match=r"^the loss is not finite at step 6 .* last good .* has 5 steps$"):
+        train(settings(cache_path, out, log_every=50, checkpoint_every=5))
+    assert calls == 8
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == 5
+    assert all(value.isfinite().all() for value in checkpoint["prompts"].values())
+    assert json.loads((out / "bad-step.json").read_text())["step"] == 6
+
+
+def test_prompts_that_overflow_behind_a_finite_gradient_are_not_saved(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss and gradient of the only step are finite; what the step makes of the prompts is not."""
+    out = tmp_path / "run"
+    monkeypatch.setitem(train.__globals__, "learning_rate", lambda *_: 3e38)
+    asked = settings(cache_path, out, weight_decay=1e18, max_steps=1)
+    with pytest.raises(
+        RppError, match=r"^after step 1 the prompts are not finite; no checkpoint was written"
+    ):
+        train(asked)
+    assert not (out / "checkpoint.pt").exists()
+    assert not (out / "student.safetensors").exists()
 
 
 def test_before_the_first_checkpoint_that_is_said(

@@ -1,6 +1,7 @@
 """Single pictures: the classes that an evaluation would choose, with their probabilities."""
 
 import json
+import os
 import sys
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from student_train.student import load_student
 from student_train.train import train
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
+from tests.hostile.contract import bounded
 from tests.student_train.conftest import PICTURES
 from tests.student_train.test_train import settings
 
@@ -107,3 +109,12 @@ def test_what_is_no_picture_is_named(run: Path, pictures: list[Path], tmp_path: 
         for chosen in (asked, asked.model_copy(update={"student": str(tmp_path / "no-run")})):
             with pytest.raises(UsageError, match=line):
                 predict(chosen, paths)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A device may have no end, a pipe no writer."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    asked = PredictSettings(student="zero-shot", classes=CLASSES)
+    for place in (Path("/dev/zero"), tmp_path / "pipe.jpg"):
+        with bounded(), pytest.raises(UsageError, match=rf"^{place} is no file; name pictures"):
+            predict(asked, [place])

@@ -1,6 +1,7 @@
 """A run's folder: what is refused before it is made, who holds it, what is damaged, what is begun anew."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,6 +59,12 @@ class TestBegin:
             (["--classes-per-step", "29"], "--classes-per-step 29: fewer than the 30 classes that one batch"),
             (["--temperature", "inf"], "--temperature inf: Input should be a finite number"),
             (["--soft-weight", "nan"], "--soft-weight nan: Input should be"),
+            *[
+                ([f"--{name}", value], f"--{name} {value}: Input should be less than or equal to")
+                for name in ("lr", "weight-decay", "temperature", "soft-weight", "clip-norm")
+                for value in ("1e+39", "1e+300")
+            ],
+            (["--workers", "100000"], "--workers 100000: Input should be less than or equal to 1024"),
             (["--seed", str(2**63)], f"--seed {2**63}: Input should be less than"),
             (["--towers", "both", "--images", "/no/such/folder"], "/no/such/folder does not exist"),
             (["--shots", "1", "--class-subset", "new", "--prompt-length", "99"], "leaves no room for a name"),
@@ -68,6 +75,16 @@ class TestBegin:
     ) -> None:
         assert said in fails("--out", str(tmp_path / "run"), *arguments)
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        "how", [["--temperature", "1e18"], ["--lr", "1e18", "--weight-decay", "1e18", "--optimizer", "adamw"]]
+    )
+    def test_the_largest_numbers_end_in_steps_or_a_sentence(
+        self, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: list[str]
+    ) -> None:
+        assert run_main(
+            monkeypatch, "--cache", str(cache_path), *TEXT, "--out", str(tmp_path / "run"), *how
+        ) in (0, 1)
 
     @pytest.mark.parametrize("place", ["file", "file/below", "/proc/x"])
     def test_a_place_that_cannot_be_a_folder(self, fails: Any, tmp_path: Path, place: str) -> None:
@@ -149,6 +166,22 @@ class TestResume:
         (run / name).unlink(missing_ok=True)
         (run / name).mkdir()
         assert "cannot be written" in fails("--out", str(run), *self.ASKED)
+
+    @pytest.mark.parametrize("there", ["link", "dangling link", "pipe"])
+    def test_a_lock_that_is_no_file_is_not_opened(
+        self, fails: Any, run: Path, tmp_path: Path, there: str
+    ) -> None:
+        kept = tmp_path / "kept"
+        kept.write_text("kept")
+        (run / "run.lock").unlink()
+        if there == "pipe":
+            os.mkfifo(run / "run.lock")
+        else:
+            (run / "run.lock").symlink_to(kept if there == "link" else tmp_path / "made")
+        said = fails("--out", str(run), *self.ASKED)
+        assert "run.lock cannot be written: it is a link, a folder or a device; remove it" in said
+        assert kept.read_text() == "kept"
+        assert not (tmp_path / "made").exists()
 
     def test_metrics_that_are_gone(self, cache_path: Path, run: Path) -> None:
         (run / "metrics.jsonl").unlink()

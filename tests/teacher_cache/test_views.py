@@ -12,8 +12,10 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as transforms
 
 from teacher_cache.encodings import ClassHead
+from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
+from teacher_cache.options import validated
 from teacher_cache.part import part_arrays
 from teacher_cache.store import CacheHeader
 from teacher_cache.teacher import Teacher
@@ -265,3 +267,9 @@ class RecordingTeacher(Teacher):
     def image_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
         self.pixels.append(pixels_BCHW.clone())
         return super().image_features(pixels_BCHW)
+
+
+def test_the_largest_seed_draws_and_a_larger_one_is_refused() -> None:
+    assert draw_crop(ViewPolicy(view_seed=2**128 - 1), 0, 1, 64, 64).shape == (5,)
+    with pytest.raises(UsageError, match=r"^--view-seed \d+: Input should be less than or equal to"):
+        validated(ViewPolicy, {"view_seed": 2**128})
