@@ -65,6 +65,7 @@ class StoredArrays:
                 view, span = int(views[begin]), slice(begin, end)
                 if direct is not None:
                     direct.read(rows[span], view, values[span])
+                    self.cache.require_filled(name, rows[span], view, values[span])
                 elif name == "crops":
                     values[span] = self.cache.crops(rows[span], view)
                 else:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.options import MOST_PROCESSES
 
 MOST_DECODING_THREADS = 16
 
@@ -26,13 +27,22 @@ class ComputeSettings(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int = Field(default=64, ge=1, description="images a forward pass, one view of each")
     workers: int | None = Field(
-        default=None, ge=1, description="local worker processes; unset: one a CUDA device, on a CPU one"
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="local worker processes; unset: one a CUDA device, on a CPU one",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="threads a worker that read and decode; unset: its cores, at most 16"
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="threads a worker that read and decode; unset: its cores, at most 16",
     )
     torch_threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of a worker's forward pass; unset: its cores"
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="CPU threads of a worker's forward pass; unset: its cores",
     )
     scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
     strict: bool = Field(default=False, description="stop at the first unreadable image")

@@ -4,22 +4,20 @@ On a disk the kernel keeps the lock and drops it with the process. In an object 
 only one writer can create; its holder renews it, and one that is not renewed any more is taken over.
 """
 
-import errno
 import fcntl
 import json
 import os
 import socket
-import stat
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from teacher_cache.errors import CacheBusyError, RppError, UsageError
+from teacher_cache.errors import CacheBusyError, RppError
+from teacher_cache.lock_file import open_lock
 from teacher_cache.store.folder import Folder, LocalFolder, RemoteFolder, disk_errors
 
 LOCK = "build.lock"
@@ -37,7 +35,7 @@ def build_lock(folder: Folder) -> Iterator[None]:
     """
     if isinstance(folder, LocalFolder):
         with disk_errors(folder.url):
-            file = open_lock_file(folder.root / LOCK)
+            file = open_lock(folder.root / LOCK)
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,26 +47,6 @@ def build_lock(folder: Folder) -> Iterator[None]:
     elif isinstance(folder, RemoteFolder):
         with _ObjectLock(folder):
             yield
-
-
-def open_lock_file(path: Path) -> BinaryIO:
-    """Open a file that is only locked, for writing, and make it where there is none; what it holds stays.
-
-    Raises:
-        UsageError: a link, a folder or a pipe is there.
-        OSError: it cannot be opened or made.
-    """
-    refused = UsageError(f"{path} has to be a file of its own, which is locked: take away what is there")
-    try:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise refused from error
-        raise
-    if not stat.S_ISREG(os.fstat(number).st_mode):
-        os.close(number)
-        raise refused
-    return os.fdopen(number, "r+b", buffering=0)
 
 
 class _ObjectLock:

@@ -1,5 +1,6 @@
 """Both readers give what the cache stored, and which one serves follows from the size."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def test_a_window_holds_what_the_cache_stored(
         for i, (row, view) in enumerate(zip(rows[window.positions[at]], window.views[at], strict=True)):
             assert torch.equal(features["image_features"][i], cache.image_features(int(row), int(view))[0])
             assert np.array_equal(crops["crops"][i].numpy(), cache.crops(int(row), int(view))[0])
+
+
+@pytest.mark.parametrize("kind", ["memory", "blocks"])
+def test_a_hole_in_a_shard_is_no_feature(cache_path: Path, tmp_path: Path, kind: readers.ReaderName) -> None:
+    """As a copy leaves that was interrupted after the file had its length: the table of chunks is whole."""
+    copy = Path(shutil.copytree(cache_path, tmp_path / "zarr"))
+    shard = sorted((copy / "image_features" / "c").rglob("*"))[-1]
+    content = shard.read_bytes()
+    shard.write_bytes(bytes(4096) + content[4096:])
+    cache, rows = open_cache(copy), np.arange(300)
+    order = Order(rows, cache.num_views, seed=1, window_rows=100)
+
+    def read() -> None:
+        reader = make_reader(kind, [StoredArrays(cache, ("image_features",))], rows, 3, CPU, 1)
+        for number, _ in order.pieces(2, 0, len(rows)):
+            reader.load(order.window(2, number))
+
+    with pytest.raises(CacheDamagedError, match=r"'image_features' of part \d+ .* is not what was written"):
+        read()
 
 
 def test_the_size_decides(cache: TeacherCache, monkeypatch: pytest.MonkeyPatch) -> None:
