@@ -2,8 +2,8 @@
 
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.checksums import checksum
-from teacher_cache.store.folder import disk_errors
 from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader, part_rows
+from teacher_cache.store.local_folder import disk_errors
 from teacher_cache.store.records import PartRecord
 from teacher_cache.store.samples import SAMPLES, StoredSamples
 from teacher_cache.store.verify import Damage, verify_store

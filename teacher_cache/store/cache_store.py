@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.store.checksums import file_checksum
-from teacher_cache.store.folder import Folder, LocalFolder, folder_at
+from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
 from teacher_cache.store.header_objects import HEADER_COPY, header_objects, read_header
 from teacher_cache.store.layout import (
@@ -25,9 +25,11 @@ from teacher_cache.store.layout import (
     group_metadata,
     same_metadata,
 )
+from teacher_cache.store.local_folder import LocalFolder
 from teacher_cache.store.lock import LOCK, build_lock
 from teacher_cache.store.older import Format1Folder
 from teacher_cache.store.parts import StoredParts
+from teacher_cache.store.places import folder_at
 from teacher_cache.store.samples import DAMAGE, SAMPLES, StoredSamples, write_samples
 from teacher_cache.store.vocabularies import VOCABULARIES, Vocabularies
 from teacher_cache.vocabulary import Vocabulary

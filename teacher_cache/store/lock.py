@@ -18,7 +18,9 @@ from typing import Any
 
 from teacher_cache.errors import CacheBusyError, RppError
 from teacher_cache.lock_file import open_lock
-from teacher_cache.store.folder import Folder, LocalFolder, RemoteFolder, disk_errors
+from teacher_cache.store.folder import Folder
+from teacher_cache.store.local_folder import LocalFolder, disk_errors
+from teacher_cache.store.remote_folder import RemoteFolder
 
 LOCK = "build.lock"
 RENEW_SECONDS = 60.0

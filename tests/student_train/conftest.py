@@ -1,10 +1,15 @@
 """A small cache over real pictures that the tests of stage two share."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import zarr
+from numpy.typing import NDArray
 
 from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache.store import CacheStore, checksum
 from teacher_cache.views import ViewPolicy
 from tests.models import write_model
 
@@ -31,6 +36,16 @@ def build_with(teacher: Path, out: Path, images: str | None = None, classes: Pat
         )
     )
     return out
+
+
+def store_anew(cache: Path, name: str, values: NDArray[Any]) -> None:
+    """Other values of `labels` or `valid`, as a build would have committed them."""
+    store = CacheStore.open(cache)
+    zarr.open_array(cache, path=name, mode="r+", zarr_format=3)[:] = values
+    for part in range(store.header.parts_per_pass):
+        record = store.record(part)
+        sums = record.checksums | {name: checksum(values[store.header.rows(part)])}
+        store.write_record(replace(record, checksums=sums))
 
 
 @pytest.fixture(scope="session")

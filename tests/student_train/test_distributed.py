@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zarr
 
 from student_train.distributed import Processes
 from student_train.train import TrainSettings, train
+from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
-from tests.student_train.conftest import PICTURES
+from tests.student_train.conftest import PICTURES, store_anew
 from tests.student_train.test_metric_logs import as_events, read_events
 from tests.student_train.test_train import assert_same_result, metrics, result
 
@@ -80,8 +80,8 @@ def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     damaged.write_bytes(content)
     caches = dict.fromkeys(ALIKE, cache_path) | {UNLABELLED: folder / "unlabelled.zarr"}
     shutil.copytree(cache_path, caches[UNLABELLED])
-    labels = zarr.open_group(caches[UNLABELLED])["labels"]
-    labels[:] = np.where(np.arange(labels.shape[0]) % 3 == 0, -1, labels[:])
+    labels = open_cache(cache_path).labels
+    store_anew(caches[UNLABELLED], "labels", np.where(np.arange(len(labels)) % 3 == 0, -1, labels))
     stopped = values(cache_path, folder / "stopped", **ALIKE["both towers, 64 classes"])
     runs = [["run", values(caches[name], folder / name, **how), {}] for name, how in ALIKE.items()]
     runs += [

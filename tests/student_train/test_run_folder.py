@@ -161,13 +161,11 @@ class TestResume:
         assert ended.value.code == 2
         assert "settings.json is damaged" in one_line(capsys.readouterr().err)
 
-    @pytest.mark.parametrize("name", ["run.lock", "metrics.jsonl.tmp"])
-    def test_a_run_that_cannot_be_written(self, fails: Any, run: Path, name: str) -> None:
-        (run / name).unlink(missing_ok=True)
-        (run / name).mkdir()
+    def test_a_run_that_cannot_be_written(self, fails: Any, run: Path) -> None:
+        (run / "metrics.jsonl.tmp").mkdir()
         assert "cannot be written" in fails("--out", str(run), *self.ASKED)
 
-    @pytest.mark.parametrize("there", ["link", "dangling link", "pipe"])
+    @pytest.mark.parametrize("there", ["link", "dangling link", "pipe", "folder"])
     def test_a_lock_that_is_no_file_is_not_opened(
         self, fails: Any, run: Path, tmp_path: Path, there: str
     ) -> None:
@@ -176,6 +174,8 @@ class TestResume:
         (run / "run.lock").unlink()
         if there == "pipe":
             os.mkfifo(run / "run.lock")
+        elif there == "folder":
+            (run / "run.lock").mkdir()
         else:
             (run / "run.lock").symlink_to(kept if there == "link" else tmp_path / "made")
         said = fails("--out", str(run), *self.ASKED)

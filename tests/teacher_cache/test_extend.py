@@ -14,7 +14,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheMismatchError, UsageError
 from teacher_cache.extend import ExtendSettings, extend_cache
 from teacher_cache.store import CacheStore, verify_store
-from teacher_cache.store.folder import LocalFolder
+from teacher_cache.store.local_folder import LocalFolder
 from teacher_cache.views import ViewPolicy
 from tests.models import write_model
 from tests.teacher_cache.inputs import (

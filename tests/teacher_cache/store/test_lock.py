@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from teacher_cache.errors import CacheBusyError, UsageError
-from teacher_cache.store.folder import LocalFolder
+from teacher_cache.store.local_folder import LocalFolder
 from teacher_cache.store.lock import LOCK, build_lock
 
 

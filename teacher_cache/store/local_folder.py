@@ -1,0 +1,155 @@
+"""A cache on a disk: files are replaced, never changed, and only files are read."""
+
+import errno
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from zarr.abc.store import Store
+from zarr.storage import LocalStore
+
+from teacher_cache.errors import CacheDamagedError, RppError, UsageError
+from teacher_cache.store.folder import Folder, Sink
+
+
+class LocalFolder(Folder):
+    """A folder on a disk. Objects become visible by rename."""
+
+    def __init__(self, path: str) -> None:
+        self.url = path
+        self.root = Path(path).absolute()
+        self.absolute = str(self.root)
+        try:
+            os.lstat(self.root)
+        except OSError as error:  # whether anything is there is others' question, not whether it can be
+            if error.errno == errno.ENAMETOOLONG:
+                raise UsageError(f"{path} cannot be a folder: {error.strerror}") from error
+
+    def read(self, key: str) -> bytes:
+        return _file(self.root / key).read_bytes()
+
+    def open(self, key: str) -> Any:
+        return pa.memory_map(str(_file(self.root / key)))
+
+    def write(self, key: str, content: bytes) -> None:
+        with self.writing(key) as file:
+            file.write(content)
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator["Sink"]:
+        path = self.root / key
+        with _in_the_way(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: Dask may run a part twice when it loses sight of a worker.
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+            with _in_the_way(path):
+                os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def names(self, key: str = "") -> list[str]:
+        try:
+            return sorted(os.listdir(self.root / key))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def objects(self, key: str = "") -> list[str]:
+        try:
+            with os.scandir(self.root / key) as entries:
+                return sorted(entry.name for entry in entries if entry.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def sizes(self, key: str = "") -> dict[str, int]:
+        found = {}
+        for path in (Path(top, name) for top, _, names in os.walk(self.root / key) for name in names):
+            with suppress(OSError):  # a link to nowhere
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path.relative_to(self.root).as_posix()] = status.st_size
+        return found
+
+    def exists(self, key: str) -> bool:
+        return (self.root / key).is_file()
+
+    def remove(self, key: str) -> None:
+        (self.root / key).unlink(missing_ok=True)
+
+    def is_writable(self) -> bool:
+        return os.access(self.root, os.W_OK)
+
+    def zarr_store(self, writable: bool) -> Store:
+        return _LocalStore(self.root, read_only=not writable)
+
+    @contextmanager
+    def made_at_once(self) -> Iterator["LocalFolder"]:
+        """A new folder that takes this one's place, complete, when the block ends without an error."""
+        temporary = self.root.with_name(f".{self.root.name}.new-{uuid.uuid4().hex[:8]}")
+        try:
+            temporary.mkdir(parents=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"cannot write {self.url}: {error.strerror}") from error
+        try:
+            yield LocalFolder(str(temporary))
+            if self.root.is_dir() and not os.listdir(self.root):
+                self.root.rmdir()
+            if self.root.exists():
+                raise FileExistsError(self.root)
+            os.rename(temporary, self.root)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _file(path: Path) -> Path:
+    """The path, if a file is there or nothing.
+
+    Raises:
+        CacheDamagedError: something else is, as a pipe, whose reading would never end.
+    """
+    if path.exists() and not path.is_file():
+        raise CacheDamagedError(f"{path} is no file: take it away, or copy the cache again")
+    return path
+
+
+@contextmanager
+def _in_the_way(path: Path) -> Iterator[None]:
+    """A file where a folder has to be, or a folder where a file has to be, as one line."""
+    try:
+        yield
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): take away what is there") from error
+
+
+class _LocalStore(LocalStore):
+    """Zarr's store, which reads files alone."""
+
+    async def get(self, key: str, *arguments: Any, **more: Any) -> Any:
+        _file(self.root / key)
+        return await super().get(key, *arguments, **more)
+
+
+@contextmanager
+def disk_errors(place: str | os.PathLike[str]) -> Iterator[None]:
+    """A full or forbidden disk, as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise RppError(
+                f"no room to write {place} ({error.strerror}); what is committed is safe: make room and run "
+                "the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise UsageError(f"cannot write {place}: {error.strerror}") from error
+        raise
