@@ -182,7 +182,8 @@ class RunFolder:
         kept = list(self._parts["prompts"].state_dict().values())
         for state in self._parts["optimizer"].state.values():
             kept += [value for value in state.values() if isinstance(value, Tensor)]
-        return all(bool(tensor.isfinite().all()) for tensor in kept)
+        # together: a GPU is waited for once
+        return bool(torch.stack([tensor.isfinite().all().to(kept[0].device) for tensor in kept]).all())
 
     def resume(self, total_steps: int) -> int:
         """Hold the folder and take up the checkpoint; metrics of later steps are dropped.

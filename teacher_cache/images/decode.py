@@ -67,7 +67,8 @@ def _opened(content: bytes, max_pixels: int) -> Image.Image:
         raise UnreadableImageError(_reason(error)) from error
     if image.width * image.height > max_pixels:
         raise UnreadableImageError(too_large)
-    if image.format == "JPEG" and content.count(b"\xff\xda") > MOST_SCANS:  # its marker, which no data holds
+    # a scan's marker, which no data holds; a JPEG by its first bytes, since Pillow calls one of several MPO
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
         raise UnreadableImageError(f"a JPEG of more than {MOST_SCANS} scans")
     return image
 
