@@ -7,7 +7,6 @@ What is random is what a benchmark of speed does not look at. Laid out and commi
 """
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +17,7 @@ import torch
 import typer
 from safetensors.torch import save_file
 
+from teacher_cache.distribution import rpp_version
 from teacher_cache.images import SampleTable
 from teacher_cache.openclip import load_model
 from teacher_cache.store import CacheHeader, CacheStore, part_rows, vocabulary_digest
@@ -80,7 +80,7 @@ def write_cache(
         vocabulary_digest=vocabulary_digest(vocabulary),
         sample_table_digest=samples.digest,
         images="/nowhere.tar",
-        software=f"rpp {version('rpp')}",
+        software=f"rpp {rpp_version()}",
         passes=[views],
     )
     store = CacheStore.create(path, header, samples, vocabulary, class_features_CD)

@@ -228,7 +228,7 @@ def chosen_logs(names: Sequence[LogName]) -> list[str]:
         raise UsageError(f"--log none stands alone, not beside {', '.join(n for n in names if n != 'none')}")
     for name in ("tensorboard", "wandb"):
         if name in names and find_spec(name) is None:
-            raise UsageError(f"--log {name} needs the package {name}: pip install 'rpp[{name}]'")
+            raise UsageError(f"--log {name} needs the package {name}: pip install 'rpp-clip[{name}]'")
     automatic = "auto" in names and find_spec("tensorboard") is not None
     return [
         *(["tensorboard"] if automatic or "tensorboard" in names else []),

@@ -122,7 +122,7 @@ def require_packages() -> None:
         except ImportError:
             missing.append(name)
     if missing:
-        raise UsageError(f"an export to ONNX needs {', '.join(missing)}: pip install 'rpp[onnx]'")
+        raise UsageError(f"an export to ONNX needs {', '.join(missing)}: pip install 'rpp-clip[onnx]'")
 
 
 class ImageTower(nn.Module):

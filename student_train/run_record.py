@@ -3,10 +3,10 @@
 What is in it is `settings.py`'s business; the rest of a run's folder is in `run_folder.py`.
 """
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.json_text import parse_json
 from teacher_cache.openclip import portable_model, portable_pretrained
@@ -62,7 +62,7 @@ def _require_known_format(out: Path, record: dict[str, Any]) -> None:
     if stored > RUN_FORMAT:
         writer = record.get("software", "a newer rpp")
         raise UsageError(
-            f"the run {out} has run format {stored}, written by {writer}; rpp {version('rpp')} reads format "
+            f"the run {out} has run format {stored}, written by {writer}; rpp {rpp_version()} reads format "
             f"{RUN_FORMAT}: install a newer rpp"
         )
 

@@ -1,7 +1,6 @@
 """What a run is: its settings, what it writes down of itself, and when another may continue it."""
 
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from student_train.readers import ReaderName
 from student_train.run_record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT
 from student_train.stored import StoredStudent
 from student_train.student import PromptedCLIP
+from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel
 from teacher_cache.options import LARGEST_FACTOR, MOST_PROCESSES, Place
@@ -136,7 +136,7 @@ def describe_run(
         "processes": processes,
         "samples_per_step": samples_per_step,
         "never_read": student.describe_dead(),
-        "software": f"rpp {version('rpp')}, torch {torch.__version__}",
+        "software": f"rpp {rpp_version()}, torch {torch.__version__}",
     }
 
 

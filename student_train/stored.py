@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from student_train.prompts import PromptSettings
 from student_train.run_record import SETTINGS, check_read_through, provenance, read_settings
 from student_train.whole_file import whole_file
+from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.json_text import first_problem, parse_json
 from teacher_cache.openclip import portable_model, portable_pretrained
@@ -219,7 +219,7 @@ def _checked_format(path: Path, record: Any) -> dict[str, Any]:
         raise UsageError(f"{path} is not a student (format {record.get('format')}, not {FORMAT}-N)")
     if int(number) > FORMAT_VERSION:
         raise UsageError(
-            f"{path} has student format {int(number)}; rpp {version('rpp')} reads format {FORMAT_VERSION}: "
+            f"{path} has student format {int(number)}; rpp {rpp_version()} reads format {FORMAT_VERSION}: "
             "install a newer rpp"
         )
     return record

@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 
 from teacher_cache.cluster import Work, compute_parts
+from teacher_cache.distribution import rpp_version
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable, absolute_source, index_images
@@ -213,7 +213,7 @@ def header_of(
         vocabulary_digest=vocabulary_digest(vocabulary),
         sample_table_digest=samples.digest,
         images=absolute_source(settings.images),
-        software=f"rpp {version('rpp')}",
+        software=f"rpp {rpp_version()}",
         passes=[settings.view_policy.views],
         max_pixels=settings.max_pixels,
     )

@@ -53,7 +53,7 @@ def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path
     assert {"tests/conftest.py", "docs/format.md", "Makefile", ".ci/run", ".dockerignore"} <= in_source
     with zipfile.ZipFile(wheel) as archive:
         in_wheel = set(archive.namelist())
-    info = f"rpp-{PROJECT['version']}.dist-info"
+    info = f"rpp_clip-{PROJECT['version']}.dist-info"
     assert {name for name in in_wheel if not name.startswith(f"{info}/")} == packaged
     assert {f"{info}/licenses/{name}" for name in LEGAL} <= in_wheel
 
@@ -90,7 +90,7 @@ from teacher_cache import load_vocabulary
 demo = Path(pipeline.demo.__file__).parent
 names = load_vocabulary(demo / "pictures" / "classes.txt")
 suite = load_suite("domain")
-print("found", version("rpp"), len(names), len(suite.data), teacher_cache.__file__, pipeline.__file__)
+print("found", version("rpp-clip"), len(names), len(suite.data), teacher_cache.__file__, pipeline.__file__)
 """
     found = next(line for line in run(python, "-c", code).splitlines() if line.startswith("found"))
     _, version, classes, data, *files = found.split()

@@ -54,7 +54,7 @@ def filesystem(url: str) -> tuple[Any, str]:
                 if protocol not in EXTRAS:
                     raise UsageError(f"{url}: {error}") from error
                 package, extra = EXTRAS[protocol]
-                raise UsageError(f"{url} needs {package}: pip install 'rpp[{extra}]'") from error
+                raise UsageError(f"{url} needs {package}: pip install 'rpp-clip[{extra}]'") from error
             except ValueError as error:
                 raise UsageError(f"{url}: {error}") from error
     found = _filesystems[root]

@@ -7,9 +7,9 @@ today's has it. The other objects of older formats are in `older.py`.
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
+from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import sealed, unsealed
@@ -96,7 +96,7 @@ def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
         writer = attributes.get("software", "a newer rpp")
         raise UsageError(
             f"{folder.url} has cache format {stored}, written by {writer}; "
-            f"rpp {version('rpp')} reads formats {oldest} to {FORMAT_VERSION}: install a newer rpp"
+            f"rpp {rpp_version()} reads formats {oldest} to {FORMAT_VERSION}: install a newer rpp"
         )
     return attributes
 

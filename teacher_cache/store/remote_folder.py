@@ -24,7 +24,7 @@ class RemoteFolder(Folder):
         try:
             self.fs, self.root = url_to_fs(self.url, **_OPTIONS)
         except ImportError as error:
-            extra = "; pip install 'rpp[s3]'" if url.startswith("s3") else ""
+            extra = "; pip install 'rpp-clip[s3]'" if url.startswith("s3") else ""
             raise UsageError(f"{url} needs a package that is not installed: {error}{extra}") from error
         except ValueError as error:
             raise UsageError(f"{url} is no place that fsspec knows: {error}") from error

@@ -243,7 +243,7 @@ class TestChoice:
         monkeypatch.setitem(sys.modules, name, None)  # as import finds what is not there
         out = tmp_path / "run"
         assert run_main(monkeypatch, "--cache", "/no/such/cache", "--out", str(out), "--log", name) == 2
-        said = f"error: --log {name} needs the package {name}: pip install 'rpp[{name}]'\n"
+        said = f"error: --log {name} needs the package {name}: pip install 'rpp-clip[{name}]'\n"
         assert capsys.readouterr().err == said
         assert not out.exists()
 

@@ -249,5 +249,5 @@ def test_without_its_packages_it_says_what_to_install(
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 2
-    error = f"error: an export to ONNX needs {', '.join(names)}: pip install 'rpp[onnx]'\n"
+    error = f"error: an export to ONNX needs {', '.join(names)}: pip install 'rpp-clip[onnx]'\n"
     assert capsys.readouterr().err == error

@@ -133,7 +133,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
         monkeypatch.delitem(imported, protocol)
     monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError, match=rf"needs {package}: pip install 'rpp\[{extra}\]'"):
+    with pytest.raises(UsageError, match=rf"needs {package}: pip install 'rpp-clip\[{extra}\]'"):
         index_images(source, ANIMAL_VOCABULARY)
 
 

@@ -1,0 +1,74 @@
+"""The distribution that this code belongs to, and the versions of what it runs on.
+
+Nothing is imported to find a version: importing torch takes seconds.
+"""
+
+import ctypes
+import platform
+import runpy
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from teacher_cache.errors import RppError
+
+NAME = "rpp-clip"  # on PyPI, `rpp` is another project
+
+
+def rpp_version() -> str:
+    """Version of the installed distribution.
+
+    Raises:
+        RppError: only the code is there, as in a checkout whose environment still has the old name.
+    """
+    try:
+        return version(NAME)
+    except PackageNotFoundError as error:
+        raise RppError(
+            f"the distribution {NAME} is not installed here; in a checkout run `pip uninstall rpp` (its name "
+            "before) and `pip install --editable .`"
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of rpp, Python and the packages that decide results, and whether CUDA is available."""
+    torch_version, torch_cuda = _torch_build()
+    return {
+        "rpp": rpp_version(),
+        "Python": platform.python_version(),
+        "torch": torch_version,
+        "open_clip": _installed("open_clip_torch"),
+        "zarr": _installed("zarr"),
+        "CUDA": _cuda(torch_cuda),
+    }
+
+
+def _installed(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _torch_build() -> tuple[str, str | None]:
+    """Version of torch, and the CUDA version it was built for, both from its `torch/version.py`."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "not installed", None
+    found = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    return str(found["__version__"]), found.get("cuda")
+
+
+def _cuda(torch_cuda: str | None) -> str:
+    """One phrase on CUDA devices, from the driver: it honours CUDA_VISIBLE_DEVICES."""
+    if torch_cuda is None:
+        return "not available (torch is built without CUDA)"
+    count = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    except OSError:
+        found = False
+    if not found or count.value == 0:
+        return f"not available (torch is built for CUDA {torch_cuda}; no device found)"
+    return f"{torch_cuda}, {count.value} device{'s' * (count.value > 1)}"
