@@ -18,7 +18,7 @@ from student_train.prompt_tokenizer import PromptTokenizer
 from student_train.stored import read_student
 from student_train.student import PromptedCLIP, load_student
 from teacher_cache.errors import UsageError
-from teacher_cache.openclip import HF_HUB, LOCAL_DIR
+from teacher_cache.model_names import HF_HUB, LOCAL_DIR
 from teacher_cache.options import run_app
 
 MODEL_TYPE = "rpp"

@@ -64,8 +64,8 @@ def test_packages_import_downwards_alone() -> None:
     ]
     assert not up
     # the graph is not empty: what everybody knows is in it
-    assert "teacher_cache.errors" in GRAPH["student_train.train"]
-    assert "student_train.train" in GRAPH["pipeline.student_run"]
+    assert "teacher_cache.errors" in GRAPH["student_train.loop"]
+    assert "student_train.loop" in GRAPH["pipeline.student_run"]
 
 
 def test_packages_import_no_tests_and_no_benchmarks() -> None:
@@ -123,7 +123,7 @@ def modules_after(code: str) -> set[str]:
 def test_a_process_of_a_sweep_imports_neither_dask_nor_the_build() -> None:
     """Not with the public functions of stage two either, which are not the files of their names."""
     loaded = modules_after(
-        "import pipeline.sweep_process, student_train.train, student_train.evaluate\n"
+        "import pipeline.sweep_process, student_train.loop, student_train.evaluation\n"
         "from student_train import evaluate, predict, train\n"
         "assert callable(train) and callable(evaluate) and callable(predict)\n"
         "import teacher_cache, pipeline"

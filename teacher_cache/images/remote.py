@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import fsspec
-
 from teacher_cache.errors import RppError, UsageError
 
 RETRY_AFTER_SECONDS = (1.0, 4.0, 15.0)
@@ -48,6 +46,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     root = f"{protocol}://{rest.partition('/')[0]}"
     with _connecting:
         if root not in _filesystems:
+            import fsspec.core
+
             try:
                 _filesystems[root] = fsspec.core.url_to_fs(root)[0]
             except ImportError as error:

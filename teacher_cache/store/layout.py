@@ -16,8 +16,8 @@ from zarr.storage import MemoryStore
 from teacher_cache.encodings import ArraySpec
 from teacher_cache.json_text import parse_json
 from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader
+from teacher_cache.store.presence import GROUP
 
-GROUP = "zarr.json"
 # What zarr may raise on metadata that are not as they should be.
 METADATA_ERRORS = (
     ValueError,

@@ -19,7 +19,8 @@ from teacher_cache.errors import CacheDamagedError
 from teacher_cache.store.checksums import CODEC_ERRORS, checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
-from teacher_cache.store.layout import GROUP, METADATA_ERRORS, array_metadata
+from teacher_cache.store.layout import METADATA_ERRORS, array_metadata
+from teacher_cache.store.presence import GROUP
 from teacher_cache.store.records import PARTS, PartRecord, record_key, recorded_part
 from teacher_cache.store.samples import SAMPLES
 

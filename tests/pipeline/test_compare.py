@@ -12,8 +12,8 @@ import pytest
 from pipeline.cli import main
 from pipeline.compare import compare_runs
 from pipeline.tables import compared_cells
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache.errors import UsageError
 from tests.student_train.conftest import demo_cache_path as demo_cache_path
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
-from pipeline.suite import READY, load_suite, run_suites
+from pipeline.suite import READY, load_suite
+from pipeline.suite_run import run_suites
 from pipeline.tables import evaluation_cells, suite_cells
-from student_train.evaluate import EvalOptions, EvalSettings, evaluate
+from student_train.command_settings import EvalOptions, EvalSettings
+from student_train.evaluation import evaluate
 from student_train.evaluators import harmonic_mean
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher import Teacher
 from teacher_cache.vocabulary import load_vocabulary

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from dask.distributed import LocalCluster
 
+from pipeline.axes import parse_axes
 from pipeline.recipe import load_recipe
 from pipeline.report import make_report
 from pipeline.run import run_recipe
-from pipeline.sweep import SweepSettings, held, make_cells, parse_axes, run_sweep, zero_shot_job
+from pipeline.settings import SweepSettings
+from pipeline.sweep import held, make_cells, run_sweep, zero_shot_job
 from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep

@@ -8,9 +8,9 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache.build import build_cache
+from teacher_cache.command_settings import BuildSettings, ViewPolicy
 from teacher_cache.store import CacheStore, checksum
-from teacher_cache.views import ViewPolicy
 from tests.models import write_model
 
 PICTURES = Path(__file__).parents[2] / "pipeline" / "demo" / "pictures"

@@ -14,11 +14,12 @@ import torch
 
 from student_train import load_student
 from student_train.clip_benchmark import accuracy, file_pattern, load_rpp, main, register
-from student_train.evaluate import EvalSettings, evaluate
+from student_train.command_settings import EvalSettings
+from student_train.evaluation import evaluate
 from student_train.evaluators.evaluator import top_places
-from student_train.prompts import PromptSettings
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from student_train.student import PromptedCLIP, save_student
-from student_train.train import TrainSettings, train
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import load_model

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 
 from pipeline.cli import main
 from student_train import load_student
-from student_train.evaluate import EvalSettings, evaluate
+from student_train.command_settings import EvalSettings
+from student_train.evaluation import evaluate
 from student_train.feature_models import FeatureModels
 from student_train.image_features import encode_images
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, decode_image, index_images

@@ -15,14 +15,15 @@ import torch
 
 from student_train import sources
 from student_train.distributed import Processes
+from student_train.loop import prepare
 from student_train.pixels import PixelWorkers, Shown, ShownViews, check_key, read_pixels
-from student_train.train import prepare
 from teacher_cache import TeacherCache, open_cache
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import ViewPolicy, draw_crop
+from teacher_cache.views import draw_crop
 from teacher_cache.vocabulary import Vocabulary
 from tests.student_train.test_train import settings
 from tests.teacher_cache.inputs import jpeg, write_folder, write_shard

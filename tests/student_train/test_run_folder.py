@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.cli import main as rpp
 from student_train.feature_models import run_templates
+from student_train.loop import train
 from student_train.run_folder import RunFolder
-from student_train.train import train
 from teacher_cache.errors import RppError, UsageError
 from tests.student_train.conftest import PICTURES, build
 from tests.student_train.test_train import assert_same_result, metrics, run_main, settings

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from student_train import load_student
-from student_train.prompts import PromptSettings
-from student_train.stored import STUDENT
+from student_train.run_record import STUDENT
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP, save_student
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import load_model

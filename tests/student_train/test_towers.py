@@ -6,7 +6,8 @@ from torch import Tensor
 
 from student_train import packing, towers
 from student_train.losses import distillation_loss
-from student_train.prompts import Prompts, PromptSettings, dead_query_blocks
+from student_train.prompts import Prompts, dead_query_blocks
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UnsupportedTowerError, UsageError

@@ -19,14 +19,15 @@ from safetensors.torch import load_file
 from student_train import PromptedCLIP, load_student
 from student_train.cli import main
 from student_train.distributed import Processes
-from student_train.prompts import PromptSettings
+from student_train.loop import prepare, train
 from student_train.run_folder import RunFolder
 from student_train.schedule import learning_rate
-from student_train.train import TrainSettings, prepare, train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache import open_cache
+from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.openclip import load_model
-from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.relabel import relabel_cache
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES, build, store_anew
 

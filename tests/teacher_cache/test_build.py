@@ -23,11 +23,12 @@ from PIL import Image
 
 from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, RppError, UsageError
 from teacher_cache.openclip import load_model
 from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore, verify_store
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import FULL, ViewPolicy, draw_crop
+from teacher_cache.views import FULL, draw_crop
 from tests.models import write_model
 from tests.teacher_cache.inputs import (
     ANIMALS,

@@ -20,10 +20,11 @@ from distributed import Client, LocalCluster
 from teacher_cache import cluster
 from teacher_cache.build import build_cache
 from teacher_cache.cluster import PartProgress
+from teacher_cache.command_settings import ComputeSettings
 from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
 from teacher_cache.store import CacheStore
-from teacher_cache.workers import ComputeSettings
+from teacher_cache.workers import on_this_machine
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
     decoded_arrays,
@@ -257,11 +258,11 @@ def test_local_workers_share_the_cores(
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
-        here = asked.on_this_machine()
+        here = on_this_machine(asked)
     finally:
         torch.set_num_threads(before)
     assert (here.threads, here.torch_threads) == (threads, threads)
-    chosen = asked.model_copy(update={"threads": 9, "torch_threads": 5}).on_this_machine()
+    chosen = on_this_machine(asked.model_copy(update={"threads": 9, "torch_threads": 5}))
     assert (chosen.threads, chosen.torch_threads) == (9, 5)
 
 

@@ -17,9 +17,10 @@ import zarr
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.command_settings import ExtendSettings, RelabelSettings
 from teacher_cache.errors import CacheBusyError, CacheUnreachableError, UsageError
-from teacher_cache.extend import ExtendSettings, extend_cache
-from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.extend import extend_cache
+from teacher_cache.relabel import relabel_cache
 from teacher_cache.store import CacheStore, lock, verify_store
 from teacher_cache.store.places import folder_at
 from teacher_cache.store.remote_folder import RemoteFolder

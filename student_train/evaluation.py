@@ -7,63 +7,25 @@ Shapes: N images, B batch, C classes, D embedding.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from student_train.datasets import DataOptions, Dataset, DataSettings, open_dataset
+from student_train.command_settings import EvalOptions, EvalSettings, ModelOptions, ModelSettings
+from student_train.datasets import Dataset, open_dataset
 from student_train.evaluators import EVALUATORS, Scores, Task
-from student_train.feature_models import (
-    FeatureModel,
-    FeatureModels,
-    LoadedFeatureModel,
-    ModelOptions,
-    ModelSettings,
-)
+from student_train.feature_models import FeatureModel, FeatureModels, LoadedFeatureModel
 from student_train.image_features import EncodedImages, cached_images, check_cached, encode_images
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import SampleTable
-from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
-from teacher_cache.options import LARGEST_FACTOR, MOST_PROCESSES
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.vocabulary import Vocabulary
 
+MOST_DECODING_THREADS = 16
 BATCH_LOGITS = 1 << 24  # of a batch of scores: 64 MB
 ComparedModel = tuple[LoadedFeatureModel, LoadedFeatureModel | None]
-
-
-def _known(metric: str) -> str:
-    if metric not in EVALUATORS:
-        raise ValueError(f"is none of {', '.join(EVALUATORS)}")
-    return metric
-
-
-class EvalOptions(ModelOptions, DataOptions):
-    """All of an evaluation but the model and the images."""
-
-    metrics: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
-        default=("accuracy", "calibration"), description="what to measure: " + ", ".join(EVALUATORS)
-    )
-    temperature: float = Field(
-        default=1.0, gt=0, le=LARGEST_FACTOR, description="of the soft labels that agreement compares"
-    )
-    batch_size: int = Field(default=64, ge=1, description="images a forward pass")
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        ge=1,
-        le=MOST_PIXELS,
-        description="an image of more pixels is left out as unreadable",
-    )
-    threads: int = Field(
-        default=min(16, usable_cores()), ge=1, le=MOST_PROCESSES, description="threads that decode images"
-    )
-
-
-class EvalSettings(EvalOptions, ModelSettings, DataSettings):
-    """Settings of an evaluation: a model and a data set."""
 
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
@@ -113,9 +75,8 @@ def evaluate_models(
     check_evaluation(models, dataset, options)
     everyone = _everyone(models)
     if isinstance(dataset.source, SampleTable):
-        encoded = encode_images(
-            everyone, dataset.source, options.batch_size, options.threads, options.max_pixels
-        )
+        threads = options.threads or min(MOST_DECODING_THREADS, usable_cores())
+        encoded = encode_images(everyone, dataset.source, options.batch_size, threads, options.max_pixels)
     else:
         encoded = cached_images(everyone, dataset.source)
     notes = list(dataset.notes)

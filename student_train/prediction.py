@@ -13,24 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from student_train.feature_models import ModelWithClasses, load_with_classes
+from student_train.command_settings import PredictSettings
+from student_train.feature_models import load_with_classes
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import UnreadableImageError, decode_image
-from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 
 BATCH = 64
-
-
-class PredictSettings(ModelWithClasses):
-    """Settings of a prediction."""
-
-    top: int = Field(default=5, ge=1, description="classes to show of each picture")
-    max_pixels: int = Field(
-        default=MAX_PIXELS, ge=1, le=MOST_PIXELS, description="a picture of more pixels is refused"
-    )
 
 
 @dataclass(frozen=True)

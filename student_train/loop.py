@@ -25,10 +25,11 @@ from student_train.health import Health
 from student_train.join import Batch, Join
 from student_train.losses import distillation_loss
 from student_train.metric_logs import MetricLogs
-from student_train.run_folder import BAD_STEP, CHECKPOINT, RunFolder, look_into
-from student_train.run_record import described
+from student_train.run_folder import BAD_STEP, RunFolder
+from student_train.run_identity import check_same_run, describe_run
+from student_train.run_record import CHECKPOINT, described, look_into
 from student_train.schedule import learning_rate, make_optimizer
-from student_train.settings import TrainSettings, check_same_run, describe_run
+from student_train.settings import TrainSettings
 from student_train.sources import load_student_base, make_join
 from student_train.step_classes import StepClasses, StepText, positions_of
 from student_train.stored import StoredStudent, read_student
@@ -39,8 +40,6 @@ from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.teacher import AUTOCAST
 from teacher_cache.views import normalise
-
-__all__ = ["RunResult", "TrainSettings", "train"]
 
 
 @dataclass(frozen=True)
