@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from student_train.command_settings import OnnxSettings
+from student_train.compat.onnxruntime import failures
 from student_train.preflight import ONNX_PACKAGES, onnx_packages_missing
 from student_train.stored import StoredStudent, read_student
 from student_train.student import PromptedCLIP
@@ -205,8 +206,6 @@ def largest_difference(file: Path, tower: ImageTower) -> float:
         RppError: a file that does not run, or differs by more than LARGEST_DIFFERENCE.
     """
     runtime = import_module("onnxruntime")
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
-    failures = tuple(getattr(runtime.capi.onnxruntime_pybind11_state, name) for name in names)
     largest = 0.0
     try:
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -226,7 +225,7 @@ def largest_difference(file: Path, tower: ImageTower) -> float:
                     "release of torch or onnxscript may do better"
                 )
             largest = max(largest, difference)
-    except failures as error:
+    except failures(runtime) as error:
         reason = str(error).splitlines()[0]
         raise RppError(f"onnxruntime cannot run the graph ({reason}); nothing was written") from error
     return largest

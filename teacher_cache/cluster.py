@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from dask.distributed import Client, KilledWorker, get_worker, secede, wait
-from distributed.core import Status
 from numpy.typing import NDArray
 
 from teacher_cache.command_settings import ComputeSettings, Precision
+from teacher_cache.compat.distributed import is_wanted, threads_of_worker
 from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
@@ -276,8 +276,7 @@ def compute_part(work: Work, part: int) -> None:
 
     def on_batch(samples: int) -> None:
         nonlocal last_report
-        task = worker.state.tasks.get(key)
-        if task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused):
+        if not is_wanted(worker, key):
             raise RppError("stopped")  # a thread cannot be killed: the caller is gone or wants no more
         if time.monotonic() - last_report > REPORT_EVERY_SECONDS:
             worker.log_event(work.name, (part, worker.address, samples))
@@ -287,7 +286,7 @@ def compute_part(work: Work, part: int) -> None:
     with _computing:
         on_batch(0)
         # by thread, and a task may come on any
-        torch.set_num_threads(settings.torch_threads or worker.state.nthreads)
+        torch.set_num_threads(settings.torch_threads or threads_of_worker())
         try:
             computed = part_arrays(
                 header,

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
@@ -122,7 +121,7 @@ def _parameter(name: str, field: Any, panel: str) -> inspect.Parameter:
         rich_help_panel=panel,
         show_default=in_words or annotation is not bool,
     )
-    default = inspect.Parameter.empty if field.default is PydanticUndefined else field.default
+    default = inspect.Parameter.empty if field.is_required() else field.default
     if annotation is str and default is not inspect.Parameter.empty:
         default = str(default)
     return inspect.Parameter(

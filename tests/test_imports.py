@@ -86,6 +86,42 @@ def test_nothing_private_is_imported() -> None:
     assert not private
 
 
+def private_names(code: str) -> tuple[set[str], set[str]]:
+    """Names with a leading underscore that code defines, and those that it asks other objects for."""
+    defined, asked = set(), set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            own = isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name)
+            (defined if own and node.value.id == "self" else asked).add(node.attr)  # type: ignore[attr-defined]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            asked |= {value.value for value in node.args if isinstance(value, ast.Constant)}
+        elif isinstance(node, ast.ImportFrom):
+            asked |= {alias.name for alias in node.names}
+            defined |= {alias.asname or alias.name for alias in node.names}
+    public = {"_exit"}  # of os: documented
+    return tuple({n for n in names if re.match(r"_[^_]", str(n))} - public for names in (defined, asked))  # type: ignore[return-value]
+
+
+def test_private_names_of_other_libraries_are_behind_fences() -> None:
+    names = {module: private_names(file.read_text(encoding="utf-8")) for module, file in FILES.items()}
+    ours = set[str]().union(*(defined for defined, _ in names.values()))
+    foreign = {module: asked - ours for module, (_, asked) in names.items() if asked - ours}
+    assert all(".compat." in module for module in foreign), foreign
+    assert {"_embeds", "_pool"} <= foreign["teacher_cache.compat.open_clip"]  # the look itself works
+    modules = {
+        f"{module} imports {other}"
+        for module, names in IMPORTS.items()
+        for other, _ in names
+        if re.search(r"\._|^_[^_]|^(zarr|fsspec|distributed|torch)\.core\b", other)
+        and ".compat." not in module
+    }
+    assert modules == {"teacher_cache.plain_pickle imports _compat_pickle"}, "Python's own, of old pickles"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_are_there_and_described(package: str) -> None:
     root = import_module(package)

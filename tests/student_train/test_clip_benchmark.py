@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from student_train import load_student
-from student_train.clip_benchmark import accuracy, file_pattern, load_rpp, main, register
+from student_train.clip_benchmark import file_pattern, load_rpp, main, register
 from student_train.command_settings import EvalSettings
+from student_train.compat.clip_benchmark import accuracy
 from student_train.evaluation import evaluate
 from student_train.evaluators.evaluator import top_places
 from student_train.loop import train

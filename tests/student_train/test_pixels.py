@@ -7,13 +7,17 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from student_train import sources
+from student_train.compat.torch import WorkerProcesses
 from student_train.distributed import Processes
 from student_train.loop import prepare
 from student_train.pixels import PixelWorkers, Shown, ShownViews, check_key, read_pixels
@@ -217,3 +221,30 @@ def test_workers_are_as_many_as_the_cores_that_may_be_used(
         run = prepare(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
         assert run.join._pixels is not None
         assert run.join._pixels._workers == of_each
+
+
+class Plain:
+    """An iterator without torch's private names, which lets go of torch's when it is freed."""
+
+    def __init__(self, pieces: Iterator[Any]) -> None:
+        self.inner = pieces
+
+    def __iter__(self) -> "Plain":
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.inner)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_workers_end_with_and_without_torchs_private_names(private: bool) -> None:
+    before = set(multiprocessing.active_children())
+    workers = WorkerProcesses(DataLoader(list(range(8)), num_workers=2))
+    if not private:
+        workers.pieces = Plain(workers.pieces)
+    assert next(workers.pieces) == 0
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    workers.end()
+    assert not set(multiprocessing.active_children()) - before
+    assert all(process.exitcode == 0 for process in started), "none had to be killed"
