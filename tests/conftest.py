@@ -9,6 +9,8 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
+from tests.processes import ForkServer
+
 # The models here are tiny: one thread is several times faster than two that wait for each other, also in the
 # processes that tests begin.
 torch.set_num_threads(1)
@@ -23,6 +25,13 @@ def _no_process_is_left_behind() -> Iterator[None]:
     for process in left:
         process.kill()
     assert not left
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[ForkServer]:
+    """The server that forks for commands in processes of their own."""
+    with ForkServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

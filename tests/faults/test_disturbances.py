@@ -149,27 +149,26 @@ def test_two_at_once(
         "two processes on one cache, or one run's folder", "one works, the other says so or finds all done"
     )
     chance = random.Random(SEED)
-    with Attempts() as others:
-        for number in range(TRIES):
-            out, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
-            building = [*inputs.build, f"--out={out}"]
-            running = inputs.train(undisturbed, run, "--towers=both", "--epochs=3")
-            for command in (building, running):
-                ends = at_once(command, attempts, others, chance.uniform(0, 0.5))
-                assert 0 in [ended.code for ended in ends], [ended.said for ended in ends]
-                assert all(ended.code == 0 or ended.is_one_sentence for ended in ends), ends
-                done = [ended.code for ended in ends].count(0)
-                record("one worked, one said so" if done == 1 else "the second found all done")
-            assert_same_arrays(out, undisturbed)
-            assert_same_run(run, trained)
+    for number in range(TRIES):
+        out, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
+        building = [*inputs.build, f"--out={out}"]
+        running = inputs.train(undisturbed, run, "--towers=both", "--epochs=3")
+        for command in (building, running):
+            ends = at_once(command, attempts, chance.uniform(0, 0.5))
+            assert 0 in [ended.code for ended in ends], [ended.said for ended in ends]
+            assert all(ended.code == 0 or ended.is_one_sentence for ended in ends), ends
+            done = [ended.code for ended in ends].count(0)
+            record("one worked, one said so" if done == 1 else "the second found all done")
+        assert_same_arrays(out, undisturbed)
+        assert_same_run(run, trained)
 
 
-def at_once(command: list[str], one: Attempts, other: Attempts, later: float) -> list[Ended]:
+def at_once(command: list[str], attempts: Attempts, later: float) -> list[Ended]:
     """The same call twice."""
     ends: list[Ended] = []
-    second = threading.Timer(later, lambda: ends.append(other.call(*command)))
+    second = threading.Timer(later, lambda: ends.append(attempts.call(*command)))
     second.start()
-    ends.append(one.call(*command))
+    ends.append(attempts.call(*command))
     second.join()
     return ends
 

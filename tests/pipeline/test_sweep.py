@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from student_train.run_record import read_settings
 from teacher_cache.build import build_cache
 from teacher_cache.errors import RppError, UsageError
 from tests.models import write_model
+from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES
 
 GRID = ("train.temperature=0.5,2", "train.soft-weight=0,1")
@@ -191,15 +191,14 @@ def test_another_evaluation_is_measured_and_nothing_is_trained(
 
 
 def test_killed_in_the_middle_it_gives_the_same_table(
-    recipe: Path, undisturbed: tuple[Path, SweepRecord]
+    processes: ForkServer, recipe: Path, undisturbed: tuple[Path, SweepRecord]
 ) -> None:
     out = recipe.parent / "killed"
-    command = [sys.executable, "-m", "pipeline.cli", "sweep", str(recipe), "--seeds", "2", "--out", str(out)]
-    command += [part for axis in GRID for part in ("--set", axis)]
-    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    axes = [part for axis in GRID for part in ("--set", axis)]
+    sweep = processes.start("rpp", "sweep", recipe, "--seeds", "2", "--out", out, *axes)
     deadline = time.monotonic() + 200
     while len(list(out.glob("runs/*/results.json"))) < 3:
-        assert sweep.poll() is None, sweep.communicate()[1].decode()
+        assert sweep.poll() is None, sweep.ended().err
         assert time.monotonic() < deadline
         time.sleep(0.02)
     sweep.kill()
@@ -209,21 +208,22 @@ def test_killed_in_the_middle_it_gives_the_same_table(
     assert figures(after) == figures(undisturbed[1])
 
 
-def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(recipe: Path) -> None:
+def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
+    processes: ForkServer, recipe: Path
+) -> None:
     out = recipe.parent / "stopped"
-    command = [sys.executable, "-m", "pipeline.cli", "sweep", str(recipe), "--set", "train.epochs=100000"]
-    sweep = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    sweep = processes.start("rpp", "sweep", recipe, "--set", "train.epochs=100000", "--out", out)
     run = out / "runs" / "epochs=100000,seed=5"
     deadline = time.monotonic() + 200
     while not (run / "metrics.jsonl").exists():
-        assert sweep.poll() is None, sweep.communicate()[1].decode()
+        assert sweep.poll() is None, sweep.ended().err
         assert time.monotonic() < deadline
         time.sleep(0.02)
     (run / "checkpoint.pt").unlink(missing_ok=True)
     sweep.terminate()
-    said = sweep.communicate(timeout=100)[1].decode()
-    assert sweep.returncode == 1
-    assert f"stopped; what is done is kept: the next call goes on with {out}" in said
+    ended = sweep.ended(timeout=100)
+    assert ended.code == 1
+    assert f"stopped; what is done is kept: the next call goes on with {out}" in ended.err
     assert (run / "checkpoint.pt").exists()
     assert read_sweep(out).rows[0].state == "waiting"
     with held(out):  # no process is left behind

@@ -1,9 +1,7 @@
 """Students in CLIP_benchmark, the real package through its own command line, against our own evaluation."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import load_model
 from tests.models import write_model
+from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES
 from tests.student_train.test_student import changed
 
@@ -223,16 +222,15 @@ def test_equal_logits_fall_as_in_clip_benchmark() -> None:
     assert found == [int((places == 0).sum()) / int(of_others.sum())]
 
 
-def test_a_run_that_is_none_is_one_line_in_a_shell(dataset: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "student_train.clip_benchmark", "eval", *rpp(Path("nowhere"))]
+def test_a_run_that_is_none_is_one_line_in_a_shell(
+    processes: ForkServer, dataset: Path, tmp_path: Path
+) -> None:
+    command = ["-m", "student_train.clip_benchmark", "eval", *rpp(Path("nowhere"))]
     command += ["--dataset", "wds/pictures", "--dataset_root", str(dataset)]
-    root = str(Path(__file__).parents[2])
-    ended = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1] == "error: no student at nowhere"
-    assert "Traceback" not in ended.stderr
+    ended = processes.call("python", *command, cwd=tmp_path)
+    assert ended.code == 2
+    assert ended.err.splitlines()[-1] == "error: no student at nowhere"
+    assert "Traceback" not in ended.err
 
 
 def test_a_template_without_a_name_is_one_line(

@@ -3,8 +3,6 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
 from teacher_cache.store import CacheStore
 from teacher_cache.workers import ComputeSettings
+from tests.processes import ForkServer, Process
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
     decoded_arrays,
@@ -53,11 +52,9 @@ DIES_OF_POISON = PRELOAD.format(condition="content == b'poison'")
 
 
 @contextmanager
-def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def _process(processes: ForkServer, module: str, *arguments: str) -> Iterator[Process]:
     """`python -m module ...`, ended with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = processes.start("python", "-m", module, *arguments, stdout=None, stderr=None)
     try:
         yield process
     finally:
@@ -66,11 +63,11 @@ def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def _scheduler(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def _scheduler(processes: ForkServer, folder: Path) -> Iterator[tuple[str, Process]]:
     """A Dask scheduler in a process of its own, by its address."""
     file = folder / "scheduler.json"
     options = ("--port", "0", "--no-dashboard", "--scheduler-file", str(file))
-    with _process("distributed.cli.dask_scheduler", *options) as process:
+    with _process(processes, "distributed.cli.dask_scheduler", *options) as process:
         for _ in range(600):
             if file.exists() and (found := re.search(r"tcp://[\d.]+:\d+", file.read_text())):
                 yield found[0], process
@@ -79,9 +76,9 @@ def _scheduler(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         raise TimeoutError("the scheduler did not start")
 
 
-def _worker(address: str, name: str, *more: str) -> Any:
+def _worker(processes: ForkServer, address: str, name: str, *more: str) -> Any:
     options = ("--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-    return _process("distributed.cli.dask_worker", address, *options, *more)
+    return _process(processes, "distributed.cli.dask_worker", address, *options, *more)
 
 
 def _records(cache: Path) -> dict[str, int]:
@@ -90,7 +87,7 @@ def _records(cache: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_worker_killed_within_a_part_costs_that_part_only(
-    teacher: Path, names: Path, tmp_path: Path
+    processes: ForkServer, teacher: Path, names: Path, tmp_path: Path
 ) -> None:
     source = write_shards(tmp_path / "shards", samples=18)
     asked = settings(source, names, tmp_path / "zarr", teacher, part_size=6)
@@ -98,9 +95,9 @@ def test_a_worker_killed_within_a_part_costs_that_part_only(
     (tmp_path / "preload.py").write_text(DIES_IN_ITS_THIRD_PART)
     at_the_kill: dict[str, int] = {}
     with (
-        _scheduler(tmp_path) as (address, _),
-        _worker(address, "left", "--preload", str(tmp_path / "preload.py")) as victim,
-        _worker(address, "right"),
+        _scheduler(processes, tmp_path) as (address, _),
+        _worker(processes, address, "left", "--preload", str(tmp_path / "preload.py")) as victim,
+        _worker(processes, address, "right"),
     ):
         with Client(address) as client:
             client.wait_for_workers(2, timeout=60)
@@ -140,9 +137,9 @@ def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
 
 @pytest.mark.slow
 def test_a_scheduler_that_dies_ends_the_build_with_a_line(
-    teacher: Path, shards: Path, names: Path, tmp_path: Path
+    processes: ForkServer, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
-    with _scheduler(tmp_path) as (address, scheduler):
+    with _scheduler(processes, tmp_path) as (address, scheduler):
         asked = settings(shards, names, tmp_path / "zarr", teacher, scheduler=address)
         notes: list[str] = []
 
