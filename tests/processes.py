@@ -9,6 +9,7 @@ PYTHONUNBUFFERED, and what libraries read from the environment at their import a
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import importlib
 import io
@@ -26,7 +27,7 @@ import sysconfig
 import threading
 import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
@@ -59,6 +60,7 @@ LIBRARIES = (
 )
 END_SECONDS = 600.0  # no call takes this long, on any machine
 LONGEST_REQUEST = 1 << 17  # bytes
+MOST_GIVEN = 16  # file descriptors of a request
 PIPE = subprocess.PIPE
 
 
@@ -179,6 +181,7 @@ class ForkServer:
         stdin: int | None = None,
         stdout: int | None = PIPE,
         stderr: int | None = PIPE,
+        kept: Sequence[int] = (),
         before: tuple[str, Mapping[str, Any]] | None = None,
     ) -> Process:
         """Start a command.
@@ -191,12 +194,14 @@ class ForkServer:
             stdin: a file descriptor, which stays open here, too; None: nothing can be read.
             stdout: the same; PIPE: it is read; None: nobody reads it.
             stderr: as stdout.
+            kept: further file descriptors, which have the same numbers there.
             before: `MODULE:FUNCTION` and its keyword arguments, called in the fork before the command.
         """
         request = {
             "command": list(map(str, command)),
             "cwd": str(cwd or os.getcwd()),
             "environment": dict(os.environ if environment is None else environment),
+            "kept": list(kept),
             "before": before,
         }
         status, theirs = os.pipe()
@@ -206,7 +211,7 @@ class ForkServer:
                 nothing.fileno() if of is None else readers[name].writing if of == PIPE else of
                 for name, of in (("in", stdin), ("out", stdout), ("err", stderr))
             ]
-            socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs, *streams])
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs, *streams, *kept])
         os.close(theirs)
         for reader in readers.values():
             os.close(reader.writing)
@@ -218,6 +223,48 @@ class ForkServer:
         return self.start(*command, **how).ended(timeout)
 
 
+class Forked:
+    """A process in the place of `subprocess.Popen([sys.executable, ...])`, as far as the packages use it."""
+
+    def __init__(
+        self,
+        server: ForkServer,
+        command: Sequence[str],
+        stdin: int,
+        stdout: int,
+        env: Mapping[str, str],
+        cwd: Path,
+        pass_fds: Sequence[int],
+        start_new_session: bool,
+    ) -> None:
+        assert (command[0], stdin, stdout, start_new_session) == (sys.executable, PIPE, PIPE, True)
+        (reads, write), (read, writes) = os.pipe(), os.pipe()
+        streams = {"stdin": reads, "stdout": writes, "stderr": 2}
+        how = {"environment": env, "cwd": cwd, "kept": pass_fds, **streams}
+        self._process = server.start("python", *command[1:], **how)
+        self.pid = self._process.pid
+        self.stdin, self.stdout = os.fdopen(write, "wb"), os.fdopen(read, "rb")
+        for place in (reads, writes):
+            os.close(place)
+
+    @property
+    def returncode(self) -> int | None:
+        return self.poll()
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.stdin.close()
+        finally:
+            self._process.wait()
+            self.stdout.close()
+
+
 @dataclass
 class _Request:
     """What a fork has to become; its status is written by the server."""
@@ -225,8 +272,9 @@ class _Request:
     command: list[str]
     cwd: str
     environment: dict[str, str]
+    kept: list[int]
     before: tuple[str, dict[str, Any]] | None
-    streams: tuple[int, int, int]
+    given: list[int]  # file descriptors: the standard streams, and those of `kept`
 
 
 def _serve(requests: socket.socket) -> _Request | None:
@@ -244,19 +292,18 @@ def _serve(requests: socket.socket) -> _Request | None:
                     _answer(status, code)
                     os.close(status)
                     continue
-                content, given, _, _ = socket.recv_fds(requests, LONGEST_REQUEST, 4)
+                content, given, _, _ = socket.recv_fds(requests, LONGEST_REQUEST, MOST_GIVEN)
                 if not content:
                     for child, _ in waiting.values():
                         os.kill(child, signal.SIGKILL)
                     return None
-                status, *streams = given
+                status, *given = given
                 child = os.fork()
                 if child == 0:
                     requests.close()
-                    request = json.loads(content)
-                    return _Request(**request, streams=(streams[0], streams[1], streams[2]))
-                for stream in streams:
-                    os.close(stream)
+                    return _Request(**json.loads(content), given=given)
+                for place in given:
+                    os.close(place)
                 _answer(status, child)
                 place = os.pidfd_open(child)
                 waiting[place] = (child, status)
@@ -271,9 +318,14 @@ def _answer(status: int, number: int) -> None:
 def _become(request: _Request) -> None:
     """Run the command, as `__main__`."""
     os.setsid()  # its processes are known by its session
-    for number, stream in enumerate(request.streams):
-        os.dup2(stream, number)
-    os.closerange(3, 4096)
+    numbers = [0, 1, 2, *request.kept]
+    above = [fcntl.fcntl(place, fcntl.F_DUPFD, max(numbers) + 1) for place in request.given]
+    for place, number in zip(above, numbers, strict=True):
+        os.dup2(place, number)
+    for place in map(int, os.listdir("/proc/self/fd")):
+        if place not in numbers:
+            with contextlib.suppress(OSError):  # that of the folder itself
+                os.close(place)
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.cwd)

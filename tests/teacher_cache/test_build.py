@@ -154,7 +154,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "whole"),
     [
@@ -429,7 +428,6 @@ def test_a_running_scheduler_builds_the_same_cache(
     assert_same_arrays(tmp_path / "zarr", cache)
 
 
-@pytest.mark.slow
 def test_worker_processes_build_the_same_cache(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:

@@ -54,7 +54,6 @@ def assert_equals(remote: str, local: Path) -> None:
         np.testing.assert_array_equal(np.asarray(group[name][:]), values, err_msg=name)
 
 
-@pytest.mark.slow
 def test_a_build_that_was_killed_goes_on(
     processes: ForkServer, bucket: str, cache: Path, teacher: Path, shards: Path, names: Path
 ) -> None:
