@@ -1,10 +1,11 @@
 """Commands in processes of their own, without the seconds that importing torch takes each time.
 
-A server imports the libraries that the commands need and does nothing else with them. For each call it
-forks, and the fork becomes what `rpp-cache ...`, `python -c ...` or `python -m ...` starts: it has its own
-arguments, environment, working directory, standard streams and session, imports the project's packages
-itself, and ends as an interpreter ends. Options of the interpreter, its variables other than PYTHONPATH and
-PYTHONUNBUFFERED, and what libraries read from the environment at their import are the server's.
+A server imports the packages and what they need, and does nothing else with it. For each call it forks, and
+the fork becomes what `rpp-cache ...`, `python -c ...` or `python -m ...` starts: it has its own arguments,
+environment, working directory, standard streams and session, imports the command lines itself, which look at
+the terminal when they are imported, and ends as an interpreter ends. Options of the interpreter, its
+variables but for PYTHONPATH and PYTHONUNBUFFERED, and what libraries read from the environment at their
+import are the server's.
 """
 
 import atexit
@@ -16,6 +17,7 @@ import io
 import json
 import multiprocessing.process
 import os
+import pkgutil
 import runpy
 import select
 import selectors
@@ -33,7 +35,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 ROOT = Path(__file__).parents[1]
-OURS = ("teacher_cache", "student_train", "pipeline", "tests")  # a fork imports them itself
+PACKAGES = ("teacher_cache", "student_train", "pipeline")
 LIBRARIES = (
     "torch",
     "torch.distributed",
@@ -336,8 +338,6 @@ def _become(request: _Request) -> None:
     if request.before:
         module, _, function = request.before[0].partition(":")
         getattr(importlib.import_module(module), function)(**request.before[1])
-    for name in [name for name in sys.modules if name.split(".")[0] in OURS]:
-        del sys.modules[name]
     program, *arguments = request.command
     path = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
     script = Path(sysconfig.get_path("scripts")) / program
@@ -396,6 +396,12 @@ def main() -> None:
     torch.set_num_threads(1)
     for library in LIBRARIES:
         importlib.import_module(library)
+    for package in map(importlib.import_module, PACKAGES):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(found.name)
+    for package in PACKAGES:
+        del sys.modules[f"{package}.cli"]
+        delattr(sys.modules[package], "cli")
     gc.freeze()  # or each fork's first collection would copy all of it
     requests = socket.socket(fileno=int(sys.argv[1]))
     if (request := _serve(requests)) is not None:
