@@ -41,7 +41,6 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, wheel
 
 
-@pytest.mark.slow
 def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path]) -> None:
     source, wheel = archives
     packaged = packaged_files()
@@ -58,7 +57,6 @@ def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path
     assert {f"{info}/licenses/{name}" for name in LEGAL} <= in_wheel
 
 
-@pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(archives: tuple[Path, Path], tmp_path: Path) -> None:
     """Dependencies are those of this environment; RPP itself comes from the wheel alone."""
     venv.create(tmp_path / "venv", with_pip=False)

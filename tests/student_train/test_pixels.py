@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
 from teacher_cache.views import draw_crop
 from teacher_cache.vocabulary import Vocabulary
+from tests.processes import ForkServer
 from tests.student_train.test_train import settings
 from tests.teacher_cache.inputs import jpeg, write_folder, write_shard
 
@@ -124,9 +123,11 @@ next(decoded)
 
 
 @pytest.mark.parametrize("by", [0, signal.SIGTERM, signal.SIGKILL])
-def test_workers_that_nobody_reads_from_end_with_their_parent(cache_path: Path, by: int) -> None:
+def test_workers_that_nobody_reads_from_end_with_their_parent(
+    processes: ForkServer, cache_path: Path, by: int
+) -> None:
     end = f"import os; os.kill(os.getpid(), {int(by)})" if by else ""
-    process = subprocess.Popen([sys.executable, "-c", ABANDONED + end, cache_path], start_new_session=True)
+    process = processes.start("python", "-c", ABANDONED + end, cache_path, stdout=None, stderr=None)
     assert process.wait(timeout=120) == -by
     deadline = time.monotonic() + 20
     while has_processes(process.pid) and time.monotonic() < deadline:
