@@ -72,7 +72,7 @@ def _require_known_format(out: Path, record: dict[str, Any]) -> None:
         writer = record.get("software", "a newer rpp")
         raise UsageError(
             f"the run {out} has run format {stored}, written by {writer}; rpp {rpp_version()} reads format "
-            f"{RUN_FORMAT}: install a newer rpp"
+            f"{RUN_FORMAT}: install a newer rpp-clip"
         )
 
 

@@ -224,7 +224,7 @@ def _checked_format(path: Path, record: Any) -> dict[str, Any]:
     if int(number) > FORMAT_VERSION:
         raise UsageError(
             f"{path} has student format {int(number)}; rpp {rpp_version()} reads format {FORMAT_VERSION}: "
-            "install a newer rpp"
+            "install a newer rpp-clip"
         )
     return record
 

@@ -96,7 +96,7 @@ def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
         writer = attributes.get("software", "a newer rpp")
         raise UsageError(
             f"{folder.url} has cache format {stored}, written by {writer}; "
-            f"rpp {rpp_version()} reads formats {oldest} to {FORMAT_VERSION}: install a newer rpp"
+            f"rpp {rpp_version()} reads formats {oldest} to {FORMAT_VERSION}: install a newer rpp-clip"
         )
     return attributes
 

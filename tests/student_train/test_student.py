@@ -139,7 +139,7 @@ class TestWrongStudents:
     @pytest.mark.parametrize(
         ("stored", "said"),
         [
-            ("rpp-student-2", r"has student format 2; rpp 0\.\S+ reads format 1: install a newer rpp$"),
+            ("rpp-student-2", r"has student format 2; rpp 0\.\S+ reads format 1: install a newer rpp-clip$"),
             ("rpp-student-0", r"is not a student \(format rpp-student-0, not rpp-student-N\)"),
             ("rpp-student-x", "is not a student"),
             ("rpp-cache-1", "is not a student"),

@@ -316,7 +316,9 @@ class TestResume:
         record = json.loads(file.read_text())
         assert record["format_version"] == 1
         file.write_text(json.dumps({**record, "format_version": 2, "settings": None, "software": "rpp 9.1"}))
-        newer = r"run has run format 2, written by rpp 9\.1; rpp 0\.\S+ reads format 1: install a newer rpp$"
+        newer = (
+            r"run has run format 2, written by rpp 9\.1; rpp 0\.\S+ reads format 1: install a newer rpp-clip$"
+        )
         with pytest.raises(UsageError, match=newer):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
         file.write_text(json.dumps({**record, "settings": {**record["settings"], "focal": 2.0}}))
