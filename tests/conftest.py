@@ -12,7 +12,8 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from tests.processes import ForkServer
+from pipeline import sweep_jobs
+from tests.processes import ForkServer, fork_runs
 
 # The models here are tiny: one thread is several times faster than two that wait for each other, also in the
 # processes that tests begin.
@@ -68,6 +69,13 @@ def processes() -> Iterator[ForkServer]:
     """The server that forks for commands in processes of their own."""
     with ForkServer() as server:
         yield server
+
+
+@pytest.fixture
+def forked_runs(processes: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of sweeps are forks, which saves the import of torch."""
+    monkeypatch.setattr(sweep_jobs, "subprocess", sweep_jobs.subprocess)  # put back at the end
+    fork_runs(processes)
 
 
 @pytest.fixture(scope="session")
