@@ -13,12 +13,14 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from pipeline import sweep_jobs
+from tests.models import share_vocabulary
 from tests.processes import ForkServer, fork_runs
 
 # The models here are tiny: one thread is several times faster than two that wait for each other, also in the
 # processes that tests begin.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+share_vocabulary()
 
 
 @pytest.fixture(scope="module", autouse=True)

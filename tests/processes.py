@@ -418,6 +418,7 @@ def main() -> None:
     for package in map(importlib.import_module, PACKAGES):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(found.name)
+    importlib.import_module("tests.models").share_vocabulary()
     for package in PACKAGES:
         del sys.modules[f"{package}.cli"]
         delattr(sys.modules[package], "cli")
