@@ -2,22 +2,28 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test faults coverage install browser clean
+.PHONY: demo test faults fuzz coverage install browser clean
 
 demo: install
 	$(BIN)/rpp demo
 
+# All that protects results and data; of kills, other faults and hostile input the short form.
 test: install browser
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # Hundreds of kills and other faults, and a table of what became of them; half an hour.
 faults: install
 	RPP_KILLS=100 RPP_FAULTS_TABLE=faults.md $(BIN)/python -m pytest tests/faults --timeout 3600
 
+# Fresh damaged files for all that reads files, and how many of each kind were tried.
+RPP_FUZZ_SECONDS ?= 600
+fuzz: install
+	RPP_FUZZ_SECONDS=$(RPP_FUZZ_SECONDS) $(BIN)/python -m pytest tests/hostile -m fuzz
+
 # The suite once more, slower, with what it runs of the packages, subprocesses included.
 coverage: install browser
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/coverage run -m pytest --numprocesses auto --dist worksteal
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

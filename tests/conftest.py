@@ -12,12 +12,15 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from tests.processes import ForkServer
+from pipeline import sweep_jobs
+from tests.models import share_vocabulary
+from tests.processes import ForkServer, fork_runs
 
 # The models here are tiny: one thread is several times faster than two that wait for each other, also in the
 # processes that tests begin.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+share_vocabulary()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,6 +71,13 @@ def processes() -> Iterator[ForkServer]:
     """The server that forks for commands in processes of their own."""
     with ForkServer() as server:
         yield server
+
+
+@pytest.fixture
+def forked_runs(processes: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of sweeps are forks, which saves the import of torch."""
+    monkeypatch.setattr(sweep_jobs, "subprocess", sweep_jobs.subprocess)  # put back at the end
+    fork_runs(processes)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ import traceback
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -171,6 +172,17 @@ class ForkServer:
             )
         return self
 
+    @classmethod
+    def attached(cls, number: int) -> Self:
+        """Return the server in a fork, which was given its socket by this number."""
+        server = cls()
+        server._socket = socket.socket(fileno=number)
+        return server
+
+    def fileno(self) -> int:
+        """Return the socket on which it is asked."""
+        return self._socket.fileno()
+
     def __exit__(self, *error: object) -> None:
         self._socket.close()
         assert self._server.wait(60) == 0
@@ -265,6 +277,13 @@ class Forked:
         finally:
             self._process.wait()
             self.stdout.close()
+
+
+def fork_runs(server: ForkServer | int) -> None:
+    """Let the sweeps of this process fork their runs; in a fork the server is the number of its socket."""
+    server = ForkServer.attached(server) if isinstance(server, int) else server
+    sweep_jobs = importlib.import_module("pipeline.sweep_jobs")
+    sweep_jobs.subprocess = types.SimpleNamespace(PIPE=PIPE, Popen=partial(Forked, server))
 
 
 @dataclass
@@ -399,6 +418,7 @@ def main() -> None:
     for package in map(importlib.import_module, PACKAGES):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(found.name)
+    importlib.import_module("tests.models").share_vocabulary()
     for package in PACKAGES:
         del sys.modules[f"{package}.cli"]
         delattr(sys.modules[package], "cli")

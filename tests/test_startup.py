@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from student_train.command_settings import (
     OnnxSettings,
     PredictSettings,
 )
-from student_train.loop import train
-from student_train.settings import PromptSettings, TrainSettings
+from student_train.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.settings import flat_fields, panels_of
-from tests.student_train.conftest import build
+from tests.student_train.conftest import cache_path as cache_path
+from tests.student_train.conftest import demo_cache_path as demo_cache_path
+from tests.student_train.conftest import run_of as run_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,10 +74,14 @@ def call(words: str, folder: Path, **environment: str) -> tuple[int, set[str], s
 
 
 @pytest.mark.parametrize("words", STARTUP.HELP)
-def test_help_and_versions_import_nothing_heavy(words: str, tmp_path: Path) -> None:
-    code, imported, _ = call(words, tmp_path)
+def test_help_imports_nothing_heavy_and_names_every_default(words: str, tmp_path: Path) -> None:
+    code, imported, printed = call(words, tmp_path, COLUMNS="400", TERM="dumb")
     assert code == 0
     assert not imported & HEAVY
+    assert "<bool>" not in printed, "a type beside a flag"
+    optional = [line for line in printed.splitlines() if "│    --" in line or "│ --" in line]
+    assert bool(optional) == words.endswith("--help")
+    assert not [line for line in optional if "<" in line and "default: " not in line]
 
 
 @pytest.mark.parametrize("words", STARTUP.REFUSALS)
@@ -95,18 +101,6 @@ def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
     assert not imported & HEAVY
 
 
-@pytest.fixture(scope="module")
-def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("cache"), "gelu")
-
-
-@pytest.fixture(scope="module")
-def run_path(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    prompts = PromptSettings(towers="text")
-    return train(TrainSettings(cache=cache_path, out=out, prompts=prompts, max_steps=1, log=("none",))).out
-
-
 def test_reading_a_cache_needs_no_model(cache_path: Path, tmp_path: Path) -> None:
     for verb, said in (("info", "samples: "), ("verify", "ok")):
         code, imported, printed = call(f"rpp-cache {verb} {cache_path}", tmp_path)
@@ -114,7 +108,8 @@ def test_reading_a_cache_needs_no_model(cache_path: Path, tmp_path: Path) -> Non
         assert not imported & MODELS
 
 
-def test_reading_runs_needs_no_model(run_path: Path, tmp_path: Path) -> None:
+def test_reading_runs_needs_no_model(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_path = run_of("text")
     code, imported, printed = call(f"rpp compare {run_path} {run_path}", tmp_path)
     assert (code, "loss" in printed) == (0, True)
     assert not imported & HEAVY
@@ -147,12 +142,3 @@ def test_every_option_is_in_one_panel(settings: type[BaseModel]) -> None:
     placed = [name for names in panels_of(settings).values() for name in names]
     assert sorted(placed) == sorted(flat_fields(settings))
     assert len(panels_of(settings)) > 1
-
-
-@pytest.mark.parametrize("words", STARTUP.HELP)
-def test_help_shows_no_type_beside_flags_and_every_default(words: str, tmp_path: Path) -> None:
-    _, _, printed = call(words, tmp_path, COLUMNS="400", TERM="dumb")
-    assert "<bool>" not in printed
-    optional = [line for line in printed.splitlines() if "│    --" in line or "│ --" in line]
-    unsaid = [line for line in optional if "<" in line and "default: " not in line]
-    assert not unsaid

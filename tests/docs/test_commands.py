@@ -302,6 +302,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 RUN_PAGES = [page for page in DOCUMENTS if any(b.page == page and not b.not_run for b in SHELL_BLOCKS)]
 
 
+@pytest.mark.usefixtures("forked_runs")
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.stem)
 def test_commands_run(page: Path, desk: Desk) -> None:
     """Every command of the page that is not marked, and of the pages before it."""

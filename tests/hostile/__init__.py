@@ -7,7 +7,7 @@ in `mutations.py`.
 `make test` tries each fuzzer some tens of times, with the same files every time. The long form takes fresh
 ones for as many seconds as it is told, shared among the fuzzers, and prints how often each was tried:
 
-    RPP_FUZZ_SECONDS=600 python -m pytest tests/hostile -k fuzz
+    make fuzz RPP_FUZZ_SECONDS=600
 
 A failure prints the smallest input that hypothesis finds, and how to repeat it.
 """

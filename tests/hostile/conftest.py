@@ -24,7 +24,7 @@ _fuzzers = 0
 
 def fuzzed(examples: int) -> Callable[[Any], Any]:
     """Decorator of a property: so many inputs, the same each time; in the long form fresh ones."""
-    return settings(
+    bounded = settings(
         max_examples=ROUND if SECONDS else examples,
         derandomize=not SECONDS,
         deadline=None,
@@ -32,6 +32,7 @@ def fuzzed(examples: int) -> Callable[[Any], Any]:
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
+    return lambda test: pytest.mark.fuzz(bounded(test))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""The demo end to end with its packaged teacher and pictures, shortened to one epoch and two seeds."""
+"""The demo end to end with its packaged teacher and a third of its pictures, one epoch and two seeds."""
 
 import io
 import json
@@ -10,18 +10,22 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import main
-from pipeline.demo import make_pictures
+from pipeline.demo import compare, make_pictures
 from pipeline.demo.compare import FIGURES, FROZEN, HERE, STUDENTS, train_settings
 from pipeline.settings import DemoSettings
 from student_train.evaluators import harmonic_mean
 from teacher_cache.openclip import load_model
+from tests.student_train.conftest import pictures as pictures
 
 MEGABYTE = 1024**2
 
 
 def test_the_demo_prints_and_stores_every_figure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "pictures").symlink_to(pictures)
+    (tmp_path / "teacher").symlink_to(HERE / "teacher")
+    monkeypatch.setattr(compare, "HERE", tmp_path)
     command = ["rpp", "demo", "--out", str(tmp_path / "demo"), "--epochs", "1", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as ended:

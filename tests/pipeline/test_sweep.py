@@ -6,14 +6,11 @@ import shutil
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pipeline import sweep_jobs
 from pipeline.axes import parse_axes
 from pipeline.recipe import load_recipe
 from pipeline.report import make_report
@@ -28,11 +25,17 @@ from student_train.run_record import read_settings
 from teacher_cache.build import build_cache
 from teacher_cache.errors import RppError, UsageError
 from tests.models import write_model
-from tests.processes import PIPE, Forked, ForkServer
+from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES
 from tests.teacher_cache.test_cluster import dask_scheduler, dask_worker
 
 GRID = ("train.temperature=0.5,2", "train.soft-weight=0,1")
+
+
+def forking(processes: ForkServer) -> dict[str, Any]:
+    """How to start a process whose sweeps fork their runs."""
+    place = processes.fileno()
+    return {"kept": [place], "before": ("tests.processes:fork_runs", {"server": place})}
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +78,9 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def forked(processes: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are forks, which saves the import of torch. Those of `undisturbed`, of `rpp sweep` and on Dask's
-    workers begin as users' do."""
-    forks = SimpleNamespace(PIPE=PIPE, Popen=partial(Forked, processes))
-    monkeypatch.setattr(sweep_jobs, "subprocess", forks)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(recipe: Path) -> tuple[Path, SweepRecord]:
-    """Four settings with two seeds each, nothing in the way."""
+    """Four settings with two seeds each, nothing in the way; its runs start as users' do."""
     out = recipe.parent / "undisturbed"
     return out, run_sweep(recipe, SweepSettings(set=GRID, seeds=2, out=out))
 
@@ -162,7 +157,7 @@ def test_the_table_has_means_and_deviations_over_seeds(undisturbed: tuple[Path, 
     assert frozen["top-1 %"] == f"{100 * record.zero_shot[0]['top1']:.2f}"
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_a_second_call_trains_nothing_and_more_seeds_train_only_those(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
@@ -186,7 +181,7 @@ def test_a_second_call_trains_nothing_and_more_seeds_train_only_those(
     assert again.seconds > undisturbed[1].seconds
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_another_evaluation_is_measured_and_nothing_is_trained(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
@@ -205,13 +200,13 @@ def test_another_evaluation_is_measured_and_nothing_is_trained(
     assert [row.train for row in record.rows] == [row.train for row in undisturbed[1].rows]
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_killed_in_the_middle_it_gives_the_same_table(
     processes: ForkServer, recipe: Path, undisturbed: tuple[Path, SweepRecord]
 ) -> None:
     out = recipe.parent / "killed"
     axes = [part for axis in GRID for part in ("--set", axis)]
-    sweep = processes.start("rpp", "sweep", recipe, "--seeds", "2", "--out", out, *axes)
+    sweep = processes.start("rpp", "sweep", recipe, "--seeds", "2", "--out", out, *axes, **forking(processes))
     deadline = time.monotonic() + 200
     while len(list(out.glob("runs/*/results.json"))) < 3:
         assert sweep.poll() is None, sweep.ended().err
@@ -246,7 +241,7 @@ def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
         pass
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_two_at_a_time(recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path) -> None:
     record = run_sweep(recipe, SweepSettings(set=GRID, jobs=2, out=tmp_path))
     expected = [row for row in undisturbed[1].rows if row.seed == 5]
@@ -258,7 +253,7 @@ def test_two_at_a_time(recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_
         assert abs(row.evals[0]["top1"] - other.evals[0]["top1"]) <= 1 / 300
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path, tmp_path: Path) -> None:
     """The prompts to start from are not there for one run, and then they are."""
     start = tmp_path / "start.safetensors"
@@ -275,7 +270,7 @@ def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path,
     assert [row.state for row in run_sweep(recipe, settings).rows] == ["done"]
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Path) -> None:
     parsed = load_recipe(recipe, {"out": tmp_path / "run"})
 
@@ -304,7 +299,7 @@ def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Pa
     assert "steps" in (tmp_path / "short.log").read_text()
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Path) -> None:
     """The teacher's weights are gone; the students are another model over features that it left behind."""
     folder = tmp_path / "cache"
@@ -336,7 +331,8 @@ def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Pat
 def test_runs_on_dask_workers_are_those_of_this_machine(
     processes: ForkServer, recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
-    with dask_scheduler(processes, tmp_path) as (address, _), dask_worker(processes, address, "one"):
+    how = forking(processes)
+    with dask_scheduler(processes, tmp_path) as (address, _), dask_worker(processes, address, "one", **how):
         settings = SweepSettings(set=("train.temperature=2", GRID[1]), out=tmp_path, scheduler=address)
         record = run_sweep(recipe, settings)
     rows = [row for row in undisturbed[1].rows if (row.settings["temperature"], row.seed) == (2.0, 5)]
@@ -432,7 +428,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         read_sweep(tmp_path)
 
 
-@pytest.mark.usefixtures("forked")
+@pytest.mark.usefixtures("forked_runs")
 def test_failed_rows_end_the_command_with_1(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,8 @@
 """Two real processes under torchrun and gloo: the same run as one process, and the same end for both."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from student_train.loop import train
 from student_train.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
+from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES, store_anew
 from tests.student_train.test_metric_logs import as_events, read_events
 from tests.student_train.test_train import assert_same_result, metrics, result
@@ -57,20 +55,20 @@ def values(cache: Path, out: Path, towers: str, carry: str = "replace", **others
     return {"cache": str(cache), "out": str(out), "prompts": prompts, **STEPS, **others}
 
 
-def run_two(folder: Path, runs: list[list[Any]]) -> tuple[list[list[Any]], list[list[Any]], str, int]:
+def run_two(
+    processes: ForkServer, folder: Path, runs: list[list[Any]]
+) -> tuple[list[list[Any]], list[list[Any]], str, int]:
     """What both processes said of the runs, what came on standard error, and torchrun's exit code."""
     (folder / "runs.json").write_text(json.dumps(runs))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = ["-m", "tests.student_train.processes", str(folder), str(folder / "runs.json")]
-    ended = subprocess.run(
-        torchrun + script, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    ended = processes.call("python", *torchrun, *script, cwd=ROOT)
     said = [json.loads((folder / f"process-{rank}.json").read_text()) for rank in range(2)]
-    return said[0], said[1], ended.stderr, ended.returncode
+    return said[0], said[1], ended.err, ended.code
 
 
 @pytest.fixture(scope="module")
-def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def two(processes: ForkServer, cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All runs of two processes, in one start of them; the last one kills a process."""
     folder = tmp_path_factory.mktemp("two")
     damaged = folder / "damaged.tar"
@@ -93,7 +91,7 @@ def two(cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         ["break", values(cache_path, folder / "broken", "text", log_every=50), {}],
         ["die", values(cache_path, folder / "dead", "text", max_steps=None, epochs=2000), {}],
     ]
-    first, second, stderr, code = run_two(folder, runs)
+    first, second, stderr, code = run_two(processes, folder, runs)
     keys = [*ALIKE, "stopped", "resumed", "unlike", "damaged", "broken", "dead"]
     return {
         "folder": folder,

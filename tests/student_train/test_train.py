@@ -279,7 +279,7 @@ class TestResume:
     ) -> None:
         """SIGKILL in a process of its own, some steps behind the last checkpoint."""
         arguments = (
-            "--towers text --epochs 12 --batch-size 30 --lr 0.02 --log-every 1 --prompt-length 3 --device cpu"
+            "--towers text --epochs 6 --batch-size 30 --lr 0.02 --log-every 1 --prompt-length 3 --device cpu"
         )
         out = tmp_path / "killed"
         options = ["--cache", cache_path, "--out", out, "--checkpoint-every", "7"]
@@ -291,8 +291,8 @@ class TestResume:
         process.kill()
         ended = process.ended()
         assert ended.code == -signal.SIGKILL, ended.err
-        train(settings(cache_path, out, epochs=12, resume=True))
-        train(settings(cache_path, tmp_path / "whole", epochs=12))
+        train(settings(cache_path, out, epochs=6, resume=True))
+        train(settings(cache_path, tmp_path / "whole", epochs=6))
         assert_same_result(tmp_path / "whole", out)
 
     def test_a_finished_run_stays_as_it_is(self, cache_path: Path, tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ DIES_OF_POISON = PRELOAD.format(condition="content == b'poison'")
 
 
 @contextmanager
-def _process(processes: ForkServer, module: str, *arguments: str) -> Iterator[Process]:
+def _process(processes: ForkServer, module: str, *arguments: str, **how: Any) -> Iterator[Process]:
     """`python -m module ...`, ended with the block."""
-    process = processes.start("python", "-m", module, *arguments, stdout=None, stderr=None)
+    process = processes.start("python", "-m", module, *arguments, stdout=None, stderr=None, **how)
     try:
         yield process
     finally:
@@ -79,10 +79,10 @@ def dask_scheduler(processes: ForkServer, folder: Path) -> Iterator[tuple[str, P
         raise TimeoutError("the scheduler did not start")
 
 
-def dask_worker(processes: ForkServer, address: str, name: str, *more: str) -> Any:
-    """Run a Dask worker in a process of its own; gives the process."""
+def dask_worker(processes: ForkServer, address: str, name: str, *more: str, **how: Any) -> Any:
+    """Run a Dask worker in a process of its own, started as `ForkServer.start` says; gives the process."""
     options = ("--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-    return _process(processes, "distributed.cli.dask_worker", address, *options, *more)
+    return _process(processes, "distributed.cli.dask_worker", address, *options, *more, **how)
 
 
 @contextmanager
