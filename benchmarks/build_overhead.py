@@ -33,11 +33,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 from timing import machine
 
-from teacher_cache.build import BuildSettings, compute_missing, open_or_create
+from teacher_cache.build import compute_missing, open_or_create
+from teacher_cache.command_settings import BuildSettings
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
 from teacher_cache.teacher import AUTOCAST, Teacher, choose_device
 from teacher_cache.vocabulary import load_vocabulary
+from teacher_cache.workers import on_this_machine
 
 
 def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
@@ -148,7 +150,7 @@ def main(
         "machine": machine(),
         "rounds": rounds,
         "torch_threads": torch.get_num_threads(),
-        "decoding_threads": settings.on_this_machine().threads,
+        "decoding_threads": on_this_machine(settings).threads,
         "stages_of_the_last_build": stages,
         "all_builds": [round(wall, 3) for wall, _ in builds],
         "all_forwards": [round(wall, 3) for wall, _ in forwards],

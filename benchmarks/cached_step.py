@@ -29,7 +29,7 @@ from timing import in_turn, machine, record
 
 from student_train.join import Join
 from student_train.losses import distillation_loss
-from student_train.prompts import PromptSettings
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP
 from teacher_cache import open_cache
 from teacher_cache.encodings import ClassHead

@@ -22,14 +22,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.suite import Suite, SuiteData, run_suites
-from student_train.evaluate import EvalOptions
-from student_train.evaluators import FIGURES, ZERO_SHOT, is_share
+from pipeline.suite import Suite, SuiteData
+from pipeline.suite_run import run_suites
+from student_train.command_settings import EvalOptions
+from student_train.figures import FIGURES, ZERO_SHOT, is_share
+from student_train.loop import train
 from student_train.markdown import table as markdown_table
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
-from teacher_cache.build import BuildSettings, build_cache
-from teacher_cache.views import ViewPolicy
+from student_train.settings import PromptSettings, TrainSettings
+from teacher_cache.build import build_cache
+from teacher_cache.command_settings import BuildSettings, ViewPolicy
 
 TEACHER = Path(__file__).parents[1] / "pipeline" / "demo" / "teacher"
 LEARNT, FEW_SHOT = "{noto,twemoji}.tar", "{noto,noto-v1,twemoji,emojione}.tar"

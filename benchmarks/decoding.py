@@ -23,9 +23,10 @@ from open_clip.transform import PreprocessCfg
 from timing import machine
 
 from student_train.pixels import PixelWorkers, ShownViews
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.cores import usable_cores
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
-from teacher_cache.views import ViewPolicy, ViewRenderer, draw_crop
+from teacher_cache.views import ViewRenderer, draw_crop
 from teacher_cache.vocabulary import load_vocabulary
 
 BATCH = 64

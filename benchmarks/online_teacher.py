@@ -27,9 +27,9 @@ from timing import machine
 
 from pipeline.recipe import load_recipe
 from student_train.join import Batch, Join
-from student_train.prompts import PromptSettings
+from student_train.loop import RunResult, train
+from student_train.settings import PromptSettings, TrainSettings
 from student_train.sources import make_join
-from student_train.train import RunResult, TrainSettings, train
 from teacher_cache.openclip import LoadedModel
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.views import normalise

@@ -121,7 +121,7 @@ def measure(path: Path) -> dict[str, Any]:
 
     from student_train.order import Order
     from teacher_cache import open_cache
-    from teacher_cache.cli import describe
+    from teacher_cache.info import describe
     from teacher_cache.store import CHUNK_ROWS, CacheStore
 
     peak_mb()

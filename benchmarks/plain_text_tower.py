@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from student_train.prompts import INIT_STD, Prompts, PromptSettings
+from student_train.prompts import INIT_STD, Prompts
+from student_train.settings import PromptSettings
 from teacher_cache.openclip import TextParts, text_parts
 from teacher_cache.vocabulary import load_vocabulary
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from student_train.losses import distillation_loss
-from student_train.prompts import PromptSettings
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP
 from teacher_cache.encodings import ClassHead
 from teacher_cache.openclip import load_model

@@ -11,31 +11,38 @@ import typer
 from pydantic import BaseModel
 from rich.console import Console
 
-from pipeline.compare import compare_runs
-from pipeline.demo.compare import DemoSettings, demo_table, run_demo
+from pipeline.axes import parse_axes
 from pipeline.recipe import load_recipe
-from pipeline.report import make_report
-from pipeline.run import run_recipe
-from pipeline.suite import check_all_evaluated, load_suite, run_suites
-from pipeline.sweep import SweepSettings, check_all_done, run_sweep
-from pipeline.tables import compared_cells, evaluation_cells, suite_cells, sweep_cells
-from student_train.classifier import ClassifierSettings, export_classifier
-from student_train.datasets import DataOptions, DataSettings, open_dataset
-from student_train.evaluate import EvalOptions, evaluate_models, load_models
-from student_train.huggingface import HuggingFaceSettings, export_huggingface
-from student_train.onnx_tower import OnnxSettings, export_onnx
-from student_train.predict import PredictSettings, predict
-from student_train.published import ImportSettings, import_prompts
-from teacher_cache.errors import UsageError, printable
-from teacher_cache.options import run_app, settings_options
-
-app = typer.Typer(
-    help="Prompt pretraining of CLIP from a teacher that runs once.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+from pipeline.settings import DemoSettings, SweepSettings
+from pipeline.suite import check_data_there, load_suite
+from student_train import preflight
+from student_train.command_settings import (
+    ClassifierSettings,
+    DataOptions,
+    DataSettings,
+    EvalOptions,
+    HuggingFaceSettings,
+    ImportSettings,
+    OnnxSettings,
+    PredictSettings,
 )
-Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="print the table in Markdown")]
+from student_train.run_record import require_student
+from teacher_cache.errors import UsageError, printable
+from teacher_cache.options import (
+    OUTPUT,
+    Json,
+    OneCommand,
+    Version,
+    command_line,
+    flag,
+    run_app,
+    settings_options,
+)
+from teacher_cache.preflight import require_weights
+from teacher_cache.progress import loading
+
+app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
+Markdown = Annotated[bool, flag("--markdown", "print the table in Markdown", OUTPUT)]
 # A pipe has no width: a table that is cut to 80 columns there would lose figures.
 WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 400
 console = Console(soft_wrap=True, width=WIDE)
@@ -47,20 +54,29 @@ def note(line: str) -> None:
     remarks.print(line, markup=False, highlight=False)
 
 
-@app.command()
+@app.callback()
+def rpp(version: Version = False) -> None:
+    """Prompt pretraining of CLIP from a teacher that runs once."""
+
+
+@app.command(cls=OneCommand)
 def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: Json = False) -> None:
-    """Build the cache, train, evaluate. Called again, it goes on where it stopped.
+    """Build the cache, train, evaluate. The same command again resumes where it stopped.
 
     Example: rpp run recipes/imagenet21k-vitb16-all-classes.toml
     """
-    results = run_recipe(load_recipe(recipe), note)
+    loaded = load_recipe(recipe)
+    with loading():
+        from pipeline.run import run_recipe
+        from pipeline.tables import evaluation_cells
+    results = run_recipe(loaded, note)
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
         return
     console.print(evaluation_cells(results["evals"]))
 
 
-@app.command()
+@app.command(cls=OneCommand)
 @settings_options(SweepSettings)
 def sweep(
     settings: SweepSettings,
@@ -68,10 +84,15 @@ def sweep(
     as_json: Json = False,
     as_markdown: Markdown = False,
 ) -> None:
-    """Train and evaluate a grid of settings over one cache. Called again, it goes on and skips what is done.
+    """Train and evaluate a grid of settings over one cache. The same command again skips what is done.
 
     Example: rpp sweep recipe.toml --set train.temperature=0.5,1,2 --set train.soft_weight=0,1 --seeds 3
     """
+    parse_axes(settings.set)
+    load_recipe(recipe, {"out": str(settings.out or Path("sweeps"))})
+    with loading():
+        from pipeline.sweep import check_all_done, run_sweep
+        from pipeline.tables import sweep_cells
     record = run_sweep(recipe, settings, note)
     if as_json:
         print(record.model_dump_json())
@@ -82,16 +103,19 @@ def sweep(
     check_all_done(record)
 
 
-@app.command()
+@app.command(cls=OneCommand)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
     as_json: Json = False,
     as_markdown: Markdown = False,
 ) -> None:
-    """What differs between runs, in settings and in results.
+    """Print what differs between runs, in settings and in results.
 
     Example: rpp compare runs/t1 runs/t2
     """
+    from pipeline.compare import compare_runs
+    from pipeline.tables import compared_cells
+
     compared = compare_runs(runs)
     if as_json:
         print(json.dumps(compared, ensure_ascii=False))
@@ -101,7 +125,7 @@ def compare(
         console.print(compared_cells(compared))
 
 
-@app.command("eval")
+@app.command("eval", cls=OneCommand)
 @settings_options(EvalOptions)
 def eval_command(
     options: EvalOptions,
@@ -109,22 +133,41 @@ def eval_command(
         list[str],
         typer.Option(
             help="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model; "
-            "may be repeated"
+            "may be repeated",
+            rich_help_panel="Model",
         ),
     ],
-    images: Annotated[str | None, typer.Option(help=DataSettings.model_fields["images"].description)] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help=DataSettings.model_fields["images"].description,
+            rich_help_panel="Data",
+            show_default="those of --suite",
+        ),
+    ] = None,
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="many data sets: cross-dataset, domain, or a TOML file; may be repeated"),
+        typer.Option(
+            help="many data sets: cross-dataset, domain, or a TOML file; may be repeated",
+            rich_help_panel="Data",
+            show_default="those of --images",
+        ),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="where the suite's places start from")] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder that the suite's places start from",
+            rich_help_panel="Data",
+            show_default="the working directory",
+        ),
+    ] = None,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="do without data sets not there")
+        bool, flag("--skip-missing", "leave out data sets of the suite that are not there", "Data")
     ] = False,
     as_json: Json = False,
     as_markdown: Markdown = False,
 ) -> None:
-    """Figures of students, or of the frozen model (--student zero-shot --cache ./zarr).
+    """Print figures of students, or of the frozen model (--student zero-shot --cache ./zarr).
 
     Example: rpp eval --student runs/t2 --images 'val/*.tar' --classes imagenet-1k
     """
@@ -135,6 +178,11 @@ def eval_command(
     if images:
         if root is not None or skip_missing:
             raise UsageError("--root and --skip-missing belong to --suite")
+        preflight.check_evaluation(student, options, images)
+        with loading():
+            from pipeline.tables import evaluation_cells
+            from student_train.datasets import open_dataset
+            from student_train.evaluation import evaluate_models, load_models
         dataset = open_dataset(DataSettings(**_of(DataOptions, options), images=images))
         rows = evaluate_models(load_models(student, options), dataset, options)
         for line in rows[0]["notes"]:
@@ -148,6 +196,11 @@ def eval_command(
                     f"--{name.replace('_', '-')} is said by the suite, for each of its data sets"
                 )
         suites = [load_suite(name, root) for name in suite or []]
+        check_data_there(suites, skip_missing)
+        preflight.check_students(student, options)
+        with loading():
+            from pipeline.suite_run import check_all_evaluated, run_suites
+            from pipeline.tables import suite_cells
         results = run_suites(suites, student, options, skip_missing, note)
         cells = suite_cells(results)
     if as_json:
@@ -164,17 +217,22 @@ def _of(kind: type[BaseModel], options: BaseModel) -> dict[str, Any]:
     return options.model_dump(include=set(kind.model_fields))
 
 
-@app.command("predict")
+@app.command("predict", cls=OneCommand)
 @settings_options(PredictSettings)
 def predict_command(
     settings: PredictSettings,
     images: Annotated[list[Path], typer.Argument(help="picture files")],
     as_json: Json = False,
 ) -> None:
-    """The likely classes of pictures, by a student or the frozen model.
+    """Print the likely classes of pictures, by a student or the frozen model.
 
     Example: rpp predict cat.jpg dog.png --student runs/t2 --classes imagenet-21k --top 5
     """
+    for image in images:
+        preflight.require_file(image)
+    preflight.check_model_and_classes(settings)
+    with loading():
+        from student_train.prediction import predict
     predictions = predict(settings, images)
     if as_json:
         print(json.dumps([asdict(prediction) for prediction in predictions], ensure_ascii=False))
@@ -185,7 +243,7 @@ def predict_command(
             console.print(printable(f"  {100 * share:5.1f} %  {name}"), markup=False, highlight=False)
 
 
-@app.command("import")
+@app.command("import", cls=OneCommand)
 @settings_options(ImportSettings)
 def import_command(
     settings: ImportSettings,
@@ -195,20 +253,27 @@ def import_command(
 
     Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
     """
+    preflight.require_file(checkpoint)
+    require_weights(settings.pretrained)
+    with loading():
+        from student_train.published import import_prompts
     console.print(str(import_prompts(settings, checkpoint)), markup=False, highlight=False)
 
 
-export = typer.Typer(help="Write a student for other programs.", no_args_is_help=True)
+export = command_line("Write a student for other programs.", no_args_is_help=True)
 app.add_typer(export, name="export")
 
 
-@export.command("classifier")
+@export.command("classifier", cls=OneCommand)
 @settings_options(ClassifierSettings)
 def classifier_command(settings: ClassifierSettings, as_json: Json = False) -> None:
-    """Class features of a vocabulary: safetensors, a plain [C, D] array (Detic, ZSSeg), and the names.
+    """Write class features of a vocabulary: safetensors, a plain [C, D] array (Detic, ZSSeg), and the names.
 
     Example: rpp export classifier --student runs/t2 --classes lvis.txt --out lvis
     """
+    preflight.check_model_and_classes(settings)
+    with loading():
+        from student_train.classifier import export_classifier
     files = export_classifier(settings)
     if as_json:
         print(json.dumps({name: str(path) for name, path in files.items()}))
@@ -217,13 +282,16 @@ def classifier_command(settings: ClassifierSettings, as_json: Json = False) -> N
         console.print(str(path), markup=False, highlight=False)
 
 
-@export.command("huggingface")
+@export.command("huggingface", cls=OneCommand)
 @settings_options(HuggingFaceSettings)
 def huggingface_command(settings: HuggingFaceSettings, as_json: Json = False) -> None:
-    """A folder in Hugging Face's layout: the prompts, config.json and a model card, ready for its hub.
+    """Write a folder in Hugging Face's layout: the prompts, config.json and a model card, ready for its hub.
 
     Example: rpp export huggingface --student runs/t2 --out t2-hub --results eval.json
     """
+    require_student(settings.student)
+    with loading():
+        from student_train.huggingface import export_huggingface
     files = export_huggingface(settings)
     if as_json:
         print(json.dumps({name: str(path) for name, path in files.items()}))
@@ -232,13 +300,18 @@ def huggingface_command(settings: HuggingFaceSettings, as_json: Json = False) ->
         console.print(str(path), markup=False, highlight=False)
 
 
-@export.command("onnx")
+@export.command("onnx", cls=OneCommand)
 @settings_options(OnnxSettings)
 def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
-    """The image tower with its prompts as an ONNX file, compared with the student before it is kept.
+    """Write the image tower with its prompts as an ONNX file, compared with the student before it is kept.
 
     Example: rpp export onnx --student runs/t2 --out image.onnx
     """
+    preflight.require_onnx()
+    require_student(settings.student)
+    require_weights(settings.pretrained)
+    with loading("torch, open_clip and onnx"):
+        from student_train.onnx_tower import export_onnx
     made = export_onnx(settings)
     if as_json:
         print(json.dumps(asdict(made), default=str))
@@ -248,27 +321,37 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
     note(f"its features differ from the student's by {made.max_difference:.1e} at most")
 
 
-@app.command()
+@app.command(cls=OneCommand)
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN|SWEEP", help="the folder of a run or a sweep")],
     out: Annotated[
-        Path | None, typer.Option(help="the file to write [default: report.html in the folder]")
+        Path | None,
+        typer.Option(
+            help="the file to write", rich_help_panel=OUTPUT, show_default="report.html in the folder"
+        ),
     ] = None,
 ) -> None:
-    """One HTML file about a run or a sweep: tables, curves, heat maps, soft labels; it needs no network.
+    """Write one HTML file about a run or a sweep: tables, curves, soft labels; it needs no network.
 
     Example: rpp report runs/t2 --out report.html
     """
+    from pipeline.report.gather import gather
+
+    gather(folder)
+    with loading():
+        from pipeline.report import make_report
     console.print(str(make_report(folder, out)), markup=False, highlight=False)
 
 
-@app.command()
+@app.command(cls=OneCommand)
 @settings_options(DemoSettings)
 def demo(settings: DemoSettings, as_json: Json = False) -> None:
-    """The main job on packaged pictures: cache, nine trainings, a table. One to two minutes on two cores.
+    """Run the main job on packaged pictures: cache, nine trainings, a table. One to two minutes on two cores.
 
     Example: rpp demo --out ./rpp-demo
     """
+    with loading():
+        from pipeline.demo.compare import demo_table, run_demo
     results = run_demo(settings, note)
     if as_json:
         print(json.dumps(results, ensure_ascii=False))

@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from student_train.evaluators import FIGURES
-from student_train.run_folder import last_metrics
-from student_train.run_record import FREE_ON_RESUME, OF_CACHE, flat_settings, read_results, read_settings
+from student_train.figures import FIGURES
+from student_train.run_record import (
+    FREE_ON_RESUME,
+    OF_CACHE,
+    flat_settings,
+    last_metrics,
+    read_results,
+    read_settings,
+)
 from teacher_cache.errors import UsageError
 
 OF_TRAINING = ("steps", "samples_per_second", "seconds", "wait_seconds")

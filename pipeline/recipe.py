@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from student_train.evaluate import EvalSettings
-from student_train.train import TrainSettings
-from teacher_cache.build import BuildSettings
+from student_train.command_settings import EvalSettings
+from student_train.settings import TrainSettings
+from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.options import from_flat
+from teacher_cache.settings import from_flat
 from teacher_cache.text_file import read_text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.evaluators import FIGURES, is_share, shown
+from student_train.figures import FIGURES, is_share, shown
 
 LOWER_IS_BETTER = ("ece", "kl")
 # The frozen model is the teacher: against itself it has 100 % and 0.

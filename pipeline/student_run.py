@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from student_train.evaluate import EvalSettings, evaluate
-from student_train.run_folder import write_whole
+from student_train.command_settings import EvalSettings
+from student_train.evaluation import evaluate
+from student_train.loop import train
 from student_train.run_record import RESULTS, SETTINGS, read_results
-from student_train.train import TrainSettings, train
+from student_train.settings import TrainSettings
+from student_train.whole_file import write_whole
 from teacher_cache.errors import UsageError
 
 

@@ -15,54 +15,30 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from pipeline.axes import parse_axes
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.run import by_class, check_evaluation
+from pipeline.settings import SweepSettings
 from pipeline.sweep_jobs import run_here, run_on_dask
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import RUNS, SweepRecord, SweepRow, read_sweep
-from student_train.evaluate import EvalSettings
-from student_train.evaluators import ZERO_SHOT
-from student_train.run_record import FREE_ON_RESUME, RESULTS, SETTINGS, read_settings
-from student_train.settings import TrainSettings, changed_settings
+from student_train.command_settings import EvalSettings
+from student_train.figures import ZERO_SHOT
+from student_train.run_identity import changed_settings
+from student_train.run_record import RESULTS, SETTINGS, read_settings
+from student_train.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.lock_file import open_lock
-from teacher_cache.options import MOST_PROCESSES, to_flat
 from teacher_cache.progress import counting
+from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore
 
-FREE = FREE_ON_RESUME | {"cache", "seed"}  # no axes: they change nothing, or have an option of their own
 LOCK = "sweep.lock"
-MOST_SEEDS = 10_000
 LONGEST_NAME = 200  # characters: file systems take 255, and seed and digest follow
 WAIT_SECONDS = 30.0  # for the runs of a call that was killed: they stop at their next step
-
-
-class SweepSettings(BaseModel):
-    """A grid of runs."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    set: tuple[str, ...] = Field(
-        default=(), description="train.NAME=VALUE,VALUE,...: an axis of the grid; may be repeated"
-    )
-    seeds: int = Field(
-        default=1, ge=1, le=MOST_SEEDS, description="runs of each setting, with seeds from the recipe's on"
-    )
-    out: Path | None = Field(default=None, description="the sweep's folder [default: sweeps/RECIPE]")
-    jobs: int = Field(
-        default=1,
-        ge=1,
-        le=MOST_PROCESSES,
-        description="runs at a time on this machine, each its own process",
-    )
-    scheduler: str | None = Field(
-        default=None, description="run on the workers of a Dask scheduler, tcp://HOST:PORT, instead"
-    )
 
 
 @dataclass(frozen=True)
@@ -168,34 +144,6 @@ class Progress:
             self._on_note(f"{row.run} failed: {row.why}")
         self._record.seconds = self._before + time.monotonic() - self._started
         self._record.write(self._out)
-
-
-def parse_axes(assignments: Sequence[str]) -> dict[str, list[str]]:
-    """`train.NAME=VALUE,VALUE` as name -> values.
-
-    Raises:
-        UsageError: not of this form, another stage's setting, or one that a sweep sets itself.
-    """
-    axes: dict[str, list[str]] = {}
-    for text in assignments:
-        left, equals, right = text.partition("=")
-        stage, dot, name = left.strip().replace("-", "_").partition(".")
-        values = [value.strip() for value in right.split(",")]
-        if not (equals and dot and name and all(values)):
-            raise UsageError(f"--set {text}: it is train.NAME=VALUE,VALUE,...")
-        if stage != "train":
-            raise UsageError(
-                f"--set {text}: the axes of a sweep are settings of train; its runs share one cache"
-            )
-        if name in FREE:
-            raise UsageError(
-                f"--set {text}: "
-                + ("--seeds says how many" if name == "seed" else f"{name} is no axis of a sweep")
-            )
-        if name in axes:
-            raise UsageError(f"--set {text}: train.{name} is an axis already; give it all values at once")
-        axes[name] = values
-    return axes
 
 
 def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, out: Path) -> list[Cell]:

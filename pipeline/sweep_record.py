@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from student_train.run_folder import write_whole
+from student_train.whole_file import write_whole
 from teacher_cache.errors import UsageError
 
 SWEEP = "sweep.json"

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from pipeline.seeds import exact, figure_text, spread, spread_text
 from pipeline.sweep_record import SweepRecord, SweepRow
-from student_train.evaluators import FIGURES, ZERO_SHOT, shown
+from student_train.figures import FIGURES, ZERO_SHOT, shown
 from student_train.markdown import table
 
 BESIDE = 3  # a column's line, and a space on both sides of its text

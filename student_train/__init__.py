@@ -1,21 +1,57 @@
 """Stage two: a frozen CLIP with learnable prompts, trained on hard and cached soft labels.
 
-Public is what `__all__` names; all else may change. `train`, `evaluate` and `predict` are the functions here,
-not the files of these names. All is imported at once: torch and open_clip, which every file needs, take
-nearly all of the time.
+Public is what `__all__` names; all else may change. Each name is imported when it is first used.
 """
 
-from student_train.classifier import ClassifierSettings, export_classifier
-from student_train.evaluate import EvalOptions, EvalSettings, evaluate
-from student_train.huggingface import HuggingFaceSettings, export_huggingface
-from student_train.onnx_tower import OnnxFile, OnnxSettings, export_onnx
-from student_train.predict import Prediction, PredictSettings, predict
-from student_train.prompts import PromptSettings
-from student_train.published import ImportSettings, import_prompts
-from student_train.run_folder import read_metrics
-from student_train.settings import TrainSettings
-from student_train.student import PromptedCLIP, load_student
-from student_train.train import RunResult, train
+from typing import TYPE_CHECKING
+
+from teacher_cache.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from student_train.classifier import export_classifier
+    from student_train.command_settings import (
+        ClassifierSettings,
+        EvalOptions,
+        EvalSettings,
+        HuggingFaceSettings,
+        ImportSettings,
+        OnnxSettings,
+        PredictSettings,
+    )
+    from student_train.evaluation import evaluate
+    from student_train.huggingface import export_huggingface
+    from student_train.loop import RunResult, train
+    from student_train.onnx_tower import OnnxFile, export_onnx
+    from student_train.prediction import Prediction, predict
+    from student_train.published import import_prompts
+    from student_train.run_record import read_metrics
+    from student_train.settings import PromptSettings, TrainSettings
+    from student_train.student import PromptedCLIP, load_student
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "classifier": ("export_classifier",),
+            "command_settings": (
+                "ClassifierSettings",
+                "EvalOptions",
+                "EvalSettings",
+                "HuggingFaceSettings",
+                "ImportSettings",
+                "OnnxSettings",
+                "PredictSettings",
+            ),
+            "evaluation": ("evaluate",),
+            "huggingface": ("export_huggingface",),
+            "loop": ("RunResult", "train"),
+            "onnx_tower": ("OnnxFile", "export_onnx"),
+            "prediction": ("Prediction", "predict"),
+            "published": ("import_prompts",),
+            "run_record": ("read_metrics",),
+            "settings": ("PromptSettings", "TrainSettings"),
+            "student": ("PromptedCLIP", "load_student"),
+        },
+    )
 
 __all__ = [
     "ClassifierSettings",

@@ -7,21 +7,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from student_train.feature_models import ModelWithClasses, load_with_classes
+from student_train.command_settings import ClassifierSettings
+from student_train.feature_models import load_with_classes
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
 
 SAFETENSORS, NPY, CLASSES = "classifier.safetensors", "classifier.npy", "classes.json"
-
-
-class ClassifierSettings(ModelWithClasses):
-    """Settings of an export of class features."""
-
-    out: Path = Field(description="folder for the files")
 
 
 def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:

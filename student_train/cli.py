@@ -2,43 +2,41 @@
 
 import json
 import time
-from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from student_train.distributed import AgreedError, speaks
+from student_train.preflight import check_train, is_main_process
 from student_train.run_record import read_settings
 from student_train.settings import TrainSettings
-from student_train.train import train
-from teacher_cache.options import run_app, settings_options
+from teacher_cache.options import Json, OneCommand, Version, command_line, run_app, settings_options
+from teacher_cache.progress import loading
 
-app = typer.Typer(
-    help="Stage two: a frozen CLIP with prompts learns from hard labels and cached soft labels.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = command_line("Stage two: a frozen CLIP with prompts learns from hard labels and cached soft labels.")
 
 
-@app.command()
+@app.command(cls=OneCommand)
 @settings_options(TrainSettings)
-def train_command(
-    settings: TrainSettings,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output")] = False,
-) -> None:
+def train_command(settings: TrainSettings, as_json: Json = False, version: Version = False) -> None:
     """Train prompts on a cache. Without further options: the teacher's own model, its images, both towers.
 
     Example: rpp-train --cache ./zarr --temperature 2 --soft-weight 1 --out runs/t2
 
     Several GPUs: torchrun --nproc-per-node 4 -m student_train.cli --cache ./zarr
     """
+    if is_main_process():
+        check_train(settings)
+    with loading():
+        from student_train.distributed import AgreedError
+        from student_train.loop import train
     try:
         result = train(settings)
     except AgreedError as error:
-        if speaks():
+        if is_main_process():
             raise
         time.sleep(1)  # torchrun ends all processes when one has ended: the first one says the line before
         raise typer.Exit(error.exit_code) from error
-    if not speaks():
+    if not is_main_process():
         return
     if as_json:
         print(json.dumps(result.__dict__, default=str))

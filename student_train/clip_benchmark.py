@@ -6,19 +6,18 @@ becomes a model there, and that its tokenizer has to be told each data set's tem
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from open_clip.transform import image_transform_v2
-from torch import Tensor
 
+from student_train.compat.clip_benchmark import add_model_type
 from student_train.prompt_tokenizer import PromptTokenizer
 from student_train.stored import read_student
 from student_train.student import PromptedCLIP, load_student
 from teacher_cache.errors import UsageError
-from teacher_cache.openclip import HF_HUB, LOCAL_DIR
+from teacher_cache.model_names import HF_HUB, LOCAL_DIR
 from teacher_cache.options import run_app
 
 MODEL_TYPE = "rpp"
@@ -67,58 +66,24 @@ def register() -> Any:
     """Make CLIP_benchmark know students, in this process; a second call changes nothing.
 
     Returns:
-        its module `clip_benchmark.cli`.
+        Its module `clip_benchmark.cli`.
 
     Raises:
-        UsageError: the package cannot be imported.
+        UsageError: the package cannot be imported, or is of a version that is not known here.
     """
-    try:
-        from clip_benchmark import cli, models
-        from clip_benchmark.metrics import zeroshot_classification
-    except ImportError as error:
-        raise UsageError(
-            f"CLIP_benchmark cannot be imported ({error}); install it: pip install clip-benchmark"
-        ) from error
-    if MODEL_TYPE in models.TYPE2FUNC:
-        return cli
-    models.TYPE2FUNC[MODEL_TYPE] = load_rpp
-    models.MODEL_TYPES.append(MODEL_TYPE)
-    run, classifier = cli.run, zeroshot_classification.zero_shot_classifier
-
-    def zero_shot_classifier(
-        model: Any, tokenizer: Any, classnames: Any, templates: Any, device: Any, amp: bool = True
-    ) -> Any:
-        if isinstance(tokenizer, PromptTokenizer):
-            # A dict holds finished texts of each class (CuPL): no template made them.
-            tokenizer = tokenizer.for_templates(templates if isinstance(templates, list) else [])
-        return classifier(model, tokenizer, classnames, templates, device, amp=amp)
-
-    def run_with_file_name(arguments: Any) -> None:
-        arguments.output = file_pattern(arguments.output, arguments.model, arguments.pretrained)
-        run(arguments)
-
-    zeroshot_classification.zero_shot_classifier = zero_shot_classifier
-    cli.run = run_with_file_name
-    try:
-        zeroshot_classification.accuracy(torch.eye(2), torch.arange(2))
-    except TypeError:  # version 1.6.2 with numpy 2.4: an array of one number is no number any more
-        zeroshot_classification.accuracy = accuracy
-    return cli
+    return add_model_type(
+        MODEL_TYPE,
+        load_rpp,
+        _tokenizer_for,
+        lambda arguments: file_pattern(arguments.output, arguments.model, arguments.pretrained),
+    )
 
 
-def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
-    """What CLIP_benchmark's function of this name counts.
-
-    Args:
-        output: logits [N, C].
-        target: true classes, int64 [N].
-        topk: numbers k of classes that may hold the true one.
-
-    Returns:
-        A share of 1 for each k.
-    """
-    hits = output.topk(max(topk), dim=1).indices == target[:, None]
-    return [int(hits[:, :k].sum()) / len(target) for k in topk]
+def _tokenizer_for(tokenizer: Any, templates: Any) -> Any:
+    if not isinstance(tokenizer, PromptTokenizer):
+        return tokenizer
+    # A dict holds finished texts of each class (CuPL): no template made them.
+    return tokenizer.for_templates(templates if isinstance(templates, list) else [])
 
 
 def file_pattern(output: str, model: str, pretrained: str) -> str:

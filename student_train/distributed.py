@@ -138,11 +138,6 @@ class Processes:
         return total[: len(figures)]
 
 
-def speaks() -> bool:
-    """Whether this is the process of a run that prints what all of them know."""
-    return not dist.is_torchelastic_launched() or os.environ["RANK"] == "0"
-
-
 def _one_line(failure: Exception | None, rank: int) -> str:
     kind = "" if isinstance(failure, RppError) else f"{type(failure).__name__}: "
     return f"process {rank}: {kind}{failure}" if rank else f"{kind}{failure}"

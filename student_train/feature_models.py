@@ -10,58 +10,21 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from student_train.evaluators.figures import ZERO_SHOT
+from student_train.command_settings import ModelSettings, ModelWithClasses
+from student_train.figures import ZERO_SHOT
+from student_train.preflight import zero_shot_without_cache
 from student_train.run_record import SETTINGS, read_settings
 from student_train.stored import read_provenance
 from student_train.student import PromptedCLIP, load_student
+from teacher_cache.command_settings import DEFAULT_TEMPLATE, Precision
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel, load_model
-from teacher_cache.options import Place
 from teacher_cache.store import CacheStore
-from teacher_cache.teacher import AUTOCAST, Precision, Teacher, choose_device
+from teacher_cache.teacher import AUTOCAST, Teacher, choose_device
 from teacher_cache.views import ViewRenderer, normalise
-from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabulary, load_vocabulary
-
-
-class ModelOptions(BaseModel):
-    """Where models are, and how they run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    cache: Place | None = Field(
-        default=None, description="the cache whose model and templates zero-shot means"
-    )
-    model: str | None = Field(
-        default=None, description="where the frozen model is now [default: where it was at training]"
-    )
-    pretrained: str | None = Field(default=None, description="its pretrained tag or weights file now")
-    precision: Precision = Field(default="fp32", description="autocast precision")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-
-
-class ModelSettings(ModelOptions):
-    """Which model looks at images."""
-
-    student: str = Field(
-        description="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model"
-    )
-
-
-class ClassSettings(BaseModel):
-    """Which classes a model is to know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    classes: str = Field(description="vocabulary: a known name or a file")
-    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
-    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
-
-
-class ModelWithClasses(ModelSettings, ClassSettings):
-    """Which model looks at images, and which classes it is to know."""
+from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 
 
 class FeatureModel(Protocol):
@@ -185,7 +148,7 @@ class FeatureModels:
 
     def _zero_shot(self, settings: ModelSettings) -> LoadedFeatureModel:
         if settings.cache is None:
-            raise UsageError("--student zero-shot needs --cache: its model and templates are meant")
+            raise zero_shot_without_cache()
         store = CacheStore.open(settings.cache)
         return self._recorded(store.header.teacher, settings, store.vocabulary().templates)
 

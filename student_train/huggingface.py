@@ -16,28 +16,14 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from pydantic import BaseModel, ConfigDict, Field
 
-from student_train.evaluators import ZERO_SHOT
+from student_train.command_settings import HuggingFaceSettings
+from student_train.figures import ZERO_SHOT
 from student_train.model_card import CARD, figures_in, model_card
-from student_train.run_record import RESULTS
-from student_train.stored import CONFIG, MODEL, read_student, write_folder
+from student_train.run_record import CONFIG, MODEL, RESULTS
+from student_train.stored import read_student, write_folder
 from student_train.whole_file import whole_file
 from teacher_cache.errors import RppError, UsageError
-
-
-class HuggingFaceSettings(BaseModel):
-    """Settings of an export in Hugging Face's layout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    student: Path = Field(description="a run's folder, or a student's file; its frozen model is not needed")
-    out: Path = Field(description="folder for config.json, model.safetensors and README.md")
-    results: Path | None = Field(
-        default=None,
-        description="figures for the model card, as rpp eval --json printed them [default: results.json of "
-        "rpp run, if it is in the run's folder]",
-    )
 
 
 def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:

@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student_train.order import ClassSubset, Order, select_rows, subset_classes
+from student_train.order import Order, select_rows, subset_classes
 from student_train.pixels import PixelWorkers, ShownViews
-from student_train.readers import LoadedWindow, ReaderName, StoredArrays, make_reader
+from student_train.readers import LoadedWindow, StoredArrays, make_reader
+from student_train.settings import ClassSubset, ReaderName
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.softlabels import TeacherCache

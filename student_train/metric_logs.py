@@ -14,14 +14,14 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from google_crc32c import value as crc32c
 
-from student_train.run_folder import read_metrics
+from student_train.run_record import read_metrics
+from student_train.settings import LogName
 from teacher_cache.errors import RppError, UsageError
 
-LogName = Literal["auto", "tensorboard", "wandb", "none"]
 TENSORBOARD = "tensorboard"  # the folder of the event files, in the run's
 WANDB_ID = "wandb-id"  # the file that says which run of Weights & Biases this one is
 Line = dict[str, Any]

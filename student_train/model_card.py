@@ -11,10 +11,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from student_train.evaluators import FIGURES, shown
+from student_train.figures import FIGURES, shown
 from student_train.markdown import plain, table
 from student_train.stored import StudentRecord
-from teacher_cache.openclip import LOCAL_DIR, hub_repository
+from teacher_cache.model_names import LOCAL_DIR
+from teacher_cache.openclip import hub_repository
 
 CARD = "README.md"
 # The last two are how the hub finds models that `from_pretrained` of its own package loads.

@@ -18,37 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from student_train.command_settings import OnnxSettings
+from student_train.compat.onnxruntime import failures
+from student_train.preflight import ONNX_PACKAGES, onnx_packages_missing
 from student_train.stored import StoredStudent, read_student
 from student_train.student import PromptedCLIP
 from student_train.whole_file import require_writable, whole_file
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.views import ViewRenderer, normalise
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 PIXELS, FEATURES = "pixels", "image_features"
 LARGEST_DIFFERENCE = 1e-4  # of a number in a unit feature
 TRACED_BATCH, COMPARED_BATCHES = 2, (1, 3)  # none in common: a graph that knows only its own would pass
 # A file is one protobuf message, which holds 2 GiB at most; weights of more go to a file beside it.
 LARGEST_FILE = 3 * 2**29
-
-
-class OnnxSettings(BaseModel):
-    """Settings of an export of the image tower."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    student: Path = Field(
-        description="a run's folder, one in Hugging Face's layout, or a student's file; not zero-shot, which "
-        "is open_clip's own model"
-    )
-    out: Path = Field(description="the ONNX file, image.onnx say")
-    model: str | None = Field(
-        default=None, description="where the frozen model is now [default: where it was at training]"
-    )
-    pretrained: str | None = Field(default=None, description="its pretrained tag or weights file now")
 
 
 @dataclass(frozen=True)
@@ -116,13 +101,13 @@ def require_packages() -> None:
         UsageError: packages of the extra `onnx` that are not there.
     """
     missing = []
-    for name in PACKAGES:
+    for name in ONNX_PACKAGES:
         try:
             import_module(name)
         except ImportError:
             missing.append(name)
     if missing:
-        raise UsageError(f"an export to ONNX needs {', '.join(missing)}: pip install 'rpp-clip[onnx]'")
+        raise onnx_packages_missing(missing)
 
 
 class ImageTower(nn.Module):
@@ -221,8 +206,6 @@ def largest_difference(file: Path, tower: ImageTower) -> float:
         RppError: a file that does not run, or differs by more than LARGEST_DIFFERENCE.
     """
     runtime = import_module("onnxruntime")
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
-    failures = tuple(getattr(runtime.capi.onnxruntime_pybind11_state, name) for name in names)
     largest = 0.0
     try:
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -242,7 +225,7 @@ def largest_difference(file: Path, tower: ImageTower) -> float:
                     "release of torch or onnxscript may do better"
                 )
             largest = max(largest, difference)
-    except failures as error:
+    except failures(runtime) as error:
         reason = str(error).splitlines()[0]
         raise RppError(f"onnxruntime cannot run the graph ({reason}); nothing was written") from error
     return largest

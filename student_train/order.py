@@ -8,15 +8,13 @@ are shuffled within a window, so that whoever reads a window reads each of its b
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from student_train.settings import ClassSubset
 from teacher_cache.errors import UsageError
 from teacher_cache.store import CHUNK_ROWS
-
-ClassSubset = Literal["all", "base", "new"]
 
 # Rows shuffled among each other, and held at once by a reader of blocks (256 MB of features at D = 512).
 # Sources often come class by class: this many rows mix some 400 classes of ImageNet-21K.

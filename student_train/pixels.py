@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from student_train.compat.torch import WorkerProcesses
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import (
     IMAGE_SUFFIXES,
@@ -197,13 +198,12 @@ class PixelWorkers:
 def _received(
     loader: DataLoader[NDArray[np.uint8] | RppError],
 ) -> Iterator[NDArray[np.uint8]]:
-    pieces = iter(loader)
+    workers = WorkerProcesses(loader)
     # A caller that never closes this generator may stay in an error's traceback until the interpreter's exit,
     # where worker processes are waited for.
-    end = partial(_end, pieces)
-    atexit.register(end)
+    atexit.register(workers.end)
     try:
-        for piece in pieces:
+        for piece in workers.pieces:
             if isinstance(piece, RppError):
                 raise piece
             yield piece
@@ -213,18 +213,8 @@ def _received(
             "fewer --workers"
         ) from error
     finally:
-        end()
-        atexit.unregister(end)
-
-
-def _end(pieces: Any) -> None:
-    """End the workers of torch's iterator. Torch would do so when the iterator is freed, which the traceback
-    of any error that passed through it delays, and by SIGTERM where one hangs, which they ignore."""
-    workers = getattr(pieces, "_workers", [])
-    if workers:
-        pieces._shutdown_workers()
-    for worker in workers:
-        worker.kill()
+        workers.end()
+        atexit.unregister(workers.end)
 
 
 class _InReadingOrder(Sampler[list[Shown]]):

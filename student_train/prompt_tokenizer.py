@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from teacher_cache.command_settings import DEFAULT_TEMPLATE
 from teacher_cache.errors import UsageError
-from teacher_cache.vocabulary import DEFAULT_TEMPLATE, TEMPLATE_SETS
+from teacher_cache.vocabulary import TEMPLATE_SETS, template_set
 
 # Stands for the name when a template is taken apart; of the private use area, so that no template has it.
 MARK = "\ue000\ue001"
@@ -80,7 +81,10 @@ def parse_templates(templates: Sequence[str | Callable[[str], str]]) -> Template
 
 
 # The largest first: a reading by many templates is told by more than one by few.
-KNOWN = tuple(map(parse_templates, (*TEMPLATE_SETS.values(), [DEFAULT_TEMPLATE])))
+KNOWN = (
+    *(parse_templates(template_set(name)) for name in TEMPLATE_SETS),
+    parse_templates([DEFAULT_TEMPLATE]),
+)
 
 
 def names_in(texts: Sequence[str], sets: Sequence[TemplateSet]) -> list[str | None]:

@@ -5,62 +5,12 @@ Settings, initial values, and which of the tensors can learn at all. How a tower
 Shapes: J prompt depth, n prompt length, W tower width, L blocks of the tower.
 """
 
-from typing import Literal
-
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from teacher_cache.errors import UsageError
+from student_train.settings import PromptSettings
 
-DEFAULT_DEPTH = 9  # as in MaPLe and PromptSRC
 INIT_STD = 0.02
-LONGEST_PROMPT = 4096  # a student's file says how long; memory for any number is not asked for
-
-Tower = Literal["text", "vision"]
-
-
-class PromptSettings(BaseModel):
-    """What prompts a student has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    towers: Literal["both", "text", "vision"] = Field(default="both", description="towers that get prompts")
-    prompt_structure: Literal["qkv", "shared"] = Field(
-        default="qkv", description="separate prompts for query, key and value (RPP), or one for all (IVLP)"
-    )
-    carry: Literal["replace", "residual"] = Field(
-        default="replace",
-        description="prompt positions between blocks: replaced by the block's own prompts (as published), or "
-        "carried on, with the block's own prompts added to what its norm reads",
-    )
-    prompt_depth: int | None = Field(
-        default=None,
-        ge=0,
-        description=f"first blocks with prompts of their own [default: {DEFAULT_DEPTH} or all]",
-    )
-    prompt_length: int = Field(default=4, ge=1, le=LONGEST_PROMPT, description="prompt positions of a tower")
-    prompt_init: str = Field(
-        default="a photo of a",
-        description="words whose token embeddings the text prompts start from; positions beyond them start "
-        "random, words beyond the positions are left out",
-    )
-
-    def depth_of(self, tower: Tower, blocks: int) -> int:
-        """Prompt depth J in a tower of `blocks` blocks.
-
-        Raises:
-            UsageError: deeper than the tower.
-        """
-        if self.towers not in ("both", tower):
-            return 0
-        if self.prompt_depth is None:
-            return min(DEFAULT_DEPTH, blocks)
-        if self.prompt_depth > blocks:
-            raise UsageError(
-                f"prompt depth {self.prompt_depth} is more than the {blocks} blocks of the {tower} tower"
-            )
-        return self.prompt_depth
 
 
 def dead_query_blocks(settings: PromptSettings, depth: int, blocks: int) -> list[int]:

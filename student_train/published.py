@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from student_train.prompts import Prompts, PromptSettings
-from student_train.stored import STUDENT
+from student_train.command_settings import ImportSettings
+from student_train.prompts import Prompts
+from student_train.run_record import STUDENT
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP, save_student
 from teacher_cache.checkpoint_file import load_plain
 from teacher_cache.errors import UsageError
@@ -37,16 +38,6 @@ PASSED_OVER = (
     "builtins.dict",
 )
 STATES = "collections.defaultdict"
-
-
-class ImportSettings(BaseModel):
-    """Settings of an import."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out: Path = Field(description="folder for the student; rpp eval and rpp-train --init take it")
-    model: str = Field(description="open_clip model that the prompts were trained on")
-    pretrained: str | None = Field(default=None, description="its pretrained tag or weights file")
 
 
 def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:

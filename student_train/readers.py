@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from student_train.order import Window
+from student_train.settings import ReaderName
 from student_train.shards import ShardedArray
 from teacher_cache.softlabels import SIGNED, TeacherCache
-
-ReaderName = Literal["auto", "memory", "blocks"]
 
 # Share of the free memory, of the machine or of a GPU, that the features of a run may take.
 MEMORY_SHARE = 0.25

@@ -7,7 +7,6 @@ import fcntl
 import json
 import math
 import os
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,78 +15,16 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from student_train.run_record import SETTINGS, read_settings
-from student_train.stored import STUDENT
-from student_train.whole_file import whole_file
+from student_train.run_record import CHECKPOINT, METRICS, SETTINGS, has_steps, last_metrics, read_metrics
+from student_train.whole_file import whole_file, write_whole
 from teacher_cache.checkpoint_file import load_plain
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.json_text import parse_json
 from teacher_cache.lock_file import open_lock
 
-METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.pt"
 BAD_STEP = "bad-step.json"  # the samples of a step whose loss or gradient was not finite
 LOCK = "run.lock"
 # What an optimizer keeps of each parameter.
 STATES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
-
-
-def has_steps(out: Path) -> bool:
-    """Whether a run in the folder has left anything behind that beginning anew would lose."""
-    kept = any(os.path.exists(out / name) for name in (CHECKPOINT, STUDENT))
-    return kept or any(True for _ in read_metrics(out))
-
-
-def read_metrics(out: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, one at a time; those that cannot be read, as a crash may leave, are left
-    out, and so is all that follows where reading fails."""
-    with suppress(OSError), open(out / METRICS, encoding="utf-8", errors="replace") as file:
-        yield from (line for line in map(_metrics_line, file) if line is not None)
-
-
-def last_metrics(out: Path) -> dict[str, Any] | None:
-    """The last line of `metrics.jsonl`, if there is one."""
-    last = deque(read_metrics(out), maxlen=1)
-    return last[0] if last else None
-
-
-def _metrics_line(text: str) -> dict[str, Any] | None:
-    try:
-        line = parse_json(text) if text.endswith("\n") else None
-    except ValueError:
-        return None
-    whole = isinstance(line, dict) and all(
-        isinstance(line.get(name), int | float) for name in ("step", "loss")
-    )
-    return line if whole else None
-
-
-def look_into(out: Path, resume: bool) -> dict[str, Any] | None:
-    """Refuse a folder in which no run can begin, or go on, before anything takes time.
-
-    Returns:
-        What the run to go on with wrote down of itself; None if one begins, as where no step was ever taken.
-
-    Raises:
-        UsageError: the folder holds a run, or holds none, or cannot be one.
-    """
-    if resume:
-        record = read_settings(out)
-        return record if has_steps(out) else None
-    if has_steps(out):
-        raise UsageError(f"{out} holds a run already; choose another --out, or go on with --resume")
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
-    if not there.is_dir():
-        raise UsageError(f"--out {out} cannot be a folder: {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise UsageError(f"--out {out} cannot be written: no right to write to {there}")
-    return None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file completely or not at all."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 class RunFolder:

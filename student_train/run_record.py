@@ -1,17 +1,26 @@
-"""What a run wrote down of itself: `settings.json`, and what of it may be told to others.
+"""What a run wrote down of itself: `settings.json` and `metrics.jsonl`, and what of it may be told to others.
 
-What is in it is `settings.py`'s business; the rest of a run's folder is in `run_folder.py`.
+What `settings.json` holds is decided in `run_identity.py`; the rest of a run's folder is in `run_folder.py`.
+Nothing here takes time to import.
 """
 
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.json_text import parse_json
-from teacher_cache.openclip import portable_model, portable_pretrained
+from teacher_cache.model_names import portable_model, portable_pretrained
 
 SETTINGS = "settings.json"
+METRICS = "metrics.jsonl"
+CHECKPOINT = "checkpoint.pt"
+STUDENT = "student.safetensors"
+MODEL, CONFIG = "model.safetensors", "config.json"  # as Hugging Face's hub has them
 RESULTS = "results.json"  # what a recipe measured of the run
 RUN_FORMAT = 1  # of `settings.json` and the folder around it; records that name none are of the first
 
@@ -63,7 +72,7 @@ def _require_known_format(out: Path, record: dict[str, Any]) -> None:
         writer = record.get("software", "a newer rpp")
         raise UsageError(
             f"the run {out} has run format {stored}, written by {writer}; rpp {rpp_version()} reads format "
-            f"{RUN_FORMAT}: install a newer rpp"
+            f"{RUN_FORMAT}: install a newer rpp-clip"
         )
 
 
@@ -89,6 +98,73 @@ def read_results(out: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{out / RESULTS} is damaged: it is no table of results")
     return found
+
+
+def has_steps(out: Path) -> bool:
+    """Whether a run in the folder has left anything behind that beginning anew would lose."""
+    kept = any(os.path.exists(out / name) for name in (CHECKPOINT, STUDENT))
+    return kept or any(True for _ in read_metrics(out))
+
+
+def read_metrics(out: Path) -> Iterator[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, one at a time; those that cannot be read, as a crash may leave, are left
+    out, and so is all that follows where reading fails."""
+    with suppress(OSError), open(out / METRICS, encoding="utf-8", errors="replace") as file:
+        yield from (line for line in map(_metrics_line, file) if line is not None)
+
+
+def last_metrics(out: Path) -> dict[str, Any] | None:
+    """The last line of `metrics.jsonl`, if there is one."""
+    last = deque(read_metrics(out), maxlen=1)
+    return last[0] if last else None
+
+
+def _metrics_line(text: str) -> dict[str, Any] | None:
+    try:
+        line = parse_json(text) if text.endswith("\n") else None
+    except ValueError:
+        return None
+    whole = isinstance(line, dict) and all(
+        isinstance(line.get(name), int | float) for name in ("step", "loss")
+    )
+    return line if whole else None
+
+
+def require_student(path: str | Path) -> None:
+    """Refuse what is neither a run's folder with a student, nor one of Hugging Face's layout, nor a file.
+
+    Raises:
+        UsageError: no student there, or a run that is not finished.
+    """
+    if not os.path.isdir(path):
+        if not os.path.isfile(path):  # a text too long for a path is none; pathlib would raise
+            raise UsageError(f"no student at {path}")
+    elif not any(os.path.isfile(os.path.join(path, name)) for name in (STUDENT, MODEL, CONFIG)):
+        if os.path.isfile(os.path.join(path, SETTINGS)):
+            raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
+        raise UsageError(f"no student at {os.path.join(path, STUDENT)}")
+
+
+def look_into(out: Path, resume: bool) -> dict[str, Any] | None:
+    """Refuse a folder in which no run can begin, or go on, before anything takes time.
+
+    Returns:
+        What the run to go on with wrote down of itself; None if one begins, as where no step was ever taken.
+
+    Raises:
+        UsageError: the folder holds a run, or holds none, or cannot be one.
+    """
+    if resume:
+        record = read_settings(out)
+        return record if has_steps(out) else None
+    if has_steps(out):
+        raise UsageError(f"{out} holds a run already; choose another --out, or go on with --resume")
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
+    if not there.is_dir():
+        raise UsageError(f"--out {out} cannot be a folder: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise UsageError(f"--out {out} cannot be written: no right to write to {there}")
+    return None
 
 
 def described(record: dict[str, Any]) -> dict[str, Any]:

@@ -1,54 +1,119 @@
-"""What a run is: its settings, what it writes down of itself, and when another may continue it."""
+"""What a training can be told: the settings of `rpp-train`, and of the prompts.
 
-from dataclasses import asdict
+Nothing here takes time to import. A description that ends in `[default: ...]` says in words what happens
+without the option.
+"""
+
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from student_train.metric_logs import LogName
-from student_train.order import ClassSubset
-from student_train.prompts import PromptSettings
-from student_train.readers import ReaderName
-from student_train.run_record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT
-from student_train.stored import StoredStudent
-from student_train.student import PromptedCLIP
-from teacher_cache.distribution import rpp_version
+from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UsageError
-from teacher_cache.openclip import LoadedModel
-from teacher_cache.options import LARGEST_FACTOR, MOST_PROCESSES, Place
-from teacher_cache.softlabels import TeacherCache
-from teacher_cache.teacher import Precision
+from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
+
+DEFAULT_DEPTH = 9  # as in MaPLe and PromptSRC
+LONGEST_PROMPT = 4096  # a student's file says how long; memory for any number is not asked for
+Tower = Literal["text", "vision"]
+ClassSubset = Literal["all", "base", "new"]
+ReaderName = Literal["auto", "memory", "blocks"]
+LogName = Literal["auto", "tensorboard", "wandb", "none"]
 
 LARGEST_SEED = 2**63 - 1  # twice a seed is the largest that torch takes
+
+
+class PromptSettings(BaseModel):
+    """What prompts a student has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    towers: Literal["both", "text", "vision"] = Field(default="both", description="towers with prompts")
+    prompt_structure: Literal["qkv", "shared"] = Field(
+        default="qkv", description="separate prompts for query, key and value (RPP), or one for all (IVLP)"
+    )
+    carry: Literal["replace", "residual"] = Field(
+        default="replace",
+        description="what happens to prompt positions between blocks: replace puts the block's own prompts "
+        "there (as published), residual keeps them and adds the block's own prompts to the input of its norm",
+    )
+    prompt_depth: int | None = Field(
+        default=None,
+        ge=0,
+        description=f"number of first blocks with their own prompts [default: {DEFAULT_DEPTH}, at most all]",
+    )
+    prompt_length: int = Field(default=4, ge=1, le=LONGEST_PROMPT, description="prompt positions per tower")
+    prompt_init: str = Field(
+        default="a photo of a",
+        description="words whose token embeddings the text prompts start from; further positions start "
+        "random, further words are not used",
+    )
+
+    def depth_of(self, tower: Tower, blocks: int) -> int:
+        """Prompt depth J in a tower of `blocks` blocks.
+
+        Raises:
+            UsageError: deeper than the tower.
+        """
+        if self.towers not in ("both", tower):
+            return 0
+        if self.prompt_depth is None:
+            return min(DEFAULT_DEPTH, blocks)
+        if self.prompt_depth > blocks:
+            raise UsageError(
+                f"prompt depth {self.prompt_depth} is more than the {blocks} blocks of the {tower} tower"
+            )
+        return self.prompt_depth
 
 
 class TrainSettings(BaseModel):
     """Settings of stage two."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    PANELS: ClassVar[Panels] = {
+        "Data": (
+            *("cache", "vocabulary", "images", "student_features"),
+            *("class_subset", "shots", "classes_per_step", "reader"),
+        ),
+        "Prompts": ("student", "pretrained", *PromptSettings.model_fields, "init", "freeze"),
+        "Loss": ("soft_weight", "temperature"),
+        "Optimisation": (
+            *("epochs", "max_steps", "batch_size", "optimizer", "lr", "weight_decay"),
+            *("warmup", "clip_norm", "seed"),
+        ),
+        "Compute": ("precision", "device", "workers"),
+        "Output": ("out", "resume", "log_every", "checkpoint_every", "log"),
+    }
 
-    cache: Place = Field(description="a finished cache of rpp-cache build")
+    cache: Place = Field(description="folder or URL of a finished cache of rpp-cache build")
     vocabulary: str | None = Field(
-        default=None, description="a vocabulary that was added to the cache [default: that of its build]"
+        default=None, description="vocabulary that was added to the cache [default: that of its build]"
     )
-    out: Path | None = Field(default=None, description="the run's folder [default: runs/CACHE-DATE]")
-    resume: bool = Field(default=False, description="go on with the run in --out")
-    student: str | None = Field(default=None, description="open_clip model [default: the teacher's]")
-    pretrained: str | None = Field(default=None, description="its pretrained tag or weights file")
-    images: str | None = Field(default=None, description="image source [default: where the cache found them]")
+    out: Path | None = Field(default=None, description="folder of the run [default: runs/CACHE-DATE]")
+    resume: bool = Field(default=False, description="resume the run in --out")
+    student: str | None = Field(
+        default=None, description="open_clip model of the student [default: the teacher's]"
+    )
+    pretrained: str | None = Field(
+        default=None, description="pretrained tag or weights file of --student [default: the teacher's]"
+    )
+    images: str | None = Field(
+        default=None, description="image source [default: where the cache found its images]"
+    )
     student_features: Place | None = Field(
-        default=None, description="a cache made by the student's own model over the same samples and views"
+        default=None,
+        description="cache made by the student's own model over the same samples and views; then no image is "
+        "read [default: --cache, if its teacher is that model]",
     )
     prompts: PromptSettings = PromptSettings()
     init: Path | None = Field(
         default=None,
-        description="a run, or its student.safetensors, whose prompts this one starts from; images and "
-        "classes may be others, the frozen model and the prompt options may not",
+        description="run, or its student.safetensors, whose prompts this run starts from; the frozen model "
+        "and the prompt options must be equal, images and classes may differ [default: new prompts]",
     )
     freeze: Literal["text", "vision"] | None = Field(
-        default=None, description="prompts of --init that stay as they are, while the other tower's learn"
+        default=None,
+        description="tower whose prompts from --init stay as they are [default: both towers learn]",
     )
     soft_weight: float = Field(
         default=1.0, ge=0, le=LARGEST_FACTOR, description="weight λ of the soft-label loss"
@@ -59,11 +124,15 @@ class TrainSettings(BaseModel):
     classes_per_step: Literal["all"] | Annotated[int, Field(ge=2)] = Field(
         default="all", description="classes in each step's softmax: all, or a number of sampled ones"
     )
-    class_subset: ClassSubset = Field(default="all", description="train on all, base or new classes")
-    shots: int | None = Field(default=None, ge=1, description="samples a class [default: all]")
+    class_subset: ClassSubset = Field(
+        default="all", description="classes to train on: all, base (the first half) or new (the second)"
+    )
+    shots: int | None = Field(default=None, ge=1, description="samples per class [default: all]")
     epochs: int = Field(default=5, ge=1, description="passes over the samples")
-    max_steps: int | None = Field(default=None, ge=1, description="stop the schedule at this step")
-    batch_size: int = Field(default=256, ge=1, description="samples a step, of all processes together")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="steps after which the schedule ends [default: those of --epochs]"
+    )
+    batch_size: int = Field(default=256, ge=1, description="samples per step, of all processes together")
     optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has momentum 0.9")
     lr: float = Field(default=0.002, gt=0, le=LARGEST_FACTOR, description="peak learning rate")
     weight_decay: float = Field(
@@ -71,29 +140,31 @@ class TrainSettings(BaseModel):
     )
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with linear warm-up")
     clip_norm: float = Field(
-        default=1.0, ge=0, le=LARGEST_FACTOR, description="largest gradient norm; 0 does not clip"
+        default=1.0, ge=0, le=LARGEST_FACTOR, description="largest gradient norm; 0 turns clipping off"
     )
     precision: Precision = Field(default="fp32", description="autocast precision of the towers")
-    seed: int = Field(default=0, ge=0, le=LARGEST_SEED, description="prompts, order, views, sampled classes")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="seed of prompts, order, views and sampled classes"
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     reader: ReaderName = Field(
         default="auto",
-        description="how stored arrays are read: held in memory, or by blocks [auto: memory where a quarter "
-        "of what is free suffices]; the result is the same",
+        description="how stored arrays are read: held in memory, or by blocks; auto holds them where a "
+        "quarter of the free memory suffices; the result is the same",
     )
     workers: int | None = Field(
         default=None,
         ge=0,
         le=MOST_PROCESSES,
-        description="processes that decode images, for each GPU; 0: none beside the training process "
-        "[default: the cores that the run may use, shared among its GPUs, at most 16]",
+        description="processes per GPU that decode images; 0 decodes in the training process [default: the "
+        "cores that the run may use, shared among its GPUs, at most 16]",
     )
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
     log: tuple[LogName, ...] = Field(
         default=("auto",),
-        description="where metrics are shown beside metrics.jsonl: tensorboard (event files in the run's "
-        "folder), wandb, none; auto: tensorboard if it is installed; may be repeated",
+        description="where metrics go beside metrics.jsonl: tensorboard (event files in the run's folder), "
+        "wandb or none; auto means tensorboard if it is installed; may be repeated",
     )
 
     @model_validator(mode="after")
@@ -108,80 +179,3 @@ class TrainSettings(BaseModel):
                 f"not {self.prompts.towers}"
             )
         return self
-
-
-def describe_run(
-    settings: TrainSettings,
-    cache: TeacherCache,
-    student: PromptedCLIP,
-    mode: str,
-    processes: int,
-    samples_per_step: int,
-    init: StoredStudent | None = None,
-) -> dict[str, Any]:
-    """What `settings.json` holds: everything that decides the run's result."""
-    return {
-        "format_version": RUN_FORMAT,
-        "settings": settings.model_dump(mode="json"),
-        "cache": asdict(cache.header),
-        "student": {
-            "model": student.base.name,
-            "pretrained": student.base.pretrained,
-            "weights_digest": student.base.digest,
-            "config": student.base.config,
-        },
-        "templates": list(cache.vocabulary.templates),
-        "mode": mode,
-        "init": None if init is None else init.digest,
-        "processes": processes,
-        "samples_per_step": samples_per_step,
-        "never_read": student.describe_dead(),
-        "software": f"rpp {rpp_version()}, torch {torch.__version__}",
-    }
-
-
-def check_same_run(
-    settings: TrainSettings,
-    out: Path,
-    record: dict[str, Any],
-    cache: TeacherCache,
-    base: LoadedModel,
-    init: str | None,
-) -> None:
-    """Refuse to continue a run with settings, a cache or a model that would change its result.
-
-    Args:
-        record: what the run wrote down of itself.
-        base: the student's frozen model now; where it lies does not matter.
-        init: digest of the prompts that the run starts from now, or, behind a checkpoint, then.
-
-    Raises:
-        UsageError: what differs.
-    """
-    changed = changed_settings(record, settings)
-    now_cache = asdict(cache.header)
-    weights_now = now_cache["teacher"]["weights_digest"]  # not where the teacher lies
-    compared = [
-        ("cache weights", record["cache"].get("teacher", {}).get("weights_digest"), weights_now),
-        ("student weights", record["student"].get("weights_digest"), base.digest),
-        ("prompts of --init", record.get("init"), init),
-        ("student config", record["student"].get("config"), base.config),
-    ]
-    for name in ("sample_table_digest", "vocabulary_digest", "view_policy"):
-        compared.append((f"cache {name}", record["cache"].get(name), now_cache[name]))
-    changed += [f"{name}: {there} there, {now} now" for name, there, now in compared if there != now]
-    if changed:
-        raise UsageError(f"the run {out} was begun otherwise ({'; '.join(changed)})")
-
-
-def changed_settings(record: dict[str, Any], settings: TrainSettings) -> list[str]:
-    """What is asked otherwise than a run has it, of the settings that decide its result by their value; and
-    settings of the run's that are not known here, of another version of rpp."""
-    asked = settings.model_dump(mode="json")
-    changed = [
-        f"{name}: {record['settings'].get(name)} there, {value} asked"
-        for name, value in asked.items()
-        if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
-    ]
-    unknown = {name: value for name, value in record["settings"].items() if name not in asked}
-    return changed + [f"{name}: {value} there, not known to this rpp" for name, value in unknown.items()]

@@ -19,12 +19,12 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
-from zarr.codecs.sharding import ShardingCodecIndexLocation
-from zarr.core.metadata.v3 import ArrayV3Metadata
 from zarr.storage import LocalStore
 
 from teacher_cache.errors import CacheDamagedError
+from teacher_cache.json_text import parse_json
+from teacher_cache.store.layout import canonical
+from teacher_cache.store.presence import GROUP
 
 CHECKSUM_BYTES = 4
 ABSENT = (1 << 64) - 1  # offset of a chunk that was never written
@@ -36,11 +36,11 @@ READING_THREADS = 4
 class ShardedArray:
     """Reader of an array [N, V, ...] whose chunks hold consecutive rows of one view."""
 
-    def __init__(self, root: Path, array: zarr.Array[Any]) -> None:
+    def __init__(self, root: Path, array: zarr.Array[Any], separator: str) -> None:
         self.dtype = array.dtype
         self.shape = array.shape
         self._root = root
-        self._metadata = array.metadata
+        self._separator = separator
         self._chunk_rows = array.chunks[0]
         self._shard_rows = (array.shards or array.chunks)[0]
         self._fill = array.fill_value
@@ -49,26 +49,21 @@ class ShardedArray:
     @classmethod
     def of(cls, array: zarr.Array[Any]) -> "ShardedArray | None":
         """A reader of the array, or None if its bytes cannot be taken as they lie in its files."""
-        metadata, store = array.metadata, array.store
-        if not isinstance(metadata, ArrayV3Metadata) or not isinstance(store, LocalStore):
+        if not isinstance(array.store, LocalStore):
             return None
-        if len(metadata.codecs) != 1 or not isinstance(sharding := metadata.codecs[0], ShardingCodec):
-            return None
-        plain = (
-            len(sharding.codecs) == 1
-            and isinstance(inner := sharding.codecs[0], BytesCodec)
-            and (inner.endian is None or inner.endian.value == sys.byteorder)
-        )
-        index = [type(codec) for codec in sharding.index_codecs]
+        root = Path(array.store.root) / array.path
+        metadata = canonical(parse_json((root / GROUP).read_bytes()))
+        match metadata["chunk_key_encoding"]:
+            case "default":
+                separator = "/"
+            case {"name": "default", "configuration": {"separator": separator}}:
+                pass
+            case _:
+                return None
         rows_alone = array.shards is not None and array.shards[1] == 1 and array.chunks[2:] == array.shape[2:]
-        if (
-            not plain
-            or not rows_alone
-            or index != [BytesCodec, Crc32cCodec]
-            or sharding.index_location is not ShardingCodecIndexLocation.end
-        ):
+        if not rows_alone or not _lies_as_it_is(metadata["codecs"], array.dtype.itemsize):
             return None
-        return cls(Path(store.root) / array.path, array)
+        return cls(root, array, separator)
 
     def read(self, rows: NDArray[np.int64], view: int, out: NDArray[Any]) -> None:
         """Read the given ascending rows of one view into `out`, [len(rows), ...]: each chunk once, whole.
@@ -103,7 +98,9 @@ class ShardedArray:
 
     def _open_shard(self, shard: int, view: int) -> tuple[io.FileIO | None, NDArray[np.uint64]]:
         """A shard's file and where each of its chunks begins; no file where all is the fill value."""
-        path = self._root / self._metadata.encode_chunk_key((shard, view, *(0 for _ in self.shape[2:])))
+        path = self._root / self._separator.join(
+            ["c", *map(str, (shard, view, *(0 for _ in self.shape[2:])))]
+        )
         chunks = self._shard_rows // self._chunk_rows
         try:
             file = io.FileIO(path)  # closed when the last reader lets go of it
@@ -117,3 +114,16 @@ class ShardedArray:
         except (OSError, ValueError) as error:
             raise CacheDamagedError(f"{path} cannot be read ({error}); run rpp-cache verify") from error
         return file, table[:, 0]
+
+
+def _lies_as_it_is(codecs: Any, itemsize: int) -> bool:
+    """Whether these codecs store uncompressed chunks in this machine's byte order, and behind them a table of
+    chunks with a checksum; codecs as `canonical` spells them."""
+    little, big = ({"name": "bytes", "configuration": {"endian": end}} for end in ("little", "big"))
+    native = little if sys.byteorder == "little" else big
+    as_it_is = ["bytes", little, big] if itemsize == 1 else [native]
+    match codecs:
+        case [{"name": "sharding_indexed", "configuration": {"codecs": [inner]} as sharding}]:
+            table = (sharding.get("index_codecs"), sharding.get("index_location", "end"))
+            return inner in as_it_is and table == ([little, "crc32c"], "end")
+    return False

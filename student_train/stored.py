@@ -19,16 +19,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from student_train.prompts import PromptSettings
-from student_train.run_record import SETTINGS, check_read_through, provenance, read_settings
+from student_train.run_record import (
+    CONFIG,
+    MODEL,
+    SETTINGS,
+    STUDENT,
+    check_read_through,
+    provenance,
+    read_settings,
+    require_student,
+)
+from student_train.settings import PromptSettings
 from student_train.whole_file import whole_file
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.json_text import first_problem, parse_json
-from teacher_cache.openclip import portable_model, portable_pretrained
+from teacher_cache.model_names import portable_model, portable_pretrained
 
-STUDENT = "student.safetensors"
-MODEL, CONFIG = "model.safetensors", "config.json"  # as Hugging Face's hub has them
 FORMAT, FORMAT_VERSION = "rpp-student", 1
 
 
@@ -136,11 +143,10 @@ def read_student(path: str | Path) -> StoredStudent:
         UsageError: no student there, a file that is none, or files of one folder that disagree.
     """
     path = Path(path)
+    require_student(path)
     if _is_layout(path):
         return _read_layout(path)
     if os.path.isdir(path):
-        if not os.path.isfile(path / STUDENT) and os.path.isfile(path / SETTINGS):
-            raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
         return _read_file(path / STUDENT, read_provenance(path))
     return _read_file(path, None)
 
@@ -195,8 +201,6 @@ def _check_training(training: dict[str, Any]) -> None:
 
 
 def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:
-    if not os.path.isfile(path):  # a text too long for a path is none; pathlib would raise
-        raise UsageError(f"no student at {path}")
     with _damage(path), safe_open(path, framework="pt") as file:
         found = parse_json((file.metadata() or {}).get("student", "{}"))
         record = StudentRecord(**_checked_format(path, found))
@@ -220,7 +224,7 @@ def _checked_format(path: Path, record: Any) -> dict[str, Any]:
     if int(number) > FORMAT_VERSION:
         raise UsageError(
             f"{path} has student format {int(number)}; rpp {rpp_version()} reads format {FORMAT_VERSION}: "
-            "install a newer rpp"
+            "install a newer rpp-clip"
         )
     return record
 

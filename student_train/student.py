@@ -22,15 +22,10 @@ from student_train.huggingface import fetch_folder
 from student_train.model_card import model_card
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompt_tokenizer import PromptedReading, PromptTokenizer
-from student_train.prompts import INIT_STD, Prompts, PromptSettings, Tower, dead_query_blocks
-from student_train.stored import (
-    STUDENT,
-    StoredStudent,
-    StudentRecord,
-    read_student,
-    write_folder,
-    write_student,
-)
+from student_train.prompts import INIT_STD, Prompts, dead_query_blocks
+from student_train.run_record import STUDENT
+from student_train.settings import PromptSettings, Tower
+from student_train.stored import StoredStudent, StudentRecord, read_student, write_folder, write_student
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
 

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import Prompts
+from teacher_cache.compat.open_clip import embed, pool
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import TextParts
 
@@ -149,16 +150,14 @@ def encode_image(visual: VisionTransformer, prompts: Prompts | None, images: Ten
         images: [B, 3, height, width], normalised as the model wants them.
     """
     blocks = visual.transformer.resblocks
-    stream = _PromptedRows(visual._embeds(images), prompts, len(blocks))
+    stream = _PromptedRows(embed(visual, images), prompts, len(blocks))
     class_token_alone = visual.attn_pool is None and visual.pool_type == "tok"
     for number, block in enumerate(blocks, start=1):
         rows = 1 if class_token_alone and number == len(blocks) else stream.rows_after(number)
         residual, q, k, v = stream.attention_inputs(block, number, rows)
         stream.x = _finish(block, residual, _attend(block, q, k, v))
     with torch.autocast(images.device.type, enabled=False):  # as for text
-        pooled, _ = visual._pool(stream.x.float())
-        features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
-    return features
+        return pool(visual, stream.x.float(), images)
 
 
 # --- text ------------------------------------------------------------------------------------------------

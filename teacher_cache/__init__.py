@@ -1,37 +1,37 @@
-"""Stage one: a frozen CLIP teacher goes once over an image set; what it said is kept in Zarr.
+"""Stage one: a frozen CLIP teacher goes once over an image set; its soft labels are kept in Zarr.
 
-Public is what `__all__` names; all else may change. What writes a cache or walks over all of it is imported
-when it is first used, because it needs Dask, which takes seconds to import and which no reader needs.
+Public is what `__all__` names; all else may change. Each name is imported when it is first used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from teacher_cache.errors import CacheDamagedError, RppError, UsageError
-from teacher_cache.softlabels import TeacherCache, open_cache
-from teacher_cache.vocabulary import Vocabulary, load_vocabulary
+from teacher_cache.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from teacher_cache.build import BuildResult, BuildSettings, build_cache
+    from teacher_cache.build import BuildResult, build_cache
+    from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
+    from teacher_cache.errors import CacheDamagedError, RppError, UsageError
     from teacher_cache.export import export_soft_labels
-    from teacher_cache.extend import ExtendResult, ExtendSettings, extend_cache
-    from teacher_cache.relabel import RelabelResult, RelabelSettings, relabel_cache
+    from teacher_cache.extend import ExtendResult, extend_cache
+    from teacher_cache.relabel import RelabelResult, relabel_cache
+    from teacher_cache.softlabels import TeacherCache, open_cache
     from teacher_cache.stats import teacher_statistics
+    from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 else:
-    _IN = {
-        "build": ("BuildResult", "BuildSettings", "build_cache"),
-        "export": ("export_soft_labels",),
-        "extend": ("ExtendResult", "ExtendSettings", "extend_cache"),
-        "relabel": ("RelabelResult", "RelabelSettings", "relabel_cache"),
-        "stats": ("teacher_statistics",),
-    }
-
-    def __getattr__(name: str) -> Any:
-        for file, names in _IN.items():
-            if name in names:
-                return getattr(import_module(f"{__name__}.{file}"), name)
-        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "build": ("BuildResult", "build_cache"),
+            "command_settings": ("BuildSettings", "ExtendSettings", "RelabelSettings"),
+            "errors": ("CacheDamagedError", "RppError", "UsageError"),
+            "export": ("export_soft_labels",),
+            "extend": ("ExtendResult", "extend_cache"),
+            "relabel": ("RelabelResult", "relabel_cache"),
+            "softlabels": ("TeacherCache", "open_cache"),
+            "stats": ("teacher_statistics",),
+            "vocabulary": ("Vocabulary", "load_vocabulary"),
+        },
+    )
 
 __all__ = [
     "BuildResult",

@@ -1,4 +1,4 @@
-"""Stage one as a whole: its settings, the cache it makes or goes on with, and the parts that are missing.
+"""Stage one as a whole: the cache it makes or goes on with, and the parts that are missing.
 
 How a part is computed is in `part.py`, by whom in `cluster.py`.
 """
@@ -9,71 +9,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
 
 from teacher_cache.cluster import Work, compute_parts
+from teacher_cache.command_settings import BuildSettings, ComputeSettings
 from teacher_cache.distribution import rpp_version
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable, absolute_source, index_images
-from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.openclip import load_model
-from teacher_cache.options import Place
 from teacher_cache.relabel import ensure_vocabulary
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheHeader, CacheStore, disk_errors, part_rows, vocabulary_digest
-from teacher_cache.teacher import Precision, Teacher, choose_device
-from teacher_cache.views import ViewPolicy
-from teacher_cache.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma, Vocabulary, load_vocabulary
-from teacher_cache.workers import ComputeSettings
-
-
-class BuildSettings(ComputeSettings):
-    """Settings of stage one."""
-
-    images: str = Field(
-        description="tar shards ('a/{00..99}.tar'), Parquet files or an image folder; a path or a URL"
-    )
-    classes: str = Field(description="vocabulary: imagenet-21k and its kin, or a .txt, .csv or .json file")
-    out: Place = Field(description="the cache to write or to go on with")
-    teacher: str = Field(description="open_clip model name, or a folder with open_clip_config.json")
-    pretrained: str | None = Field(default=None, description="pretrained tag or weights file")
-    templates: str = Field(
-        default=DEFAULT_TEMPLATE, description="one text with {}, a file of them, imagenet or imagenet-simple"
-    )
-    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
-    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
-    view_policy: ViewPolicy = ViewPolicy()
-    encoding: Literal["factored", "factored-int8", "topk", "dense"] = Field(
-        default="factored", description="how logits are stored; docs/format.md says what each loses"
-    )
-    topk: int | None = Field(
-        default=None, ge=1, description="classes a view that --encoding topk keeps [default: 100]"
-    )
-    max_pixels: int = Field(
-        default=MAX_PIXELS,
-        ge=1,
-        le=MOST_PIXELS,
-        description="an image of more pixels is unreadable and never decoded",
-    )
-    precision: Precision = Field(default="fp32", description="the teacher's autocast precision")
-    part_size: int = Field(
-        default=8192, ge=1, description="samples a part, above 1024 in steps of 1024: what a kill can lose"
-    )
-
-    @property
-    def encoding_record(self) -> dict[str, Any]:
-        """The encoding with its options, as the header records it."""
-        return {"name": self.encoding} | ({"k": self.topk or 100} if self.encoding == "topk" else {})
-
-    @model_validator(mode="after")
-    def _topk_of_topk(self) -> "BuildSettings":
-        if self.topk is not None and self.encoding != "topk":
-            raise UsageError(f"--topk {self.topk} belongs to --encoding topk, not to {self.encoding}")
-        return self
+from teacher_cache.teacher import Teacher, choose_device
+from teacher_cache.vocabulary import Vocabulary, load_vocabulary
+from teacher_cache.workers import on_this_machine
 
 
 @dataclass(frozen=True)
@@ -140,7 +91,7 @@ def compute_missing(
         UsageError: no scheduler answers, or the cache cannot be written.
         RppError: the work stopped; what was committed stays and the next call goes on.
     """
-    here = settings.on_this_machine() if settings.scheduler is None else settings
+    here = on_this_machine(settings) if settings.scheduler is None else settings
     work = Work(
         name=f"rpp-{uuid.uuid4().hex}",
         path=store.folder.absolute,

@@ -1,51 +1,64 @@
 """`rpp-cache`: build, extend, relabel, look into, verify and export a cache."""
 
 import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
-from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache import preflight
+from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.errors import RppError, UsageError, printable
-from teacher_cache.estimate import Estimate, estimate_build
-from teacher_cache.export import export_soft_labels
-from teacher_cache.extend import ExtendSettings, extend_cache
-from teacher_cache.options import run_app, settings_options
-from teacher_cache.part import slowest_stage
-from teacher_cache.progress import counting
-from teacher_cache.relabel import RelabelSettings, relabel_cache
-from teacher_cache.softlabels import open_cache
-from teacher_cache.stats import sample_rows, teacher_statistics
-from teacher_cache.store import CacheStore, Damage, verify_store
-
-app = typer.Typer(
-    help="Stage one: a frozen CLIP teacher goes once over an image set; its soft labels are kept in Zarr.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+from teacher_cache.options import (
+    OUTPUT,
+    Json,
+    OneCommand,
+    Version,
+    command_line,
+    flag,
+    run_app,
+    settings_options,
 )
-Json = Annotated[bool, typer.Option("--json", help="print JSON on standard output")]
-InVocabulary = Annotated[str | None, typer.Option(help="one that relabel added [default: that of the build]")]
-Cache = Annotated[str, typer.Argument(help="the cache, a path or a URL")]
+from teacher_cache.progress import counting, loading
+from teacher_cache.store.presence import require_cache
+
+if TYPE_CHECKING:
+    from teacher_cache.estimate import Estimate
+    from teacher_cache.store import CacheStore, Damage
+
+app = command_line(
+    "Stage one: a frozen CLIP teacher goes once over an image set; its soft labels are kept in Zarr.",
+    no_args_is_help=True,
+)
+InVocabulary = Annotated[
+    str | None, typer.Option(help="a vocabulary that relabel added", show_default="that of the build")
+]
+Cache = Annotated[str, typer.Argument(help="the cache: a folder or a URL")]
 console = Console(soft_wrap=True)
 remarks = Console(stderr=True, soft_wrap=True)
 
 
-@app.command()
+@app.callback()
+def rpp_cache(version: Version = False) -> None:
+    """Stage one: a frozen CLIP teacher goes once over an image set; its soft labels are kept in Zarr."""
+
+
+@app.command(cls=OneCommand)
 @settings_options(BuildSettings)
 def build(
     settings: BuildSettings,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what, how large and how long")] = False,
+    dry_run: Annotated[
+        bool, flag("--dry-run", "print what would be computed, how large and how long; write nothing", OUTPUT)
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the teacher once over the images. Called again, it goes on where it stopped.
+    """Run the teacher once over the images. The same command again resumes where it stopped.
 
     Example: rpp-cache build --images 'shards/{0000..1415}.tar' --classes imagenet-21k --out ./zarr
     --teacher ViT-L-14 --pretrained openai
@@ -54,6 +67,10 @@ def build(
     def remark(note: str) -> None:
         remarks.print(f"note: {note}", markup=False)
 
+    preflight.check_build(settings)
+    with loading():
+        from teacher_cache.build import build_cache
+        from teacher_cache.estimate import estimate_build
     if dry_run:
         estimate = estimate_build(settings, remark)
         if as_json:
@@ -74,7 +91,7 @@ def build(
         console.print(f"unreadable images and reasons: rpp-cache info --skipped {result.path}", markup=False)
 
 
-def in_words(estimate: Estimate) -> str:
+def in_words(estimate: "Estimate") -> str:
     """What a dry run prints."""
     sizes = ", ".join(f"{name} {decimal(size)}" for name, size in estimate.bytes.items())
     free = "" if estimate.bytes_free is None else f", {decimal(estimate.bytes_free)} free"
@@ -96,68 +113,22 @@ def in_words(estimate: Estimate) -> str:
     )
 
 
-def describe(store: CacheStore) -> dict[str, Any]:
-    """What `rpp-cache info` shows."""
-    header = store.header
-    store.require_whole()
-    records = store.records()
-    seconds: dict[str, float] = {}
-    for record in records:
-        for stage, value in record.seconds.items():
-            seconds[stage] = round(seconds.get(stage, 0.0) + value, 3)
-    first_pass = [record for record in records if record.part < header.parts_per_pass]
-    skipped = sum(len(record.skipped) for record in first_pass)
-    per_pass = Counter(record.part // header.parts_per_pass for record in records)
-    return {
-        "path": store.path,
-        "samples": header.samples,
-        "valid": sum(record.rows[1] - record.rows[0] for record in first_pass) - skipped,
-        "skipped": skipped,
-        "views": header.views,
-        "finished_views": store.finished_views(),
-        "passes": [
-            {"views": views, "parts_committed": per_pass[number], "parts_total": header.parts_per_pass}
-            for number, views in enumerate(header.passes)
-        ],
-        "parts_total": header.parts,
-        "parts_committed": len(records),
-        "complete": len(records) == header.parts,
-        "bytes_per_view": round(store.bytes_per_view(), 1),
-        "encoding": header.encoding["name"],
-        "encoding_options": {key: value for key, value in header.encoding.items() if key != "name"},
-        "teacher": header.teacher,
-        "vocabularies": {
-            name: {"classes": len(vocabulary), "templates": list(vocabulary.templates)}
-            for name in store.vocabulary_names()
-            for vocabulary in [store.vocabulary(name)]
-        },
-        "view_policy": header.view_policy,
-        "max_pixels": header.max_pixels,
-        "images": header.images,
-        "seconds": seconds,
-        "slowest_stage": slowest_stage(seconds) if "wall" in seconds else None,
-        "software": header.software,
-    }
-
-
-REMEDIES = {
-    "read": "the images' storage is what a build waits for",
-    "decode": "more --threads, or more workers, decode more images at a time",
-    "forward": "the teacher is what a build waits for: a faster --device or a --precision of 16 bits",
-    "write": "the cache's storage is what a build waits for",
-}
-
-
-@app.command()
+@app.command(cls=OneCommand)
 def info(
     cache: Cache,
-    skipped: Annotated[bool, typer.Option(help="list the unreadable images with their reasons")] = False,
+    skipped: Annotated[
+        bool, flag("--skipped", "list the unreadable images with their reasons", OUTPUT)
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a cache holds, how far it is, and which stage of the build took the time.
+    """Print what a cache holds, how far it is, and which stage of the build took the time.
 
     Example: rpp-cache info ./zarr --json
     """
+    require_cache(cache)
+    from teacher_cache.info import REMEDIES, describe
+    from teacher_cache.store import CacheStore
+
     store = CacheStore.open(cache)
     facts = describe(store)
     if skipped:
@@ -180,7 +151,7 @@ def info(
         console.print(f"{name}: {value}", markup=False, highlight=False)
 
 
-@app.command()
+@app.command(cls=OneCommand)
 def verify(cache: Cache, as_json: Json = False) -> None:
     """Compare all that is stored with its checksums.
 
@@ -189,6 +160,9 @@ def verify(cache: Cache, as_json: Json = False) -> None:
 
     Example: rpp-cache verify ./zarr
     """
+    require_cache(cache)
+    from teacher_cache.store import CacheStore, verify_store
+
     store = CacheStore.open(cache)
     with counting("parts", len(store.committed())) as counter:
         damage = verify_store(store, on_part=counter)
@@ -214,7 +188,7 @@ def verify(cache: Cache, as_json: Json = False) -> None:
     raise typer.Exit(RppError.exit_code if damage else 0)
 
 
-def _in_words(store: CacheStore, damage: Damage) -> Iterator[str]:
+def _in_words(store: "CacheStore", damage: "Damage") -> Iterator[str]:
     header = store.header
     for part in damage.parts:
         rows, views = header.rows(part), header.views_of(part)
@@ -232,13 +206,16 @@ def _in_words(store: CacheStore, damage: Damage) -> Iterator[str]:
     yield "not ok" if damage else "ok"
 
 
-@app.command()
+@app.command(cls=OneCommand)
 @settings_options(RelabelSettings)
 def relabel(settings: RelabelSettings, cache: Cache, as_json: Json = False) -> None:
     """Add a vocabulary to a cache: new class names, new templates, another language. No image is read.
 
     Example: rpp-cache relabel ./zarr --name german --classes german.csv --templates 'ein Foto von {}.'
     """
+    preflight.check_relabel(cache, settings)
+    with loading():
+        from teacher_cache.relabel import relabel_cache
     result = relabel_cache(cache, settings)
     if as_json:
         print(json.dumps(asdict(result)))
@@ -251,13 +228,16 @@ def relabel(settings: RelabelSettings, cache: Cache, as_json: Json = False) -> N
     )
 
 
-@app.command()
+@app.command(cls=OneCommand)
 @settings_options(ExtendSettings)
 def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> None:
-    """Add views to a finished cache. Called again, it goes on where it stopped.
+    """Add views to a finished cache. The same command again resumes where it stopped.
 
     Example: rpp-cache extend ./zarr --views 8
     """
+    preflight.check_extend(cache, settings)
+    with loading():
+        from teacher_cache.extend import extend_cache
     result = extend_cache(cache, settings)
     if as_json:
         print(json.dumps(asdict(result)))
@@ -269,18 +249,20 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
     )
 
 
-@app.command()
+@app.command(cls=OneCommand)
 def stats(
     cache: Cache,
-    temperature: Annotated[str, typer.Option(help="temperatures, by commas")] = "1",
-    view: Annotated[int, typer.Option(help="which view")] = 0,
-    sample: Annotated[int | None, typer.Option(min=1, help="random rows to take [default: all]")] = None,
-    seed: Annotated[int, typer.Option(help="decides the random rows")] = 0,
-    pairs: Annotated[int, typer.Option(min=0, help="most confused class pairs to show")] = 10,
+    temperature: Annotated[str, typer.Option(help="temperatures T, with commas between")] = "1",
+    view: Annotated[int, typer.Option(help="view of each sample, counted from 0")] = 0,
+    sample: Annotated[int | None, typer.Option(min=1, help="random rows to take", show_default="all")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the random rows")] = 0,
+    pairs: Annotated[
+        int, typer.Option(min=0, help="most confused class pairs to print", rich_help_panel=OUTPUT)
+    ] = 10,
     vocabulary: InVocabulary = None,
     as_json: Json = False,
 ) -> None:
-    """Say how good and how sure the teacher is.
+    """Print how accurate and how certain the teacher is.
 
     Top-1 and top-5 against the hard labels; at each temperature the mean entropy of the soft labels and its
     exponential, the effective number of classes; the most confused pairs of classes.
@@ -291,6 +273,10 @@ def stats(
         temperatures = [float(text) for text in temperature.split(",")]
     except ValueError as error:
         raise UsageError(f"--temperature '{temperature}': numbers with commas between, as 0.5,1,2") from error
+    require_cache(cache)
+    with loading("torch and dask"):
+        from teacher_cache.softlabels import open_cache
+        from teacher_cache.stats import sample_rows, teacher_statistics
     opened = open_cache(cache, vocabulary)
     count = len(sample_rows(opened, sample, seed))
     with counting("rows", count) as counter:
@@ -313,13 +299,13 @@ def stats(
         )
 
 
-@app.command()
+@app.command(cls=OneCommand)
 def export(
     cache: Cache,
-    out: Annotated[Path, typer.Option(help="the Parquet file to write")],
-    top: Annotated[int, typer.Option(min=1, help="likeliest classes kept of each sample")] = 20,
+    out: Annotated[Path, typer.Option(help="the Parquet file to write", rich_help_panel=OUTPUT)],
+    top: Annotated[int, typer.Option(min=1, help="likeliest classes kept per sample")] = 20,
     temperature: Annotated[float, typer.Option(help="temperature T of the soft labels")] = 1.0,
-    view: Annotated[int, typer.Option(help="which view")] = 0,
+    view: Annotated[int, typer.Option(help="view of each sample, counted from 0")] = 0,
     vocabulary: InVocabulary = None,
 ) -> None:
     """Write the likeliest classes of every sample to Parquet, for other trainers.
@@ -329,6 +315,10 @@ def export(
 
     Example: rpp-cache export ./zarr --out soft.parquet --top 20 --temperature 1
     """
+    require_cache(cache)
+    with loading("torch"):
+        from teacher_cache.export import export_soft_labels
+        from teacher_cache.softlabels import open_cache
     opened = open_cache(cache, vocabulary)
     with counting("rows", len(opened)) as counter:
         written = export_soft_labels(opened, out, top, temperature, view, on_rows=counter)

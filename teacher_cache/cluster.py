@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from dask.distributed import Client, KilledWorker, get_worker, secede, wait
-from distributed.core import Status
 from numpy.typing import NDArray
 
+from teacher_cache.command_settings import ComputeSettings, Precision
+from teacher_cache.compat.distributed import is_wanted, threads_of_worker
 from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
@@ -28,8 +29,14 @@ from teacher_cache.part import part_arrays
 from teacher_cache.progress import Counter, counting
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore
-from teacher_cache.teacher import Precision, Teacher, choose_device
-from teacher_cache.workers import MOST_DECODING_THREADS, ComputeSettings, dask_client, scheduler_needed
+from teacher_cache.teacher import Teacher, choose_device
+from teacher_cache.workers import (
+    MOST_DECODING_THREADS,
+    cuda_devices,
+    dask_client,
+    local_workers,
+    scheduler_needed,
+)
 
 PARTS_AHEAD = 2  # parts that a worker holds: one to compute, one to go on with
 LOOK_EVERY_SECONDS = 2.0  # how often lost and new workers are looked for
@@ -73,7 +80,7 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
     ):
         progress = PartProgress(counter, sizes, missing)
         client.subscribe_topic(work.name, lambda event: progress.report(*event[1]))
-        in_process = work.settings.scheduler is None and work.settings.local_workers == 1
+        in_process = work.settings.scheduler is None and local_workers(work.settings) == 1
         threads = torch.get_num_threads()
         try:
             if in_process:
@@ -244,8 +251,9 @@ def _load_teacher(work: Work, store: CacheStore) -> Teacher:
             f"the cache was begun with ({expected})"
         )
     device = choose_device(work.settings.device)
-    if work.settings.devices > 1:  # our own local cluster, which numbers its workers
-        device = torch.device("cuda", int(get_worker().name) % work.settings.devices)
+    devices = cuda_devices(work.settings)
+    if devices > 1:  # our own local cluster, which numbers its workers
+        device = torch.device("cuda", int(get_worker().name) % devices)
     return Teacher(loaded, device, work.precision)
 
 
@@ -268,8 +276,7 @@ def compute_part(work: Work, part: int) -> None:
 
     def on_batch(samples: int) -> None:
         nonlocal last_report
-        task = worker.state.tasks.get(key)
-        if task is None or task.state == "cancelled" or worker.status not in (Status.running, Status.paused):
+        if not is_wanted(worker, key):
             raise RppError("stopped")  # a thread cannot be killed: the caller is gone or wants no more
         if time.monotonic() - last_report > REPORT_EVERY_SECONDS:
             worker.log_event(work.name, (part, worker.address, samples))
@@ -279,7 +286,7 @@ def compute_part(work: Work, part: int) -> None:
     with _computing:
         on_batch(0)
         # by thread, and a task may come on any
-        torch.set_num_threads(settings.torch_threads or worker.state.nthreads)
+        torch.set_num_threads(settings.torch_threads or threads_of_worker())
         try:
             computed = part_arrays(
                 header,

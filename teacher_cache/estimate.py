@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from teacher_cache.build import BuildSettings, header_of, load_inputs
+from teacher_cache.build import header_of, load_inputs
+from teacher_cache.command_settings import BuildSettings
 from teacher_cache.encodings import ClassHead
 from teacher_cache.images import SampleTable
 from teacher_cache.openclip import load_model
@@ -25,7 +26,7 @@ from teacher_cache.stopping import stoppable
 from teacher_cache.store import SAMPLE_ARRAYS, SAMPLES, CacheHeader, CacheStore
 from teacher_cache.teacher import Teacher, choose_device
 from teacher_cache.vocabulary import Vocabulary
-from teacher_cache.workers import number_of_workers
+from teacher_cache.workers import number_of_workers, on_this_machine
 
 SLICE_SECONDS = 10.0  # how long the slice of images may take, about
 SLICE_BATCHES = 8  # and how large it is at most
@@ -143,7 +144,7 @@ def _views_per_second(
     settings: BuildSettings, header: CacheHeader, samples: SampleTable, teacher: Teacher
 ) -> tuple[float, int]:
     """Views a second of one worker, and how many images were timed: some from all over the source."""
-    here = settings.on_this_machine()
+    here = on_this_machine(settings)
     # what the class features are does not matter to the time that the encoding takes
     head = ClassHead(torch.zeros(header.classes, header.embedding), 1.0).to(teacher.device)
     views, batch = len(header.views_of(0)), settings.batch_size

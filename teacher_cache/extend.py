@@ -7,24 +7,13 @@ would have made.
 import time
 from dataclasses import dataclass
 
-from pydantic import Field
-
 from teacher_cache.build import compute_missing
+from teacher_cache.command_settings import ExtendSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images import absolute_source, index_images
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore, disk_errors
 from teacher_cache.teacher import recorded_teacher
-from teacher_cache.workers import ComputeSettings
-
-
-class ExtendSettings(ComputeSettings):
-    """Settings of a further pass: what does not change its result, but for the number of views."""
-
-    views: int = Field(ge=1, le=1024, description="views per image that the cache shall have")
-    images: str | None = Field(default=None, description="where the images are now, if they moved")
-    teacher: str | None = Field(default=None, description="the cache's teacher, if its weights moved")
-    pretrained: str | None = Field(default=None, description="its weights file, if it moved")
 
 
 @dataclass(frozen=True)

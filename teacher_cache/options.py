@@ -1,111 +1,94 @@
-"""Settings classes as command-line options, and errors as exit codes.
+"""Settings classes as command-line options, and errors as exit codes."""
 
-A settings class (pydantic) is the only place where an option's name, type, default, bounds and help stand.
-"""
-
-import difflib
 import inspect
 import os
-import re
 import sys
 import types
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel, BeforeValidator, ValidationError
-from pydantic_core import PydanticUndefined
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
-from teacher_cache.errors import RppError, UsageError, printable
+from teacher_cache.distribution import versions
+from teacher_cache.errors import RppError, printable
+from teacher_cache.settings import Settings, flat_fields, from_flat, panels_of
 
 INTERRUPTED = 130  # the exit code of Ctrl-C
-MOST_PROCESSES = 1024  # or threads, of one kind on one machine
-LARGEST_FACTOR = 1e18  # of a loss or a step: its square, or two of them multiplied, are still float32s
 LONGEST_SAID = 200  # letters of a file's name in an error
-# What no file's name can have, or what cannot be written down as text.
-_NO_TEXT = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
-Settings = TypeVar("Settings", bound=BaseModel)
-# A path or URL; pathlib's paths are taken as well, and "s3://" survives, which pathlib would shorten.
-Place = Annotated[
-    str, BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place)
+
+
+class _PlainFlags:
+    """Help without `<bool>` beside options that take no value, typer's own among them."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters as typer has them, flags without a type."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class OneCommand(_PlainFlags, TyperCommand):
+    """A command of a `command_line`."""
+
+
+class ManyCommands(_PlainFlags, TyperGroup):
+    """A `command_line` with several commands."""
+
+
+def command_line(text: str, **more: Any) -> typer.Typer:
+    """A program, or a group of its commands; `text` is the first line of its help."""
+    return typer.Typer(
+        help=text, cls=ManyCommands, context_settings={"help_option_names": ["-h", "--help"]}, **more
+    )
+
+
+def _print_versions(wanted: bool) -> None:
+    if wanted:
+        for name, found in versions().items():
+            print(f"{name} {found}")
+        raise typer.Exit
+
+
+def flag(name: str, text: str, panel: str | None = None, **more: Any) -> Any:
+    """An option that is there or not."""
+    return typer.Option(name, help=text, rich_help_panel=panel, show_default=False, **more)
+
+
+OUTPUT = "Output"  # the panel of what is printed and where results go
+Version = Annotated[
+    bool,
+    flag(
+        "--version",
+        "print the versions of rpp and of what it runs on, and exit",
+        callback=_print_versions,
+        is_eager=True,
+    ),
 ]
+Json = Annotated[bool, flag("--json", "print JSON on standard output", OUTPUT)]
 
 
-def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:
-    """Build settings from outside values.
-
-    Raises:
-        UsageError: one line that names each wrong option, its value and why.
-    """
-    try:
-        return settings(**values)
-    except ValidationError as error:
-        known = _flat_fields(settings, frozenset())
-        problems: dict[str, list[str]] = {}
-        for problem in error.errors():
-            # what follows the field in `loc` names the branch of a union that was tried
-            field = next((str(part) for part in reversed(problem["loc"]) if part in known), None)
-            option = f"--{field.replace('_', '-')}" if field else settings.__name__
-            value = "" if problem["type"] == "missing" else f" {problem['input']!r}"
-            message = problem["msg"].removeprefix("Value error, ")  # pydantic's, before words of our own
-            problems.setdefault(option + value, []).append(message)
-        lines = [option + ": " + " or ".join(found) for option, found in problems.items()]
-        raise UsageError("; ".join(lines)) from error
-
-
-def from_flat(settings: type[Settings], values: dict[str, Any]) -> Settings:
-    """Build settings, nested ones included, from the flat names that options and recipes use.
-
-    Raises:
-        UsageError: as `validated`, and for a name that no field has, or a text that is none.
-    """
-    known = _flat_fields(settings, frozenset())
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        raise UsageError(f"no such setting: {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
-    for name, value in values.items():
-        if any(_NO_TEXT.search(text) for text in _texts(value)):
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} {value!r}: no text for it has control characters")
-    return validated(settings, _nest(settings, values))
-
-
-def _texts(value: Any) -> list[str]:
-    several = value if isinstance(value, list | tuple) else [value]
-    return [os.fspath(one) for one in several if isinstance(one, str | os.PathLike)]
-
-
-def to_flat(settings: BaseModel) -> dict[str, Any]:
-    """Values of all settings, nested ones included, by the flat names that options and recipes use, as JSON
-    has them. `from_flat` takes them back."""
-    values = settings.model_dump(mode="json")
-    for name, field in type(settings).model_fields.items():
-        if _is_settings(field.annotation):
-            del values[name]
-            values |= to_flat(getattr(settings, name))
-    return values
-
-
-def settings_options(settings: type[Settings], hidden: frozenset[str] = frozenset()) -> Callable[..., Any]:
+def settings_options(settings: type[Settings]) -> Callable[..., Any]:
     """Decorator: a command `f(settings, **others)` gets one option for each field of the settings class.
 
-    Nested settings are flattened. Fields in `hidden` get no option.
+    Nested settings are flattened. The class's `PANELS` say in which panel of the help an option stands.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        fields = _flat_fields(settings, hidden)
-        fields = dict(sorted(fields.items(), key=lambda item: not item[1].is_required()))  # for --help
+        fields = flat_fields(settings)
+        panels = {name: panel for panel, names in panels_of(settings).items() for name in names}
         own = list(inspect.signature(command).parameters.values())[1:]
 
         def run(**values: Any) -> Any:
             chosen = {name: values.pop(name) for name in fields}
             return command(from_flat(settings, chosen), **values)
 
-        parameters = [_parameter(name, field) for name, field in fields.items()] + own
+        parameters = [_parameter(name, fields[name], panel) for name, panel in panels.items()] + own
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
         )
@@ -116,31 +99,7 @@ def settings_options(settings: type[Settings], hidden: frozenset[str] = frozense
     return decorate
 
 
-def _is_settings(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _flat_fields(settings: type[BaseModel], hidden: frozenset[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for name, field in settings.model_fields.items():
-        if _is_settings(field.annotation):
-            fields.update(_flat_fields(typing.cast(type[BaseModel], field.annotation), hidden))
-        elif name not in hidden:
-            fields[name] = field
-    return fields
-
-
-def _nest(settings: type[BaseModel], values: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, field in settings.model_fields.items():
-        if _is_settings(field.annotation):
-            nested[name] = _nest(typing.cast(type[BaseModel], field.annotation), values)
-        elif name in values:
-            nested[name] = values[name]
-    return nested
-
-
-def _parameter(name: str, field: Any) -> inspect.Parameter:
+def _parameter(name: str, field: Any, panel: str) -> inspect.Parameter:
     annotation = field.annotation
     alternatives = [a for a in typing.get_args(annotation) if a is not type(None)]
     if len(alternatives) == 1 and typing.get_origin(alternatives[0]) is Annotated:  # `Place | None`
@@ -154,8 +113,15 @@ def _parameter(name: str, field: Any) -> inspect.Parameter:
         choices = typing.get_args(typing.get_args(annotation)[0])
         annotation = list[str]
     named = bool(choices) and all(isinstance(choice, str) for choice in choices)
-    option = typer.Option(help=field.description, autocompletion=(lambda: choices) if named else None)
-    default = inspect.Parameter.empty if field.default is PydanticUndefined else field.default
+    # "... [default: X]" says in words what happens without the option
+    text, _, in_words = (field.description or "").removesuffix("]").partition(" [default: ")
+    option = typer.Option(
+        help=escape(text),
+        autocompletion=(lambda: choices) if named else None,
+        rich_help_panel=panel,
+        show_default=in_words or annotation is not bool,
+    )
+    default = inspect.Parameter.empty if field.is_required() else field.default
     if annotation is str and default is not inspect.Parameter.empty:
         default = str(default)
     return inspect.Parameter(

@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.errors import RppError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
 from teacher_cache.store import CacheHeader
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import ViewPolicy, ViewRenderer, draw_crop, evaluation_crop
+from teacher_cache.views import ViewRenderer, draw_crop, evaluation_crop
 
 BATCHES_AHEAD = 2  # batches that are decoded while another is with the teacher
 VIEWS_AT_ONCE = 8  # views rendered of an image while it is decoded; more views decode it again
@@ -152,15 +153,6 @@ def part_arrays(
         seconds={"wall": ended - started, **pixels.seconds, **seconds},
         skipped=skipped,
     )
-
-
-def slowest_stage(seconds: dict[str, float]) -> str:
-    """Which stage sets the pace, from the seconds of one or more parts: `read`, `decode`, `forward` or
-    `write`."""
-    if seconds["wait"] > seconds["forward"]:  # most of the time the teacher had no pixels
-        return "read" if seconds["read"] > seconds["decode"] else "decode"
-    # a part is written while the next one is computed
-    return "write" if seconds["write"] > seconds["wall"] else "forward"
 
 
 @dataclass(frozen=True)

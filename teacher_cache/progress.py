@@ -3,10 +3,11 @@
 A plain line is `WHAT DONE/TOTAL  RATE/s  left H:MM:SS` and any number of `NAME VALUE`, two spaces between.
 """
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 from rich.console import Console, RenderableType
@@ -93,3 +94,12 @@ def counting(what: str, total: int) -> Iterator[Counter]:
     )
     with _TwoLines(*columns, console=console, expand=True) as bar:
         yield Counter(what, total, bar)
+
+
+@contextmanager
+def loading(what: str = "torch and open_clip") -> Iterator[None]:
+    """Say in a terminal that packages are imported while the block runs; the line is gone afterwards."""
+    console = Console(stderr=True)
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun starts several processes on one terminal
+    with console.status(f"loading {what} ...") if console.is_interactive and first else nullcontext():
+        yield

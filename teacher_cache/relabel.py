@@ -7,31 +7,12 @@ import re
 import time
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import UsageError
 from teacher_cache.store import CacheStore, disk_errors, vocabulary_digest
 from teacher_cache.teacher import Teacher, recorded_teacher
-from teacher_cache.vocabulary import Duplicates, Lemma, Vocabulary, load_templates, load_vocabulary
-
-
-class RelabelSettings(BaseModel):
-    """Settings of a further vocabulary."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(description="what the vocabulary is called in this cache")
-    classes: str = Field(description="vocabulary: imagenet-21k and its kin, or a .txt, .csv or .json file")
-    templates: str | None = Field(
-        default=None,
-        description="one text with {}, a file of them, imagenet or imagenet-simple; unset: the cache's own",
-    )
-    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
-    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
-    teacher: str | None = Field(default=None, description="the cache's teacher, if its weights moved")
-    pretrained: str | None = Field(default=None, description="its weights file, if it moved")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+from teacher_cache.vocabulary import Vocabulary, load_templates, load_vocabulary
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ Shapes: B batch, C classes, D embedding, T tokens, W text width.
 """
 
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.openclip import LoadedModel, TextParts, load_model, text_parts
 from teacher_cache.views import ViewRenderer, normalise
@@ -18,7 +19,6 @@ from teacher_cache.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16", "fp16"]
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -12,25 +12,14 @@ import torch
 from numpy.typing import NDArray
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError
 
 FULL = 65535  # a side of the image in units of a stored crop
-
-
-class ViewPolicy(BaseModel):
-    """How many views a sample has and how the random ones are drawn."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    views: int = Field(default=1, ge=1, le=1024, description="views per image; view 0 is the evaluation view")
-    view_seed: int = Field(default=0, ge=0, le=2**128 - 1, description="seed of the random crops")
-    view_scale_min: float = Field(default=0.08, gt=0, le=1, description="smallest area of a random crop")
-    view_flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
 
 
 RATIO = (3 / 4, 4 / 3)

@@ -9,25 +9,22 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-from timm.data import ImageNetInfo
-
+from teacher_cache.command_settings import DEFAULT_TEMPLATE, Duplicates, Lemma
 from teacher_cache.errors import UsageError
 from teacher_cache.json_text import parse_json
 from teacher_cache.splits import Split, is_split, parse_split
 from teacher_cache.text_file import read_text
 
-Lemma = Literal["first", "last", "shortest", "all"]
-Duplicates = Literal["lemma", "definition", "keep", "error"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # timm calls the 21,841 synsets of the fall 2011 release imagenet-22k and keeps imagenet-21k for Google's
 # list of 21,843, which holds two synsets without images. Whoever says ImageNet-21K here means the release.
@@ -41,8 +38,7 @@ IMAGENETS = {
 }
 # ImageNet-1K under the names that CLIP's authors chose for it, which the field's tables are made with.
 CLIP_NAMES = "imagenet-1k-clip"
-TEMPLATE_SETS = {"imagenet": OPENAI_IMAGENET_TEMPLATES, "imagenet-simple": SIMPLE_IMAGENET_TEMPLATES}
-DEFAULT_TEMPLATE = "a photo of a {}."
+TEMPLATE_SETS = ("imagenet", "imagenet-simple")  # open_clip's sets of 80 and 7
 
 # What the columns of a CSV file are called, the most telling first.
 NAME_COLUMNS = ("name", "class_name", "classname", "class name", "lemma", "label", "class")
@@ -109,8 +105,10 @@ class Vocabulary:
         vocabulary are whole numbers, which then are meant."""
         return self._numbers.get(number)
 
-    def classes_in(self, other: "Vocabulary") -> NDArray[np.int32]:
+    def classes_in(self, other: "Vocabulary") -> "NDArray[np.int32]":
         """For each class the one of the same id in another vocabulary, [C] int32; -1 where there is none."""
+        import numpy as np
+
         index = {identity: c for c, identity in enumerate(other.ids)}
         return np.array([index.get(identity, -1) for identity in self.ids], dtype=np.int32)
 
@@ -170,11 +168,16 @@ def load_vocabulary(
     """
     texts = load_templates(templates)
     if str(source).lower() in IMAGENETS:
+        from timm.data import ImageNetInfo  # imports torch
+
         info = ImageNetInfo(IMAGENETS[str(source).lower()])
         ids = list(info.label_names())
         lemmas = [_lemmas(info.label_name_to_description(i)) for i in ids]
         definitions = {i: info.label_name_to_description(i, detailed=True).split(": ", 1)[1] for i in ids}
     elif str(source).lower() == CLIP_NAMES:
+        from open_clip import IMAGENET_CLASSNAMES  # imports torch
+        from timm.data import ImageNetInfo
+
         ids = list(ImageNetInfo(IMAGENETS["imagenet-1k"]).label_names())
         lemmas, definitions = [[name] for name in IMAGENET_CLASSNAMES], {}
     else:
@@ -232,7 +235,7 @@ def load_templates(templates: str) -> tuple[str, ...]:
         UsageError: neither of those, or a template without exactly one `{}` (`{c}` counts as `{}`).
     """
     if templates in TEMPLATE_SETS:
-        return tuple(template("{}") for template in TEMPLATE_SETS[templates])
+        return tuple(template("{}") for template in template_set(templates))
     texts = [templates]
     if "{" not in templates:
         path = Path(templates).expanduser()
@@ -247,6 +250,15 @@ def load_templates(templates: str) -> tuple[str, ...]:
     if wrong:
         raise UsageError(f"a template needs exactly one {{}} for the class name: '{wrong[0]}'")
     return tuple(texts)
+
+
+def template_set(name: str) -> Sequence[Callable[[str], str]]:
+    """One of open_clip's sets of templates, each a function of the class name."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES  # imports torch
+
+    sets = dict(zip(TEMPLATE_SETS, (OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES), strict=True))
+    found: Sequence[Callable[[str], str]] = sets[name]
+    return found
 
 
 def _has_one_field(template: str) -> bool:
@@ -275,11 +287,20 @@ def _read_templates(path: Path) -> list[str]:
     return texts
 
 
-def _read_names(path: Path) -> tuple[list[str], list[str]]:
-    if not os.path.isfile(path):
+def require_vocabulary(source: str | Path) -> None:
+    """Refuse what is neither a known name nor a file.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if str(source).lower() not in (*IMAGENETS, CLIP_NAMES) and not os.path.isfile(source):
         raise UsageError(
-            f"vocabulary '{path}': no such file, and no known name ({', '.join((*IMAGENETS, CLIP_NAMES))})",
+            f"vocabulary '{source}': no such file, and no known name ({', '.join((*IMAGENETS, CLIP_NAMES))})",
         )
+
+
+def _read_names(path: Path) -> tuple[list[str], list[str]]:
+    require_vocabulary(path)
     try:
         content = read_text(path)
     except UnicodeDecodeError as error:

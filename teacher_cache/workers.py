@@ -10,70 +10,36 @@ import dask
 import torch
 from dask.distributed import Client, LocalCluster
 from distributed.comm import CommClosedError
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from teacher_cache.command_settings import ComputeSettings
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.options import MOST_PROCESSES
 
 MOST_DECODING_THREADS = 16
 
 
-class ComputeSettings(BaseModel):
-    """How parts are computed: nothing here changes what a cache is of."""
+def cuda_devices(settings: ComputeSettings) -> int:
+    """How many CUDA devices the local workers share among them; 0 where a device is named, or none."""
+    anywhere = settings.device in ("auto", "cuda") and settings.scheduler is None
+    return torch.cuda.device_count() if anywhere else 0
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
-    batch_size: int = Field(default=64, ge=1, description="images a forward pass, one view of each")
-    workers: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_PROCESSES,
-        description="local worker processes; unset: one a CUDA device, on a CPU one",
+def local_workers(settings: ComputeSettings) -> int:
+    """Number of workers on this machine."""
+    return settings.workers or max(1, cuda_devices(settings))
+
+
+def on_this_machine(settings: ComputeSettings) -> ComputeSettings:
+    """The same settings with the threads of a local worker filled in: no core is given to two workers."""
+    workers = local_workers(settings)
+    cores = max(1, usable_cores() // workers)
+    return settings.model_copy(
+        update={
+            "threads": settings.threads or min(MOST_DECODING_THREADS, cores),
+            # torch knows of OMP_NUM_THREADS and of hyper-threads
+            "torch_threads": settings.torch_threads or max(1, torch.get_num_threads() // workers),
+        }
     )
-    threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_PROCESSES,
-        description="threads a worker that read and decode; unset: its cores, at most 16",
-    )
-    torch_threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_PROCESSES,
-        description="CPU threads of a worker's forward pass; unset: its cores",
-    )
-    scheduler: str | None = Field(default=None, description="a running Dask scheduler, tcp://HOST:PORT")
-    strict: bool = Field(default=False, description="stop at the first unreadable image")
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "ComputeSettings":
-        if self.scheduler and self.workers:
-            raise UsageError("--workers starts workers on this machine: leave it out, or --scheduler")
-        return self
-
-    @property
-    def devices(self) -> int:
-        """How many CUDA devices the local workers share among them; 0 where a device is named, or none."""
-        anywhere = self.device in ("auto", "cuda") and self.scheduler is None
-        return torch.cuda.device_count() if anywhere else 0
-
-    @property
-    def local_workers(self) -> int:
-        """Number of workers on this machine."""
-        return self.workers or max(1, self.devices)
-
-    def on_this_machine(self) -> "ComputeSettings":
-        """The same with the threads of a local worker filled in: no core is given to two workers."""
-        cores = max(1, usable_cores() // self.local_workers)
-        return self.model_copy(
-            update={
-                "threads": self.threads or min(MOST_DECODING_THREADS, cores),
-                # torch knows of OMP_NUM_THREADS and of hyper-threads
-                "torch_threads": self.torch_threads or max(1, torch.get_num_threads() // self.local_workers),
-            }
-        )
 
 
 @contextmanager
@@ -127,7 +93,7 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
     with (
         # a worker that died is given up where another is not there soon; importing torch takes its time
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
-        _local_cluster(settings.local_workers) as cluster,
+        _local_cluster(local_workers(settings)) as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -140,6 +106,6 @@ def number_of_workers(settings: ComputeSettings) -> int:
         UsageError: no scheduler answers.
     """
     if settings.scheduler is None:
-        return settings.local_workers
+        return local_workers(settings)
     with dask_client(settings) as client:
         return max(1, len(client.nthreads()))

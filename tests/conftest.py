@@ -1,13 +1,18 @@
 """What holds for every test."""
 
+import fcntl
+import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import fsspec
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+
+from tests.processes import ForkServer
 
 # The models here are tiny: one thread is several times faster than two that wait for each other, also in the
 # processes that tests begin.
@@ -23,6 +28,46 @@ def _no_process_is_left_behind() -> Iterator[None]:
     for process in left:
         process.kill()
     assert not left
+
+
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
+    """Make a folder by its name, once for all workers of a session; nobody may write to it afterwards."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+    used: set[Path] = set()
+
+    def folder_of(name: str, make: Callable[[Path], object]) -> Path:
+        folder, record = root / name, root / f"{name}.json"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not record.exists():
+                folder.mkdir()
+                make(folder)
+                record.write_text(json.dumps(_files(folder)))
+        used.add(folder)
+        return folder
+
+    yield folder_of
+    for folder in used:
+        assert json.loads(folder.with_name(f"{folder.name}.json").read_text()) == _files(folder)
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change of each file."""
+    stats = {str(path): path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[ForkServer]:
+    """The server that forks for commands in processes of their own."""
+    with ForkServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

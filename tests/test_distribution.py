@@ -1,6 +1,8 @@
 """What is published: source archive and wheel are whole, and the wheel works where no source is."""
 
 import os
+import re
+import shlex
 import shutil
 import site
 import subprocess
@@ -41,7 +43,6 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, wheel
 
 
-@pytest.mark.slow
 def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path]) -> None:
     source, wheel = archives
     packaged = packaged_files()
@@ -58,7 +59,6 @@ def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path
     assert {f"{info}/licenses/{name}" for name in LEGAL} <= in_wheel
 
 
-@pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(archives: tuple[Path, Path], tmp_path: Path) -> None:
     """Dependencies are those of this environment; RPP itself comes from the wheel alone."""
     venv.create(tmp_path / "venv", with_pip=False)
@@ -110,3 +110,42 @@ def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
     for line in PROJECT["dependencies"]:
         name = line.split(">")[0].split("=")[0]
         assert name.lower() in third_party, f"{name} is not in THIRD_PARTY.md"
+
+
+def pip_installs() -> dict[str, list[str]]:
+    """What every `pip install` in messages, pages and the Dockerfile names, by where it stands."""
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "Dockerfile"]
+    files += [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
+    found: dict[str, list[str]] = {}
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for match in re.finditer(r"pip install ((?:'[^']+'|[^\s`'\"#;,)&\\]+|[ ])+)", text):
+            words = [word for word in shlex.split(match[1]) if not word.startswith("-")]
+            if words:
+                found[f"{file.relative_to(ROOT)}: {match[0]}"] = words
+        for match in re.finditer(r"`'(rpp[^']*\])'`", text):  # "..., `'rpp-clip[gcs]'` or ..."
+            found[f"{file.relative_to(ROOT)}: {match[0]}"] = [match[1]]
+    return found
+
+
+def test_what_users_are_told_to_install_is_ours_or_known() -> None:
+    """`rpp` alone is a stranger's package on PyPI."""
+    extras = PROJECT["optional-dependencies"]
+    every = [line for lines in extras.values() for line in lines]
+    others = {re.split(r"[<>=!\[]", line)[0] for line in [*PROJECT["dependencies"], *every]}
+    others |= {"dask-jobqueue", "dask-cuda", "gcsfs"}
+    files = {".", "requirements.txt", f"rpp_clip-{PROJECT['version']}-py3-none-any.whl"}
+    installs = pip_installs()
+    assert len(installs) > 10
+    for where, words in installs.items():
+        for word in words:
+            name, _, more = word.partition("[")
+            name = re.split(r"[<>=! ]", name)[0]
+            if name in files or (name == "{" and not more):
+                continue
+            assert name == PROJECT["name"] or name in others, where
+            if name in (PROJECT["name"], ".") and more:
+                asked = set(more.partition("]")[0].split(","))
+                assert asked <= extras.keys() | {"{name}", "{extra}", "…"}, where
+    said = {word for words in installs.values() for word in words}
+    assert {"rpp-clip[s3]", "rpp-clip[onnx]", "rpp-clip[{extra}]"} <= said

@@ -64,8 +64,8 @@ def test_packages_import_downwards_alone() -> None:
     ]
     assert not up
     # the graph is not empty: what everybody knows is in it
-    assert "teacher_cache.errors" in GRAPH["student_train.train"]
-    assert "student_train.train" in GRAPH["pipeline.student_run"]
+    assert "teacher_cache.errors" in GRAPH["student_train.loop"]
+    assert "student_train.loop" in GRAPH["pipeline.student_run"]
 
 
 def test_packages_import_no_tests_and_no_benchmarks() -> None:
@@ -84,6 +84,42 @@ def test_nothing_private_is_imported() -> None:
         if other.split(".")[0] in PACKAGES and re.search(r"\._", f"{other}.{name}")
     ]
     assert not private
+
+
+def private_names(code: str) -> tuple[set[str], set[str]]:
+    """Names with a leading underscore that code defines, and those that it asks other objects for."""
+    defined, asked = set(), set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            own = isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name)
+            (defined if own and node.value.id == "self" else asked).add(node.attr)  # type: ignore[attr-defined]
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "hasattr", "setattr"):
+            asked |= {value.value for value in node.args if isinstance(value, ast.Constant)}
+        elif isinstance(node, ast.ImportFrom):
+            asked |= {alias.name for alias in node.names}
+            defined |= {alias.asname or alias.name for alias in node.names}
+    public = {"_exit"}  # of os: documented
+    return tuple({n for n in names if re.match(r"_[^_]", str(n))} - public for names in (defined, asked))  # type: ignore[return-value]
+
+
+def test_private_names_of_other_libraries_are_behind_fences() -> None:
+    names = {module: private_names(file.read_text(encoding="utf-8")) for module, file in FILES.items()}
+    ours = set[str]().union(*(defined for defined, _ in names.values()))
+    foreign = {module: asked - ours for module, (_, asked) in names.items() if asked - ours}
+    assert all(".compat." in module for module in foreign), foreign
+    assert {"_embeds", "_pool"} <= foreign["teacher_cache.compat.open_clip"]  # the look itself works
+    modules = {
+        f"{module} imports {other}"
+        for module, names in IMPORTS.items()
+        for other, _ in names
+        if re.search(r"\._|^_[^_]|^(zarr|fsspec|distributed|torch)\.core\b", other)
+        and ".compat." not in module
+    }
+    assert modules == {"teacher_cache.plain_pickle imports _compat_pickle"}, "Python's own, of old pickles"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -110,7 +146,7 @@ def test_pages_import_public_names_alone() -> None:
                 assert module in PACKAGES, f"{page.name} imports from {module}"
                 assert name in import_module(module).__all__, f"{page.name} imports {module}.{name}"
                 seen.add(f"{module}.{name}")
-    assert {"teacher_cache.build_cache", "student_train.train"} <= seen
+    assert {"teacher_cache.build_cache", "student_train.loop"} <= seen
 
 
 def modules_after(code: str) -> set[str]:
@@ -123,7 +159,7 @@ def modules_after(code: str) -> set[str]:
 def test_a_process_of_a_sweep_imports_neither_dask_nor_the_build() -> None:
     """Not with the public functions of stage two either, which are not the files of their names."""
     loaded = modules_after(
-        "import pipeline.sweep_process, student_train.train, student_train.evaluate\n"
+        "import pipeline.sweep_process, student_train.loop, student_train.evaluation\n"
         "from student_train import evaluate, predict, train\n"
         "assert callable(train) and callable(evaluate) and callable(predict)\n"
         "import teacher_cache, pipeline"

@@ -12,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from rich import box
 from rich.table import Table
 
-from student_train.evaluate import EvalSettings, evaluate
-from student_train.evaluators import ZERO_SHOT
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
-from teacher_cache.build import BuildSettings, build_cache
-from teacher_cache.views import ViewPolicy
+from pipeline.settings import DemoSettings
+from student_train.command_settings import EvalSettings
+from student_train.evaluation import evaluate
+from student_train.figures import ZERO_SHOT
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
+from teacher_cache.build import build_cache
+from teacher_cache.command_settings import BuildSettings, ViewPolicy
 
 HERE = Path(__file__).parent
 TRAIN_STYLES = "{noto,noto-v1}.tar"
@@ -33,17 +34,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "QKV prompts, hard labels": {"prompt_structure": "qkv", "soft_weight": 0.0},
     "QKV prompts, hard + soft labels": {"prompt_structure": "qkv", "soft_weight": 1.0},
 }
-
-
-class DemoSettings(BaseModel):
-    """Settings of the demo."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    out: Path = Field(default=Path("rpp-demo"), description="folder for the cache, the runs and the figures")
-    seeds: int = Field(default=3, ge=1, description="trainings of each row")
-    epochs: int = Field(default=5, ge=1, description="passes over the base pictures")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 
 def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from student_train.datasets import Dataset
-from student_train.evaluate import Logits, figures
+from student_train.evaluation import Logits, figures
 from student_train.feature_models import LoadedFeatureModel
 from student_train.image_features import encode_images
 from teacher_cache.images import ImageReader, decode_image, index_images

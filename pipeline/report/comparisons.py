@@ -16,7 +16,7 @@ from pipeline.seeds import (
     scaled,
     spread,
 )
-from student_train.evaluators import FIGURES, shown
+from student_train.figures import FIGURES, shown
 
 STRUCTURE = ("prompt_structure", "carry", "prompt_depth", "prompt_length", "towers")
 MOST_PAIRS = 3  # of axes that get heat maps

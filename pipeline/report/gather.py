@@ -11,13 +11,11 @@ from typing import Any
 
 from pipeline.seeds import LOWER_IS_BETTER, Spread, exact, headline_of, number, spread
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
-from student_train.evaluators import FIGURES, ZERO_SHOT
-from student_train.run_folder import has_steps
-from student_train.run_record import SETTINGS, flat_settings, read_results, read_settings
+from student_train.figures import FIGURES, ZERO_SHOT
+from student_train.run_record import SETTINGS, STUDENT, flat_settings, has_steps, read_results, read_settings
 from student_train.settings import TrainSettings
-from student_train.stored import STUDENT
 from teacher_cache.errors import UsageError
-from teacher_cache.options import to_flat
+from teacher_cache.settings import to_flat
 
 # Before a value in a configuration's name: nothing where the value says it all, few letters where a row of a
 # plot has to hold several of them.

@@ -21,9 +21,9 @@ from pipeline.seeds import (
     number,
 )
 from pipeline.sweep_record import SweepRow
-from student_train.evaluators import FIGURES
+from student_train.figures import FIGURES
 from teacher_cache.errors import RppError
-from teacher_cache.openclip import portable_model, portable_pretrained
+from teacher_cache.model_names import portable_model, portable_pretrained
 from teacher_cache.softlabels import TeacherCache
 
 RULE = (

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from student_train.feature_models import FeatureModels, LoadedFeatureModel, ModelSettings
+from student_train.command_settings import ModelSettings
+from student_train.feature_models import FeatureModels, LoadedFeatureModel
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, UnreadableImageError, decode_image

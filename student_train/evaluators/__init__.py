@@ -1,29 +1,25 @@
 """What can be measured of a model's scores. An evaluator is a file here and a line in `EVALUATORS`."""
 
-from student_train.evaluators.accuracy import Accuracy
-from student_train.evaluators.agreement import Agreement
-from student_train.evaluators.base_to_new import BaseToNew, harmonic_mean
-from student_train.evaluators.by_class import ByClass
-from student_train.evaluators.calibration import Calibration
-from student_train.evaluators.evaluator import Evaluator, Scores, Task
-from student_train.evaluators.figures import FIGURES, ZERO_SHOT, is_share, shown
+from typing import TYPE_CHECKING
 
-EVALUATORS: dict[str, type[Evaluator]] = {
-    "accuracy": Accuracy,
-    "calibration": Calibration,
-    "agreement": Agreement,
-    "base-to-new": BaseToNew,
-    "by-class": ByClass,
-}
+from teacher_cache.lazy import Registry, lazy_names
 
-__all__ = [
-    "EVALUATORS",
-    "FIGURES",
-    "ZERO_SHOT",
-    "Evaluator",
-    "Scores",
-    "Task",
-    "harmonic_mean",
-    "is_share",
-    "shown",
-]
+if TYPE_CHECKING:
+    from student_train.evaluators.base_to_new import harmonic_mean
+    from student_train.evaluators.evaluator import Evaluator, Scores, Task
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__, {"base_to_new": ("harmonic_mean",), "evaluator": ("Evaluator", "Scores", "Task")}
+    )
+
+EVALUATORS: Registry["type[Evaluator]"] = Registry(
+    {
+        "accuracy": "student_train.evaluators.accuracy:Accuracy",
+        "calibration": "student_train.evaluators.calibration:Calibration",
+        "agreement": "student_train.evaluators.agreement:Agreement",
+        "base-to-new": "student_train.evaluators.base_to_new:BaseToNew",
+        "by-class": "student_train.evaluators.by_class:ByClass",
+    }
+)
+
+__all__ = ["EVALUATORS", "Evaluator", "Scores", "Task", "harmonic_mean"]

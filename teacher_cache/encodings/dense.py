@@ -4,13 +4,16 @@ float16 rounds a logit of 30 by up to 0.008, but one that is within 1 of the lar
 has probability is nearly exact. The largest itself is kept in float32.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, Any
+
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Above this, a view takes more than 8 KB and `factored` is smaller at any width that CLIP models have.
 MANY_CLASSES = 4096
@@ -41,7 +44,7 @@ class Dense(Encoding):
         """Subtract the largest, round to float16."""
         logits_BC = head.logits(features_BD)
         max_B1 = logits_BC.amax(dim=1, keepdim=True)
-        relative_BC = (logits_BC - max_B1).to(torch.float16)
+        relative_BC = (logits_BC - max_B1).half()
         return {"logits": relative_BC.cpu().numpy(), "max_logit": max_B1.cpu().numpy()}
 
     def logits(

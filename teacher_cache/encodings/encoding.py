@@ -5,17 +5,21 @@ Knows nothing of disks: arrays in, logits out. Reading and writing is the store'
 Shapes: B views, C classes (C' a subset of them), D embedding.
 """
 
+from __future__ import annotations
+
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class ClassHead:
             features_BD: unit image features, any float type.
             classes: indices of the classes wanted, [C'] int64; all without it.
         """
+        import torch
+
         chosen_CD = self.class_features_CD if classes is None else self.class_features_CD[classes]
         # float32 also under autocast: rounding to bfloat16 here would cost a tenth of a logit at scale 100
         with torch.autocast(features_BD.device.type, enabled=False):
             return self.logit_scale * (features_BD.float() @ chosen_CD.T)
 
-    def to(self, device: torch.device) -> "ClassHead":
+    def to(self, device: torch.device) -> ClassHead:
         """The same on another device."""
         return ClassHead(self.class_features_CD.to(device), self.logit_scale)
 

@@ -4,13 +4,17 @@ z = s · F·Wᵀ is the exact rank-D factorisation of the N × C logit tensor: e
 of classes is exact up to the float16 rounding of F (≤ 0.02 logits at scale 100).
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Factored(Encoding):

@@ -4,14 +4,17 @@ Each row is divided by one scale of its own, its largest component / 127, and ro
 stored: features are unit, so f ≈ q / |q| gives it back, and the error along f with it.
 """
 
-from typing import Any
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class FactoredInt8(Encoding):
@@ -29,8 +32,8 @@ class FactoredInt8(Encoding):
 
     def encode(self, features_BD: Tensor, head: ClassHead) -> dict[str, NDArray[Any]]:
         """Scale each row to ±127 and round; a row of zeros stays one (0 / 0 has no int8)."""
-        largest_B1 = features_BD.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return {"image_features": (features_BD / largest_B1 * 127).round().to(torch.int8).cpu().numpy()}
+        largest_B1 = features_BD.abs().amax(dim=1, keepdim=True).clamp_min(float(np.finfo(np.float32).tiny))
+        return {"image_features": (features_BD / largest_B1 * 127).round().char().cpu().numpy()}
 
     def logits(
         self,
@@ -40,8 +43,12 @@ class FactoredInt8(Encoding):
         classes: Tensor | None = None,
     ) -> Tensor:
         """s · (q / |q|)·w."""
+        import torch.nn.functional as F
+
         return head.logits(F.normalize(stored["image_features"].float(), dim=1), classes)
 
     def image_features(self, stored: dict[str, Tensor]) -> Tensor:
         """q / |q| in float16, whose own rounding is far below that of q."""
+        import torch.nn.functional as F
+
         return F.normalize(stored["image_features"].float(), dim=1).half()

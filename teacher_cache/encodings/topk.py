@@ -5,17 +5,20 @@ interpolated between them. That makes the kept probabilities right at any temper
 of the other classes is likelier is lost, they share their weight evenly.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
 from teacher_cache.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Three knots an octave and six of them for each interpolation keep the kept probabilities within 3e-4 of
 # the exact ones, everywhere between the knots (benchmarks/encodings.py).
@@ -95,10 +98,10 @@ class TopK(Encoding):
         logits_BC = head.logits(features_BD)
         top_BK, classes_BK = logits_BC.topk(self.k, dim=1)
         max_B1 = top_BK[:, :1]
-        rest_BC = (logits_BC - max_B1).scatter_(1, classes_BK, -torch.inf)
+        rest_BC = (logits_BC - max_B1).scatter_(1, classes_BK, -math.inf)
         classes_dtype = self.arrays(0, logits_BC.shape[1])["topk_classes"].dtype
         return {
-            "topk_logits": (top_BK - max_B1).to(torch.float16).cpu().numpy(),
+            "topk_logits": (top_BK - max_B1).half().cpu().numpy(),
             "topk_classes": classes_BK.cpu().numpy().astype(classes_dtype),
             "rest_log_partition": log_partitions(rest_BC).cpu().numpy(),
             "max_logit": max_B1.cpu().numpy(),
@@ -114,12 +117,12 @@ class TopK(Encoding):
         """The kept logits; every other class has the one that gives all of them their weight at T."""
         self.require_temperature(temperature)
         kept_BK, num_classes = stored["topk_logits"].float(), len(head.class_features_CD)
-        weights_M = torch.from_numpy(interpolation_weights(temperature)).to(kept_BK)
+        weights_M = kept_BK.new_tensor(interpolation_weights(temperature))
         # not as a matrix product, which autocast and TF32 would round
         log_partition_B1 = (stored["rest_log_partition"] * weights_M).sum(dim=1, keepdim=True)
         rest_B1 = temperature * (log_partition_B1 - math.log(num_classes - self.k))
         # no other class is above a kept one, also where rounding or interpolation says so
-        rest_B1 = torch.minimum(rest_B1, kept_BK[:, -1:])
+        rest_B1 = rest_B1.minimum(kept_BK[:, -1:])
         logits_BC = rest_B1.repeat(1, num_classes)
         logits_BC.scatter_(1, stored["topk_classes"].long(), kept_BK)
         if classes is not None:

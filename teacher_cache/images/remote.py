@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import fsspec
-
 from teacher_cache.errors import RppError, UsageError
 
 RETRY_AFTER_SECONDS = (1.0, 4.0, 15.0)
@@ -48,8 +46,10 @@ def filesystem(url: str) -> tuple[Any, str]:
     root = f"{protocol}://{rest.partition('/')[0]}"
     with _connecting:
         if root not in _filesystems:
+            import fsspec
+
             try:
-                _filesystems[root] = fsspec.core.url_to_fs(root)[0]
+                _filesystems[root] = fsspec.url_to_fs(root)[0]
             except ImportError as error:
                 if protocol not in EXTRAS:
                     raise UsageError(f"{url}: {error}") from error
@@ -58,7 +58,9 @@ def filesystem(url: str) -> tuple[Any, str]:
             except ValueError as error:
                 raise UsageError(f"{url}: {error}") from error
     found = _filesystems[root]
-    return found, found._strip_protocol(url)
+    from teacher_cache.compat.fsspec import path_in  # as fsspec: where a URL is met
+
+    return found, path_in(found, url)
 
 
 def url_of(near: str, path: str) -> str:

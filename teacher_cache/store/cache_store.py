@@ -18,9 +18,8 @@ from teacher_cache.images import SampleTable
 from teacher_cache.store.checksums import file_checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
-from teacher_cache.store.header_objects import HEADER_COPY, header_objects, read_header
+from teacher_cache.store.header_objects import header_objects, read_header
 from teacher_cache.store.layout import (
-    GROUP,
     array_metadata,
     group_metadata,
     same_metadata,
@@ -30,6 +29,7 @@ from teacher_cache.store.lock import LOCK, build_lock
 from teacher_cache.store.older import Format1Folder
 from teacher_cache.store.parts import StoredParts
 from teacher_cache.store.places import folder_at
+from teacher_cache.store.presence import GROUP, HEADER_COPY
 from teacher_cache.store.samples import DAMAGE, SAMPLES, StoredSamples, write_samples
 from teacher_cache.store.vocabularies import VOCABULARIES, Vocabularies
 from teacher_cache.vocabulary import Vocabulary

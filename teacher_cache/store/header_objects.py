@@ -15,11 +15,11 @@ from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import CacheHeader, require_name
-from teacher_cache.store.layout import GROUP, group_metadata
+from teacher_cache.store.layout import group_metadata
+from teacher_cache.store.presence import GROUP, HEADER_COPY, no_cache
 
 FORMAT = "rpp-cache"
 FORMAT_VERSION = 2  # a layout that an older version of rpp would misread is another one
-HEADER_COPY = "header.json"
 
 
 def header_objects(header: CacheHeader, samples_checksum: str) -> dict[str, bytes]:
@@ -44,7 +44,7 @@ def read_header(folder: Folder) -> tuple[CacheHeader, str, int]:
         except (CacheDamagedError, UsageError, FileNotFoundError, NotADirectoryError):
             if isinstance(damage, CacheDamagedError):
                 raise damage from None
-            raise UsageError(f"no cache at {folder.url}") from damage
+            raise no_cache(folder.url) from damage
     stored = int(attributes["format_version"])
     try:
         for number in range(stored, FORMAT_VERSION):
@@ -96,7 +96,7 @@ def _read_sealed(folder: Folder, key: str) -> dict[str, Any]:
         writer = attributes.get("software", "a newer rpp")
         raise UsageError(
             f"{folder.url} has cache format {stored}, written by {writer}; "
-            f"rpp {rpp_version()} reads formats {oldest} to {FORMAT_VERSION}: install a newer rpp"
+            f"rpp {rpp_version()} reads formats {oldest} to {FORMAT_VERSION}: install a newer rpp-clip"
         )
     return attributes
 

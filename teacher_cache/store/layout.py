@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import zarr
-from zarr.core.buffer import Buffer
-from zarr.core.metadata import ArrayV3Metadata
+from zarr.abc.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from teacher_cache.encodings import ArraySpec
 from teacher_cache.json_text import parse_json
 from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader
+from teacher_cache.store.presence import GROUP
 
-GROUP = "zarr.json"
 # What zarr may raise on metadata that are not as they should be.
 METADATA_ERRORS = (
     ValueError,
@@ -28,6 +27,10 @@ METADATA_ERRORS = (
     RecursionError,
     MemoryError,
 )
+
+
+# Members of an array's metadata that mean the same whether they are absent or empty.
+OPTIONAL = ("configuration", "attributes", "storage_transformers", "consolidated_metadata")
 
 
 def group_metadata(attributes: dict[str, Any]) -> bytes:
@@ -54,10 +57,27 @@ def same_metadata(stored: bytes, expected: bytes) -> bool:
         found, wanted = parse_json(stored), parse_json(expected)
         if found == wanted:
             return True
-        parsed = [ArrayV3Metadata.from_dict(record) for record in (found, wanted)]
+        return bool(canonical(found) == canonical(wanted))
     except METADATA_ERRORS:
         return False
-    return parsed[0].to_dict() == parsed[1].to_dict()
+
+
+def canonical(metadata: Any) -> Any:
+    """Metadata of an array as the Zarr v3 specification lets every writer spell them, spelt in one way.
+
+    An extension (data type, chunk grid, codec, ...) is an object with a name and perhaps a configuration, or
+    its name alone; empty members may be left out. `must_understand` says nothing of the array's content.
+    """
+    if isinstance(metadata, list):
+        return [canonical(value) for value in metadata]
+    if not isinstance(metadata, dict):
+        return metadata
+    members = {
+        name: canonical(value)
+        for name, value in metadata.items()
+        if name != "must_understand" and not (name in OPTIONAL and not value)
+    }
+    return members["name"] if members.keys() == {"name"} else members
 
 
 def objects_in_memory(lay_out: Callable[[zarr.Group], None]) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from zarr.storage import LocalStore
 
 from teacher_cache.errors import CacheDamagedError, RppError, UsageError
 from teacher_cache.store.folder import Folder, Sink
+from teacher_cache.store.presence import require_nameable
 
 
 class LocalFolder(Folder):
@@ -25,11 +26,7 @@ class LocalFolder(Folder):
         self.url = path
         self.root = Path(path).absolute()
         self.absolute = str(self.root)
-        try:
-            os.lstat(self.root)
-        except OSError as error:  # whether anything is there is others' question, not whether it can be
-            if error.errno == errno.ENAMETOOLONG:
-                raise UsageError(f"{path} cannot be a folder: {error.strerror}") from error
+        require_nameable(path)
 
     def read(self, key: str) -> bytes:
         return _file(self.root / key).read_bytes()

@@ -19,7 +19,8 @@ from teacher_cache.store.checksums import sealed
 from teacher_cache.store.folder import Folder, Sink
 from teacher_cache.store.header import CacheHeader
 from teacher_cache.store.header_objects import header_objects
-from teacher_cache.store.layout import GROUP, group_metadata
+from teacher_cache.store.layout import group_metadata
+from teacher_cache.store.presence import GROUP
 from teacher_cache.store.records import PARTS
 from teacher_cache.store.vocabularies import FEATURES, VOCABULARIES
 

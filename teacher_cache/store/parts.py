@@ -4,7 +4,6 @@ A part without its record does not exist. Which rows and views a part has is the
 table, vocabularies and metadata are `cache_store.py`'s.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -13,13 +12,17 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.metadata import ArrayV3Metadata
+from zarr.abc.buffer import Buffer, BufferPrototype
+from zarr.abc.store import Store
+from zarr.storage import WrapperStore
 
 from teacher_cache.errors import CacheDamagedError
+from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import CODEC_ERRORS, checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
-from teacher_cache.store.layout import GROUP, METADATA_ERRORS, array_metadata
+from teacher_cache.store.layout import METADATA_ERRORS, array_metadata, canonical
+from teacher_cache.store.presence import GROUP
 from teacher_cache.store.records import PARTS, PartRecord, record_key, recorded_part
 from teacher_cache.store.samples import SAMPLES
 
@@ -49,27 +52,18 @@ class StoredParts:
         if name not in self._arrays:
             what = f"{self.path}/{name}/{GROUP}"
             try:
-                array = zarr.open_array(self._zarr, path=name, mode=self._mode, zarr_format=3)
-                if self._laid_out(array.metadata.to_dict()) != self._laid_out(self._expected(name)):
+                stored = parse_json(self.folder.read(f"{name}/{GROUP}"))
+                if _laid_out(stored) != _laid_out(parse_json(self._expected_metadata[name])):
                     raise CacheDamagedError(
                         f"{what} is not what was written; rpp-cache build writes it again"
                     )
+                array = zarr.open_array(self._zarr, path=name, mode=self._mode, zarr_format=3)
             except FileNotFoundError as error:
                 raise CacheDamagedError(f"the array '{name}' is missing in {self.path}") from error
             except METADATA_ERRORS as error:
                 raise CacheDamagedError(f"{what} is not readable: {error}") from error
             self._arrays[name] = array
         return self._arrays[name]
-
-    def _expected(self, name: str) -> dict[str, Any]:
-        return ArrayV3Metadata.from_dict(self._expected_metadata[f"{name}/{GROUP}"]).to_dict()
-
-    def _laid_out(self, metadata: dict[str, Any]) -> dict[str, Any]:
-        """What of metadata decides how an array is read. The number of views may lag behind the header, or
-        an opened header behind it, while views are added."""
-        names = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value")
-        samples, *more = metadata["shape"]
-        return {**{name: metadata[name] for name in names}, "shape": [samples, *more[1:]]}
 
     def committed(self) -> list[int]:
         """Parts that are complete, ascending."""
@@ -277,13 +271,16 @@ class StoredParts:
         return record.checksums.get(name) == _fill_checksum(shape, spec.dtype, spec.fill)
 
     @cached_property
-    def _expected_metadata(self) -> dict[str, Any]:
-        return {key: json.loads(content) for key, content in array_metadata(self.header).items()}
+    def _expected_metadata(self) -> dict[str, bytes]:
+        """`zarr.json` of each array, by the array's name."""
+        return {key.removesuffix(f"/{GROUP}"): text for key, text in array_metadata(self.header).items()}
 
     def _expected_array(self, name: str) -> zarr.Array[Any]:
         """An array by what its metadata should be: damage of them is no damage of parts."""
-        place = zarr.storage.StorePath(self._zarr, name)
-        return zarr.Array(zarr.AsyncArray(self._expected_metadata[f"{name}/{GROUP}"], place))
+        store = _WithMetadata(
+            self.folder.zarr_store(writable=False), f"{name}/{GROUP}", self._expected_metadata[name]
+        )
+        return zarr.open_array(store, path=name, mode="r", zarr_format=3)
 
     def withdraw(self, part: int) -> None:
         """Take back a part's record; the next build computes the part again."""
@@ -304,6 +301,27 @@ class StoredParts:
         size = float(sum(size for key, size in sizes.items() if key.startswith(prefixes)))
         # `verify` is who says that the table is gone
         return size / views + float(sizes.get(SAMPLES, 0)) / (header.samples * header.views)
+
+
+def _laid_out(metadata: Any) -> dict[str, Any]:
+    """What of an array's metadata decides how it is read. The number of views may lag behind the header, or
+    an opened header behind it, while views are added."""
+    names = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value")
+    samples, *more = metadata["shape"]
+    return {**{name: canonical(metadata[name]) for name in names}, "shape": [samples, *more[1:]]}
+
+
+class _WithMetadata(WrapperStore[Store]):
+    """A store in which one object is another: the metadata of an array as they should be."""
+
+    def __init__(self, store: Store, key: str, content: bytes) -> None:
+        super().__init__(store)
+        self._key, self._content = key, content
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: Any = None) -> Buffer | None:
+        if key == self._key:
+            return prototype.buffer.from_bytes(self._content)
+        return await super().get(key, prototype, byte_range)
 
 
 @lru_cache(maxsize=32)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from fsspec.core import url_to_fs
+from fsspec import url_to_fs
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore
 

@@ -161,7 +161,7 @@ def read(command: Command) -> None:
             tools[rest[0]].make_context(rest[0], rest[1:])
     elif program == "pip":
         assert rest[0] == "install", command.where
-        for extra in re.findall(r"rpp\[(.*?)\]|\.\[(.*?)\]", " ".join(rest)):
+        for extra in re.findall(r"rpp-clip\[(.*?)\]|\.\[(.*?)\]", " ".join(rest)):
             assert set("".join(extra).split(",")) <= EXTRAS, command.where
     else:
         assert program in FOREIGN, f"{command.where}: unknown program {program}"

@@ -1,28 +1,20 @@
-"""Commands called in processes of their own, and disturbed there.
-
-Importing torch takes longer than what is tried here: it is done once, in a process that forks for each call.
-"""
+"""Commands called in processes of their own, and disturbed there."""
 
 import ctypes
 import errno
-import io
-import json
 import os
 import random
 import resource
 import signal
-import subprocess
-import sys
-import threading
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from tests.processes import END_SECONDS, ForkServer
 
 LOOK_SECONDS = 0.002
-END_SECONDS = 600.0  # no call takes this long, on any machine
 
 
 @dataclass(frozen=True)
@@ -53,115 +45,61 @@ class Ended:
 
 
 class Attempts:
-    """The process that forks."""
+    """Calls of the commands, each in a process of its own."""
 
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.attempts"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        return self
+    def __init__(self, processes: ForkServer) -> None:
+        self._processes = processes
 
-    def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-    def call(self, *command: Any, **disturbed: Any) -> Ended:
+    def call(
+        self,
+        *command: Any,
+        kill_after: float | None = None,
+        kill_workers: Sequence[float] = (),
+        environment: Mapping[str, str] | None = None,
+        **disturbed: Any,
+    ) -> Ended:
         """Call `rpp-cache ...` or `rpp-train ...` in a process of its own.
 
         Args:
             kill_after: seconds until it is killed, if it has not ended by then.
             kill_workers: seconds after which one of its worker processes is killed, each.
-            largest_file: bytes beyond which no file can be written.
-            no_rights: without the capabilities of root.
-            clock: seed of a clock that jumps, once, by up to a day to or fro.
-            failing_read: which read of an image (the first is 1) fails with an I/O error, as on a bad disk.
             environment: variables that are set there.
+            disturbed: what is in its way, as arguments of `disturb`.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(
-            json.dumps({"command": list(map(str, command)), **disturbed}),
-            file=self._process.stdin,
-            flush=True,
+        begun = time.monotonic()
+        process = self._processes.start(
+            *command,
+            stdout=None,
+            environment={**os.environ, **(environment or {})},
+            before=("tests.faults.attempts:disturb", disturbed) if disturbed else None,
         )
-        return Ended(**json.loads(self._process.stdout.readline()))
+        until, waiting = END_SECONDS if kill_after is None else kill_after, sorted(kill_workers)
+        while process.wait(LOOK_SECONDS, required=False) is None:
+            seconds = time.monotonic() - begun
+            if seconds > until:
+                process.kill()
+            elif waiting and seconds > waiting[0] and (workers := workers_of(process.pid)):
+                del waiting[0]
+                os.kill(random.Random(seconds).choice(workers), signal.SIGKILL)
+        took, left = time.monotonic() - begun, left_of(process.pid)
+        ended = process.ended()
+        return Ended(ended.code, took, ended.err, left)
 
 
-def main() -> None:
-    """Answer each call with how it ended."""
-    import torch
-
-    from student_train.cli import main as train
-    from teacher_cache.cli import main as cache
-
-    torch.set_num_threads(1)
-    commands = {"rpp-train": train, "rpp-cache": cache}
-    for line in sys.stdin:
-        print(json.dumps(attempt(commands, **json.loads(line))), flush=True)
-
-
-def attempt(
-    commands: dict[str, Callable[[], None]],
-    command: list[str],
-    kill_after: float | None = None,
-    kill_workers: list[float] | None = None,
-    **disturbed: Any,
-) -> dict[str, Any]:
-    """Fork, disturb, wait; the fields of `Ended`."""
-    reading, writing = os.pipe()  # a file would be short of room with all others
-    begun = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        run(commands[command[0]], command, writing, **disturbed)
-    os.close(writing)
-    said: list[bytes] = []
-    reader = threading.Thread(target=lambda: said.extend(iter(lambda: os.read(reading, 65_536), b"")))
-    reader.start()
-    waiting = sorted(kill_workers or [])
-    status = None
-    while status is None:
-        ended, code = os.waitpid(child, os.WNOHANG)
-        seconds = time.monotonic() - begun
-        if ended:
-            status = os.waitstatus_to_exitcode(code)
-        elif seconds > (END_SECONDS if kill_after is None else kill_after):
-            os.kill(child, signal.SIGKILL)
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        elif waiting and seconds > waiting[0] and (workers := workers_of(child)):
-            del waiting[0]
-            os.kill(random.Random(seconds).choice(workers), signal.SIGKILL)
-        else:
-            time.sleep(LOOK_SECONDS)
-    took, left = time.monotonic() - begun, left_of(child)
-    reader.join()
-    os.close(reading)
-    return {"code": status, "seconds": took, "said": b"".join(said).decode(errors="replace"), "left": left}
-
-
-def run(
-    function: Callable[[], None],
-    command: list[str],
-    said: int,
+def disturb(
     largest_file: int | None = None,
     no_rights: bool = False,
     clock: int | None = None,
     failing_read: int | None = None,
-    environment: dict[str, str] | None = None,
 ) -> None:
-    """What the fork does; it does not come back."""
-    os.environ.update(environment or {})
-    os.setsid()  # by its session its processes are known
-    os.dup2(said, 2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", 0), write_through=True)
+    """Put something in the way of this process.
+
+    Args:
+        largest_file: bytes beyond which no file can be written.
+        no_rights: without the capabilities of root.
+        clock: seed of a clock that jumps, once, by up to a day to or fro.
+        failing_read: which read of an image (the first is 1) fails with an I/O error, as on a bad disk.
+    """
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if no_rights:
@@ -170,18 +108,6 @@ def run(
         jumping(random.Random(clock))
     if failing_read is not None:
         failing(failing_read)
-    sys.argv = command
-    code = 0
-    try:
-        function()
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        code = 70
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def jumping(chance: random.Random) -> None:
@@ -238,7 +164,3 @@ def left_of(session: int) -> list[str]:
             return [words for _, words in left]
         time.sleep(0.02)
     return []
-
-
-if __name__ == "__main__":
-    main()

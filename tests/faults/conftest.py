@@ -1,7 +1,6 @@
-"""Inputs of the faults, the process that forks, and the table of what was tried."""
+"""Inputs of the faults, and the table of what was tried."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from student_train.markdown import table
 from tests.faults.attempts import Attempts
 from tests.models import write_model
+from tests.processes import ForkServer
 from tests.teacher_cache.inputs import write_names, write_shards
 
 KILLS = int(os.environ.get("RPP_KILLS", "5"))
@@ -55,10 +55,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def attempts() -> Iterator[Attempts]:
-    """The process that forks for each call."""
-    with Attempts() as process:
-        yield process
+def attempts(processes: ForkServer) -> Attempts:
+    """Calls in processes of their own."""
+    return Attempts(processes)
 
 
 @dataclass(frozen=True)

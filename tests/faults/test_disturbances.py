@@ -23,6 +23,7 @@ from tests.teacher_cache.inputs import assert_same_arrays, decoded_arrays
 
 pytestmark = pytest.mark.faults
 TRIES = max(2, KILLS // 5)  # of what is not a kill
+SHORT = KILLS < 20  # as in `make test`
 ONE_SENTENCE = "one sentence, second call, same result"
 
 
@@ -149,27 +150,26 @@ def test_two_at_once(
         "two processes on one cache, or one run's folder", "one works, the other says so or finds all done"
     )
     chance = random.Random(SEED)
-    with Attempts() as others:
-        for number in range(TRIES):
-            out, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
-            building = [*inputs.build, f"--out={out}"]
-            running = inputs.train(undisturbed, run, "--towers=both", "--epochs=3")
-            for command in (building, running):
-                ends = at_once(command, attempts, others, chance.uniform(0, 0.5))
-                assert 0 in [ended.code for ended in ends], [ended.said for ended in ends]
-                assert all(ended.code == 0 or ended.is_one_sentence for ended in ends), ends
-                done = [ended.code for ended in ends].count(0)
-                record("one worked, one said so" if done == 1 else "the second found all done")
-            assert_same_arrays(out, undisturbed)
-            assert_same_run(run, trained)
+    for number in range(TRIES):
+        out, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
+        building = [*inputs.build, f"--out={out}"]
+        running = inputs.train(undisturbed, run, "--towers=both", "--epochs=3")
+        for command in (building, running):
+            ends = at_once(command, attempts, chance.uniform(0, 0.5))
+            assert 0 in [ended.code for ended in ends], [ended.said for ended in ends]
+            assert all(ended.code == 0 or ended.is_one_sentence for ended in ends), ends
+            done = [ended.code for ended in ends].count(0)
+            record("one worked, one said so" if done == 1 else "the second found all done")
+        assert_same_arrays(out, undisturbed)
+        assert_same_run(run, trained)
 
 
-def at_once(command: list[str], one: Attempts, other: Attempts, later: float) -> list[Ended]:
+def at_once(command: list[str], attempts: Attempts, later: float) -> list[Ended]:
     """The same call twice."""
     ends: list[Ended] = []
-    second = threading.Timer(later, lambda: ends.append(other.call(*command)))
+    second = threading.Timer(later, lambda: ends.append(attempts.call(*command)))
     second.start()
-    ends.append(one.call(*command))
+    ends.append(attempts.call(*command))
     second.join()
     return ends
 
@@ -361,7 +361,6 @@ def flaky(s3_server: str) -> Iterator[Callable[[float, int], Flaky]]:
         server.server_close()
 
 
-@pytest.mark.slow
 def test_an_object_store_that_answers_500_and_late(
     build: Call, bucket: str, flaky: Callable[[float, int], Flaky], undisturbed: Path
 ) -> None:
@@ -370,17 +369,21 @@ def test_an_object_store_that_answers_500_and_late(
     )
     store = fsspec.filesystem("s3", use_listings_cache=False)
     for number in range(max(1, TRIES // 2)):
-        for share in (0.2, 0.5):
+        # its library waits a second for each failure, and tries for a minute before it gives up
+        few, impatient = (0.1, {"AWS_MAX_ATTEMPTS": "2"}) if SHORT else (0.2, {})
+        for share, given in ((few, {}), (0.5, impatient)):
             url = f"{bucket}-{number}-{share}"
             server = flaky(share, 1000 * SEED + number)
-            ended = build(url, "--part-size=120", environment={**aws(), "AWS_ENDPOINT_URL": server.url})
+            disturbed = {**aws(), "AWS_ENDPOINT_URL": server.url, **given}
+            ended = build(url, "--part-size=240", "--views=1", environment=disturbed)
             assert server.failed
             if ended.code != 0:
                 assert ended.is_one_sentence, ended.said
-                again = build(url, "--part-size=120", environment=aws())
+                again = build(url, "--part-size=240", "--views=1", environment=aws())
                 assert again.code == 0, again.said
             group = zarr.open_group(url, mode="r")
             for name, values in decoded_arrays(undisturbed).items():
+                values = values[:, :1] if name in ("image_features", "crops") else values
                 np.testing.assert_array_equal(np.asarray(group[name][:]), values, err_msg=name)
             how = "went on" if ended.code == 0 else ONE_SENTENCE
             record(f"{share:.0%} of all requests fail: {how}")

@@ -48,7 +48,6 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
         record("killed, gone on with, same arrays", in_round)
 
 
-@pytest.mark.slow
 def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
     """A build whose workers die ends all the same, or says that they do, and the next one ends."""
     record = Record(

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
-from teacher_cache.cli import describe
 from teacher_cache.errors import CacheDamagedError, RppError
 from teacher_cache.export import export_soft_labels
+from teacher_cache.info import describe
 from teacher_cache.stats import teacher_statistics
 from teacher_cache.store import CacheStore, samples, verify_store
 from teacher_cache.store.checksums import checksum, sealed

@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from student_train.published import read_context
-from student_train.run_folder import CHECKPOINT, RunFolder
+from student_train.run_folder import RunFolder
+from student_train.run_record import CHECKPOINT
 from teacher_cache.checkpoint_file import load_plain, require_plain
 from teacher_cache.errors import UsageError
 from tests.hostile.conftest import fuzzed

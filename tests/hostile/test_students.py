@@ -14,12 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.compare import compare_runs
-from student_train.prompts import PromptSettings
-from student_train.run_folder import read_metrics
-from student_train.run_record import provenance, read_results, read_settings
-from student_train.stored import STUDENT, read_student, write_folder
+from student_train.loop import train
+from student_train.run_record import STUDENT, provenance, read_metrics, read_results, read_settings
+from student_train.settings import PromptSettings, TrainSettings
+from student_train.stored import read_student, write_folder
 from student_train.student import PromptedCLIP, load_student, save_student
-from student_train.train import TrainSettings, train
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import LoadedModel
 from tests.hostile.conftest import fuzzed

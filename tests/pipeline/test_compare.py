@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import pytest
 from pipeline.cli import main
 from pipeline.compare import compare_runs
 from pipeline.tables import compared_cells
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache.errors import UsageError
+from tests.processes import ForkServer
 from tests.student_train.conftest import demo_cache_path as demo_cache_path
 
 
@@ -91,12 +91,12 @@ def test_the_command(
         assert "batch_size" not in printed
 
 
-def test_a_wide_table_loses_no_figure_in_a_pipe(runs: list[Path]) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "compare", *map(str, runs * 4)]
+def test_a_wide_table_loses_no_figure_in_a_pipe(processes: ForkServer, runs: list[Path]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    done = processes.call("rpp", "compare", *runs * 4, environment=environment)
+    assert done.code == 0, done.err
     loss = compare_runs(runs)["results"]["loss"]
-    lines = [line.split("│")[2:-1] for line in done.stdout.splitlines() if line.startswith("│ loss ")]
+    lines = [line.split("│")[2:-1] for line in done.out.splitlines() if line.startswith("│ loss ")]
     assert [cell.strip() for line in lines for cell in line] == [f"{value:.4f}" for value in loss * 4]
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.demo import make_pictures
-from pipeline.demo.compare import FIGURES, FROZEN, HERE, STUDENTS, DemoSettings, train_settings
+from pipeline.demo.compare import FIGURES, FROZEN, HERE, STUDENTS, train_settings
+from pipeline.settings import DemoSettings
 from student_train.evaluators import harmonic_mean
 from teacher_cache.openclip import load_model
 

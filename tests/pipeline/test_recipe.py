@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from pipeline.axes import parse_axes
 from pipeline.cli import main
 from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
-from pipeline.sweep import SweepSettings, make_cells, parse_axes
+from pipeline.settings import SweepSettings
+from pipeline.sweep import make_cells
 from teacher_cache.errors import UsageError
-from teacher_cache.options import from_flat
+from teacher_cache.settings import from_flat
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES
 

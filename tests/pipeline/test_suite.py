@@ -3,23 +3,26 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.cli import main
-from pipeline.suite import READY, load_suite, run_suites
+from pipeline.suite import READY, load_suite
+from pipeline.suite_run import run_suites
 from pipeline.tables import evaluation_cells, suite_cells
-from student_train.evaluate import EvalOptions, EvalSettings, evaluate
+from student_train.command_settings import EvalOptions, EvalSettings
+from student_train.evaluation import evaluate
 from student_train.evaluators import harmonic_mean
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher import Teacher
 from teacher_cache.vocabulary import load_vocabulary
 from tests.student_train.conftest import PICTURES
 from tests.student_train.conftest import demo_cache_path as demo_cache_path
+from tests.student_train.conftest import pictures as pictures
+from tests.student_train.conftest import run_of as run_of
 from tests.teacher_cache.inputs import jpeg
 
 CLASSES, NOTO = str(PICTURES / "classes.txt"), str(PICTURES / "noto.tar")
@@ -39,18 +42,10 @@ STYLES = """
 """
 
 
-@pytest.fixture(scope="module")
-def runs(demo_cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+@pytest.fixture
+def runs(run_of: Callable[[str], Path]) -> list[str]:
     """A student with prompts in both towers and one with text prompts alone."""
-    folder = tmp_path_factory.mktemp("runs")
-    for towers in ("both", "text"):
-        prompts = PromptSettings(towers=towers)
-        train(
-            TrainSettings(
-                cache=demo_cache_path, out=folder / towers, prompts=prompts, batch_size=30, epochs=1
-            )
-        )
-    return [str(folder / towers) for towers in ("both", "text")]
+    return [str(run_of(towers)) for towers in ("both", "text")]
 
 
 @pytest.fixture
@@ -68,12 +63,12 @@ def rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_a_suite_gives_what_single_evaluations_give(
-    demo_cache_path: Path, runs: list[str], styles: str
+    demo_cache_path: Path, runs: list[str], styles: str, pictures: Path
 ) -> None:
     cache = str(demo_cache_path)
     options = EvalOptions(cache=cache, metrics=("accuracy", "calibration", "agreement"), temperature=2.0)
     students = [*runs, "zero-shot"]
-    results = run_suites([load_suite(styles, PICTURES)], students, options)
+    results = run_suites([load_suite(styles, pictures)], students, options)
     found = {(row["data"], row["student"]): row for row in results["rows"]}
     assert list(found) == [
         (data, student) for data in ("Fluent", "Noto v1, new half") for student in students
@@ -83,7 +78,7 @@ def test_a_suite_gives_what_single_evaluations_give(
         asked = EvalSettings(
             **options.model_dump(exclude={"class_subset", "classes"}),
             student=student,
-            images=str(PICTURES / images[data]),
+            images=str(pictures / images[data]),
             classes=CLASSES,
             class_subset="new" if "new" in data else "all",
         )
@@ -99,7 +94,7 @@ def test_a_suite_gives_what_single_evaluations_give(
 
 
 def test_images_are_decoded_once_for_all_students(
-    demo_cache_path: Path, runs: list[str], styles: str, monkeypatch: pytest.MonkeyPatch
+    demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from student_train import image_features
 
@@ -108,12 +103,12 @@ def test_images_are_decoded_once_for_all_students(
         image_features, "decode_image", lambda *g, **more: calls.append(1) or decode(*g, **more)
     )
     options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy", "agreement"))
-    run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
-    assert len(calls) == 600
+    run_suites([load_suite(styles, pictures)], [*runs, "zero-shot"], options)
+    assert len(calls) == 200
 
 
 def test_images_go_once_through_a_tower_that_models_share(
-    demo_cache_path: Path, runs: list[str], styles: str, monkeypatch: pytest.MonkeyPatch
+    demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frozen one, which the text student, zero-shot and the teacher of all three have in common."""
     encode, seen = Teacher.image_features, []
@@ -121,17 +116,17 @@ def test_images_go_once_through_a_tower_that_models_share(
         Teacher, "image_features", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels)
     )
     options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy", "agreement"))
-    run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
-    assert sum(seen) == 600
+    run_suites([load_suite(styles, pictures)], [*runs, "zero-shot"], options)
+    assert sum(seen) == 200
 
 
 def test_names_are_read_once_for_the_teacher_of_several_students(
-    demo_cache_path: Path, runs: list[str], styles: str, monkeypatch: pytest.MonkeyPatch
+    demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, calls = Teacher.class_features, []
     monkeypatch.setattr(Teacher, "class_features", lambda self, names: calls.append(1) or read(self, names))
     options = EvalOptions(cache=str(demo_cache_path), metrics=("agreement",))
-    run_suites([load_suite(styles, PICTURES)], [*runs, "zero-shot"], options)
+    run_suites([load_suite(styles, pictures)], [*runs, "zero-shot"], options)
     assert len(calls) == 2, "one a data set"
 
 
@@ -146,10 +141,12 @@ def test_a_template_may_be_longer_than_a_path(tmp_path: Path) -> None:
     assert load_suite(str(tmp_path / "one.toml"), tmp_path).data[0].templates == template
 
 
-def test_the_harmonic_mean_of_a_suite_is_that_of_its_means(demo_cache_path: Path, tmp_path: Path) -> None:
+def test_the_harmonic_mean_of_a_suite_is_that_of_its_means(
+    demo_cache_path: Path, pictures: Path, tmp_path: Path
+) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.toml").write_text(STYLES.replace('class_subset = "new"', ""))
-    suites = [load_suite(str(tmp_path / f"{name}.toml"), PICTURES) for name in ("a", "b")]
+    suites = [load_suite(str(tmp_path / f"{name}.toml"), pictures) for name in ("a", "b")]
     options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))
     results = run_suites(suites, ["zero-shot"], options)
     assert [(mean["suite"], mean["datasets"]) for mean in results["means"]] == [
@@ -167,10 +164,11 @@ def test_the_command_prints_the_figures_as_table_json_and_markdown(
     demo_cache_path: Path,
     runs: list[str],
     styles: str,
+    pictures: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = ["eval", "--suite", styles, "--root", str(PICTURES), "--student", runs[1]]
+    command = ["eval", "--suite", styles, "--root", str(pictures), "--student", runs[1]]
     command += ["--student", "zero-shot", "--cache", str(demo_cache_path), "--metrics", "accuracy"]
     assert rpp(monkeypatch, *command, "--json") == 0
     results = json.loads(capsys.readouterr().out)
@@ -182,7 +180,7 @@ def test_the_command_prints_the_figures_as_table_json_and_markdown(
     assert lines[1] == "| --- | --- | ---: | ---: | ---: | ---: | ---: |"
     first = results["rows"][0]
     figures = " | ".join(f"{100 * first[name]:.2f}" for name in ("top1", "top5", "per_class"))
-    assert lines[2] == f"| Fluent | {runs[1]} | 300 | 300 | {figures} |"
+    assert lines[2] == f"| Fluent | {runs[1]} | 300 | 100 | {figures} |"
     assert lines[6].startswith("| mean of 2, styles | ")
     assert rpp(monkeypatch, *command) == 0
     printed = capsys.readouterr().out
@@ -192,11 +190,12 @@ def test_the_command_prints_the_figures_as_table_json_and_markdown(
 def test_several_students_on_one_data_set(
     demo_cache_path: Path,
     runs: list[str],
+    pictures: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     students = [word for run in (*runs, "zero-shot") for word in ("--student", run)]
-    data = ["--images", str(PICTURES / "fluent-flat.tar"), "--classes", CLASSES]
+    data = ["--images", str(pictures / "fluent-flat.tar"), "--classes", CLASSES]
     assert rpp(monkeypatch, "eval", *students, *data, "--cache", str(demo_cache_path), "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert [row["student"] for row in rows] == [*runs, "zero-shot"]
@@ -307,14 +306,19 @@ def test_a_data_set_that_fails_late_leaves_the_others_figures(
 
 
 def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
-    demo_cache_path: Path, runs: list[str], styles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_cache_path: Path,
+    runs: list[str],
+    styles: str,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from student_train import image_features
 
     monkeypatch.setattr(image_features, "decode_image", lambda *_, **more: pytest.fail("an image was read"))
     options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))
     with pytest.raises(UsageError, match="Noto v1, new half: base-to-new halves the classes by itself"):
-        run_suites([load_suite(styles, PICTURES)], ["zero-shot"], options)
+        run_suites([load_suite(styles, pictures)], ["zero-shot"], options)
     cached = f"[[data]]\nname = 'cached'\nimages = '{demo_cache_path}'\n"
     (tmp_path / "s.toml").write_text(STYLES + cached)
     suite = load_suite(str(tmp_path / "s.toml"), PICTURES)
@@ -324,10 +328,12 @@ def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
         run_suites([suite, suite], ["zero-shot"], EvalOptions(cache=str(demo_cache_path)))
 
 
-def test_a_student_named_twice_is_one(demo_cache_path: Path, runs: list[str], styles: str) -> None:
+def test_a_student_named_twice_is_one(
+    demo_cache_path: Path, runs: list[str], styles: str, pictures: Path
+) -> None:
     options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy",))
     students = [runs[1], "zero-shot", f"{runs[1]}/", "zero-shot"]
-    results = run_suites([load_suite(styles, PICTURES)], students, options)
+    results = run_suites([load_suite(styles, pictures)], students, options)
     assert [row["student"] for row in results["rows"]] == [runs[1], "zero-shot"] * 2
     assert [(mean["datasets"], mean["of"]) for mean in results["means"]] == [(2, 2)] * 2
 

@@ -4,19 +4,22 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dask.distributed import LocalCluster
 
+from pipeline import sweep_jobs
+from pipeline.axes import parse_axes
 from pipeline.recipe import load_recipe
 from pipeline.report import make_report
 from pipeline.run import run_recipe
-from pipeline.sweep import SweepSettings, held, make_cells, parse_axes, run_sweep, zero_shot_job
+from pipeline.settings import SweepSettings
+from pipeline.sweep import held, make_cells, run_sweep, zero_shot_job
 from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
@@ -25,7 +28,9 @@ from student_train.run_record import read_settings
 from teacher_cache.build import build_cache
 from teacher_cache.errors import RppError, UsageError
 from tests.models import write_model
+from tests.processes import PIPE, Forked, ForkServer
 from tests.student_train.conftest import PICTURES
+from tests.teacher_cache.test_cluster import dask_scheduler, dask_worker
 
 GRID = ("train.temperature=0.5,2", "train.soft-weight=0,1")
 
@@ -68,6 +73,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert recipe.build is not None
     build_cache(recipe.build)
     return path
+
+
+@pytest.fixture
+def forked(processes: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are forks, which saves the import of torch. Those of `undisturbed`, of `rpp sweep` and on Dask's
+    workers begin as users' do."""
+    forks = SimpleNamespace(PIPE=PIPE, Popen=partial(Forked, processes))
+    monkeypatch.setattr(sweep_jobs, "subprocess", forks)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +162,7 @@ def test_the_table_has_means_and_deviations_over_seeds(undisturbed: tuple[Path, 
     assert frozen["top-1 %"] == f"{100 * record.zero_shot[0]['top1']:.2f}"
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_second_call_trains_nothing_and_more_seeds_train_only_those(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
@@ -172,6 +186,7 @@ def test_a_second_call_trains_nothing_and_more_seeds_train_only_those(
     assert again.seconds > undisturbed[1].seconds
 
 
+@pytest.mark.usefixtures("forked")
 def test_another_evaluation_is_measured_and_nothing_is_trained(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
@@ -190,16 +205,16 @@ def test_another_evaluation_is_measured_and_nothing_is_trained(
     assert [row.train for row in record.rows] == [row.train for row in undisturbed[1].rows]
 
 
+@pytest.mark.usefixtures("forked")
 def test_killed_in_the_middle_it_gives_the_same_table(
-    recipe: Path, undisturbed: tuple[Path, SweepRecord]
+    processes: ForkServer, recipe: Path, undisturbed: tuple[Path, SweepRecord]
 ) -> None:
     out = recipe.parent / "killed"
-    command = [sys.executable, "-m", "pipeline.cli", "sweep", str(recipe), "--seeds", "2", "--out", str(out)]
-    command += [part for axis in GRID for part in ("--set", axis)]
-    sweep = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    axes = [part for axis in GRID for part in ("--set", axis)]
+    sweep = processes.start("rpp", "sweep", recipe, "--seeds", "2", "--out", out, *axes)
     deadline = time.monotonic() + 200
     while len(list(out.glob("runs/*/results.json"))) < 3:
-        assert sweep.poll() is None, sweep.communicate()[1].decode()
+        assert sweep.poll() is None, sweep.ended().err
         assert time.monotonic() < deadline
         time.sleep(0.02)
     sweep.kill()
@@ -209,27 +224,29 @@ def test_killed_in_the_middle_it_gives_the_same_table(
     assert figures(after) == figures(undisturbed[1])
 
 
-def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(recipe: Path) -> None:
+def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
+    processes: ForkServer, recipe: Path
+) -> None:
     out = recipe.parent / "stopped"
-    command = [sys.executable, "-m", "pipeline.cli", "sweep", str(recipe), "--set", "train.epochs=100000"]
-    sweep = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    sweep = processes.start("rpp", "sweep", recipe, "--set", "train.epochs=100000", "--out", out)
     run = out / "runs" / "epochs=100000,seed=5"
     deadline = time.monotonic() + 200
     while not (run / "metrics.jsonl").exists():
-        assert sweep.poll() is None, sweep.communicate()[1].decode()
+        assert sweep.poll() is None, sweep.ended().err
         assert time.monotonic() < deadline
         time.sleep(0.02)
     (run / "checkpoint.pt").unlink(missing_ok=True)
     sweep.terminate()
-    said = sweep.communicate(timeout=100)[1].decode()
-    assert sweep.returncode == 1
-    assert f"stopped; what is done is kept: the next call goes on with {out}" in said
+    ended = sweep.ended(timeout=100)
+    assert ended.code == 1
+    assert f"stopped; what is done is kept: the next call goes on with {out}" in ended.err
     assert (run / "checkpoint.pt").exists()
     assert read_sweep(out).rows[0].state == "waiting"
     with held(out):  # no process is left behind
         pass
 
 
+@pytest.mark.usefixtures("forked")
 def test_two_at_a_time(recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path) -> None:
     record = run_sweep(recipe, SweepSettings(set=GRID, jobs=2, out=tmp_path))
     expected = [row for row in undisturbed[1].rows if row.seed == 5]
@@ -241,6 +258,7 @@ def test_two_at_a_time(recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_
         assert abs(row.evals[0]["top1"] - other.evals[0]["top1"]) <= 1 / 300
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path, tmp_path: Path) -> None:
     """The prompts to start from are not there for one run, and then they are."""
     start = tmp_path / "start.safetensors"
@@ -257,6 +275,7 @@ def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path,
     assert [row.state for row in run_sweep(recipe, settings).rows] == ["done"]
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Path) -> None:
     parsed = load_recipe(recipe, {"out": tmp_path / "run"})
 
@@ -285,6 +304,7 @@ def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Pa
     assert "steps" in (tmp_path / "short.log").read_text()
 
 
+@pytest.mark.usefixtures("forked")
 def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Path) -> None:
     """The teacher's weights are gone; the students are another model over features that it left behind."""
     folder = tmp_path / "cache"
@@ -314,12 +334,10 @@ def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Pat
 
 
 def test_runs_on_dask_workers_are_those_of_this_machine(
-    recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
+    processes: ForkServer, recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
-    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
-        settings = SweepSettings(
-            set=("train.temperature=2", GRID[1]), out=tmp_path, scheduler=cluster.scheduler_address
-        )
+    with dask_scheduler(processes, tmp_path) as (address, _), dask_worker(processes, address, "one"):
+        settings = SweepSettings(set=("train.temperature=2", GRID[1]), out=tmp_path, scheduler=address)
         record = run_sweep(recipe, settings)
     rows = [row for row in undisturbed[1].rows if (row.settings["temperature"], row.seed) == (2.0, 5)]
     assert len(rows) == 2
@@ -414,6 +432,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         read_sweep(tmp_path)
 
 
+@pytest.mark.usefixtures("forked")
 def test_failed_rows_end_the_command_with_1(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
-import sys
 import termios
 from pathlib import Path
 
@@ -14,8 +12,8 @@ import pyte
 import pytest
 
 from pipeline.demo.compare import HERE
+from tests.processes import ForkServer
 
-ROOT = Path(__file__).parents[2]
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b.|\r(?!\n)")
 COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
 # All in one process, since its start takes seconds; what is said in each scene stands behind its name.
@@ -58,13 +56,13 @@ def command() -> list[str]:
         "TEACHER": HERE / "teacher",
     }
     program = "".join(f"{name} = {str(place)!r}\n" for name, place in places.items()) + PROGRAM
-    return [sys.executable, "-c", program]
+    return ["python", "-c", program]
 
 
 def environment() -> dict[str, str]:
     unset = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE")
     env = {name: value for name, value in os.environ.items() if name not in unset}
-    return env | {"PYTHONPATH": str(ROOT), "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+    return env | {"TERM": "xterm"}
 
 
 def scenes(output: str) -> dict[str, str]:
@@ -73,18 +71,17 @@ def scenes(output: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def terminal(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """All that a terminal of 80 columns and 24 lines got."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        command(),
+    process = processes.start(
+        *command(),
         cwd=tmp_path_factory.mktemp("terminal"),
-        env=environment(),
+        environment=environment(),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        start_new_session=True,
     )
     os.close(theirs)
     output = b""
@@ -139,12 +136,12 @@ def test_no_color_is_respected(terminal: dict[str, str], scene: str) -> None:
         assert "error: three holds a run already" in ESCAPES.sub("", plain)
 
 
-def test_without_a_terminal_nothing_is_escaped(tmp_path: Path) -> None:
-    ended = subprocess.run(command(), cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "\x1b" not in ended.stdout + ended.stderr
-    assert "\r" not in ended.stdout + ended.stderr
-    lines = ended.stderr.splitlines()
+def test_without_a_terminal_nothing_is_escaped(processes: ForkServer, tmp_path: Path) -> None:
+    ended = processes.call(*command(), cwd=tmp_path, environment=environment())
+    assert ended.code == 0, ended.err
+    assert "\x1b" not in ended.out + ended.err
+    assert "\r" not in ended.out + ended.err
+    lines = ended.err.splitlines()
     assert [
         line for line in lines if re.fullmatch(r"samples 300/300  [\d.]+/s  left 0:00:00  parts 3/3", line)
     ]

@@ -1,5 +1,8 @@
 """A small cache over real pictures that the tests of stage two share."""
 
+import shutil
+import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,12 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from teacher_cache.build import BuildSettings, build_cache
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
+from teacher_cache.build import build_cache
+from teacher_cache.command_settings import BuildSettings, ViewPolicy
 from teacher_cache.store import CacheStore, checksum
-from teacher_cache.views import ViewPolicy
+from tests.conftest import Shared
 from tests.models import write_model
 
 PICTURES = Path(__file__).parents[2] / "pipeline" / "demo" / "pictures"
@@ -48,13 +54,52 @@ def store_anew(cache: Path, name: str, values: NDArray[Any]) -> None:
         store.write_record(replace(record, checksums=sums))
 
 
+def thinned(tar: Path, out: Path) -> Path:
+    """A shard of every third sample of another one, in which a sample is a picture and its label."""
+    with tarfile.open(tar) as source, tarfile.open(out, "w") as target:
+        for number, member in enumerate(source):
+            if number // 2 % 3 == 0:
+                target.addfile(member, source.extractfile(member))
+    return out
+
+
 @pytest.fixture(scope="session")
-def cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cache_path(shared: Shared) -> Path:
     """A finished cache of the model `gelu`; nobody may write to it."""
-    return build(tmp_path_factory.mktemp("cache"), "gelu")
+    return shared("gelu", lambda folder: build(folder, "gelu")) / "gelu-0.zarr"
 
 
 @pytest.fixture(scope="session")
-def demo_cache_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_cache_path(shared: Shared) -> Path:
     """A finished cache of the demo's teacher, which tells classes apart; nobody may write to it."""
-    return build_with(PICTURES.parent / "teacher", tmp_path_factory.mktemp("cache") / "demo.zarr")
+
+    def make(folder: Path) -> None:
+        build_with(PICTURES.parent / "teacher", folder / "demo.zarr")
+
+    return shared("demo", make) / "demo.zarr"
+
+
+@pytest.fixture(scope="session")
+def run_of(shared: Shared, demo_cache_path: Path) -> Callable[[str], Path]:
+    """Short trainings on the demo's teacher, by the towers that have prompts; nobody may write to them."""
+
+    def trained(towers: str) -> Path:
+        asked = TrainSettings(
+            cache=demo_cache_path, prompts=PromptSettings(towers=towers), batch_size=30, epochs=2
+        )
+        name = f"demo-{towers}"
+        return shared(name, lambda folder: train(asked.model_copy(update={"out": folder / "run"}))) / "run"
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def pictures(shared: Shared) -> Path:
+    """A folder with 100 of the demo's 300 pictures of each style, and with their names."""
+
+    def make(folder: Path) -> None:
+        shutil.copy(PICTURES / "classes.txt", folder)
+        for style in PICTURES.glob("*.tar"):
+            thinned(style, folder / style.name)
+
+    return shared("pictures", make)

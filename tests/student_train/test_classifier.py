@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.cli import main
-from student_train.classifier import ClassifierSettings, export_classifier
+from student_train.classifier import export_classifier
+from student_train.command_settings import ClassifierSettings
+from student_train.loop import train
 from student_train.student import load_student
-from student_train.train import train
 from teacher_cache import open_cache
 from teacher_cache.errors import RppError, UsageError
 from tests.student_train.conftest import PICTURES

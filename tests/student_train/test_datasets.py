@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from student_train.datasets import Dataset, DataSettings, check_dataset, format_of, open_dataset
-from student_train.evaluate import EvalSettings, evaluate
+from student_train.command_settings import DataSettings, EvalSettings
+from student_train.dataset_layouts import format_of
+from student_train.datasets import Dataset, check_dataset, open_dataset
+from student_train.evaluation import evaluate
 from student_train.feature_models import FeatureModels
 from student_train.image_features import cached_images, encode_images
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher import Teacher

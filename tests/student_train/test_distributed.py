@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from student_train.distributed import Processes
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from tests.student_train.conftest import PICTURES, store_anew

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache import open_cache
-from teacher_cache.build import BuildSettings, build_cache
+from teacher_cache.build import build_cache
+from teacher_cache.command_settings import BuildSettings
 from tests.student_train.conftest import PICTURES
 
 # The largest differences allowed to the soft loss of `factored`.

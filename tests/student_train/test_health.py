@@ -14,9 +14,9 @@ from torch import Tensor
 
 from student_train.distributed import joined_processes
 from student_train.health import Health
+from student_train.loop import prepare, train
 from student_train.losses import distillation_loss
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, prepare, train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.errors import RppError
 

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 
 from pipeline.cli import main
 from student_train import PromptedCLIP, load_student
+from student_train.command_settings import HuggingFaceSettings
 from student_train.feature_models import run_templates
-from student_train.huggingface import HuggingFaceSettings, export_huggingface
+from student_train.huggingface import export_huggingface
+from student_train.loop import train
 from student_train.model_card import model_card
-from student_train.prompts import PromptSettings
+from student_train.settings import PromptSettings
 from student_train.stored import StudentRecord
 from student_train.student import save_student
-from student_train.train import train
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.openclip import load_model
 from tests.models import loaded, write_model

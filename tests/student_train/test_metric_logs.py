@@ -15,10 +15,10 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
+from student_train.loop import train
 from student_train.metric_logs import EventFile, MetricLogs, chosen_logs
 from student_train.run_folder import RunFolder
 from student_train.run_record import read_settings
-from student_train.train import train
 from teacher_cache.errors import RppError, UsageError
 from tests.student_train.test_train import metrics, run_main, settings
 

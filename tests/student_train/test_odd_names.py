@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from student_train.classifier import ClassifierSettings, export_classifier
-from student_train.evaluate import EvalSettings, evaluate
-from student_train.predict import PredictSettings, predict
-from student_train.prompts import PromptSettings
+from student_train.classifier import export_classifier
+from student_train.command_settings import ClassifierSettings, EvalSettings, PredictSettings
+from student_train.evaluation import evaluate
+from student_train.loop import train
+from student_train.prediction import predict
+from student_train.settings import PromptSettings, TrainSettings
 from student_train.student import load_student
-from student_train.train import TrainSettings, train
 from teacher_cache.vocabulary import load_vocabulary
 from tests.teacher_cache.inputs import encoded, picture, webdataset_members, write_shard
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.cli import main
 from student_train import load_student, onnx_tower
-from student_train.onnx_tower import OnnxFile, OnnxSettings, export_onnx
+from student_train.command_settings import OnnxSettings
+from student_train.onnx_tower import OnnxFile, export_onnx
 from student_train.stored import read_student
 from student_train.student import save_student
 from teacher_cache.errors import RppError, UsageError

@@ -3,27 +3,31 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from student_train import sources
+from student_train.compat.torch import WorkerProcesses
 from student_train.distributed import Processes
+from student_train.loop import prepare
 from student_train.pixels import PixelWorkers, Shown, ShownViews, check_key, read_pixels
-from student_train.train import prepare
 from teacher_cache import TeacherCache, open_cache
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import ViewPolicy, draw_crop
+from teacher_cache.views import draw_crop
 from teacher_cache.vocabulary import Vocabulary
+from tests.processes import ForkServer
 from tests.student_train.test_train import settings
 from tests.teacher_cache.inputs import jpeg, write_folder, write_shard
 
@@ -119,9 +123,11 @@ next(decoded)
 
 
 @pytest.mark.parametrize("by", [0, signal.SIGTERM, signal.SIGKILL])
-def test_workers_that_nobody_reads_from_end_with_their_parent(cache_path: Path, by: int) -> None:
+def test_workers_that_nobody_reads_from_end_with_their_parent(
+    processes: ForkServer, cache_path: Path, by: int
+) -> None:
     end = f"import os; os.kill(os.getpid(), {int(by)})" if by else ""
-    process = subprocess.Popen([sys.executable, "-c", ABANDONED + end, cache_path], start_new_session=True)
+    process = processes.start("python", "-c", ABANDONED + end, cache_path, stdout=None, stderr=None)
     assert process.wait(timeout=120) == -by
     deadline = time.monotonic() + 20
     while has_processes(process.pid) and time.monotonic() < deadline:
@@ -216,3 +222,30 @@ def test_workers_are_as_many_as_the_cores_that_may_be_used(
         run = prepare(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
         assert run.join._pixels is not None
         assert run.join._pixels._workers == of_each
+
+
+class Plain:
+    """An iterator without torch's private names, which lets go of torch's when it is freed."""
+
+    def __init__(self, pieces: Iterator[Any]) -> None:
+        self.inner = pieces
+
+    def __iter__(self) -> "Plain":
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.inner)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_workers_end_with_and_without_torchs_private_names(private: bool) -> None:
+    before = set(multiprocessing.active_children())
+    workers = WorkerProcesses(DataLoader(list(range(8)), num_workers=2))
+    if not private:
+        workers.pieces = Plain(workers.pieces)
+    assert next(workers.pieces) == 0
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    workers.end()
+    assert not set(multiprocessing.active_children()) - before
+    assert all(process.exitcode == 0 for process in started), "none had to be killed"

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pipeline.cli import main
+from student_train.command_settings import PredictSettings
 from student_train.feature_models import StudentFeatures
 from student_train.image_features import encode_images
-from student_train.predict import PredictSettings, predict
+from student_train.loop import train
+from student_train.prediction import predict
 from student_train.student import load_student
-from student_train.train import train
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from tests.hostile.contract import bounded

@@ -15,7 +15,7 @@ from open_clip import (
 )
 
 from student_train.prompt_tokenizer import KNOWN, Template, names_in, parse_templates
-from student_train.prompts import PromptSettings
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP
 from teacher_cache.errors import UsageError
 from tests.models import loaded

@@ -13,7 +13,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
 from pipeline.cli import main
-from student_train.published import ImportSettings, import_prompts, read_context
+from student_train.command_settings import ImportSettings
+from student_train.published import import_prompts, read_context
 from student_train.student import load_student
 from teacher_cache.errors import UsageError
 from tests.models import write_model

@@ -6,8 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from student_train.prompts import PromptSettings
-from student_train.train import TrainSettings, train
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 
 
 @pytest.mark.parametrize("towers", ["text", "both"])

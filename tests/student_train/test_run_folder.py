@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ import pytest
 
 from pipeline.cli import main as rpp
 from student_train.feature_models import run_templates
+from student_train.loop import train
 from student_train.run_folder import RunFolder
-from student_train.train import train
 from teacher_cache.errors import RppError, UsageError
+from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES, build
 from tests.student_train.test_train import assert_same_result, metrics, run_main, settings
 
@@ -118,24 +118,23 @@ class TestBegin:
 
 
 def test_one_process_trains_in_a_folder(
-    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    processes: ForkServer, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one comes in the middle of the first, which it does not disturb."""
     out, save, second = tmp_path / "run", RunFolder.save, []
-    script = [sys.executable, "-c", "from student_train.cli import main; main()", *TEXT]
 
     def start_second(run: RunFolder, step: int) -> None:
         save(run, step)
         if step == 5:
-            command = [*script, "--cache", str(cache_path), "--out", str(out), "--resume"]
-            second.append(subprocess.run([*command, *SAME], capture_output=True, text=True))
+            again = ["--cache", cache_path, "--out", out, "--resume"]
+            second.append(processes.call("rpp-train", *TEXT, *again, *SAME))
 
     SAME = ["--epochs", "1", "--max-steps", "8", "--lr", "0.02", "--prompt-length", "3"]
     monkeypatch.setattr(RunFolder, "save", start_second)
     train(settings(cache_path, out, max_steps=8, checkpoint_every=5))
     assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert second[0].returncode == 2
-    assert f"another process is training in {out}" in one_line(second[0].stderr)
+    assert second[0].code == 2
+    assert f"another process is training in {out}" in one_line(second[0].err)
 
 
 class TestResume:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
+from student_train.settings import TrainSettings
 from student_train.step_classes import StepClasses
-from student_train.train import TrainSettings
 
 
 def test_every_step_draws_other_classes_and_has_those_of_its_batch(tmp_path: Path) -> None:

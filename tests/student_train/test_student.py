@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from student_train import load_student
-from student_train.prompts import PromptSettings
-from student_train.stored import STUDENT
+from student_train.run_record import STUDENT
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP, save_student
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import load_model
@@ -139,7 +139,7 @@ class TestWrongStudents:
     @pytest.mark.parametrize(
         ("stored", "said"),
         [
-            ("rpp-student-2", r"has student format 2; rpp 0\.\S+ reads format 1: install a newer rpp$"),
+            ("rpp-student-2", r"has student format 2; rpp 0\.\S+ reads format 1: install a newer rpp-clip$"),
             ("rpp-student-0", r"is not a student \(format rpp-student-0, not rpp-student-N\)"),
             ("rpp-student-x", "is not a student"),
             ("rpp-cache-1", "is not a student"),

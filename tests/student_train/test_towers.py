@@ -6,16 +6,24 @@ from torch import Tensor
 
 from student_train import packing, towers
 from student_train.losses import distillation_loss
-from student_train.prompts import Prompts, PromptSettings, dead_query_blocks
+from student_train.prompts import Prompts, dead_query_blocks
+from student_train.settings import PromptSettings
 from student_train.student import PromptedCLIP
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from tests.models import loaded
+from tests.pairwise import pairwise_cases
 from tests.student_train import reference
 
 BLOCKS = 3
 NAMES = ["cat", "ox", "grand piano", "giant panda bear of the zoo", "emu", "1st place medal", "tie"]
 STRUCTURES, CARRIES = ("qkv", "shared"), ("replace", "residual")
+CONFIGS = ("gelu", "quickgelu", "custom", "attn-pool")
+# every two of model, structure, carry and depth meet
+CASES = pytest.mark.parametrize(
+    ("config", "structure", "carry", "depth"),
+    pairwise_cases(CONFIGS, STRUCTURES, CARRIES, (1, 2, BLOCKS)),
+)
 
 
 def student_of(config: str, towers: str, **settings: object) -> PromptedCLIP:
@@ -50,10 +58,7 @@ def assert_equal(prompts: Prompts, fast: Tensor, plain: Tensor) -> None:
     assert theirs[-1].norm() > 0
 
 
-@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
-@pytest.mark.parametrize("carry", CARRIES)
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
+@CASES
 def test_text_equals_plain(config: str, structure: str, carry: str, depth: int) -> None:
     student = student_of(
         config, "text", prompt_structure=structure, carry=carry, prompt_depth=depth, prompt_length=5
@@ -64,10 +69,7 @@ def test_text_equals_plain(config: str, structure: str, carry: str, depth: int) 
     assert_equal(prompts, student.encode_text(tokens), plain)
 
 
-@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
-@pytest.mark.parametrize("carry", CARRIES)
-@pytest.mark.parametrize("structure", STRUCTURES)
-@pytest.mark.parametrize("depth", [1, 2, BLOCKS])
+@CASES
 def test_vision_equals_plain(config: str, structure: str, carry: str, depth: int) -> None:
     student = student_of(
         config, "vision", prompt_structure=structure, carry=carry, prompt_depth=depth, prompt_length=3
@@ -199,7 +201,7 @@ def towers_parts(student: PromptedCLIP) -> towers.TextParts:
     return text_parts(student.clip)
 
 
-@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
+@pytest.mark.parametrize("config", CONFIGS)
 def test_depth_0_is_open_clip(config: str) -> None:
     student = PromptedCLIP(loaded(config), PromptSettings(prompt_depth=0))
     assert not list(student.prompts.parameters())

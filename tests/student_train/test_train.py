@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,15 +18,17 @@ from safetensors.torch import load_file
 from student_train import PromptedCLIP, load_student
 from student_train.cli import main
 from student_train.distributed import Processes
-from student_train.prompts import PromptSettings
+from student_train.loop import prepare, train
 from student_train.run_folder import RunFolder
 from student_train.schedule import learning_rate
-from student_train.train import TrainSettings, prepare, train
+from student_train.settings import PromptSettings, TrainSettings
 from teacher_cache import open_cache
+from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.openclip import load_model
-from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.relabel import relabel_cache
 from tests.models import write_model
+from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES, build, store_anew
 
 
@@ -273,25 +274,23 @@ class TestResume:
             assert done.samples == (18 - step) * common.get("batch_size", 30)
             assert_same_result(tmp_path / "whole", late)
 
-    def test_a_killed_run_goes_on_from_its_checkpoint(self, cache_path: Path, tmp_path: Path) -> None:
+    def test_a_killed_run_goes_on_from_its_checkpoint(
+        self, processes: ForkServer, cache_path: Path, tmp_path: Path
+    ) -> None:
         """SIGKILL in a process of its own, some steps behind the last checkpoint."""
         arguments = (
             "--towers text --epochs 12 --batch-size 30 --lr 0.02 --log-every 1 --prompt-length 3 --device cpu"
         )
-        command = [sys.executable, "-c", "from student_train.cli import main; main()", *arguments.split()]
         out = tmp_path / "killed"
-        command += ["--cache", str(cache_path), "--out", str(out), "--checkpoint-every", "7"]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as here; other sums round otherwise
-        process = subprocess.Popen(
-            command, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        options = ["--cache", cache_path, "--out", out, "--checkpoint-every", "7"]
+        process = processes.start("rpp-train", *arguments.split(), *options)
         while process.poll() is None and not (
             (out / "metrics.jsonl").exists() and len(metrics_so_far(out)) > 16
         ):
             time.sleep(0.005)
         process.kill()
-        process.wait()
-        assert process.returncode == -signal.SIGKILL
+        ended = process.ended()
+        assert ended.code == -signal.SIGKILL, ended.err
         train(settings(cache_path, out, epochs=12, resume=True))
         train(settings(cache_path, tmp_path / "whole", epochs=12))
         assert_same_result(tmp_path / "whole", out)
@@ -317,7 +316,9 @@ class TestResume:
         record = json.loads(file.read_text())
         assert record["format_version"] == 1
         file.write_text(json.dumps({**record, "format_version": 2, "settings": None, "software": "rpp 9.1"}))
-        newer = r"run has run format 2, written by rpp 9\.1; rpp 0\.\S+ reads format 1: install a newer rpp$"
+        newer = (
+            r"run has run format 2, written by rpp 9\.1; rpp 0\.\S+ reads format 1: install a newer rpp-clip$"
+        )
         with pytest.raises(UsageError, match=newer):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
         file.write_text(json.dumps({**record, "settings": {**record["settings"], "focal": 2.0}}))

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from student_train.prompts import PromptSettings
+from student_train.loop import train
+from student_train.settings import PromptSettings, TrainSettings
 from student_train.student import load_student
-from student_train.train import TrainSettings, train
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
 from tests.student_train.conftest import PICTURES, build, build_with

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import zarr
 from PIL import Image
 
-from teacher_cache.build import BuildSettings
+from teacher_cache.command_settings import BuildSettings
 from teacher_cache.images import ImageReader, SampleTable, index_images
 from teacher_cache.vocabulary import Vocabulary
 

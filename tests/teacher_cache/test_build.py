@@ -5,8 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +21,14 @@ from PIL import Image
 
 from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, RppError, UsageError
 from teacher_cache.openclip import load_model
 from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore, verify_store
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import FULL, ViewPolicy, draw_crop
+from teacher_cache.views import FULL, draw_crop
 from tests.models import write_model
+from tests.processes import ForkServer
 from tests.teacher_cache.inputs import (
     ANIMALS,
     assert_same_arrays,
@@ -155,7 +155,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "whole"),
     [
@@ -165,16 +164,21 @@ main()
     ],
 )
 def test_a_build_killed_and_called_again_equals_an_undisturbed_one(
-    moment: str, whole: list[int], cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
+    moment: str,
+    whole: list[int],
+    processes: ForkServer,
+    cache: Path,
+    teacher: Path,
+    shards: Path,
+    names: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "zarr"
     asked = settings(shards, names, out, teacher)
     options = ("images", "classes", "out", "teacher", "part_size", "batch_size", "threads", "device")
     arguments = [f"--{name.replace('_', '-')}={getattr(asked, name)}" for name in options]
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_BUILD, moment, "2", "build", *arguments], capture_output=True
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = processes.call("python", "-c", KILLED_BUILD, moment, "2", "build", *arguments)
+    assert killed.code == -signal.SIGKILL, killed.err
     store = CacheStore.open(out)
     assert store.committed() == whole
     assert all(store.part_is_sound(part) for part in whole)
@@ -425,7 +429,6 @@ def test_a_running_scheduler_builds_the_same_cache(
     assert_same_arrays(tmp_path / "zarr", cache)
 
 
-@pytest.mark.slow
 def test_worker_processes_build_the_same_cache(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:

@@ -1,10 +1,9 @@
 """Workers in processes of their own, killed and stopped; progress; what the workers keep."""
 
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,14 +15,17 @@ import dask
 import pytest
 import torch
 from distributed import Client, LocalCluster
+from distributed.utils import get_mp_context
 
 from teacher_cache import cluster
 from teacher_cache.build import build_cache
 from teacher_cache.cluster import PartProgress
+from teacher_cache.command_settings import ComputeSettings
 from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
 from teacher_cache.store import CacheStore
-from teacher_cache.workers import ComputeSettings
+from teacher_cache.workers import on_this_machine
+from tests.processes import LIBRARIES, ForkServer, Process
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
     decoded_arrays,
@@ -53,11 +55,9 @@ DIES_OF_POISON = PRELOAD.format(condition="content == b'poison'")
 
 
 @contextmanager
-def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def _process(processes: ForkServer, module: str, *arguments: str) -> Iterator[Process]:
     """`python -m module ...`, ended with the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = processes.start("python", "-m", module, *arguments, stdout=None, stderr=None)
     try:
         yield process
     finally:
@@ -66,11 +66,11 @@ def _process(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @contextmanager
-def _scheduler(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A Dask scheduler in a process of its own, by its address."""
+def dask_scheduler(processes: ForkServer, folder: Path) -> Iterator[tuple[str, Process]]:
+    """Run a Dask scheduler in a process of its own; gives its address and the process."""
     file = folder / "scheduler.json"
     options = ("--port", "0", "--no-dashboard", "--scheduler-file", str(file))
-    with _process("distributed.cli.dask_scheduler", *options) as process:
+    with _process(processes, "distributed.cli.dask_scheduler", *options) as process:
         for _ in range(600):
             if file.exists() and (found := re.search(r"tcp://[\d.]+:\d+", file.read_text())):
                 yield found[0], process
@@ -79,18 +79,27 @@ def _scheduler(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         raise TimeoutError("the scheduler did not start")
 
 
-def _worker(address: str, name: str, *more: str) -> Any:
+def dask_worker(processes: ForkServer, address: str, name: str, *more: str) -> Any:
+    """Run a Dask worker in a process of its own; gives the process."""
     options = ("--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard")
-    return _process("distributed.cli.dask_worker", address, *options, *more)
+    return _process(processes, "distributed.cli.dask_worker", address, *options, *more)
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Local workers are forks of a process that has imported torch, which saves its import for each."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context()  # once it says itself what is imported there
+        multiprocessing.set_forkserver_preload(list(LIBRARIES))
+        yield
 
 
 def _records(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (cache / "parts").glob("*.json")}
 
 
-@pytest.mark.slow
 def test_a_worker_killed_within_a_part_costs_that_part_only(
-    teacher: Path, names: Path, tmp_path: Path
+    processes: ForkServer, teacher: Path, names: Path, tmp_path: Path
 ) -> None:
     source = write_shards(tmp_path / "shards", samples=18)
     asked = settings(source, names, tmp_path / "zarr", teacher, part_size=6)
@@ -98,9 +107,9 @@ def test_a_worker_killed_within_a_part_costs_that_part_only(
     (tmp_path / "preload.py").write_text(DIES_IN_ITS_THIRD_PART)
     at_the_kill: dict[str, int] = {}
     with (
-        _scheduler(tmp_path) as (address, _),
-        _worker(address, "left", "--preload", str(tmp_path / "preload.py")) as victim,
-        _worker(address, "right"),
+        dask_scheduler(processes, tmp_path) as (address, _),
+        dask_worker(processes, address, "left", "--preload", str(tmp_path / "preload.py")) as victim,
+        dask_worker(processes, address, "right"),
     ):
         with Client(address) as client:
             client.wait_for_workers(2, timeout=60)
@@ -119,7 +128,6 @@ def test_a_worker_killed_within_a_part_costs_that_part_only(
     assert at_the_kill.items() <= _records(tmp_path / "zarr").items()
 
 
-@pytest.mark.slow
 def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
     teacher: Path, names: Path, tmp_path: Path
 ) -> None:
@@ -133,16 +141,15 @@ def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
         "distributed.scheduler.allowed-failures": 0,
     }
     said = "part 1 cannot be computed: it was begun 2 times and its worker died each time"
-    with dask.config.set(deaths), pytest.raises(RppError, match=said):
+    with forked_workers(), dask.config.set(deaths), pytest.raises(RppError, match=said):
         build_cache(settings(source, names, tmp_path / "zarr", teacher, workers=2))
     assert CacheStore.open(tmp_path / "zarr").committed() == [0, 2, 3]
 
 
-@pytest.mark.slow
 def test_a_scheduler_that_dies_ends_the_build_with_a_line(
-    teacher: Path, shards: Path, names: Path, tmp_path: Path
+    processes: ForkServer, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
-    with _scheduler(tmp_path) as (address, scheduler):
+    with dask_scheduler(processes, tmp_path) as (address, scheduler):
         asked = settings(shards, names, tmp_path / "zarr", teacher, scheduler=address)
         notes: list[str] = []
 
@@ -257,11 +264,11 @@ def test_local_workers_share_the_cores(
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
-        here = asked.on_this_machine()
+        here = on_this_machine(asked)
     finally:
         torch.set_num_threads(before)
     assert (here.threads, here.torch_threads) == (threads, threads)
-    chosen = asked.model_copy(update={"threads": 9, "torch_threads": 5}).on_this_machine()
+    chosen = on_this_machine(asked.model_copy(update={"threads": 9, "torch_threads": 5}))
     assert (chosen.threads, chosen.torch_threads) == (9, 5)
 
 

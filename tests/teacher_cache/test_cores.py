@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from teacher_cache.command_settings import ComputeSettings
 from teacher_cache.cores import usable_cores
-from teacher_cache.workers import ComputeSettings
+from teacher_cache.workers import on_this_machine
 
 
 @pytest.fixture
@@ -20,4 +21,4 @@ def one_core() -> Iterator[None]:
 
 def test_of_all_cores_those_count_that_may_be_used(one_core: None) -> None:
     assert usable_cores() == 1
-    assert ComputeSettings(workers=1, device="cpu").on_this_machine().threads == 1
+    assert on_this_machine(ComputeSettings(workers=1, device="cpu")).threads == 1

@@ -12,9 +12,9 @@ import pytest
 
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.export import export_soft_labels, read_metadata
-from teacher_cache.views import ViewPolicy
 from tests.teacher_cache.inputs import ANIMALS, settings, webdataset_members, write_shard
 
 

@@ -11,11 +11,11 @@ import torch
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.command_settings import ExtendSettings, ViewPolicy
 from teacher_cache.errors import CacheMismatchError, UsageError
-from teacher_cache.extend import ExtendSettings, extend_cache
+from teacher_cache.extend import extend_cache
 from teacher_cache.store import CacheStore, verify_store
 from teacher_cache.store.local_folder import LocalFolder
-from teacher_cache.views import ViewPolicy
 from tests.models import write_model
 from tests.teacher_cache.inputs import (
     decoded_arrays,

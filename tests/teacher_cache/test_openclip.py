@@ -9,13 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.openclip import (
-    canonical_model_name,
-    load_model,
-    text_parts,
-    vision_transformer,
-    weights_digest,
-)
+from teacher_cache.model_names import canonical_model_name
+from teacher_cache.openclip import load_model, text_parts, vision_transformer, weights_digest
 from tests.models import loaded, write_model
 
 

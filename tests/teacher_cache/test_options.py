@@ -12,7 +12,8 @@ from pydantic import BaseModel, field_validator
 from typer.testing import CliRunner
 
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.options import Place, from_flat, run_app, settings_options, validated
+from teacher_cache.options import run_app, settings_options
+from teacher_cache.settings import Place, from_flat, validated
 
 
 @pytest.mark.parametrize(

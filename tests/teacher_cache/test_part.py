@@ -15,13 +15,13 @@ from teacher_cache import part as part_module
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
 from teacher_cache.images import SampleTable, index_images
+from teacher_cache.info import slowest_stage
 from teacher_cache.part import (
     BATCHES_AHEAD,
     VIEWS_AT_ONCE,
     PartResult,
     cut_batches,
     part_arrays,
-    slowest_stage,
 )
 from teacher_cache.store import CacheHeader
 from teacher_cache.teacher import Teacher

@@ -1,11 +1,17 @@
 """Progress without a terminal is lines that a program can read; in one it is in `test_terminal.py`."""
 
+import contextlib
+import os
+import pty
 import re
+import subprocess
+import sys
 
+import pyte
 import pytest
 
 from teacher_cache import progress
-from teacher_cache.progress import counting
+from teacher_cache.progress import counting, loading
 
 LINE = re.compile(r"(\S+) (\d+)/(\d+)  ([\d.]+)/s  left (\d+:\d\d:\d\d|\?)((?:  \S+ \S+)*)")
 
@@ -51,3 +57,37 @@ def test_a_work_that_never_began_says_nothing(capsys: pytest.CaptureFixture[str]
     with counting("rows", 5):
         pass
     assert capsys.readouterr().err == ""
+
+
+LOAD = "import time; from teacher_cache.progress import loading\nwith loading(): time.sleep(0.5)"
+
+
+def in_terminal(code: str, **environment: str) -> bytes:
+    """What a terminal gets from a process."""
+    master, slave = pty.openpty()
+    env = os.environ | {"TERM": "xterm", "COLUMNS": "80"} | environment
+    with subprocess.Popen([sys.executable, "-c", code], stdout=slave, stderr=slave, env=env) as process:
+        os.close(slave)
+        got = b""
+        with contextlib.suppress(OSError):  # how Linux says that a terminal is closed
+            while piece := os.read(master, 4096):
+                got += piece
+    os.close(master)
+    assert process.returncode == 0
+    return got
+
+
+def test_loading_is_said_in_a_terminal_and_gone_afterwards() -> None:
+    got = in_terminal(LOAD)
+    assert b"loading torch and open_clip ..." in got
+    screen = pyte.Screen(80, 24)
+    pyte.ByteStream(screen).feed(got)
+    assert "".join(screen.display).strip() == ""
+    assert in_terminal(LOAD, LOCAL_RANK="1") == b"", "one of several processes says it"
+    assert in_terminal(LOAD, TERM="dumb") == b""
+
+
+def test_loading_is_not_said_elsewhere(capfd: pytest.CaptureFixture[str]) -> None:
+    with loading():
+        pass
+    assert capfd.readouterr() == ("", "")

@@ -12,8 +12,9 @@ import torch
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.relabel import relabel_cache
 from teacher_cache.store import CacheStore, verify_store
 from teacher_cache.store.local_folder import LocalFolder
 from tests.models import write_model

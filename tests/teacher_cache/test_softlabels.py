@@ -9,13 +9,13 @@ import torch
 
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
-from teacher_cache.cli import describe
+from teacher_cache.command_settings import ExtendSettings, ViewPolicy
 from teacher_cache.errors import CacheDamagedError, UsageError
-from teacher_cache.extend import ExtendSettings, extend_cache
+from teacher_cache.extend import extend_cache
+from teacher_cache.info import describe
 from teacher_cache.softlabels import Rows
 from teacher_cache.stats import teacher_statistics
 from teacher_cache.store import CacheStore
-from teacher_cache.views import ViewPolicy
 from tests.teacher_cache.inputs import settings, webdataset_members, write_shard
 
 

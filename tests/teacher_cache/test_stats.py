@@ -9,9 +9,9 @@ import pytest
 
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import UsageError
 from teacher_cache.stats import sample_rows, teacher_statistics
-from teacher_cache.views import ViewPolicy
 from tests.teacher_cache.inputs import settings, webdataset_members, write_shard
 
 ENCODINGS: list[dict[str, Any]] = [

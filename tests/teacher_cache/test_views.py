@@ -11,23 +11,16 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as transforms
 
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, decode_image, index_images
 from teacher_cache.openclip import load_model
-from teacher_cache.options import validated
 from teacher_cache.part import part_arrays
+from teacher_cache.settings import validated
 from teacher_cache.store import CacheHeader
 from teacher_cache.teacher import Teacher
-from teacher_cache.views import (
-    FULL,
-    RATIO,
-    ViewPolicy,
-    ViewRenderer,
-    draw_crop,
-    evaluation_crop,
-    normalise,
-)
+from teacher_cache.views import FULL, RATIO, ViewRenderer, draw_crop, evaluation_crop, normalise
 from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.inputs import ANIMALS, jpeg, picture, settings
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from timm.data import ImageNetInfo
 
+from teacher_cache.command_settings import Duplicates, Lemma
 from teacher_cache.errors import UsageError
-from teacher_cache.vocabulary import Duplicates, Lemma, Vocabulary, load_templates, load_vocabulary
+from teacher_cache.vocabulary import Vocabulary, load_templates, load_vocabulary
 
 
 @pytest.mark.parametrize(

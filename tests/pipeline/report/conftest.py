@@ -12,11 +12,13 @@ from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
 from pipeline.student_run import write_results
 from pipeline.sweep_record import SweepRecord, SweepRow
-from student_train.evaluate import EvalSettings, evaluate
-from student_train.prompts import PromptSettings
+from student_train.command_settings import EvalSettings
+from student_train.evaluation import evaluate
+from student_train.loop import train
 from student_train.run_record import RESULTS
-from student_train.train import TrainSettings, train
-from teacher_cache.build import BuildSettings, build_cache
+from student_train.settings import PromptSettings, TrainSettings
+from teacher_cache.build import build_cache
+from teacher_cache.command_settings import BuildSettings
 from tests.student_train.conftest import PICTURES
 
 SCRIPT = "<script>alert(1)</script>"

@@ -10,7 +10,7 @@ from pipeline.report.gather import gather
 from pipeline.report.inside import norms
 from pipeline.report.pieces import Figures, Text
 from pipeline.report.prompts import prompt_norms, tower_blocks
-from student_train.prompts import PromptSettings
+from student_train.settings import PromptSettings
 from student_train.stored import StoredStudent, StudentRecord, read_student
 from student_train.student import PromptedCLIP
 from tests.models import loaded

@@ -12,8 +12,9 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from student_train.evaluators import EVALUATORS, FIGURES, Scores, Task, harmonic_mean
+from student_train.evaluators import EVALUATORS, Scores, Task, harmonic_mean
 from student_train.evaluators.evaluator import top_places
+from student_train.figures import FIGURES
 from teacher_cache.errors import UsageError
 
 CLASSES = 11

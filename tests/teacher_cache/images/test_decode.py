@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.images import UnreadableImageError, decode_image, image_size
 from teacher_cache.images.decode import MAX_PIXELS
-from teacher_cache.views import FULL, ViewPolicy, draw_crop, enough_pixels, evaluation_crop
+from teacher_cache.views import FULL, draw_crop, enough_pixels, evaluation_crop
 from tests.teacher_cache.inputs import (
     encoded,
     jpeg,

@@ -212,7 +212,7 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
         (
             {"format": "rpp-cache", "format_version": 3, "software": "rpp 9.1"},
             UsageError,
-            r"has cache format 3, written by rpp 9\.1; rpp 0\.\S+ reads formats 1 to 2: install a newer rpp$",
+            r"has cache format 3, written by rpp 9\.1; rpp 0\.\S+ reads formats 1 to 2: install .* rpp-clip$",
         ),
         (
             {"format": "rpp-cache"},

@@ -16,10 +16,11 @@ import pytest
 import zarr
 
 from teacher_cache import open_cache
-from teacher_cache.cli import describe
+from teacher_cache.command_settings import ExtendSettings, RelabelSettings
 from teacher_cache.errors import CacheDamagedError, UsageError
-from teacher_cache.extend import ExtendSettings, extend_cache
-from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.extend import extend_cache
+from teacher_cache.info import describe
+from teacher_cache.relabel import relabel_cache
 from teacher_cache.store import CacheStore, verify_store
 from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import ANIMALS, decoded_arrays

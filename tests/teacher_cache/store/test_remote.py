@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,14 @@ import zarr
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.command_settings import ExtendSettings, RelabelSettings
 from teacher_cache.errors import CacheBusyError, CacheUnreachableError, UsageError
-from teacher_cache.extend import ExtendSettings, extend_cache
-from teacher_cache.relabel import RelabelSettings, relabel_cache
+from teacher_cache.extend import extend_cache
+from teacher_cache.relabel import relabel_cache
 from teacher_cache.store import CacheStore, lock, verify_store
 from teacher_cache.store.places import folder_at
 from teacher_cache.store.remote_folder import RemoteFolder
+from tests.processes import ForkServer
 from tests.teacher_cache.inputs import decoded_arrays, settings
 
 KILLED_BUILD = """
@@ -55,15 +55,14 @@ def assert_equals(remote: str, local: Path) -> None:
         np.testing.assert_array_equal(np.asarray(group[name][:]), values, err_msg=name)
 
 
-@pytest.mark.slow
 def test_a_build_that_was_killed_goes_on(
-    bucket: str, cache: Path, teacher: Path, shards: Path, names: Path
+    processes: ForkServer, bucket: str, cache: Path, teacher: Path, shards: Path, names: Path
 ) -> None:
     asked = settings(shards, names, f"{bucket}/zarr", teacher)
     options = ("images", "classes", "out", "teacher", "part_size", "batch_size", "threads", "device")
     arguments = [f"--{name.replace('_', '-')}={getattr(asked, name)}" for name in options]
-    killed = subprocess.run([sys.executable, "-c", KILLED_BUILD, "build", *arguments], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = processes.call("python", "-c", KILLED_BUILD, "build", *arguments)
+    assert killed.code == -signal.SIGKILL, killed.err
     store = CacheStore.open(asked.out)
     committed = store.committed()
     assert committed in ([0, 1], [0, 1, 3])  # the part behind the killed one may have been faster

@@ -1,0 +1,64 @@
+"""What the commands of both stages together can be told: the settings of `sweep` and `demo`.
+
+Nothing here takes time to import. A description that ends in `[default: ...]` says in words what happens
+without the option.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from teacher_cache.settings import MOST_PROCESSES, Panels
+
+MOST_SEEDS = 10_000
+
+
+class SweepSettings(BaseModel):
+    """A grid of runs."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    PANELS: ClassVar[Panels] = {
+        "Grid": ("set", "seeds"),
+        "Compute": ("jobs", "scheduler"),
+        "Output": ("out",),
+    }
+
+    set: tuple[str, ...] = Field(
+        default=(),
+        description="train.NAME=VALUE,VALUE,...: an axis of the grid; may be repeated [default: one run]",
+    )
+    seeds: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_SEEDS,
+        description="runs per setting, with consecutive seeds from the recipe's",
+    )
+    out: Path | None = Field(default=None, description="folder of the sweep [default: sweeps/RECIPE]")
+    jobs: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="runs at a time on this machine, each in a process of its own",
+    )
+    scheduler: str | None = Field(
+        default=None,
+        description="address of a Dask scheduler whose workers run the grid, tcp://HOST:PORT [default: this "
+        "machine]",
+    )
+
+
+class DemoSettings(BaseModel):
+    """Settings of the demo."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    PANELS: ClassVar[Panels] = {
+        "Training": ("seeds", "epochs"),
+        "Compute": ("device",),
+        "Output": ("out",),
+    }
+
+    out: Path = Field(default=Path("rpp-demo"), description="folder for the cache, the runs and the figures")
+    seeds: int = Field(default=3, ge=1, description="trainings per row")
+    epochs: int = Field(default=5, ge=1, description="passes over the base pictures")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

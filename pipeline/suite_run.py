@@ -1,0 +1,111 @@
+"""Suites -> evaluations of many students on many data sets, and their means."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.suite import Suite, SuiteData, missing_data
+from student_train.command_settings import EvalOptions
+from student_train.datasets import Dataset, open_dataset
+from student_train.evaluation import check_evaluation, evaluate_models, load_models
+from student_train.evaluators import harmonic_mean
+from student_train.figures import FIGURES
+from teacher_cache.errors import RppError, UsageError
+
+
+def run_suites(
+    suites: Sequence[Suite],
+    students: Sequence[str],
+    options: EvalOptions,
+    skip_missing: bool = False,
+    on_note: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Evaluate students on all data sets of suites. What can be known is known before any image is read: all
+    data sets are opened before a model is loaded. An image is decoded once for all students.
+
+    Args:
+        students: runs, or `zero-shot`.
+        options: all else that the evaluations share. What a data set is, its table in the suite says.
+        skip_missing: leave out data sets that are not there, with a note, instead of refusing.
+
+    Returns:
+        `rows`: for each data set and student what `evaluate` returns, with `suite` and `data`, its name;
+        `means`: for each suite and student, and over all suites where there are several, the means of the
+        figures that all its rows have, with `datasets` and `of`: of how many of how many data sets;
+        `failed`: data sets whose images could not be evaluated: `suite`, `data`, `why`. The others are.
+
+    Raises:
+        UsageError: data sets that are not there, all of them named; no such run; none left; suites of one
+            name; a metric or model that does not fit a data set.
+    """
+    names = [suite.name for suite in suites]
+    if len(set(names)) < len(names):
+        raise UsageError(f"two suites of one name: {', '.join(names)}; their means would be one")
+    found, missing = _open(suites, skip_missing)
+    for line in missing:
+        on_note(f"left out: {line}")
+    models = load_models(students, options)
+    for _, data, dataset in found:
+        try:
+            check_evaluation(models, dataset, options)
+        except UsageError as error:
+            raise UsageError(f"{data.name}: {error}") from error
+    rows, failed = [], []
+    for suite, data, dataset in found:
+        try:
+            results = evaluate_models(models, dataset, options)
+        except RppError as error:
+            failed.append({"suite": suite.name, "data": data.name, "why": str(error)})
+            on_note(f"{data.name} failed: {error}")
+            continue
+        for line in results[0]["notes"]:
+            on_note(f"{data.name}: {line}")
+        rows += [{"suite": suite.name, "data": data.name, **result} for result in results]
+    return {"rows": rows, "means": _means(rows, suites), "failed": failed}
+
+
+def check_all_evaluated(results: dict[str, Any]) -> None:
+    """Raises:
+    RppError: a data set of the suites failed.
+    """
+    if failed := results["failed"]:
+        raise RppError(
+            f"{len(failed)} data sets could not be evaluated; the first, {failed[0]['data']}: "
+            f"{failed[0]['why']}"
+        )
+
+
+def _open(
+    suites: Sequence[Suite], skip_missing: bool
+) -> tuple[list[tuple[Suite, SuiteData, Dataset]], list[str]]:
+    found, missing = [], []
+    for suite in suites:
+        for data in suite.data:
+            try:
+                found.append((suite, data, open_dataset(data)))
+            except UsageError as error:
+                missing.append(f"{data.name}: {error}")
+    if missing and (not skip_missing or not found):
+        raise missing_data(missing, len(found) + len(missing), skip_missing)
+    return found, missing
+
+
+def _means(rows: Sequence[dict[str, Any]], suites: Sequence[Suite]) -> list[dict[str, Any]]:
+    groups = [(suite.name, [suite.name], len(suite.data)) for suite in suites]
+    if len(suites) > 1:
+        groups.append(("all", [suite.name for suite in suites], sum(len(suite.data) for suite in suites)))
+    means = []
+    for name, members, count in groups:
+        for student in dict.fromkeys(row["student"] for row in rows):
+            own = [row for row in rows if row["suite"] in members and row["student"] == student]
+            if not own:
+                continue
+            figures = {
+                figure: statistics.mean(row[figure] for row in own)
+                for figure in FIGURES
+                if all(figure in row for row in own)
+            }
+            if "harmonic" in figures:  # of the means, as CoCoOp's and MaPLe's tables have it
+                figures["harmonic"] = harmonic_mean(figures["base"], figures["new"])
+            means.append({"suite": name, "student": student, "datasets": len(own), "of": count, **figures})
+    return means

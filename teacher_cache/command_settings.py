@@ -1,0 +1,181 @@
+"""What stage one's commands can be told: the settings of `build`, `extend` and `relabel`.
+
+What they do with it is in the files of these names. Nothing here takes time to import. A description that
+ends in `[default: ...]` says in words what happens without the option.
+"""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from teacher_cache.errors import UsageError
+from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
+from teacher_cache.settings import MOST_PROCESSES, Panels, Place
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Lemma = Literal["first", "last", "shortest", "all"]
+Duplicates = Literal["lemma", "definition", "keep", "error"]
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+DEFAULT_TOPK = 100
+
+COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict")
+
+
+class ViewPolicy(BaseModel):
+    """How many views a sample has and how the random ones are drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    views: int = Field(default=1, ge=1, le=1024, description="views per image; view 0 is the evaluation view")
+    view_seed: int = Field(default=0, ge=0, le=2**128 - 1, description="seed of the random crops")
+    view_scale_min: float = Field(
+        default=0.08, gt=0, le=1, description="smallest area of a random crop, as a share of the image"
+    )
+    view_flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
+
+
+class ComputeSettings(BaseModel):
+    """How parts are computed: nothing here changes what a cache is of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    batch_size: int = Field(default=64, ge=1, description="images per forward pass, one view of each")
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="local worker processes [default: one per CUDA device; on a CPU one]",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="threads per worker that read and decode images [default: its cores, at most 16]",
+    )
+    torch_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="CPU threads of a worker's forward pass [default: its cores]",
+    )
+    scheduler: str | None = Field(
+        default=None,
+        description="address of a running Dask scheduler, tcp://HOST:PORT [default: workers on this machine]",
+    )
+    strict: bool = Field(default=False, description="stop at the first unreadable image")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "ComputeSettings":
+        if self.scheduler and self.workers:
+            raise UsageError("--workers starts workers on this machine: leave it out, or --scheduler")
+        return self
+
+
+class BuildSettings(ComputeSettings):
+    """Settings of stage one."""
+
+    PANELS: ClassVar[Panels] = {
+        "Data": ("images", "classes", "templates", "lemma", "duplicates", "max_pixels"),
+        "Teacher": ("teacher", "pretrained", "precision"),
+        "Views": tuple(ViewPolicy.model_fields),
+        "Cache": ("out", "encoding", "topk", "part_size"),
+        "Compute": COMPUTE,
+    }
+
+    images: str = Field(
+        description="tar shards ('a/{00..99}.tar'), Parquet files or an image folder; a path or a URL"
+    )
+    classes: str = Field(
+        description="class names: imagenet-21k or a similar known name, or a .txt, .csv or .json file"
+    )
+    out: Place = Field(description="folder or URL of the cache to create or to resume")
+    teacher: str = Field(description="open_clip model name, or a folder with open_clip_config.json")
+    pretrained: str | None = Field(
+        default=None, description="pretrained tag or weights file [default: a model folder has its own]"
+    )
+    templates: str = Field(
+        default=DEFAULT_TEMPLATE,
+        description="one text with {} for the class name, a file of such texts, imagenet or imagenet-simple",
+    )
+    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
+    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
+    view_policy: ViewPolicy = ViewPolicy()
+    encoding: Literal["factored", "factored-int8", "topk", "dense"] = Field(
+        default="factored", description="how logits are stored; docs/format.md says what each loses"
+    )
+    topk: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"classes per view that --encoding topk keeps [default: {DEFAULT_TOPK}]",
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        ge=1,
+        le=MOST_PIXELS,
+        description="pixels per image; a larger image counts as unreadable and is never decoded",
+    )
+    precision: Precision = Field(default="fp32", description="autocast precision of the teacher")
+    part_size: int = Field(
+        default=8192,
+        ge=1,
+        description="samples per part, above 1024 in steps of 1024; a kill loses at most one part",
+    )
+
+    @property
+    def encoding_record(self) -> dict[str, Any]:
+        """The encoding with its options, as the header records it."""
+        options = {"k": self.topk or DEFAULT_TOPK} if self.encoding == "topk" else {}
+        return {"name": self.encoding} | options
+
+    @model_validator(mode="after")
+    def _topk_of_topk(self) -> "BuildSettings":
+        if self.topk is not None and self.encoding != "topk":
+            raise UsageError(f"--topk {self.topk} belongs to --encoding topk, not to {self.encoding}")
+        return self
+
+
+class ExtendSettings(ComputeSettings):
+    """Settings of a further pass: what does not change its result, but for the number of views."""
+
+    PANELS: ClassVar[Panels] = {
+        "Cache": ("views", "images", "teacher", "pretrained"),
+        "Compute": COMPUTE,
+    }
+
+    views: int = Field(ge=1, le=1024, description="views per image that the cache shall have")
+    images: str | None = Field(
+        default=None, description="where the images are now [default: where the build found them]"
+    )
+    teacher: str | None = Field(
+        default=None, description="where the cache's teacher is now [default: where it was]"
+    )
+    pretrained: str | None = Field(default=None, description="its weights file now [default: where it was]")
+
+
+class RelabelSettings(BaseModel):
+    """Settings of a further vocabulary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    PANELS: ClassVar[Panels] = {
+        "Vocabulary": ("name", "classes", "templates", "lemma", "duplicates"),
+        "Teacher": ("teacher", "pretrained", "device"),
+    }
+
+    name: str = Field(description="name of the vocabulary in this cache")
+    classes: str = Field(
+        description="class names: imagenet-21k or a similar known name, or a .txt, .csv or .json file"
+    )
+    templates: str | None = Field(
+        default=None,
+        description="one text with {} for the class name, a file of such texts, imagenet or imagenet-simple "
+        "[default: those of the build]",
+    )
+    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
+    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
+    teacher: str | None = Field(
+        default=None, description="where the cache's teacher is now [default: where it was]"
+    )
+    pretrained: str | None = Field(default=None, description="its weights file now [default: where it was]")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

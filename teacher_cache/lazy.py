@@ -1,0 +1,60 @@
+"""Names of a package (PEP 562) and entries of a registry that are imported when they are first used.
+
+A package's `__init__` would otherwise import every file of it, and with them torch, which takes seconds.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+
+def lazy_names(
+    package: str, files: Mapping[str, tuple[str, ...]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` for a package's `__init__`.
+
+    Args:
+        package: its `__name__`.
+        files: names by the module below the package that defines them; none is called as such a module is.
+    """
+    modules = {name: f"{package}.{file}" for file, names in files.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        found = getattr(import_module(modules[name]), name)
+        setattr(sys.modules[package], name, found)
+        return found
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return get, names
+
+
+Kind = TypeVar("Kind")
+
+
+class Registry(Mapping[str, Kind]):
+    """Objects by name, each imported when it is first asked for."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        """Args:
+        places: MODULE:NAME by name.
+        """
+        self._places = dict(places)
+
+    def __getitem__(self, name: str) -> Kind:
+        module, _, what = self._places[name].partition(":")
+        found: Kind = getattr(import_module(module), what)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # a Mapping would ask for the object
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

@@ -1,0 +1,85 @@
+"""What can be refused at once: places that options name and that are not there.
+
+The commands call this before they import torch, zarr and the rest, which takes seconds. The functions that do
+the work make the same checks, and those that need a file's content or a network.
+"""
+
+import os
+from pathlib import Path
+
+from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
+from teacher_cache.errors import UsageError
+from teacher_cache.images.remote import is_remote
+from teacher_cache.images.sources import find_source
+from teacher_cache.store.presence import require_cache
+from teacher_cache.vocabulary import TEMPLATE_SETS, load_templates, require_vocabulary
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npy", ".npz", ".ckpt", ".tar")
+
+
+def require_images(source: str) -> None:
+    """Refuse a local image source that is not there.
+
+    Raises:
+        UsageError: no file or folder, or files of several kinds.
+    """
+    if not is_remote(source):
+        find_source(source)
+
+
+def require_classes(classes: str | None, templates: str | None = None) -> None:
+    """Refuse a vocabulary or a file of templates that is not there, and templates without a field.
+
+    Raises:
+        UsageError: naming what was looked for.
+    """
+    if classes is not None:
+        require_vocabulary(classes)
+    if templates is not None and templates not in TEMPLATE_SETS:
+        load_templates(templates)
+
+
+def require_weights(pretrained: str | None) -> None:
+    """Refuse a weights file that is not there. Whether a tag is known, only open_clip can say.
+
+    Raises:
+        UsageError: what can only be meant as a file is not one.
+    """
+    if pretrained is None or os.path.isfile(Path(pretrained).expanduser()):
+        return
+    if "/" in pretrained or Path(pretrained).suffix in WEIGHTS_SUFFIXES:
+        raise UsageError(f"--pretrained '{pretrained}': no such weights file")
+
+
+def check_build(settings: BuildSettings) -> None:
+    """Refuse a build whose images, vocabulary, templates or weights file are not there.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    require_classes(settings.classes, settings.templates)
+    require_images(settings.images)
+    require_weights(settings.pretrained)
+
+
+def check_relabel(cache: str, settings: RelabelSettings) -> None:
+    """Refuse a further vocabulary whose cache, class names or templates are not there.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    require_cache(cache)
+    require_classes(settings.classes, settings.templates)
+    require_weights(settings.pretrained)
+
+
+def check_extend(cache: str, settings: ExtendSettings) -> None:
+    """Refuse further views whose cache, images or weights file are not there.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    require_cache(cache)
+    if settings.images is not None:
+        require_images(settings.images)
+    require_weights(settings.pretrained)

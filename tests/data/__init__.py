@@ -1,0 +1,1 @@
+"""Small files that other versions of libraries wrote, for tests that read them."""

@@ -1,0 +1,1 @@
+"""Caches that two versions of zarr wrote, and the script that writes them."""
