@@ -44,7 +44,7 @@ def check_train(settings: TrainSettings) -> None:
         require_cache(settings.student_features)
     if settings.init is not None and not settings.resume:  # a checkpoint holds the prompts
         require_student(settings.init)
-    if settings.images is not None:
+    if settings.images is not None and settings.prompts.towers != "text":  # else they may not be read at all
         require_images(settings.images)
     require_weights(settings.pretrained)
 
