@@ -72,3 +72,12 @@ def test_extras_have_the_bounds_that_are_tested() -> None:
     """All but gcs, which has no server to test it with, are in `dev`."""
     for name in EXTRAS.keys() - {"dev", "gcs"}:
         assert set(EXTRAS[name]) <= set(EXTRAS["dev"])
+
+
+def test_the_root_that_stands_for_the_image_is_of_its_release() -> None:
+    """The Dockerfile's steps are tried in the release of Debian that its first line names."""
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    ((version, release),) = re.findall(r"^FROM python:(3\.\d+)-slim-(\w+)$", dockerfile, re.MULTILINE)
+    assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
+    for page in ("docs/contributing.md", "tests/dockerfile_steps.py"):
+        assert f"ca-certificates {release} /tmp/root" in (ROOT / page).read_text(encoding="utf-8")
