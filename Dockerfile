@@ -4,7 +4,7 @@
 #   docker run --rm --network none rpp demo
 #   docker run --rm --gpus all -v /data:/data -v "$PWD:/work" --user "$(id -u)" rpp run recipe.toml
 #   docker run --rm --gpus all -v /data:/data --entrypoint rpp-cache rpp build --images '/data/*.tar' ...
-FROM python:3.12-slim
+FROM python:3.13-slim-trixie
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1 \

@@ -1,15 +1,45 @@
 # `make demo` and `make test` do all set-up on a fresh machine; a second call installs nothing.
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+TESTS ?= tests
 
-.PHONY: demo test faults fuzz coverage install browser clean
+# pip for what users get; the other environments are installed by uv, in a tenth of the time.
+INSTALLER ?= pip
+PIP := $(BIN)/python -m pip install
+UV := $(PIP) --quiet uv && $(BIN)/uv pip install --system-certs --python $(BIN)/python
+INSTALL := $(if $(filter uv,$(INSTALLER)),$(UV),$(PIP))
+
+# Tests in which another release of a dependency can show.
+VERSION_TESTS := \
+	tests/pipeline/test_demo.py \
+	tests/teacher_cache/test_build.py tests/teacher_cache/test_export.py \
+	tests/teacher_cache/store/test_cache_store.py tests/teacher_cache/store/test_zarr_versions.py \
+	tests/teacher_cache/test_compat.py tests/student_train/test_readers.py tests/test_startup.py \
+	tests/student_train/test_train.py tests/student_train/test_run_folder.py \
+	tests/student_train/test_onnx_tower.py tests/student_train/test_huggingface.py \
+	tests/test_two_environments.py
+
+.PHONY: demo test test-newest test-oldest faults fuzz coverage install browser clean
 
 demo: install
 	$(BIN)/rpp demo
 
 # All that protects results and data; of kills, other faults and hostile input the short form.
 test: install browser
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
+
+# The newest Python on this machine, with the newest dependencies.
+test-newest:
+	python=$$(.ci/newest-python) && \
+		$(MAKE) test VENV=.venv-newest PYTHON="$$python" INSTALLER=uv TESTS='$(VERSION_TESTS)'
+
+# The lowest versions that pyproject.toml allows, of Python and of each dependency.
+test-oldest:
+	mkdir -p .venv-oldest
+	python3.11 tests/oldest_requirements.py > .venv-oldest/constraints.txt
+	UV_CONSTRAINT=.venv-oldest/constraints.txt \
+		$(MAKE) test VENV=.venv-oldest PYTHON=python3.11 INSTALLER=uv TESTS='$(VERSION_TESTS)'
 
 # Hundreds of kills and other faults, and a table of what became of them; half an hour.
 faults: install
@@ -27,13 +57,14 @@ coverage: install browser
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-install: .venv/installed
+install: $(VENV)/installed
 
-.venv/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer is needed; name one with make PYTHON=python3.12' >&2; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --quiet uninstall --yes rpp 2>/dev/null  # the name before rpp-clip: it owns the commands
+	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 # The report is tested in a real browser; without one those tests fail, and say how to leave them out.
@@ -44,4 +75,4 @@ browser:
 	else echo 'no chromium here, and no right to install it: the tests in a browser will fail' >&2; fi
 
 clean:
-	rm -rf .venv rpp-demo
+	rm -rf .venv .venv-newest .venv-oldest rpp-demo

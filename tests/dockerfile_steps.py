@@ -1,9 +1,10 @@
 """The steps of the Dockerfile in a clean root, where no container engine is at hand; then its command.
 
-The root stands for the FROM line: a Debian with Python, made by debootstrap. `python` and `pip` are those of
-a virtual environment in it, since Debian's own Python takes no packages. As root:
+The root stands for the FROM line: the same release of Debian with its own Python, made by debootstrap.
+`python` and `pip` are those of a virtual environment in it, since Debian's own Python takes no packages. As
+root:
 
-    debootstrap --variant=minbase --include=python3-venv,ca-certificates bookworm /tmp/root
+    debootstrap --variant=minbase --include=python3-venv,ca-certificates trixie /tmp/root
     python tests/dockerfile_steps.py /tmp/root . --network none --command demo
 """
 
