@@ -19,12 +19,10 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
+from teacher_cache.compat.zarr import local_files
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.json_text import parse_json
 from teacher_cache.store.layout import canonical
-from teacher_cache.store.presence import GROUP
 
 CHECKSUM_BYTES = 4
 ABSENT = (1 << 64) - 1  # offset of a chunk that was never written
@@ -49,10 +47,9 @@ class ShardedArray:
     @classmethod
     def of(cls, array: zarr.Array[Any]) -> "ShardedArray | None":
         """A reader of the array, or None if its bytes cannot be taken as they lie in its files."""
-        if not isinstance(array.store, LocalStore):
+        if (files := local_files(array)) is None:
             return None
-        root = Path(array.store.root) / array.path
-        metadata = canonical(parse_json((root / GROUP).read_bytes()))
+        root, metadata = files[0], canonical(files[1])
         match metadata["chunk_key_encoding"]:
             case "default":
                 separator = "/"

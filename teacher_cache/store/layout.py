@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import zarr
-from zarr.abc.buffer import Buffer
-from zarr.storage import MemoryStore
 
+from teacher_cache.compat.zarr import written_objects
 from teacher_cache.encodings import ArraySpec
 from teacher_cache.json_text import parse_json
 from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader
@@ -82,9 +81,8 @@ def canonical(metadata: Any) -> Any:
 
 def objects_in_memory(lay_out: Callable[[zarr.Group], None]) -> dict[str, bytes]:
     """What zarr would store, by key, without the group's own metadata."""
-    objects: dict[str, Buffer] = {}
-    lay_out(zarr.create_group(MemoryStore(objects), zarr_format=3))
-    return {key: content.to_bytes() for key, content in objects.items() if key != GROUP}
+    objects = written_objects(lambda store: lay_out(zarr.create_group(store, zarr_format=3)))
+    return {key: content for key, content in objects.items() if key != GROUP}
 
 
 def _create_array(

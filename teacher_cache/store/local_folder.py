@@ -135,6 +135,10 @@ class _LocalStore(LocalStore):
         _file(self.root / key)
         return await super().get(key, *arguments, **more)
 
+    def get_sync(self, key: str, *arguments: Any, **more: Any) -> Any:
+        _file(self.root / key)
+        return super().get_sync(key, *arguments, **more)
+
 
 @contextmanager
 def disk_errors(place: str | os.PathLike[str]) -> Iterator[None]:

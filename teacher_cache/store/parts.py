@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.buffer import Buffer, BufferPrototype
-from zarr.abc.store import Store
-from zarr.storage import WrapperStore
 
+from teacher_cache.compat.zarr import open_with_metadata, read
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import CODEC_ERRORS, checksum
@@ -172,7 +170,7 @@ class StoredParts:
 
     def _is_as_recorded(self, name: str, part: int, record: PartRecord) -> bool:
         try:
-            values = np.asarray(self._expected_array(name)[self._region(name, part)])
+            values = read(self._expected_array(name), self._region(name, part))
         # A shard that was cut or overwritten fails in the codec in as many ways as there are codecs.
         except (OSError, CacheDamagedError, *CODEC_ERRORS):
             return False
@@ -186,7 +184,7 @@ class StoredParts:
         """
         array = self.array(name)
         try:
-            return np.asarray(array[selection])
+            return read(array, selection)
         except CODEC_ERRORS as error:
             raise CacheDamagedError(
                 f"'{name}' in {self.path} is not readable ({error}); rpp-cache verify finds the part, build "
@@ -277,10 +275,7 @@ class StoredParts:
 
     def _expected_array(self, name: str) -> zarr.Array[Any]:
         """An array by what its metadata should be: damage of them is no damage of parts."""
-        store = _WithMetadata(
-            self.folder.zarr_store(writable=False), f"{name}/{GROUP}", self._expected_metadata[name]
-        )
-        return zarr.open_array(store, path=name, mode="r", zarr_format=3)
+        return open_with_metadata(self._zarr, name, self._expected_metadata[name])
 
     def withdraw(self, part: int) -> None:
         """Take back a part's record; the next build computes the part again."""
@@ -309,19 +304,6 @@ def _laid_out(metadata: Any) -> dict[str, Any]:
     names = ("data_type", "chunk_grid", "chunk_key_encoding", "codecs", "fill_value")
     samples, *more = metadata["shape"]
     return {**{name: canonical(metadata[name]) for name in names}, "shape": [samples, *more[1:]]}
-
-
-class _WithMetadata(WrapperStore[Store]):
-    """A store in which one object is another: the metadata of an array as they should be."""
-
-    def __init__(self, store: Store, key: str, content: bytes) -> None:
-        super().__init__(store)
-        self._key, self._content = key, content
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: Any = None) -> Buffer | None:
-        if key == self._key:
-            return prototype.buffer.from_bytes(self._content)
-        return await super().get(key, prototype, byte_range)
 
 
 @lru_cache(maxsize=32)

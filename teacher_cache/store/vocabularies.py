@@ -6,6 +6,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from teacher_cache.compat.zarr import read
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.json_text import parse_json
 from teacher_cache.store.checksums import CODEC_ERRORS, bytes_checksum, checksum, sealed, unsealed
@@ -73,7 +74,7 @@ class Vocabularies:
             if not same_metadata(self._folder.read(f"{path}/{GROUP}"), _metadata(len(vocabulary), embedding)):
                 raise ValueError(f"its {GROUP} is not what was written")
             array = zarr.open_array(self._folder.zarr_store(writable=False), path=path, mode="r")
-            features_CD = np.asarray(array[:], dtype=np.float32)
+            features_CD = read(array, slice(None)).astype(np.float32, copy=False)
         except (FileNotFoundError, *CODEC_ERRORS) as error:
             raise CacheDamagedError(f"{self._folder.url}/{path} is not readable: {error}") from error
         if checksum(features_CD) != expected:

@@ -52,21 +52,24 @@ def classes() -> NDArray[np.float32]:
     return unit(np.random.default_rng(8).standard_normal((len(NAMES), WIDTH), dtype=np.float32))
 
 
-def write(out: Path, encoding: str) -> None:
-    """A finished cache."""
-    arrays = arrays_of(encoding)
-    samples = SampleTable(
+def table(encoding: str) -> SampleTable:
+    """The samples."""
+    return SampleTable(
         pa.table(
             {
                 "key": pa.array([f"{row:06d}" for row in range(SAMPLES)], pa.large_string()),
                 "path": pa.array(["shard.tar"] * SAMPLES).dictionary_encode(),
                 "offset": pa.array(np.arange(SAMPLES, dtype=np.int64)),
                 "length": pa.array(np.ones(SAMPLES, dtype=np.int64)),
-                "label": pa.array(arrays["labels"]),
+                "label": pa.array(arrays_of(encoding)["labels"]),
             }
         )
     )
-    header = CacheHeader(
+
+
+def header_of(encoding: str) -> CacheHeader:
+    """What the cache is of."""
+    return CacheHeader(
         samples=SAMPLES,
         part_size=PART,
         embedding=WIDTH,
@@ -76,12 +79,17 @@ def write(out: Path, encoding: str) -> None:
         view_policy={"views": VIEWS},
         vocabulary="animals",
         vocabulary_digest=vocabulary_digest(VOCABULARY),
-        sample_table_digest=samples.digest,
+        sample_table_digest=table(encoding).digest,
         images="shard.tar",
         software="rpp 0.1.0",
         passes=[VIEWS],
     )
-    store = CacheStore.create(out, header, samples, VOCABULARY, classes())
+
+
+def write(out: Path, encoding: str) -> None:
+    """A finished cache."""
+    arrays, header = arrays_of(encoding), header_of(encoding)
+    store = CacheStore.create(out, header, table(encoding), VOCABULARY, classes())
     for part in range(header.parts):
         store.commit(part, {name: values[header.rows(part)] for name, values in arrays.items()}, {}, [])
 
