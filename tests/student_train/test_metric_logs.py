@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,17 @@ def as_events(lines: list[dict[str, Any]]) -> dict[str, list[tuple[float, int, f
     }
 
 
-def wandb_records(file: Path) -> Iterator[Record]:
+def wandb_records(file: Path) -> list[Record]:
+    """Records of the file of a finished run. Its service writes the last ones after the run has ended."""
+    until = time.monotonic() + 60
+    while True:
+        records = list(records_in(file))
+        if any(record.HasField("exit") for record in records) or time.monotonic() > until:
+            return records
+        time.sleep(0.1)
+
+
+def records_in(file: Path) -> Iterator[Record]:
     """Records of a .wandb file: LevelDB's log format behind seven bytes, blocks of 32 KiB."""
     data, at, record = file.read_bytes(), 7, b""
     assert data.startswith(b":W&B")
@@ -59,6 +70,8 @@ def wandb_records(file: Path) -> Iterator[Record]:
             at += left
             continue
         _, size, kind = struct.unpack_from("<IHB", data, at)
+        if at + 7 + size > len(data):  # still being written
+            return
         record += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # whole, or the last piece
