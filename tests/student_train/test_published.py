@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_what_cannot_be_imported_is_named(model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("")
     (tmp_path / "cut").write_bytes(checkpoint(tmp_path / "whole", torch.zeros(4, 64)).read_bytes()[:-700])
     torch.save({"state_dict": {"visual.proj": torch.zeros(2)}}, tmp_path / "other")
-    (tmp_path / "code").write_bytes(pickle.dumps({"state_dict": Path}, protocol=2))
+    (tmp_path / "code").write_bytes(pickle.dumps({"state_dict": Fraction}, protocol=2))
     cases = {
         tmp_path / "nowhere": r"cannot be read: No such file",
         tmp_path: r"cannot be read: Is a directory",
@@ -102,7 +103,7 @@ def test_what_cannot_be_imported_is_named(model: Path, tmp_path: Path) -> None:
         tmp_path / "junk": r"junk is no checkpoint of torch.save, or is damaged$",
         tmp_path / "empty": r"empty is no checkpoint of torch.save, or is damaged$",
         tmp_path / "cut": r"cut is no checkpoint of torch.save, or is damaged$",
-        tmp_path / "code": r"code cannot be read without running code that it names \(pathlib.Path\)",
+        tmp_path / "code": r"code cannot be read without running code that it names \(fractions.Fraction\)",
         tmp_path / "other": r"holds no context vectors \(ctx\)",
         checkpoint(tmp_path / "csc", torch.zeros(4, 4, 64)): r"of shape \[4, 4, 64\]; those of one context",
         checkpoint(tmp_path / "none", torch.zeros(0, 64)): r"of shape \[0, 64\]; .* n of at least 1",
