@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.transform import image_transform_v2
 
 from student_train.compat.clip_benchmark import add_model_type
 from student_train.prompt_tokenizer import PromptTokenizer
 from student_train.stored import read_student
 from student_train.student import PromptedCLIP, load_student
+from teacher_cache.compat.open_clip import evaluation_transform
 from teacher_cache.errors import UsageError
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR
 from teacher_cache.options import run_app
@@ -58,7 +58,7 @@ def load_rpp(
         if model or weights:  # perhaps CLIP_benchmark's own default, which nobody gave
             remedy = f"give --pretrained {NONE} for the frozen model where it was at training; else {remedy}"
         raise UsageError(f"{remedy}. With {asked}: {error}") from error
-    transform = image_transform_v2(student.base.preprocess, is_train=False)
+    transform = evaluation_transform(student.base.preprocess)
     return student, transform, student.tokenizer.for_templates([])
 
 

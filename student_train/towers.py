@@ -11,14 +11,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from student_train.packing import PackedTexts, pack_texts
 from student_train.prompts import Prompts
-from teacher_cache.compat.open_clip import embed, pool
+from teacher_cache.compat.open_clip import embedded_rows, pooled_features
 from teacher_cache.errors import UsageError
 from teacher_cache.openclip import TextParts
 
@@ -141,7 +140,7 @@ class _PromptedRows:
 # --- vision ----------------------------------------------------------------------------------------------
 
 
-def encode_image(visual: VisionTransformer, prompts: Prompts | None, images: Tensor) -> Tensor:
+def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor:
     """Image features [B, D] of a frozen open_clip vision tower with prompts behind the patches.
 
     Args:
@@ -150,14 +149,14 @@ def encode_image(visual: VisionTransformer, prompts: Prompts | None, images: Ten
         images: [B, 3, height, width], normalised as the model wants them.
     """
     blocks = visual.transformer.resblocks
-    stream = _PromptedRows(embed(visual, images), prompts, len(blocks))
+    stream = _PromptedRows(embedded_rows(visual, images), prompts, len(blocks))
     class_token_alone = visual.attn_pool is None and visual.pool_type == "tok"
     for number, block in enumerate(blocks, start=1):
         rows = 1 if class_token_alone and number == len(blocks) else stream.rows_after(number)
         residual, q, k, v = stream.attention_inputs(block, number, rows)
         stream.x = _finish(block, residual, _attend(block, q, k, v))
     with torch.autocast(images.device.type, enabled=False):  # as for text
-        return pool(visual, stream.x.float(), images)
+        return pooled_features(visual, images, stream.x.float())
 
 
 # --- text ------------------------------------------------------------------------------------------------

@@ -17,15 +17,11 @@ from typing import Any, Literal
 
 import open_clip
 import torch
-from open_clip.factory import get_model_config
-from open_clip.model import CLIP, CustomTextCLIP
-from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-from open_clip.transform import PreprocessCfg
-from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from teacher_cache.checkpoint_file import require_plain
+from teacher_cache.compat.open_clip import PreprocessCfg, is_own, preprocessing_of
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR, canonical_model_name, canonical_pretrained
 
@@ -96,7 +92,7 @@ def hub_repository(name: str, pretrained: str | None) -> str | None:
     """The Hugging Face repository 'ORG/REPO' that open_clip has a model's weights from; None if from none."""
     if name.startswith(HF_HUB):
         return name.removeprefix(HF_HUB)
-    tag = get_pretrained_cfg(name, pretrained) if pretrained else None
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     place = str((tag or {}).get("hf_hub") or "").split("/")  # 'ORG/REPO/', some with a file's name behind
     return "/".join(place[:2]) if len(place) > 1 else None
 
@@ -118,12 +114,12 @@ def _check_names(name: str, pretrained: str | None) -> None:
         raise UsageError(
             f"open_clip has no model '{name}'{hint}; a folder with open_clip_config.json works too"
         )
-    tags = list_pretrained_tags_by_model(name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise UsageError(
             f"model '{name}' needs --pretrained: a weights file or one of {', '.join(tags) or '(no tags)'}"
         )
-    if get_pretrained_cfg(name, pretrained) or os.path.isfile(pretrained):
+    if open_clip.get_pretrained_cfg(name, pretrained) or os.path.isfile(pretrained):
         return
     near = difflib.get_close_matches(pretrained, tags, n=1, cutoff=0.6)
     raise UsageError(
@@ -136,7 +132,7 @@ def weights_digest(model: nn.Module) -> str:
     """Digest of all parameters and persistent buffers (names, dtypes, shapes and bytes) and of the
     activation: the same weights under QuickGELU and GELU are two models, and are often confused."""
     digest = hashlib.blake2b(digest_size=16)
-    if any(isinstance(module, QuickGELU) for module in model.modules()):
+    if any(is_own(module, "QuickGELU") for module in model.modules()):
         digest.update(b"quick_gelu;")
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -169,11 +165,11 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
     """
     name, pretrained = canonical_model_name(name), canonical_pretrained(pretrained)
     _check_names(name, pretrained)
-    tag = get_pretrained_cfg(name, pretrained) if pretrained else None
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
         for weights in _weights_files(name, pretrained):
             require_plain(weights)
-        config = get_model_config(name)
+        config = open_clip.get_model_config(name)
         model = open_clip.create_model(
             name,
             pretrained=pretrained,
@@ -191,7 +187,7 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
             raise RppError(f"the weights of {name} / {pretrained} could not be fetched: {reason}") from error
         raise UsageError(f"cannot load {name} with weights '{pretrained or name}': {reason}") from error
     model.eval().requires_grad_(False)
-    preprocess = PreprocessCfg(**open_clip.get_model_preprocess_cfg(model))
+    preprocess = preprocessing_of(model)
     quick_gelu = bool(config.get("quick_gelu", False) or (tag and tag.get("quick_gelu", False)))
     config = json.loads(json.dumps({**config, "quick_gelu": quick_gelu}))
     return LoadedModel(name, pretrained, model, tokenizer, preprocess, config, weights_digest(model))
@@ -209,18 +205,27 @@ def text_parts(model: nn.Module) -> TextParts:
     Raises:
         UnsupportedTowerError: another kind of text tower; the message names it and lists what works.
     """
+    try:
+        return _text_parts(model)
+    except AttributeError as error:  # undocumented names; a teacher then runs the tower's own `encode_text`
+        raise UnsupportedTowerError(
+            f"the text tower of this release of open_clip cannot carry text prompts ({error}); rpp was tried "
+            "with open_clip 3.2 and 3.3"
+        ) from error
 
+
+def _text_parts(model: nn.Module) -> TextParts:
     def refuse(what: str) -> UnsupportedTowerError:
         return UnsupportedTowerError(f"{what} cannot carry text prompts; what works: {WORKING_TOWERS}")
 
     # CLIP keeps the parts of its text transformer on itself, CustomTextCLIP in `.text`. Other classes
     # (CoCa, say) may look alike but run the tower differently.
     tower: Any = model
-    if type(model) is CLIP:
+    if type(model) is open_clip.CLIP:
         pool, eos_id = tower.text_pool_type, tower.text_eos_id
-    elif type(model) is CustomTextCLIP:
+    elif type(model) is open_clip.CustomTextCLIP:
         tower = tower.text
-        if type(tower) is not TextTransformer:
+        if not is_own(tower, "TextTransformer"):
             raise refuse(f"the text tower {type(tower).__name__}")
         pool, eos_id = tower.pool_type, tower.eos_id
         if tower.cls_emb is not None:
@@ -243,14 +248,14 @@ def text_parts(model: nn.Module) -> TextParts:
     )
 
 
-def vision_transformer(model: nn.Module) -> VisionTransformer:
+def vision_transformer(model: nn.Module) -> Any:
     """The model's vision tower, if it is open_clip's own VisionTransformer.
 
     Raises:
         UnsupportedTowerError: another kind of vision tower (ResNet, timm).
     """
     visual = getattr(model, "visual", None)
-    if type(visual) is not VisionTransformer:
+    if not is_own(visual, "VisionTransformer"):
         raise UnsupportedTowerError(
             f"the vision tower {type(visual).__name__} cannot carry prompts; what works: open_clip's own "
             "VisionTransformer (the ViT-* models without a timm tower)"

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import Compose, InterpolationMode
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
 from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.compat.open_clip import PreprocessCfg, evaluation_picture
 from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError
 
 FULL = 65535  # a side of the image in units of a stored crop
@@ -86,9 +86,8 @@ class ViewRenderer:
     def __init__(self, preprocess: PreprocessCfg) -> None:
         self.preprocess = preprocess
         self.size = _size(preprocess)
-        # open_clip's own evaluation transform without its last two steps, to-tensor and normalise: those
-        # run on the device, on whole batches (`normalise`).
-        self._evaluation = Compose(image_transform_v2(preprocess, is_train=False).transforms[:-2])
+        # to-tensor and normalise run on the device, on whole batches (`normalise`)
+        self._evaluation = evaluation_picture(preprocess)
         self._interpolation = InterpolationMode(
             "bilinear" if preprocess.interpolation == "bilinear" else "bicubic"
         )

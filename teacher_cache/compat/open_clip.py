@@ -1,78 +1,150 @@
-"""open_clip's vision tower in its three pieces: embedding, blocks, pooling.
+"""What this project takes of open_clip that open_clip does not export.
 
-Private: `VisionTransformer._embeds` and `._pool`, seen in open_clip 3.2 and 3.3. Where they are gone, the
-tower's own `forward` is run with hooks on `visual.transformer`, which is public: the same numbers, at the
-price of running it once more.
+- `VisionTransformer._embeds` and `._pool`: prompts run between the two. Where one is missing or gives
+  something else: the tower's `forward` with hooks on its transformer, which embeds the patches twice.
+- The order of the steps of the evaluation transform: pixels are taken before the last two, to-tensor and
+  normalise. Where these are others: the whole transform, undone, which makes a float copy of each image.
+- Classes of `open_clip.transformer` and `open_clip.transform`: told by their names, or not used.
 
-Shapes: B images, T positions, W tower width, D embedding.
+Both ways give the same bits. Seen with open_clip 3.2.0 and 3.3.0. Names that `open_clip` itself exports are
+used everywhere.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
-from open_clip.transformer import VisionTransformer
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+# As open_clip names them; tests name others, as a future release might.
+EMBEDS, POOL = "_embeds", "_pool"
 
 
-class _EmbeddedError(Exception):
-    """Ends a forward pass in front of the blocks."""
+@dataclass(frozen=True)
+class PreprocessCfg:
+    """How a model wants its images, as open_clip's class of this name; see open_clip's documentation."""
+
+    size: int | tuple[int, int] = 224
+    mode: str = "RGB"
+    mean: tuple[float, ...] = open_clip.OPENAI_DATASET_MEAN
+    std: tuple[float, ...] = open_clip.OPENAI_DATASET_STD
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill_color: int = 0
 
 
-def embed(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """Input of the first block, [B, T, W].
+def preprocessing_of(model: nn.Module) -> PreprocessCfg:
+    """Return how a model wants its images."""
+    found = open_clip.get_model_preprocess_cfg(model)
+    names = [field.name for field in fields(PreprocessCfg) if field.name in found]
+    return PreprocessCfg(**{name: found[name] for name in names})
+
+
+def evaluation_transform(
+    preprocess: PreprocessCfg, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> Callable[[Image.Image], Tensor]:
+    """Return open_clip's evaluation transform: image to normalised pixels [3, H, W] float32.
 
     Args:
-        images: [B, 3, height, width], normalised as the model wants them.
+        mean, std: in place of the model's.
     """
-    if hasattr(visual, "_embeds"):
-        embedded: Tensor = visual._embeds(images)
-        return embedded
-    return embed_by_hook(visual, images)
+    transform: Callable[[Image.Image], Tensor] = open_clip.image_transform(
+        preprocess.size,
+        is_train=False,
+        mean=mean or preprocess.mean,
+        std=std or preprocess.std,
+        resize_mode=preprocess.resize_mode,
+        interpolation=preprocess.interpolation,
+        fill_color=preprocess.fill_color,
+    )
+    return transform
 
 
-def pool(visual: VisionTransformer, x_BTW: Tensor, images: Tensor) -> Tensor:
-    """Image features [B, D] of the output of the last block.
+def evaluation_picture(preprocess: PreprocessCfg) -> Callable[[Image.Image], Image.Image | NDArray[np.uint8]]:
+    """Return open_clip's evaluation transform without to-tensor and normalise: image to [H, W, 3] uint8."""
+    transform = evaluation_transform(preprocess)
+    steps = transform.transforms if isinstance(transform, Compose) else []
+    if len(steps) > 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
+        picture: Callable[[Image.Image], Image.Image] = Compose(steps[:-2])
+        return picture
+    return partial(_undone, evaluation_transform(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+
+
+def _undone(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return pixels
+
+
+def is_own(module: object, name: str) -> bool:
+    """Whether an object is of open_clip's own class of that name, wherever in open_clip the class lies."""
+    kind = type(module)
+    return kind.__name__ == name and kind.__module__.partition(".")[0] == "open_clip"
+
+
+def embedded_rows(visual: Any, images: Tensor) -> Tensor:
+    """Return what the blocks of a VisionTransformer read: class token and patches, [B, T, W].
 
     Args:
-        x_BTW: that output; in a tower that reads the class token alone, perhaps of this position only.
-        images: as for `embed`.
+        images: normalised, [B, 3, H, W].
     """
-    if hasattr(visual, "_pool"):
-        pooled, _ = visual._pool(x_BTW)
-        features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
-        return features
-    return pool_by_hook(visual, x_BTW, images)
+    try:
+        rows = getattr(visual, EMBEDS)(images)
+    except (AttributeError, TypeError):
+        rows = None
+    if isinstance(rows, Tensor):
+        return rows
 
+    def take(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        raise _Taken(arguments[0])
 
-def embed_by_hook(visual: VisionTransformer, images: Tensor) -> Tensor:
-    """As `embed`, by public means alone."""
-    found: list[Tensor] = []
-
-    def stop(_module: Any, arguments: tuple[Tensor, ...]) -> None:
-        found.append(arguments[0])
-        raise _EmbeddedError
-
-    with _hooked(visual.transformer.register_forward_pre_hook(stop)):
+    with ExitStack() as hooks:
+        hooks.callback(visual.transformer.register_forward_pre_hook(take).remove)
         try:
             visual(images)
-        except _EmbeddedError:
-            return found[0]
-    raise AssertionError("the blocks are not called with the embedded image")
+        except _Taken as taken:
+            return taken.rows
+    raise RuntimeError("the vision tower did not call its transformer")
 
 
-def pool_by_hook(visual: VisionTransformer, x_BTW: Tensor, images: Tensor) -> Tensor:
-    """As `pool`, by public means alone."""
-    with _hooked(visual.transformer.register_forward_hook(lambda *_: x_BTW)):
-        out = visual(images)
-    features: Tensor = out[0] if isinstance(out, tuple) else out
-    return features
+class _Taken(Exception):  # noqa: N818 - not an error
+    """Ends a forward pass where its rows are known."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = rows
 
 
-@contextmanager
-def _hooked(hook: RemovableHandle) -> Iterator[None]:
+def pooled_features(visual: Any, images: Tensor, rows_BTW: Tensor) -> Tensor:
+    """Return the image features [B, D] that a VisionTransformer makes of what its blocks wrote.
+
+    Args:
+        images: those of the rows; only their number and size matter.
+        rows_BTW: written by the last block.
+    """
     try:
-        yield
-    finally:
-        hook.remove()
+        result = getattr(visual, POOL)(rows_BTW)
+    except (AttributeError, TypeError):
+        result = None
+    if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
+        pooled = result[0]
+        features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
+        return features
+
+    def one_row(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return arguments[0][:, :1], *arguments[1:]  # what the blocks make of it is not read
+
+    with ExitStack() as hooks:
+        hooks.callback(visual.transformer.register_forward_pre_hook(one_row).remove)
+        hooks.callback(visual.transformer.register_forward_hook(lambda *_: rows_BTW).remove)
+        found = visual(images)
+    features = found[0] if isinstance(found, tuple) else found  # with tokens, where a model asks for them
+    assert isinstance(features, Tensor)
+    return features
