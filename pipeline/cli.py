@@ -38,7 +38,7 @@ from teacher_cache.options import (
     run_app,
     settings_options,
 )
-from teacher_cache.preflight import require_weights
+from teacher_cache.preflight import require_model
 from teacher_cache.progress import loading
 
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
@@ -229,7 +229,7 @@ def predict_command(
     Example: rpp predict cat.jpg dog.png --student runs/t2 --classes imagenet-21k --top 5
     """
     for image in images:
-        preflight.require_file(image)
+        preflight.require_picture(image)
     preflight.check_model_and_classes(settings)
     with loading():
         from student_train.prediction import predict
@@ -254,7 +254,7 @@ def import_command(
     Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
     """
     preflight.require_file(checkpoint)
-    require_weights(settings.pretrained)
+    require_model(settings.model, settings.pretrained)
     with loading():
         from student_train.published import import_prompts
     console.print(str(import_prompts(settings, checkpoint)), markup=False, highlight=False)
@@ -309,7 +309,6 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
     """
     preflight.require_onnx()
     require_student(settings.student)
-    require_weights(settings.pretrained)
     with loading("torch, open_clip and onnx"):
         from student_train.onnx_tower import export_onnx
     made = export_onnx(settings)

@@ -56,7 +56,7 @@ def vocabulary_of(settings: DataSettings, form: Format) -> Vocabulary:
             return with_templates(_own_classes(folder), settings, own)
     classes = settings.classes or (settings.images.partition("#")[0] if form == "coop" else None)
     if classes is None:
-        raise UsageError(f"{settings.images} brings no class names; name a vocabulary with --classes")
+        raise _no_classes(settings.images)
     names = load_vocabulary(classes, lemma=settings.lemma, duplicates=settings.duplicates)
     return with_templates(names, settings, own)
 
@@ -110,6 +110,10 @@ def _shards(folder: Path, split: str) -> str:
     return f"{folder / split}/{{0..{int(text) - 1}}}.tar"
 
 
+def _no_classes(images: str) -> UsageError:
+    return UsageError(f"{images} brings no class names; name a vocabulary with --classes")
+
+
 def check_layout(settings: DataSettings) -> None:
     """Refuse a local data set that is not there, or whose class names are not, without opening its images.
 
@@ -122,5 +126,7 @@ def check_layout(settings: DataSettings) -> None:
     if form == "cache":
         require_cache(settings.images)
         return
+    if settings.classes is None and form not in ("coop", "clip-benchmark"):
+        raise _no_classes(settings.images)
     require_classes(settings.classes, settings.templates)
     find_source(image_source_of(settings, form))

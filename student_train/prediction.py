@@ -16,6 +16,7 @@ import torch
 
 from student_train.command_settings import PredictSettings
 from student_train.feature_models import load_with_classes
+from student_train.preflight import picture_folder
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import UnreadableImageError, decode_image
@@ -87,7 +88,7 @@ def _refuse_unreadable(images: Sequence[Path], contents: Sequence[bytes], max_pi
 
 def _content(path: Path) -> bytes:
     if os.path.isdir(path):
-        raise UsageError(f"{path} is a folder; name the pictures in it, or use rpp eval for all of them")
+        raise picture_folder(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a device or a pipe may have no end
             raise UsageError(f"{path} is no file; name pictures that lie on a disk")

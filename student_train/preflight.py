@@ -15,8 +15,9 @@ from student_train.figures import ZERO_SHOT
 from student_train.metric_logs import chosen_logs
 from student_train.run_record import look_into, require_student
 from student_train.settings import TrainSettings
+from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
-from teacher_cache.preflight import require_classes, require_images, require_weights
+from teacher_cache.preflight import require_classes, require_images, require_model
 from teacher_cache.store.presence import require_cache
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -36,6 +37,7 @@ def check_train(settings: TrainSettings) -> None:
     """
     if settings.resume and settings.out is None:
         raise UsageError("--resume needs --out with a run's folder")
+    rpp_version()
     chosen_logs(settings.log)
     if settings.out is not None:
         look_into(settings.out, settings.resume)
@@ -44,9 +46,15 @@ def check_train(settings: TrainSettings) -> None:
         require_cache(settings.student_features)
     if settings.init is not None and not settings.resume:  # a checkpoint holds the prompts
         require_student(settings.init)
-    if settings.images is not None and settings.prompts.towers != "text":  # else they may not be read at all
+    # else images may not be read at all
+    if (
+        settings.images is not None
+        and settings.prompts.towers != "text"
+        and settings.student_features is None
+    ):
         require_images(settings.images)
-    require_weights(settings.pretrained)
+    if settings.student is not None:
+        require_model(settings.student, settings.pretrained)
 
 
 def check_students(students: Sequence[str], options: ModelOptions) -> None:
@@ -55,14 +63,13 @@ def check_students(students: Sequence[str], options: ModelOptions) -> None:
     Raises:
         UsageError: the first of them.
     """
-    for student in students:
+    for student in (str(Path(name)) for name in students):
         if student != ZERO_SHOT:
             require_student(student)
         elif options.cache is None:
             raise zero_shot_without_cache()
-    if options.cache is not None:
-        require_cache(options.cache)
-    require_weights(options.pretrained)
+        else:
+            require_cache(options.cache)
 
 
 def zero_shot_without_cache() -> UsageError:
@@ -110,7 +117,25 @@ def require_file(path: Path) -> None:
     """Refuse a file that is not there.
 
     Raises:
-        UsageError: nothing is there.
+        UsageError: nothing is there, or a folder.
     """
     if not os.path.exists(path):
         raise UsageError(f"{path} cannot be read: No such file or directory")
+    if os.path.isdir(path):
+        raise UsageError(f"{path} cannot be read: Is a directory")
+
+
+def require_picture(path: Path) -> None:
+    """Refuse a picture file that is not there.
+
+    Raises:
+        UsageError: nothing is there, or a folder.
+    """
+    if os.path.isdir(path):
+        raise picture_folder(path)
+    require_file(path)
+
+
+def picture_folder(path: Path) -> UsageError:
+    """The error for a folder in the place of a picture."""
+    return UsageError(f"{path} is a folder; name the pictures in it, or use rpp eval for all of them")

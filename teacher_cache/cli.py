@@ -273,6 +273,8 @@ def stats(
         temperatures = [float(text) for text in temperature.split(",")]
     except ValueError as error:
         raise UsageError(f"--temperature '{temperature}': numbers with commas between, as 0.5,1,2") from error
+    if min(temperatures) <= 0:
+        raise UsageError(f"the temperature must be above zero, not {min(temperatures)}")
     require_cache(cache)
     with loading("torch and dask"):
         from teacher_cache.softlabels import open_cache

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from teacher_cache.errors import RppError
+from teacher_cache.errors import UsageError
 
 NAME = "rpp-clip"  # on PyPI, `rpp` is another project
 
@@ -19,12 +19,12 @@ def rpp_version() -> str:
     """Version of the installed distribution.
 
     Raises:
-        RppError: only the code is there, as in a checkout whose environment still has the old name.
+        UsageError: only the code is there, as in a checkout whose environment still has the old name.
     """
     try:
         return version(NAME)
     except PackageNotFoundError as error:
-        raise RppError(
+        raise UsageError(
             f"the distribution {NAME} is not installed here; in a checkout run `pip uninstall rpp` (its name "
             "before) and `pip install --editable .`"
         ) from error
@@ -55,7 +55,10 @@ def _torch_build() -> tuple[str, str | None]:
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return "not installed", None
-    found = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+    file = Path(spec.origin).with_name("version.py")
+    if not file.is_file():
+        return "not installed completely", None
+    found = runpy.run_path(str(file))
     return str(found["__version__"]), found.get("cuda")
 
 

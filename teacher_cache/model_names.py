@@ -6,6 +6,8 @@ Nothing here takes time to import; what needs open_clip's registry is in `opencl
 import os
 from pathlib import Path
 
+from teacher_cache.errors import UsageError
+
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
 
@@ -39,3 +41,18 @@ def portable_model(name: str) -> str:
 def portable_pretrained(pretrained: str | None) -> str | None:
     """Likewise; of a weights file, which `canonical_pretrained` names by its absolute path."""
     return Path(pretrained).name if pretrained and Path(pretrained).is_absolute() else pretrained
+
+
+def require_model_folder(name: str) -> None:
+    """Refuse a canonical name that means a folder without a model.
+
+    Raises:
+        UsageError: no such folder, or none with a configuration.
+    """
+    if not name.startswith(LOCAL_DIR):
+        return
+    folder = Path(name.removeprefix(LOCAL_DIR))
+    if not os.path.isdir(folder):
+        raise UsageError(f"no model folder {folder}")
+    if not os.path.isfile(folder / "open_clip_config.json"):
+        raise UsageError(f"no open_clip_config.json in the model folder {folder}")

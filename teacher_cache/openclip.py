@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from teacher_cache.checkpoint_file import require_plain
 from teacher_cache.compat.open_clip import PreprocessCfg, is_own, preprocessing_of
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
-from teacher_cache.model_names import HF_HUB, LOCAL_DIR, canonical_model_name, canonical_pretrained
+from teacher_cache.model_names import (
+    HF_HUB,
+    LOCAL_DIR,
+    canonical_model_name,
+    canonical_pretrained,
+    require_model_folder,
+)
 
 PICKLES, NO_PICKLES = (".bin", ".pt", ".pth"), (".safetensors", ".npy")
 # What open_clip and torch raise at a configuration or weights that are not as they should be.
@@ -99,11 +105,7 @@ def hub_repository(name: str, pretrained: str | None) -> str | None:
 
 def _check_names(name: str, pretrained: str | None) -> None:
     if name.startswith(LOCAL_DIR):
-        folder = Path(name.removeprefix(LOCAL_DIR))
-        if not os.path.isdir(folder):
-            raise UsageError(f"no model folder {folder}")
-        if not os.path.isfile(folder / "open_clip_config.json"):
-            raise UsageError(f"no open_clip_config.json in the model folder {folder}")
+        require_model_folder(name)
     if name.startswith((LOCAL_DIR, HF_HUB)):
         if pretrained is not None:
             raise UsageError(f"{name} carries its own weights; leave out --pretrained '{pretrained}'")

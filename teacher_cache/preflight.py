@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
+from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.images.remote import is_remote
 from teacher_cache.images.sources import find_source
+from teacher_cache.model_names import HF_HUB, LOCAL_DIR, canonical_model_name, require_model_folder
 from teacher_cache.store.presence import require_cache
 from teacher_cache.vocabulary import TEMPLATE_SETS, load_templates, require_vocabulary
 
@@ -39,27 +41,32 @@ def require_classes(classes: str | None, templates: str | None = None) -> None:
         load_templates(templates)
 
 
-def require_weights(pretrained: str | None) -> None:
-    """Refuse a weights file that is not there. Whether a tag is known, only open_clip can say.
+def require_model(model: str, pretrained: str | None) -> None:
+    """Refuse a model folder or a weights file that is not there. Which names and tags there are, and whether
+    a model carries its own weights, open_clip says later.
 
     Raises:
-        UsageError: what can only be meant as a file is not one.
+        UsageError: what can only be meant as a folder or a file is not one.
     """
-    if pretrained is None or os.path.isfile(Path(pretrained).expanduser()):
+    name = canonical_model_name(model)
+    require_model_folder(name)
+    if name.startswith((LOCAL_DIR, HF_HUB)) or pretrained is None:
         return
-    if "/" in pretrained or Path(pretrained).suffix in WEIGHTS_SUFFIXES:
+    file = Path(pretrained).expanduser()
+    if ("/" in pretrained or file.suffix in WEIGHTS_SUFFIXES) and not os.path.isfile(file):
         raise UsageError(f"--pretrained '{pretrained}': no such weights file")
 
 
 def check_build(settings: BuildSettings) -> None:
-    """Refuse a build whose images, vocabulary, templates or weights file are not there.
+    """Refuse a build whose images, vocabulary, templates, model folder or weights file are not there.
 
     Raises:
         UsageError: the first of them.
     """
+    rpp_version()
     require_classes(settings.classes, settings.templates)
     require_images(settings.images)
-    require_weights(settings.pretrained)
+    require_model(settings.teacher, settings.pretrained)
 
 
 def check_relabel(cache: str, settings: RelabelSettings) -> None:
@@ -70,7 +77,8 @@ def check_relabel(cache: str, settings: RelabelSettings) -> None:
     """
     require_cache(cache)
     require_classes(settings.classes, settings.templates)
-    require_weights(settings.pretrained)
+    if settings.teacher is not None:
+        require_model(settings.teacher, settings.pretrained)
 
 
 def check_extend(cache: str, settings: ExtendSettings) -> None:
@@ -82,4 +90,5 @@ def check_extend(cache: str, settings: ExtendSettings) -> None:
     require_cache(cache)
     if settings.images is not None:
         require_images(settings.images)
-    require_weights(settings.pretrained)
+    if settings.teacher is not None:
+        require_model(settings.teacher, settings.pretrained)

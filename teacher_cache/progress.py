@@ -14,6 +14,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from teacher_cache.errors import RppError
+
 LINE_EVERY_SECONDS = 10.0
 
 
@@ -98,8 +100,17 @@ def counting(what: str, total: int) -> Iterator[Counter]:
 
 @contextmanager
 def loading(what: str = "torch and open_clip") -> Iterator[None]:
-    """Say in a terminal that packages are imported while the block runs; the line is gone afterwards."""
+    """Say in a terminal that packages are imported while the block runs; the line is gone afterwards.
+
+    Raises:
+        RppError: a package of others cannot be imported.
+    """
     console = Console(stderr=True)
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun starts several processes on one terminal
-    with console.status(f"loading {what} ...") if console.is_interactive and first else nullcontext():
-        yield
+    try:
+        with console.status(f"loading {what} ...") if console.is_interactive and first else nullcontext():
+            yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in ("teacher_cache", "student_train", "pipeline"):
+            raise  # a defect
+        raise RppError(f"cannot import {what}: {error}; reinstall what is named") from error
