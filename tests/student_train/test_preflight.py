@@ -27,7 +27,7 @@ def test_a_cache_is_asked_for_where_it_is_read(tmp_path: Path) -> None:
     missing = ModelOptions(cache=str(tmp_path / "none"))
     check_students([run_at(tmp_path / "run")], missing)
     for name in ("zero-shot", "./zero-shot", "zero-shot/"):
-        with pytest.raises(UsageError, match="no cache at .*none"):
+        with pytest.raises(UsageError, match=r"no cache at .*none"):
             check_students([name], missing)
         with pytest.raises(UsageError, match="--student zero-shot needs --cache"):
             check_students([name], ModelOptions())
@@ -45,7 +45,7 @@ def test_weights_beside_a_model_that_has_its_own_are_left_to_open_clip(tmp_path:
             require_model("ViT-B-32", pretrained)
     with pytest.raises(UsageError, match=f"no model folder {tmp_path}/none"):
         require_model(str(tmp_path / "none"), None)
-    with pytest.raises(UsageError, match="no open_clip_config.json in the model folder"):
+    with pytest.raises(UsageError, match=r"no open_clip_config.json in the model folder"):
         require_model(f"local-dir:{tmp_path}", None)
 
 
@@ -67,5 +67,5 @@ def test_what_names_alone_decide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder; name the pictures in it"):
         require_picture(tmp_path)
     check_build(BuildSettings(images=images, classes=CLASSES, out="new", teacher=TEACHER))
-    with pytest.raises(UsageError, match="vocabulary 'none.txt': no such file"):
+    with pytest.raises(UsageError, match=r"vocabulary 'none.txt': no such file"):
         check_build(BuildSettings(images=images, classes="none.txt", out="new", teacher=TEACHER))
