@@ -29,7 +29,7 @@ from tests.pipeline.test_command_lines import COMMANDS, PROGRAMS
 DOCUMENTS = [*PAGES, *RECIPES]
 BLOCKS = [block for page in DOCUMENTS for block in blocks_of(page)]
 SHELL_BLOCKS = [block for block in BLOCKS if block.language in SHELL]
-TARGETS = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 # not of this project: what their options mean is theirs
 FOREIGN = {
