@@ -22,6 +22,10 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 share_vocabulary()
 
+# Tests read what commands print: the terminal in which pytest was started must not change it.
+for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_process_is_left_behind() -> Iterator[None]:
