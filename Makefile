@@ -15,9 +15,9 @@ VERSION_TESTS := \
 	tests/pipeline/test_demo.py \
 	tests/teacher_cache/test_build.py tests/teacher_cache/test_export.py \
 	tests/teacher_cache/store/test_cache_store.py tests/teacher_cache/store/test_zarr_versions.py \
-	tests/teacher_cache/test_compat.py tests/student_train/test_readers.py tests/test_startup.py \
-	tests/student_train/test_train.py tests/student_train/test_run_folder.py \
-	tests/student_train/test_onnx_tower.py tests/student_train/test_huggingface.py \
+	tests/teacher_cache/compat/test_compat.py tests/student_train/data/test_readers.py tests/test_startup.py \
+	tests/student_train/training/test_loop.py tests/student_train/runs/test_folder.py \
+	tests/student_train/interchange/test_onnx_tower.py tests/student_train/interchange/test_huggingface.py \
 	tests/test_two_environments.py
 
 .PHONY: demo test test-newest test-oldest faults fuzz coverage install browser clean
@@ -41,7 +41,7 @@ test-oldest:
 	python3.11 tests/oldest_requirements.py > .venv-oldest/constraints.txt
 	UV_CONSTRAINT=.venv-oldest/constraints.txt \
 		$(MAKE) test VENV=.venv-oldest PYTHON=python3.11 INSTALLER=uv \
-		TESTS='$(filter-out tests/student_train/test_onnx_tower.py,$(VERSION_TESTS))'
+		TESTS='$(filter-out tests/student_train/interchange/test_onnx_tower.py,$(VERSION_TESTS))'
 
 # Hundreds of kills and other faults, and a table of what became of them; half an hour.
 faults: install

@@ -34,12 +34,12 @@ from safetensors.torch import save_file
 from timing import machine
 
 from teacher_cache.build import compute_missing, open_or_create
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import BuildSettings
+from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
-from teacher_cache.openclip import load_model
-from teacher_cache.teacher import AUTOCAST, Teacher, choose_device
-from teacher_cache.vocabulary import load_vocabulary
-from teacher_cache.workers import on_this_machine
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
 
 
 def photo(seed: int, width: int = 400, height: int = 300) -> bytes:

@@ -27,14 +27,14 @@ from open_clip.transform import PreprocessCfg
 from rich.console import Console
 from timing import in_turn, machine, record
 
-from student_train.join import Join
-from student_train.losses import distillation_loss
-from student_train.settings import PromptSettings
-from student_train.student import PromptedCLIP
+from student_train.data.join import Join
+from student_train.model.settings import PromptSettings
+from student_train.model.student import PromptedCLIP
+from student_train.training.losses import distillation_loss
 from teacher_cache import open_cache
 from teacher_cache.encodings import ClassHead
-from teacher_cache.openclip import LoadedModel
-from teacher_cache.teacher import AUTOCAST, choose_device
+from teacher_cache.teacher.openclip import LoadedModel
+from teacher_cache.teacher.teacher import AUTOCAST, choose_device
 
 BAR = 1.05
 RUNS = 10

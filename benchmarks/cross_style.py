@@ -24,11 +24,12 @@ import typer
 
 from pipeline.suite import Suite, SuiteData
 from pipeline.suite_run import run_suites
-from student_train.command_settings import EvalOptions
+from student_train.evaluation.settings import EvalOptions
 from student_train.figures import FIGURES, ZERO_SHOT, is_share
-from student_train.loop import train
 from student_train.markdown import table as markdown_table
-from student_train.settings import PromptSettings, TrainSettings
+from student_train.model.settings import PromptSettings
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings, ViewPolicy
 

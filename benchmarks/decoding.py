@@ -22,12 +22,12 @@ import typer
 from open_clip.transform import PreprocessCfg
 from timing import machine
 
-from student_train.pixels import PixelWorkers, ShownViews
+from student_train.data.pixels import PixelWorkers, ShownViews
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.cores import usable_cores
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
 from teacher_cache.views import ViewRenderer, draw_crop
-from teacher_cache.vocabulary import load_vocabulary
 
 BATCH = 64
 

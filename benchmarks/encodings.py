@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_train.image_features import encode_images
+from student_train.evaluation.image_features import encode_images
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.encodings import ClassHead, Encoding, encoding_of
 from teacher_cache.encodings.topk import KNOTS
 from teacher_cache.images import index_images
-from teacher_cache.openclip import load_model
 from teacher_cache.softlabels import SIGNED
-from teacher_cache.teacher import Teacher, choose_device
-from teacher_cache.vocabulary import load_vocabulary
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher, choose_device
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 BETWEEN_KNOTS = [(a * b) ** 0.5 for a, b in itertools.pairwise(KNOTS)]

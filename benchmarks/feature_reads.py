@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from timing import in_turn, machine, record, timed
 
-from student_train.join import Join
+from student_train.data.join import Join
 from teacher_cache import TeacherCache, open_cache
 
 BAR_ROWS, BAR_RATIO = 2e6, 10

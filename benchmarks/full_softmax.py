@@ -31,11 +31,11 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from student_train.losses import distillation_loss
-from student_train.packing import pack_texts
-from student_train.towers import encode_text
+from student_train.model.packing import pack_texts
+from student_train.model.towers import encode_text
+from student_train.training.losses import distillation_loss
 from teacher_cache.encodings import ClassHead
-from teacher_cache.teacher import choose_device
+from teacher_cache.teacher.teacher import choose_device
 
 SCALE = 100.0
 

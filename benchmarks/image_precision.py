@@ -14,7 +14,7 @@ import typer
 from cached_step import random_model
 from timing import machine
 
-from teacher_cache.teacher import Teacher, choose_device
+from teacher_cache.teacher.teacher import Teacher, choose_device
 
 
 def main(

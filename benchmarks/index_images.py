@@ -23,10 +23,10 @@ import pyarrow as pa
 import typer
 from rich.console import Console
 
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.images.labels import resolve_labels
 from teacher_cache.images.rows import SCHEMA, Rows, joined
-from teacher_cache.vocabulary import load_vocabulary
 
 IMAGENET_21K = 14_197_122
 

@@ -23,12 +23,12 @@ from open_clip.transform import PreprocessCfg
 from PIL import Image
 from rich.console import Console
 
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.images import ImageReader, decode_image, image_size, index_images
-from teacher_cache.openclip import load_model
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import ViewRenderer, draw_crop, enough_pixels, evaluation_crop
-from teacher_cache.vocabulary import load_vocabulary
 
 DEMO = Path(__file__).parents[1] / "pipeline" / "demo"
 PHOTOS = {(500, 375): 32, (2000, 1500): 8}

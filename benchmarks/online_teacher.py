@@ -26,12 +26,13 @@ import typer
 from timing import machine
 
 from pipeline.recipe import load_recipe
-from student_train.join import Batch, Join
-from student_train.loop import RunResult, train
-from student_train.settings import PromptSettings, TrainSettings
-from student_train.sources import make_join
-from teacher_cache.openclip import LoadedModel
+from student_train.data.join import Batch, Join
+from student_train.model.settings import PromptSettings
+from student_train.training.inputs import make_join
+from student_train.training.loop import RunResult, train
+from student_train.training.settings import TrainSettings
 from teacher_cache.softlabels import TeacherCache
+from teacher_cache.teacher.openclip import LoadedModel
 from teacher_cache.views import normalise
 
 NEAR = 0.01  # of both losses after the last step

@@ -32,6 +32,7 @@ def lay_out(path: Path, samples: int) -> None:
     import numpy as np
     import pyarrow as pa
 
+    from teacher_cache.classes.vocabulary import load_vocabulary
     from teacher_cache.images import SampleTable
     from teacher_cache.store import (
         SAMPLE_ARRAYS,
@@ -43,7 +44,6 @@ def lay_out(path: Path, samples: int) -> None:
         vocabulary_digest,
     )
     from teacher_cache.views import FULL
-    from teacher_cache.vocabulary import load_vocabulary
 
     vocabulary = load_vocabulary("imagenet-21k")
     random = np.random.default_rng(0)
@@ -119,7 +119,7 @@ def measure(path: Path) -> dict[str, Any]:
     """Open the cache and read from it; seconds and peak memory above the imports after each step."""
     import numpy as np
 
-    from student_train.order import Order
+    from student_train.data.order import Order
     from teacher_cache import open_cache
     from teacher_cache.info import describe
     from teacher_cache.store import CHUNK_ROWS, CacheStore

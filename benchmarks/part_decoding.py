@@ -18,12 +18,12 @@ from build_overhead import write_photos
 from open_clip.transform import PreprocessCfg
 from timing import machine
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.compute.part import PartPixels, cut_batches
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.images.decode import MAX_PIXELS
-from teacher_cache.part import PartPixels, cut_batches
 from teacher_cache.views import ViewRenderer
-from teacher_cache.vocabulary import Vocabulary
 
 NAMES = Vocabulary(("cat", "dog"), ("cat", "dog"), ("{}",))
 BATCH = 64

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from student_train.prompts import INIT_STD, Prompts
-from student_train.settings import PromptSettings
-from teacher_cache.openclip import TextParts, text_parts
-from teacher_cache.vocabulary import load_vocabulary
+from student_train.model.prompts import INIT_STD, Prompts
+from student_train.model.settings import PromptSettings
+from teacher_cache.classes.vocabulary import load_vocabulary
+from teacher_cache.teacher.openclip import TextParts, text_parts
 
 
 def tower_with_prompts(

@@ -20,13 +20,13 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from student_train.losses import distillation_loss
-from student_train.settings import PromptSettings
-from student_train.student import PromptedCLIP
+from student_train.model.settings import PromptSettings
+from student_train.model.student import PromptedCLIP
+from student_train.training.losses import distillation_loss
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.encodings import ClassHead
-from teacher_cache.openclip import load_model
-from teacher_cache.teacher import AUTOCAST, choose_device
-from teacher_cache.vocabulary import load_vocabulary
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import AUTOCAST, choose_device
 
 DEMO = Path(__file__).parents[1] / "pipeline" / "demo"
 

@@ -21,15 +21,15 @@ import typer
 from rich.console import Console
 from timing import in_turn, machine, record
 
-from student_train.join import Join
-from student_train.losses import distillation_loss
-from student_train.settings import PromptSettings
-from student_train.student import PromptedCLIP
+from student_train.data.join import Join
+from student_train.model.settings import PromptSettings
+from student_train.model.student import PromptedCLIP
+from student_train.training.losses import distillation_loss
 from teacher_cache import open_cache
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.encodings import ClassHead
-from teacher_cache.openclip import load_model
-from teacher_cache.teacher import choose_device
-from teacher_cache.vocabulary import load_vocabulary
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import choose_device
 
 BATCH = 256
 FIRST_CLASSES, FIRST_ROWS = 1000, 10_000

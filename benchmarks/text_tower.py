@@ -22,9 +22,9 @@ from plain_text_tower import encode_plainly, tokens_of_names, tower_with_prompts
 from rich.console import Console
 from torch import Tensor
 
-from student_train.packing import pack_texts
-from student_train.towers import encode_text
-from teacher_cache.teacher import AUTOCAST, choose_device
+from student_train.model.packing import pack_texts
+from student_train.model.towers import encode_text
+from teacher_cache.teacher.teacher import AUTOCAST, choose_device
 
 # Largest difference of a feature, relative to the features' spread over the classes, and of prompt gradients.
 FORWARD_BAR, GRADIENT_BAR = 1e-4, 1e-4

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from student_train.run_record import FREE_ON_RESUME
+from student_train.runs.record import FREE_ON_RESUME
 from teacher_cache.errors import UsageError
 
 FREE = FREE_ON_RESUME | {"cache", "seed"}  # no axes: they change nothing, or have an option of their own

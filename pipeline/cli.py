@@ -15,18 +15,21 @@ from pipeline.axes import parse_axes
 from pipeline.recipe import load_recipe
 from pipeline.settings import DemoSettings, SweepSettings
 from pipeline.suite import check_data_there, load_suite
-from student_train import preflight
-from student_train.command_settings import (
+from student_train.evaluation.preflight import (
+    check_evaluation,
+    check_model_and_classes,
+    check_students,
+    require_picture,
+)
+from student_train.evaluation.settings import DataOptions, DataSettings, EvalOptions, PredictSettings
+from student_train.interchange.preflight import require_onnx
+from student_train.interchange.settings import (
     ClassifierSettings,
-    DataOptions,
-    DataSettings,
-    EvalOptions,
     HuggingFaceSettings,
     ImportSettings,
     OnnxSettings,
-    PredictSettings,
 )
-from student_train.run_record import require_student
+from student_train.runs.record import require_student
 from teacher_cache.errors import UsageError, printable
 from teacher_cache.options import (
     OUTPUT,
@@ -38,7 +41,7 @@ from teacher_cache.options import (
     run_app,
     settings_options,
 )
-from teacher_cache.preflight import require_model
+from teacher_cache.preflight import require_file, require_model
 from teacher_cache.progress import loading
 
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
@@ -178,11 +181,11 @@ def eval_command(
     if images:
         if root is not None or skip_missing:
             raise UsageError("--root and --skip-missing belong to --suite")
-        preflight.check_evaluation(student, options, images)
+        check_evaluation(student, options, images)
         with loading():
             from pipeline.tables import evaluation_cells
-            from student_train.datasets import open_dataset
-            from student_train.evaluation import evaluate_models, load_models
+            from student_train.evaluation.datasets import open_dataset
+            from student_train.evaluation.evaluate import evaluate_models, load_models
         dataset = open_dataset(DataSettings(**_of(DataOptions, options), images=images))
         rows = evaluate_models(load_models(student, options), dataset, options)
         for line in rows[0]["notes"]:
@@ -197,7 +200,7 @@ def eval_command(
                 )
         suites = [load_suite(name, root) for name in suite or []]
         check_data_there(suites, skip_missing)
-        preflight.check_students(student, options)
+        check_students(student, options)
         with loading():
             from pipeline.suite_run import check_all_evaluated, run_suites
             from pipeline.tables import suite_cells
@@ -229,10 +232,10 @@ def predict_command(
     Example: rpp predict cat.jpg dog.png --student runs/t2 --classes imagenet-21k --top 5
     """
     for image in images:
-        preflight.require_picture(image)
-    preflight.check_model_and_classes(settings)
+        require_picture(image)
+    check_model_and_classes(settings)
     with loading():
-        from student_train.prediction import predict
+        from student_train.evaluation.predict import predict
     predictions = predict(settings, images)
     if as_json:
         print(json.dumps([asdict(prediction) for prediction in predictions], ensure_ascii=False))
@@ -253,10 +256,10 @@ def import_command(
 
     Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
     """
-    preflight.require_file(checkpoint)
+    require_file(checkpoint)
     require_model(settings.model, settings.pretrained)
     with loading():
-        from student_train.published import import_prompts
+        from student_train.interchange.published import import_prompts
     console.print(str(import_prompts(settings, checkpoint)), markup=False, highlight=False)
 
 
@@ -271,9 +274,9 @@ def classifier_command(settings: ClassifierSettings, as_json: Json = False) -> N
 
     Example: rpp export classifier --student runs/t2 --classes lvis.txt --out lvis
     """
-    preflight.check_model_and_classes(settings)
+    check_model_and_classes(settings)
     with loading():
-        from student_train.classifier import export_classifier
+        from student_train.interchange.classifier import export_classifier
     files = export_classifier(settings)
     if as_json:
         print(json.dumps({name: str(path) for name, path in files.items()}))
@@ -291,7 +294,7 @@ def huggingface_command(settings: HuggingFaceSettings, as_json: Json = False) ->
     """
     require_student(settings.student)
     with loading():
-        from student_train.huggingface import export_huggingface
+        from student_train.interchange.huggingface import export_huggingface
     files = export_huggingface(settings)
     if as_json:
         print(json.dumps({name: str(path) for name, path in files.items()}))
@@ -307,10 +310,10 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
 
     Example: rpp export onnx --student runs/t2 --out image.onnx
     """
-    preflight.require_onnx()
+    require_onnx()
     require_student(settings.student)
     with loading("torch, open_clip and onnx"):
-        from student_train.onnx_tower import export_onnx
+        from student_train.interchange.onnx_tower import export_onnx
     made = export_onnx(settings)
     if as_json:
         print(json.dumps(asdict(made), default=str))

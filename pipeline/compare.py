@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.figures import FIGURES
-from student_train.run_record import (
+from student_train.runs.record import (
     FREE_ON_RESUME,
     OF_CACHE,
     flat_settings,

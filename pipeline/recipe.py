@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from student_train.command_settings import EvalSettings
-from student_train.settings import TrainSettings
+from student_train.evaluation.settings import EvalSettings
+from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.text_file import read_text
 from teacher_cache.settings import from_flat
-from teacher_cache.text_file import read_text
 
 
 class Recipe(BaseModel):

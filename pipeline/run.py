@@ -7,13 +7,13 @@ from typing import Any
 
 from pipeline.recipe import Recipe
 from pipeline.student_run import train_and_evaluate
-from student_train.command_settings import EvalSettings
-from student_train.datasets import check_dataset
+from student_train.evaluation.datasets import check_dataset
+from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import open_cache
-from teacher_cache.teacher import choose_device
+from teacher_cache.teacher.teacher import choose_device
 
 
 def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from student_train.command_settings import EvalSettings
-from student_train.evaluation import evaluate
-from student_train.loop import train
-from student_train.run_record import RESULTS, SETTINGS, read_results
-from student_train.settings import TrainSettings
-from student_train.whole_file import write_whole
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.settings import EvalSettings
+from student_train.runs.record import RESULTS, SETTINGS, read_results
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.whole_file import write_whole
 
 
 def train_and_evaluate(

@@ -11,8 +11,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.recipe import read_toml
-from student_train.command_settings import DataSettings
-from student_train.dataset_layouts import check_layout
+from student_train.evaluation.dataset_layouts import check_layout
+from student_train.evaluation.settings import DataSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.remote import is_remote
 from teacher_cache.settings import from_flat

@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.suite import Suite, SuiteData, missing_data
-from student_train.command_settings import EvalOptions
-from student_train.datasets import Dataset, open_dataset
-from student_train.evaluation import check_evaluation, evaluate_models, load_models
-from student_train.evaluators import harmonic_mean
+from student_train.evaluation.datasets import Dataset, open_dataset
+from student_train.evaluation.evaluate import check_evaluation, evaluate_models, load_models
+from student_train.evaluation.evaluators import harmonic_mean
+from student_train.evaluation.settings import EvalOptions
 from student_train.figures import FIGURES
 from teacher_cache.errors import RppError, UsageError
 

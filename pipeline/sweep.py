@@ -22,15 +22,15 @@ from pipeline.settings import SweepSettings
 from pipeline.sweep_jobs import run_here, run_on_dask
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import RUNS, SweepRecord, SweepRow, read_sweep
-from student_train.command_settings import EvalSettings
+from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
-from student_train.run_identity import changed_settings
-from student_train.run_record import RESULTS, SETTINGS, read_settings
-from student_train.settings import TrainSettings
+from student_train.runs.record import RESULTS, SETTINGS, read_settings
+from student_train.training.run_identity import changed_settings
+from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.lock_file import open_lock
+from teacher_cache.files.lock_file import open_lock
 from teacher_cache.progress import counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable

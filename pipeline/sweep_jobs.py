@@ -24,7 +24,7 @@ from dask.distributed import as_completed as dask_as_completed
 
 from pipeline.sweep_process import Job
 from teacher_cache.command_settings import ComputeSettings
-from teacher_cache.workers import dask_client, scheduler_needed
+from teacher_cache.compute.workers import dask_client, scheduler_needed
 
 POLL_SECONDS = 0.2  # how often a run's end, and the wish to stop it, are looked for
 Done = Callable[[str, str | None], None]  # a job's name, and why it failed, if it did

@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.student_run import train_and_evaluate, write_results
-from student_train.command_settings import EvalSettings
-from student_train.evaluation import evaluate
-from student_train.run_record import FREE_ON_RESUME
-from student_train.settings import TrainSettings
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.settings import EvalSettings
+from student_train.runs.record import FREE_ON_RESUME
+from student_train.training.settings import TrainSettings
 from teacher_cache.errors import RppError
 
 STDIN, STDOUT, STDERR = 0, 1, 2

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from student_train.whole_file import write_whole
 from teacher_cache.errors import UsageError
+from teacher_cache.files.whole_file import write_whole
 
 SWEEP = "sweep.json"
 RUNS = "runs"  # the folder of the runs' folders

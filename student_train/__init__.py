@@ -8,48 +8,46 @@ from typing import TYPE_CHECKING
 from teacher_cache.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from student_train.classifier import export_classifier
-    from student_train.command_settings import (
+    from student_train.evaluation.evaluate import evaluate
+    from student_train.evaluation.predict import Prediction, predict
+    from student_train.evaluation.settings import EvalOptions, EvalSettings, PredictSettings
+    from student_train.interchange.classifier import export_classifier
+    from student_train.interchange.huggingface import export_huggingface
+    from student_train.interchange.onnx_tower import OnnxFile, export_onnx
+    from student_train.interchange.published import import_prompts
+    from student_train.interchange.settings import (
         ClassifierSettings,
-        EvalOptions,
-        EvalSettings,
         HuggingFaceSettings,
         ImportSettings,
         OnnxSettings,
-        PredictSettings,
     )
-    from student_train.evaluation import evaluate
-    from student_train.huggingface import export_huggingface
-    from student_train.loop import RunResult, train
-    from student_train.onnx_tower import OnnxFile, export_onnx
-    from student_train.prediction import Prediction, predict
-    from student_train.published import import_prompts
-    from student_train.run_record import read_metrics
-    from student_train.settings import PromptSettings, TrainSettings
-    from student_train.student import PromptedCLIP, load_student
+    from student_train.model.settings import PromptSettings
+    from student_train.model.student import PromptedCLIP, load_student
+    from student_train.runs.record import read_metrics
+    from student_train.training.loop import RunResult, train
+    from student_train.training.settings import TrainSettings
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "classifier": ("export_classifier",),
-            "command_settings": (
+            "evaluation.evaluate": ("evaluate",),
+            "evaluation.predict": ("Prediction", "predict"),
+            "evaluation.settings": ("EvalOptions", "EvalSettings", "PredictSettings"),
+            "interchange.classifier": ("export_classifier",),
+            "interchange.huggingface": ("export_huggingface",),
+            "interchange.onnx_tower": ("OnnxFile", "export_onnx"),
+            "interchange.published": ("import_prompts",),
+            "interchange.settings": (
                 "ClassifierSettings",
-                "EvalOptions",
-                "EvalSettings",
                 "HuggingFaceSettings",
                 "ImportSettings",
                 "OnnxSettings",
-                "PredictSettings",
             ),
-            "evaluation": ("evaluate",),
-            "huggingface": ("export_huggingface",),
-            "loop": ("RunResult", "train"),
-            "onnx_tower": ("OnnxFile", "export_onnx"),
-            "prediction": ("Prediction", "predict"),
-            "published": ("import_prompts",),
-            "run_record": ("read_metrics",),
-            "settings": ("PromptSettings", "TrainSettings"),
-            "student": ("PromptedCLIP", "load_student"),
+            "model.settings": ("PromptSettings",),
+            "model.student": ("PromptedCLIP", "load_student"),
+            "runs.record": ("read_metrics",),
+            "training.loop": ("RunResult", "train"),
+            "training.settings": ("TrainSettings",),
         },
     )
 

@@ -6,9 +6,9 @@ import time
 import typer
 from rich.console import Console
 
-from student_train.preflight import check_train, is_main_process
-from student_train.run_record import read_settings
-from student_train.settings import TrainSettings
+from student_train.runs.record import read_settings
+from student_train.training.preflight import check_train, is_main_process
+from student_train.training.settings import TrainSettings
 from teacher_cache.options import Json, OneCommand, Version, command_line, run_app, settings_options
 from teacher_cache.progress import loading
 
@@ -27,8 +27,8 @@ def train_command(settings: TrainSettings, as_json: Json = False, version: Versi
     if is_main_process():
         check_train(settings)
     with loading():
-        from student_train.distributed import AgreedError
-        from student_train.loop import train
+        from student_train.training.distributed import AgreedError
+        from student_train.training.loop import train
     try:
         result = train(settings)
     except AgreedError as error:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from student_train.compat.clip_benchmark import add_model_type
-from student_train.prompt_tokenizer import PromptTokenizer
-from student_train.stored import read_student
-from student_train.student import PromptedCLIP, load_student
+from student_train.model.prompt_tokenizer import PromptTokenizer
+from student_train.model.stored import read_student
+from student_train.model.student import PromptedCLIP, load_student
 from teacher_cache.compat.open_clip import evaluation_transform
 from teacher_cache.errors import UsageError
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR

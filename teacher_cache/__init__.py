@@ -9,6 +9,7 @@ from teacher_cache.lazy import lazy_names
 
 if TYPE_CHECKING:
     from teacher_cache.build import BuildResult, build_cache
+    from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
     from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
     from teacher_cache.errors import CacheDamagedError, RppError, UsageError
     from teacher_cache.export import export_soft_labels
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from teacher_cache.relabel import RelabelResult, relabel_cache
     from teacher_cache.softlabels import TeacherCache, open_cache
     from teacher_cache.stats import teacher_statistics
-    from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -29,7 +29,7 @@ else:
             "relabel": ("RelabelResult", "relabel_cache"),
             "softlabels": ("TeacherCache", "open_cache"),
             "stats": ("teacher_statistics",),
-            "vocabulary": ("Vocabulary", "load_vocabulary"),
+            "classes.vocabulary": ("Vocabulary", "load_vocabulary"),
         },
     )
 

@@ -1,6 +1,6 @@
 """Stage one as a whole: the cache it makes or goes on with, and the parts that are missing.
 
-How a part is computed is in `part.py`, by whom in `cluster.py`.
+How a part is computed is in `compute/part.py`, by whom in `compute/cluster.py`.
 """
 
 import time
@@ -12,19 +12,19 @@ from pathlib import Path
 
 import torch
 
-from teacher_cache.cluster import Work, compute_parts
+from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import BuildSettings, ComputeSettings
+from teacher_cache.compute.cluster import Work, compute_parts
+from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.distribution import rpp_version
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable, absolute_source, index_images
-from teacher_cache.openclip import load_model
 from teacher_cache.relabel import ensure_vocabulary
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheHeader, CacheStore, disk_errors, part_rows, vocabulary_digest
-from teacher_cache.teacher import Teacher, choose_device
-from teacher_cache.vocabulary import Vocabulary, load_vocabulary
-from teacher_cache.workers import on_this_machine
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher, choose_device
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.settings import MOST_PROCESSES, Panels, Place
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Lemma = Literal["first", "last", "shortest", "all"]
-Duplicates = Literal["lemma", "definition", "keep", "error"]
 
-DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_TOPK = 100
 
 COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict")

@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import torch
 
 from teacher_cache.build import header_of, load_inputs
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import BuildSettings
+from teacher_cache.compute.part import part_arrays
+from teacher_cache.compute.workers import number_of_workers, on_this_machine
 from teacher_cache.encodings import ClassHead
 from teacher_cache.images import SampleTable
-from teacher_cache.openclip import load_model
-from teacher_cache.part import part_arrays
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import SAMPLE_ARRAYS, SAMPLES, CacheHeader, CacheStore
-from teacher_cache.teacher import Teacher, choose_device
-from teacher_cache.vocabulary import Vocabulary
-from teacher_cache.workers import number_of_workers, on_this_machine
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher, choose_device
 
 SLICE_SECONDS = 10.0  # how long the slice of images may take, about
 SLICE_BATCHES = 8  # and how large it is at most

@@ -13,7 +13,7 @@ from teacher_cache.errors import UsageError
 from teacher_cache.images import absolute_source, index_images
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore, disk_errors
-from teacher_cache.teacher import recorded_teacher
+from teacher_cache.teacher.teacher import recorded_teacher
 
 
 @dataclass(frozen=True)

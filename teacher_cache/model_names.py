@@ -1,6 +1,6 @@
 """How models and weights are named: open_clip's names, folders, the hub; and what another machine is told.
 
-Nothing here takes time to import; what needs open_clip's registry is in `openclip.py`.
+Nothing here takes time to import; what needs open_clip's registry is in `teacher/openclip.py`.
 """
 
 import os

@@ -7,6 +7,7 @@ the work make the same checks, and those that need a file's content or a network
 import os
 from pathlib import Path
 
+from teacher_cache.classes.vocabulary import TEMPLATE_SETS, load_templates, require_vocabulary
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
@@ -14,7 +15,6 @@ from teacher_cache.images.remote import is_remote
 from teacher_cache.images.sources import find_source
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR, canonical_model_name, require_model_folder
 from teacher_cache.store.presence import require_cache
-from teacher_cache.vocabulary import TEMPLATE_SETS, load_templates, require_vocabulary
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npy", ".npz", ".ckpt", ".tar")
 
@@ -92,3 +92,15 @@ def check_extend(cache: str, settings: ExtendSettings) -> None:
         require_images(settings.images)
     if settings.teacher is not None:
         require_model(settings.teacher, settings.pretrained)
+
+
+def require_file(path: Path) -> None:
+    """Refuse a file that is not there.
+
+    Raises:
+        UsageError: nothing is there, or a folder.
+    """
+    if not os.path.exists(path):
+        raise UsageError(f"{path} cannot be read: No such file or directory")
+    if os.path.isdir(path):
+        raise UsageError(f"{path} cannot be read: Is a directory")

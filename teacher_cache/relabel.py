@@ -7,12 +7,12 @@ import re
 import time
 from dataclasses import dataclass
 
+from teacher_cache.classes.vocabulary import Vocabulary, load_templates, load_vocabulary
 from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import UsageError
 from teacher_cache.store import CacheStore, disk_errors, vocabulary_digest
-from teacher_cache.teacher import Teacher, recorded_teacher
-from teacher_cache.vocabulary import Vocabulary, load_templates, load_vocabulary
+from teacher_cache.teacher.teacher import Teacher, recorded_teacher
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead, Encoding, encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
-from teacher_cache.vocabulary import Vocabulary
 
 PIECE_ROWS = 256  # rows whose logits stand in memory together: 22 MB with 21,841 classes
 SIGNED = {"uint16": "int32", "uint32": "int64"}

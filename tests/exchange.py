@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from student_train.readers import StoredArrays
+from student_train.data.readers import StoredArrays
 from teacher_cache import build_cache, open_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ENCODINGS

@@ -11,7 +11,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
-from teacher_cache.openclip import LoadedModel, load_model
+from teacher_cache.teacher.openclip import LoadedModel, load_model
 
 _VISION = {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 32}
 _TEXT = {"context_length": 77, "vocab_size": 49408, "layers": 3, "width": 64, "heads": 2}

@@ -64,8 +64,49 @@ def test_packages_import_downwards_alone() -> None:
     ]
     assert not up
     # the graph is not empty: what everybody knows is in it
-    assert "teacher_cache.errors" in GRAPH["student_train.loop"]
-    assert "student_train.loop" in GRAPH["pipeline.student_run"]
+    assert "teacher_cache.errors" in GRAPH["student_train.training.loop"]
+    assert "student_train.training.loop" in GRAPH["pipeline.student_run"]
+
+
+# Rooms of a package by floor, top down; a room imports its own floor and those below. A file that lies in the
+# package itself has the floor of its name, or the lowest one.
+FLOORS = {
+    "student_train": (
+        ("cli", "clip_benchmark"),
+        ("interchange",),
+        ("training", "evaluation"),
+        ("model",),
+        ("data", "runs"),
+        ("compat", "figures", "markdown"),
+    ),
+    "teacher_cache": (
+        ("cli",),
+        ("extend", "relabel", "build", "estimate", "stats", "export", "info"),
+        ("compute",),
+        ("teacher", "softlabels"),
+        ("preflight", "views"),
+        ("store",),
+        ("command_settings",),
+        ("images", "encodings"),
+        ("classes",),
+        ("options", "model_names", "distribution", "progress"),
+        ("files", "compat", "settings", "stopping", "cores", "lazy", "errors"),
+    ),
+}
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_rooms_import_downwards_alone(package: str) -> None:
+    floors = {room: -number for number, rooms in enumerate(FLOORS[package]) for room in rooms}
+    rooms = {module: module.split(".")[1] for module in GRAPH if module.startswith(f"{package}.")}
+    assert set(rooms.values()) == set(floors), "every file and folder of the package has its floor"
+    up = [
+        f"{module} imports {other}"
+        for module in rooms
+        for other in GRAPH[module] & rooms.keys()
+        if floors[rooms[other]] > floors[rooms[module]]
+    ]
+    assert not up
 
 
 def test_packages_import_no_tests_and_no_benchmarks() -> None:
@@ -119,7 +160,9 @@ def test_private_names_of_other_libraries_are_behind_fences() -> None:
         if re.search(r"\._|^_[^_]|^(zarr|fsspec|distributed|torch)\.core\b", other)
         and ".compat." not in module
     }
-    assert modules == {"teacher_cache.plain_pickle imports _compat_pickle"}, "Python's own, of old pickles"
+    assert modules == {"teacher_cache.teacher.plain_pickle imports _compat_pickle"}, (
+        "Python's own, of old pickles"
+    )
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -159,17 +202,17 @@ def modules_after(code: str) -> set[str]:
 def test_a_process_of_a_sweep_imports_neither_dask_nor_the_build() -> None:
     """Not with the public functions of stage two either, which are not the files of their names."""
     loaded = modules_after(
-        "import pipeline.sweep_process, student_train.loop, student_train.evaluation\n"
+        "import pipeline.sweep_process, student_train.training.loop, student_train.evaluation.evaluate\n"
         "from student_train import evaluate, predict, train\n"
         "assert callable(train) and callable(evaluate) and callable(predict)\n"
         "import teacher_cache, pipeline"
     )
-    assert "student_train.sources" in loaded
+    assert "student_train.training.inputs" in loaded
     assert not loaded & {"distributed", "dask.array", "dask.dataframe"}
     assert not loaded & {
         "teacher_cache.build",
-        "teacher_cache.cluster",
-        "teacher_cache.workers",
+        "teacher_cache.compute.cluster",
+        "teacher_cache.compute.workers",
         "pipeline.sweep",
         "pipeline.run",
     }

@@ -17,15 +17,14 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.settings import DemoSettings, SweepSettings
-from student_train.command_settings import (
+from student_train.evaluation.settings import EvalOptions, PredictSettings
+from student_train.interchange.settings import (
     ClassifierSettings,
-    EvalOptions,
     HuggingFaceSettings,
     ImportSettings,
     OnnxSettings,
-    PredictSettings,
 )
-from student_train.settings import TrainSettings
+from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.settings import flat_fields, panels_of
 from tests.student_train.conftest import cache_path as cache_path

@@ -16,11 +16,12 @@ from rich import box
 from rich.table import Table
 
 from pipeline.settings import DemoSettings
-from student_train.command_settings import EvalSettings
-from student_train.evaluation import evaluate
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
-from student_train.loop import train
-from student_train.settings import PromptSettings, TrainSettings
+from student_train.model.settings import PromptSettings
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings, ViewPolicy
 

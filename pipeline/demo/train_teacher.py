@@ -26,15 +26,15 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from student_train.datasets import Dataset
-from student_train.evaluation import Logits, figures
-from student_train.feature_models import LoadedFeatureModel
-from student_train.image_features import encode_images
+from student_train.evaluation.datasets import Dataset
+from student_train.evaluation.evaluate import Logits, figures
+from student_train.evaluation.image_features import encode_images
+from student_train.evaluation.models import LoadedFeatureModel
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.images import ImageReader, decode_image, index_images
-from teacher_cache.openclip import load_model
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import normalise
-from teacher_cache.vocabulary import load_vocabulary
 
 MODEL: dict[str, Any] = {
     "embed_dim": 128,

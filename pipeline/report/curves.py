@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.seeds import number
-from student_train.run_record import read_metrics
+from student_train.runs.record import read_metrics
 
 # What a line of the log has, in the order of the plots: title, unit.
 CURVES = {

@@ -12,8 +12,8 @@ from typing import Any
 from pipeline.seeds import LOWER_IS_BETTER, Spread, exact, headline_of, number, spread
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
 from student_train.figures import FIGURES, ZERO_SHOT
-from student_train.run_record import SETTINGS, STUDENT, flat_settings, has_steps, read_results, read_settings
-from student_train.settings import TrainSettings
+from student_train.runs.record import SETTINGS, STUDENT, flat_settings, has_steps, read_results, read_settings
+from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import to_flat
 

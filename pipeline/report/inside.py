@@ -22,7 +22,7 @@ from pipeline.report.softlabels import (
     telling_rows,
 )
 from pipeline.seeds import number
-from student_train.stored import read_student
+from student_train.model.stored import read_student
 from teacher_cache.errors import RppError
 from teacher_cache.softlabels import TeacherCache
 

@@ -14,8 +14,8 @@ from pipeline.report.overview import every_run, headline, what_was_run
 from pipeline.report.pieces import Section
 from pipeline.report.softlabels import open_recorded_cache
 from pipeline.report.training import curves_section
-from student_train.whole_file import write_whole
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.whole_file import write_whole
 
 REPORT = "report.html"
 

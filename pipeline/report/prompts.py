@@ -6,8 +6,8 @@ Shapes: J prompt depth, n prompt length, W tower width.
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.prompts import dead_query_blocks
-from student_train.stored import StoredStudent
+from student_train.model.prompts import dead_query_blocks
+from student_train.model.stored import StoredStudent
 
 # What open_clip takes where a config does not say.
 BLOCKS = 12

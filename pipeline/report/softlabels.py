@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from student_train.command_settings import ModelSettings
-from student_train.feature_models import FeatureModels, LoadedFeatureModel
+from student_train.evaluation.models import FeatureModels, LoadedFeatureModel
+from student_train.evaluation.settings import ModelSettings
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, UnreadableImageError, decode_image
 from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.stats import entropy, sample_rows, teacher_statistics
-from teacher_cache.vocabulary import Vocabulary
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 SHOWN_TEMPERATURES = (0.5, 1.0, 4.0)  # of pictures, unless a sweep has others

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError, printable
 from teacher_cache.images.folder import folder_times, index_folder
 from teacher_cache.images.labels import resolve_labels
@@ -20,7 +21,6 @@ from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, Source, find_s
 from teacher_cache.images.table import Origin, SampleTable
 from teacher_cache.images.tars import TarSpan, index_tar
 from teacher_cache.progress import Counter, counting
-from teacher_cache.vocabulary import Vocabulary
 
 QUIET_SECONDS = 2.0
 INDEX_VERSION = 2  # counts up when the same source gives other rows than before

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from teacher_cache.json_text import parse_json
+from teacher_cache.files.json_text import parse_json
 
 # How a row is found: bytes offset .. offset + length of `path`; or, in their place,
 LOOSE_FILE = -1  # as offset: the file `key` in the folder `path`

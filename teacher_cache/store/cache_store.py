@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.store.checksums import file_checksum
@@ -32,7 +33,6 @@ from teacher_cache.store.places import folder_at
 from teacher_cache.store.presence import GROUP, HEADER_COPY
 from teacher_cache.store.samples import DAMAGE, SAMPLES, StoredSamples, write_samples
 from teacher_cache.store.vocabularies import VOCABULARIES, Vocabularies
-from teacher_cache.vocabulary import Vocabulary
 
 
 class CacheStore(StoredParts):

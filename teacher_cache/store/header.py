@@ -13,8 +13,8 @@ from pydantic import Field
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ArraySpec, encoding_of
 from teacher_cache.errors import CacheMismatchError
+from teacher_cache.files.json_text import typed_record
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
-from teacher_cache.json_text import typed_record
 from teacher_cache.settings import validated
 
 CHUNK_ROWS = 1024  # rows a read touches at least; a part is one shard of such chunks

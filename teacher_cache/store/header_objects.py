@@ -11,7 +11,7 @@ from typing import Any
 
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import CacheDamagedError, UsageError
-from teacher_cache.json_text import parse_json
+from teacher_cache.files.json_text import parse_json
 from teacher_cache.store.checksums import sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import CacheHeader, require_name

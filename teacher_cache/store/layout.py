@@ -12,7 +12,7 @@ import zarr
 
 from teacher_cache.compat.zarr import written_objects
 from teacher_cache.encodings import ArraySpec
-from teacher_cache.json_text import parse_json
+from teacher_cache.files.json_text import parse_json
 from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader
 from teacher_cache.store.presence import GROUP
 

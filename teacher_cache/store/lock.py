@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 from teacher_cache.errors import CacheBusyError, RppError
-from teacher_cache.lock_file import open_lock
+from teacher_cache.files.lock_file import open_lock
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.local_folder import LocalFolder, disk_errors
 from teacher_cache.store.remote_folder import RemoteFolder

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from zarr.abc.store import Store
 
 from teacher_cache.errors import CacheDamagedError, UsageError
-from teacher_cache.json_text import parse_json
+from teacher_cache.files.json_text import parse_json
 from teacher_cache.store.checksums import sealed
 from teacher_cache.store.folder import Folder, Sink
 from teacher_cache.store.header import CacheHeader

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.compat.zarr import open_with_metadata, read
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.json_text import parse_json
+from teacher_cache.files.json_text import parse_json
 from teacher_cache.store.checksums import CODEC_ERRORS, checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.json_text import parse_json, typed_record
+from teacher_cache.files.json_text import parse_json, typed_record
 from teacher_cache.store.checksums import sealed, unsealed
 
 PARTS = "parts"

@@ -6,14 +6,14 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.compat.zarr import read
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.json_text import parse_json
+from teacher_cache.files.json_text import parse_json
 from teacher_cache.store.checksums import CODEC_ERRORS, bytes_checksum, checksum, sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.layout import group_metadata, objects_in_memory, same_metadata
 from teacher_cache.store.presence import GROUP
-from teacher_cache.vocabulary import Vocabulary
 
 VOCABULARIES = "vocabularies"
 FEATURES = "class_features"

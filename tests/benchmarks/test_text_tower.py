@@ -10,7 +10,7 @@ import pytest
 import torch
 import typer
 
-from student_train import towers
+from student_train.model import towers
 from tests.models import write_model
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

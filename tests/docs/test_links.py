@@ -59,7 +59,7 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
 
 
 def test_tests_that_the_method_names_are_there() -> None:
-    files = list((ROOT / "tests" / "student_train").glob("test_*.py"))
+    files = list((ROOT / "tests" / "student_train").rglob("test_*.py"))
     tests = "".join(path.read_text() for path in files)
     named = set(re.findall(r"\btest_\w+", (ROOT / "docs" / "method.md").read_text()))
     named -= {path.stem for path in files}

@@ -18,11 +18,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_train.published import read_context
-from student_train.run_folder import RunFolder
-from student_train.run_record import CHECKPOINT
-from teacher_cache.checkpoint_file import load_plain, require_plain
+from student_train.interchange.published import read_context
+from student_train.runs.folder import RunFolder
+from student_train.runs.record import CHECKPOINT
 from teacher_cache.errors import UsageError
+from teacher_cache.teacher.checkpoint_file import load_plain, require_plain
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried, watched
 from tests.hostile.mutations import changed_json, damaged

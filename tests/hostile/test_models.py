@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from teacher_cache.errors import UsageError
-from teacher_cache.openclip import load_model
+from teacher_cache.teacher.openclip import load_model
 from tests.hostile.contract import bounded, is_one_line, watched
 from tests.hostile.mutations import DEEP
 from tests.models import CONFIGS

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from student_train.command_settings import EvalSettings, PredictSettings
-from student_train.evaluation import evaluate
-from student_train.loop import train
-from student_train.prediction import predict
-from student_train.settings import TrainSettings
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.predict import predict
+from student_train.evaluation.settings import EvalSettings, PredictSettings
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheMismatchError, RppError, UsageError

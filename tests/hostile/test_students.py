@@ -14,13 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipeline.compare import compare_runs
-from student_train.loop import train
-from student_train.run_record import STUDENT, provenance, read_metrics, read_results, read_settings
-from student_train.settings import PromptSettings, TrainSettings
-from student_train.stored import read_student, write_folder
-from student_train.student import PromptedCLIP, load_student, save_student
+from student_train.model.settings import PromptSettings
+from student_train.model.stored import read_student, write_folder
+from student_train.model.student import PromptedCLIP, load_student, save_student
+from student_train.runs.record import STUDENT, provenance, read_metrics, read_results, read_settings
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.openclip import LoadedModel
+from teacher_cache.teacher.openclip import LoadedModel
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import DEEP, changed_json, damaged, damaged_json

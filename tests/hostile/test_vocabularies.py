@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import load_recipe
+from teacher_cache.classes.vocabulary import load_templates, load_vocabulary
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, index_images
 from teacher_cache.store import vocabulary_digest
-from teacher_cache.vocabulary import load_templates, load_vocabulary
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import DEEP, damaged, damaged_json

@@ -11,8 +11,9 @@ import pytest
 from pipeline.cli import main
 from pipeline.compare import compare_runs
 from pipeline.tables import compared_cells
-from student_train.loop import train
-from student_train.settings import PromptSettings, TrainSettings
+from student_train.model.settings import PromptSettings
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
 from tests.processes import ForkServer
 from tests.student_train.conftest import demo_cache_path as demo_cache_path

@@ -13,8 +13,8 @@ from pipeline.cli import main
 from pipeline.demo import compare, make_pictures
 from pipeline.demo.compare import FIGURES, FROZEN, HERE, STUDENTS, train_settings
 from pipeline.settings import DemoSettings
-from student_train.evaluators import harmonic_mean
-from teacher_cache.openclip import load_model
+from student_train.evaluation.evaluators import harmonic_mean
+from teacher_cache.teacher.openclip import load_model
 from tests.student_train.conftest import pictures as pictures
 
 MEGABYTE = 1024**2

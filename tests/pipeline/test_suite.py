@@ -13,12 +13,12 @@ from pipeline.cli import main
 from pipeline.suite import READY, load_suite
 from pipeline.suite_run import run_suites
 from pipeline.tables import evaluation_cells, suite_cells
-from student_train.command_settings import EvalOptions, EvalSettings
-from student_train.evaluation import evaluate
-from student_train.evaluators import harmonic_mean
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.evaluators import harmonic_mean
+from student_train.evaluation.settings import EvalOptions, EvalSettings
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.errors import UsageError
-from teacher_cache.teacher import Teacher
-from teacher_cache.vocabulary import load_vocabulary
+from teacher_cache.teacher.teacher import Teacher
 from tests.student_train.conftest import PICTURES
 from tests.student_train.conftest import demo_cache_path as demo_cache_path
 from tests.student_train.conftest import pictures as pictures
@@ -96,7 +96,7 @@ def test_a_suite_gives_what_single_evaluations_give(
 def test_images_are_decoded_once_for_all_students(
     demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from student_train import image_features
+    from student_train.evaluation import image_features
 
     decode, calls = image_features.decode_image, []
     monkeypatch.setattr(
@@ -313,7 +313,7 @@ def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from student_train import image_features
+    from student_train.evaluation import image_features
 
     monkeypatch.setattr(image_features, "decode_image", lambda *_, **more: pytest.fail("an image was read"))
     options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))

@@ -21,13 +21,13 @@ from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
 from pipeline.tables import sweep_cells
-from student_train.run_record import read_settings
+from student_train.runs.record import read_settings
 from teacher_cache.build import build_cache
 from teacher_cache.errors import RppError, UsageError
 from tests.models import write_model
 from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES
-from tests.teacher_cache.test_cluster import dask_scheduler, dask_worker
+from tests.teacher_cache.compute.test_cluster import dask_scheduler, dask_worker
 
 GRID = ("train.temperature=0.5,2", "train.soft-weight=0,1")
 

@@ -11,8 +11,9 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from student_train.loop import train
-from student_train.settings import PromptSettings, TrainSettings
+from student_train.model.settings import PromptSettings
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings, ViewPolicy
 from teacher_cache.store import CacheStore, checksum

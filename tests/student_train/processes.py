@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from student_train.loop import train
-from student_train.losses import distillation_loss
-from student_train.settings import TrainSettings
+from student_train.training.loop import train
+from student_train.training.losses import distillation_loss
+from student_train.training.settings import TrainSettings
 from teacher_cache.errors import RppError
 
 RANK = int(os.environ["RANK"])

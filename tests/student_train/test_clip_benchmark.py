@@ -12,19 +12,19 @@ import torch
 
 from student_train import load_student
 from student_train.clip_benchmark import file_pattern, load_rpp, main, register
-from student_train.command_settings import EvalSettings
 from student_train.compat.clip_benchmark import accuracy
-from student_train.evaluation import evaluate
-from student_train.evaluators.evaluator import top_places
-from student_train.settings import PromptSettings
-from student_train.student import PromptedCLIP, save_student
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.evaluators.evaluator import top_places
+from student_train.evaluation.settings import EvalSettings
+from student_train.model.settings import PromptSettings
+from student_train.model.student import PromptedCLIP, save_student
 from teacher_cache import open_cache
 from teacher_cache.errors import UsageError
-from teacher_cache.openclip import load_model
+from teacher_cache.teacher.openclip import load_model
 from tests.models import write_model
 from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES
-from tests.student_train.test_student import changed
+from tests.student_train.model.test_student import changed
 
 TEMPLATE = "a photo of a {c}."  # the cache's too
 

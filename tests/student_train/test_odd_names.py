@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from student_train.classifier import export_classifier
-from student_train.command_settings import ClassifierSettings, EvalSettings, PredictSettings
-from student_train.evaluation import evaluate
-from student_train.loop import train
-from student_train.prediction import predict
-from student_train.settings import PromptSettings, TrainSettings
-from student_train.student import load_student
-from teacher_cache.vocabulary import load_vocabulary
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.predict import predict
+from student_train.evaluation.settings import EvalSettings, PredictSettings
+from student_train.interchange.classifier import export_classifier
+from student_train.interchange.settings import ClassifierSettings
+from student_train.model.settings import PromptSettings
+from student_train.model.student import load_student
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
+from teacher_cache.classes.vocabulary import load_vocabulary
 from tests.teacher_cache.inputs import encoded, picture, webdataset_members, write_shard
 
 SIXTY = " ".join(["owl"] * 60)  # one token each

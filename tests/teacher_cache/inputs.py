@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import zarr
 from PIL import Image
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.images import ImageReader, SampleTable, index_images
-from teacher_cache.vocabulary import Vocabulary
 
 ANIMALS = ("cat", "dog", "great horned owl", "axolotl", "sea urchin")
 ANIMAL_VOCABULARY = Vocabulary(ANIMALS, ANIMALS)

@@ -23,9 +23,9 @@ from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, RppError, UsageError
-from teacher_cache.openclip import load_model
 from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore, verify_store
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import FULL, draw_crop
 from tests.models import write_model
 from tests.processes import ForkServer

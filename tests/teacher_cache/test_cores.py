@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from teacher_cache.command_settings import ComputeSettings
+from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.cores import usable_cores
-from teacher_cache.workers import on_this_machine
 
 
 @pytest.fixture

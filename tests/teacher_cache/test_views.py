@@ -11,17 +11,17 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as transforms
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.compute.part import part_arrays
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, decode_image, index_images
-from teacher_cache.openclip import load_model
-from teacher_cache.part import part_arrays
 from teacher_cache.settings import validated
 from teacher_cache.store import CacheHeader
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import FULL, RATIO, ViewRenderer, draw_crop, evaluation_crop, normalise
-from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.inputs import ANIMALS, jpeg, picture, settings
 
 SIZES = [(64, 48), (48, 64), (32, 32), (31, 33), (500, 20), (20, 500), (7, 9), (1, 1), (333, 251)]

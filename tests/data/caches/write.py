@@ -12,10 +12,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.images import SampleTable
 from teacher_cache.store import CacheHeader, CacheStore, vocabulary_digest
-from teacher_cache.vocabulary import Vocabulary
 
 SAMPLES, VIEWS, WIDTH, PART = 23, 2, 6, 8
 NAMES = ("cat", "dog", "owl", "elk", "bee")

@@ -12,11 +12,12 @@ from pipeline.recipe import load_recipe
 from pipeline.run import run_recipe
 from pipeline.student_run import write_results
 from pipeline.sweep_record import SweepRecord, SweepRow
-from student_train.command_settings import EvalSettings
-from student_train.evaluation import evaluate
-from student_train.loop import train
-from student_train.run_record import RESULTS
-from student_train.settings import PromptSettings, TrainSettings
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.settings import EvalSettings
+from student_train.model.settings import PromptSettings
+from student_train.runs.record import RESULTS
+from student_train.training.loop import train
+from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings
 from tests.student_train.conftest import PICTURES

@@ -13,7 +13,7 @@ from pipeline.report import make_report
 from pipeline.report.curves import CURVES
 from pipeline.report.plots import luminance
 from pipeline.seeds import figure_text, spread
-from student_train.run_record import RESULTS, read_metrics
+from student_train.runs.record import RESULTS, read_metrics
 from tests.pipeline.report.conftest import SCRIPT, WHY
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pipeline.report.curves import CURVES, LISTED, POINTS, read_columns, read_curves, summed_up, thinned
-from student_train.run_record import METRICS, read_metrics
+from student_train.runs.record import METRICS, read_metrics
 
 
 def write_log(folder: Path, lines: list[dict[str, Any]]) -> Path:

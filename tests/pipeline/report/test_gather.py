@@ -18,7 +18,7 @@ from pipeline.report.gather import (
 from pipeline.report.plots import Bar, bar_chart
 from pipeline.seeds import exact
 from pipeline.sweep_record import SWEEP, read_sweep
-from student_train.run_record import RESULTS, SETTINGS, STUDENT, read_settings
+from student_train.runs.record import RESULTS, SETTINGS, STUDENT, read_settings
 from teacher_cache.errors import UsageError
 from tests.pipeline.report.conftest import AXES
 

@@ -20,7 +20,7 @@ from pipeline.report.pieces import Cell, Section, Table, Tables, Text
 from pipeline.seeds import figure_text, spread
 from pipeline.sweep_record import SweepRecord, SweepRow
 from student_train.figures import FIGURES
-from student_train.run_record import RESULTS
+from student_train.runs.record import RESULTS
 from teacher_cache.errors import UsageError
 from tests.pipeline.report.conftest import SCRIPT, WHY
 

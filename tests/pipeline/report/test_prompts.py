@@ -10,9 +10,9 @@ from pipeline.report.gather import gather
 from pipeline.report.inside import norms
 from pipeline.report.pieces import Figures, Text
 from pipeline.report.prompts import prompt_norms, tower_blocks
-from student_train.settings import PromptSettings
-from student_train.stored import StoredStudent, StudentRecord, read_student
-from student_train.student import PromptedCLIP
+from student_train.model.settings import PromptSettings
+from student_train.model.stored import StoredStudent, StudentRecord, read_student
+from student_train.model.student import PromptedCLIP
 from tests.models import loaded
 
 

@@ -24,9 +24,9 @@ from pipeline.report.softlabels import (
     telling_rows,
     thumbnail,
 )
-from student_train.command_settings import PredictSettings
-from student_train.prediction import predict
-from student_train.run_record import read_settings
+from student_train.evaluation.predict import predict
+from student_train.evaluation.settings import PredictSettings
+from student_train.runs.record import read_settings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import RppError, UsageError

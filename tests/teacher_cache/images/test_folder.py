@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.images import (
     ImageReader,
     UnreadableImageError,
 )
-from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.inputs import (
     indexed,
     jpeg,

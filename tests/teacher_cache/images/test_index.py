@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.images import (
     ImageReader,
@@ -20,7 +21,6 @@ from teacher_cache.images import (
     decode_image,
     index_images,
 )
-from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.images.conftest import WebServer, upload
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.images import index_images
-from teacher_cache.vocabulary import Vocabulary
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     SYNSETS,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, index_images
-from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 from tests.teacher_cache.inputs import jpeg
 
 PARTS = {

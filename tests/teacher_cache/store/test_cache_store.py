@@ -17,10 +17,10 @@ from hypothesis.extra import numpy as arrays_of
 
 from teacher_cache import open_cache, store
 from teacher_cache.build import build_cache
+from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore, cache_store, part_rows, verify_store
-from teacher_cache.vocabulary import Vocabulary, load_vocabulary
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
 VOCABULARY = Vocabulary(ANIMALS, ANIMALS)

@@ -8,8 +8,8 @@ import torch
 import xarray
 import zarr
 
-from student_train.readers import StoredArrays
-from student_train.shards import ShardedArray
+from student_train.data.readers import StoredArrays
+from student_train.data.shards import ShardedArray
 from teacher_cache import open_cache
 from teacher_cache.store import CacheStore, verify_store
 from tests.data.caches.write import ENCODINGS, VIEWS, arrays_of, write

@@ -1,0 +1,1 @@
+"""How well models tell images apart: data sets, models, evaluators, predictions."""

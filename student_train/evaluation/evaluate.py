@@ -1,0 +1,186 @@
+"""How well students, or the frozen model as it is, tell classes apart on images they were not trained on.
+
+Knows how scores come about and which figures are asked for; what a figure is stands in `evaluators/`.
+
+Shapes: N images, B batch, C classes, D embedding.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from student_train.evaluation.datasets import Dataset, open_dataset
+from student_train.evaluation.evaluators import EVALUATORS, Scores, Task
+from student_train.evaluation.image_features import EncodedImages, cached_images, check_cached, encode_images
+from student_train.evaluation.models import FeatureModel, FeatureModels, LoadedFeatureModel
+from student_train.evaluation.settings import EvalOptions, EvalSettings, ModelOptions, ModelSettings
+from teacher_cache.classes.vocabulary import Vocabulary
+from teacher_cache.cores import usable_cores
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images import SampleTable
+from teacher_cache.softlabels import TeacherCache
+
+MOST_DECODING_THREADS = 16
+BATCH_LOGITS = 1 << 24  # of a batch of scores: 64 MB
+ComparedModel = tuple[LoadedFeatureModel, LoadedFeatureModel | None]
+
+
+def evaluate(settings: EvalSettings) -> dict[str, Any]:
+    """Figures of a student, or of the frozen model, on a data set.
+
+    Returns:
+        student, images, classes (to choose among), samples, skipped (images that could not be read),
+        without_label (samples that were left out for having no class of the vocabulary), notes (remarks on
+        the images), and the figures by name.
+
+    Raises:
+        UsageError: no such run or data set, images without labels, or labels that do not fit the vocabulary.
+    """
+    dataset = open_dataset(settings)
+    return evaluate_models(load_models([settings.student], settings), dataset, settings)[0]
+
+
+def load_models(students: Sequence[str], options: EvalOptions) -> list[ComparedModel]:
+    """Students, or `zero-shot`, each with the teacher that the metrics compare it with, if one does. One that
+    is named twice is loaded once.
+
+    Raises:
+        UsageError: no such run, cache, model or device.
+    """
+    models, compared = FeatureModels(), []
+    shared = options.model_dump(include=set(ModelOptions.model_fields))
+    with_teacher = any(EVALUATORS[metric].needs_teacher for metric in options.metrics)
+    for student in dict.fromkeys(str(Path(name)) for name in students):
+        settings = ModelSettings(**shared, student=student)
+        model = models.load(settings)
+        compared.append((model, models.teacher_of(settings) if with_teacher else None))
+    return compared
+
+
+def evaluate_models(
+    models: Sequence[ComparedModel], dataset: Dataset, options: EvalOptions
+) -> list[dict[str, Any]]:
+    """Figures of several models on one data set; each image is read once.
+
+    Returns:
+        For each model what `evaluate` returns.
+
+    Raises:
+        UsageError: as `check_evaluation`, or no labelled image could be read.
+        RppError: features that are not finite.
+    """
+    check_evaluation(models, dataset, options)
+    everyone = _everyone(models)
+    if isinstance(dataset.source, SampleTable):
+        threads = options.threads or min(MOST_DECODING_THREADS, usable_cores())
+        encoded = encode_images(everyone, dataset.source, options.batch_size, threads, options.max_pixels)
+    else:
+        encoded = cached_images(everyone, dataset.source)
+    notes = list(dataset.notes)
+    if encoded.skipped:
+        first = encoded.skipped[0]
+        notes.append(
+            f"{len(encoded.skipped)} images could not be read, the first: {first['key']}: {first['reason']}"
+        )
+    distinct = {id(model): model for pair in models for model in pair if model is not None}
+    logits = {key: Logits(model, encoded, dataset) for key, model in distinct.items()}
+    return [
+        {
+            "student": model.name,
+            "images": dataset.images,
+            "classes": len(dataset.classes),
+            "skipped": len(encoded.skipped),
+            "without_label": int((dataset.labels < 0).sum()),
+            "notes": notes,
+            **figures(
+                logits[id(model)],
+                logits[id(teacher)] if teacher else None,
+                options.metrics,
+                options.temperature,
+            ),
+        }
+        for model, teacher in models
+    ]
+
+
+def check_evaluation(models: Sequence[ComparedModel], dataset: Dataset, options: EvalOptions) -> None:
+    """Refuse what cannot be evaluated, before an image is read.
+
+    Raises:
+        UsageError: a metric that does not fit the classes, or a model whose features a cache does not hold.
+    """
+    if "base-to-new" in options.metrics and dataset.class_subset in ("base", "new"):
+        raise UsageError(
+            f"base-to-new halves the classes by itself: --class-subset {dataset.class_subset} would leave it "
+            "halves of a half"
+        )
+    for metric in options.metrics:
+        EVALUATORS[metric](Task(len(dataset.classes), options.temperature))
+    if isinstance(dataset.source, TeacherCache):
+        check_cached(_everyone(models), dataset.source)
+
+
+def _everyone(models: Sequence[ComparedModel]) -> list[FeatureModel]:
+    return [loaded.model for pair in models for loaded in pair if loaded is not None]
+
+
+class Logits:
+    """One model's logits of a data set's images, among the classes to choose among.
+
+    Attributes:
+        labels: the right ones of these classes, int64 [N].
+        classes: their names, C of them.
+    """
+
+    def __init__(self, loaded: LoadedFeatureModel, encoded: EncodedImages, dataset: Dataset) -> None:
+        """Raises:
+        UsageError: no image of these classes.
+        RppError: features that are not finite.
+        """
+        chosen_C = torch.from_numpy(dataset.classes)
+        rows = torch.isin(encoded.labels, chosen_C).nonzero()[:, 0]
+        if len(rows) == 0:
+            raise UsageError("no image of the asked classes")
+        self.labels = torch.searchsorted(chosen_C, encoded.labels[rows])
+        vocabulary = dataset.vocabulary
+        names, ids = (tuple(kept[c] for c in dataset.classes) for kept in (vocabulary.names, vocabulary.ids))
+        self.classes = names
+        read = Vocabulary(names, ids, vocabulary.templates or loaded.templates)
+        self._class_features_CD = loaded.model.class_features(read)
+        self._image_features_ND = encoded.features[loaded.model.image_tower][rows]
+        self._scale = loaded.model.logit_scale
+        for what, features in (("class", self._class_features_CD), ("image", self._image_features_ND)):
+            if not features.isfinite().all():
+                raise RppError(f"{what} features of {loaded.name} are not finite")
+
+    def of(self, rows: slice) -> Tensor:
+        """Of the given images, [B, C] float32."""
+        return self._scale * (self._image_features_ND[rows] @ self._class_features_CD.T)
+
+
+def figures(
+    own: Logits, teacher: Logits | None, metrics: Sequence[str], temperature: float = 1.0
+) -> dict[str, Any]:
+    """`samples`, the images of the classes to choose among, and the figures of the metrics over them.
+
+    Raises:
+        UsageError: a metric that does not fit them.
+    """
+    task = Task(len(own.classes), temperature, own.classes)
+    evaluators = [EVALUATORS[metric](task) for metric in metrics]
+    for part in _pieces(len(own.labels), task.classes):
+        scores = Scores(own.of(part), own.labels[part], teacher.of(part) if teacher else None)
+        for evaluator in evaluators:
+            evaluator.update(scores)
+    found: dict[str, Any] = {"samples": len(own.labels)}
+    for evaluator in evaluators:
+        found |= evaluator.figures()
+    return found
+
+
+def _pieces(rows: int, classes: int) -> Iterator[slice]:
+    step = max(1, BATCH_LOGITS // classes)
+    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))

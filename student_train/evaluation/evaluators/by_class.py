@@ -1,0 +1,29 @@
+"""How many images of each class come first: what prompts win and lose, class by class."""
+
+from typing import Any, ClassVar
+
+import torch
+
+from student_train.evaluation.evaluators.evaluator import Scores, Task, top_places
+
+
+class ByClass:
+    """`by_class`: for each class that has images `[name, images, right]`: how many there are, and how many of
+    them have it first. In JSON alone, tables leave it out."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(self, task: Task) -> None:
+        self._names = task.names or tuple(str(number) for number in range(task.classes))
+        self._images_C, self._right_C = (torch.zeros(task.classes, dtype=torch.int64) for _ in range(2))
+
+    def update(self, scores: Scores) -> None:
+        """Take the scores of the next images."""
+        right_B = scores.labels_B[top_places(scores.logits_BC, scores.labels_B) == 0]
+        self._images_C += torch.bincount(scores.labels_B, minlength=len(self._names))
+        self._right_C += torch.bincount(right_B, minlength=len(self._names))
+
+    def figures(self) -> dict[str, Any]:
+        """Name and value of each figure over all images so far."""
+        counts = zip(self._names, self._images_C.tolist(), self._right_C.tolist(), strict=True)
+        return {"by_class": [[name, images, right] for name, images, right in counts if images]}

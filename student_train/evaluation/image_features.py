@@ -1,0 +1,142 @@
+"""Images of a data set -> unit features of each model's image tower: computed, or those that a cache holds.
+
+Shapes: N images, B batch, D embedding.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch import Tensor
+
+from student_train.evaluation.models import FeatureModel, StudentFeatures
+from teacher_cache.errors import UsageError
+from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
+from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.progress import counting
+from teacher_cache.softlabels import TeacherCache
+from teacher_cache.teacher.teacher import image_tower
+
+NO_CROP = np.zeros(5, dtype=np.uint16)  # the evaluation view has none
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """The images that could be read and have a label, in source order.
+
+    Attributes:
+        features: unit features [N, D] float32 by image tower.
+        labels: [N] int64.
+        skipped: those that could not be read, with row, key and reason.
+    """
+
+    features: dict[str, Tensor]
+    labels: Tensor
+    skipped: list[dict[str, Any]]
+
+
+def encode_images(
+    models: Iterable[FeatureModel],
+    samples: SampleTable,
+    batch_size: int = 64,
+    threads: int = 4,
+    max_pixels: int = MAX_PIXELS,
+) -> EncodedImages:
+    """Features of the evaluation view of every labelled image. An image is decoded once for all models and
+    goes once through towers that several of them share.
+
+    Raises:
+        UsageError: no labelled image, or none that could be read.
+    """
+    towers = {model.image_tower: model for model in models}
+    labelled = np.flatnonzero(samples.labels >= 0)
+    reader = ImageReader()
+
+    def views(location: tuple[str, int, int]) -> list[NDArray[np.uint8]] | UnreadableImageError:
+        try:
+            image = decode_image(reader.read(*location), max_pixels=max_pixels)
+            return _rendered(image, towers.values())
+        except UnreadableImageError as error:
+            return error
+
+    features: dict[str, list[Tensor]] = {tower: [] for tower in towers}
+    rows, skipped = [], []
+    with ThreadPoolExecutor(threads) as pool, counting("images", len(labelled)) as counter:
+        for start in range(0, len(labelled), batch_size):
+            batch = labelled[start : start + batch_size]
+            decoded = list(pool.map(views, samples.locations(batch)))
+            good = [found for found in decoded if isinstance(found, list)]
+            for row, found in zip(batch.tolist(), decoded, strict=True):
+                if isinstance(found, UnreadableImageError):
+                    key = samples.keys(batch[batch == row])[0]
+                    skipped.append({"row": row, "key": key, "reason": str(found)})
+                else:
+                    rows.append(row)
+            if good:
+                for (tower, model), pixels in zip(towers.items(), zip(*good, strict=True), strict=True):
+                    features[tower].append(model.image_features(torch.from_numpy(np.stack(pixels))).cpu())
+            counter(len(batch))
+    if not rows:
+        raise UsageError("no labelled image could be read" if len(labelled) else "no image has a label")
+    labels = torch.from_numpy(samples.labels[rows].astype(np.int64))
+    return EncodedImages({tower: torch.cat(parts) for tower, parts in features.items()}, labels, skipped)
+
+
+def _rendered(image: Image, models: Iterable[FeatureModel]) -> list[NDArray[np.uint8]]:
+    """Pixels for each model, [3, H, W]; rendered once for those with the same preprocessing."""
+    shown: list[tuple[Any, NDArray[np.uint8]]] = []
+    pixels = []
+    for model in models:
+        preprocess = model.renderer.preprocess
+        found = next((there for known, there in shown if known == preprocess), None)
+        if found is None:
+            found = model.renderer.render(image, 0, NO_CROP)
+            shown.append((preprocess, found))
+        pixels.append(found)
+    return pixels
+
+
+def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> EncodedImages:
+    """The features that a cache holds of its samples' evaluation views; no image is read.
+
+    Raises:
+        UsageError: the cache keeps no image features, or not those of a model; or no sample has a label.
+    """
+    tower = check_cached(models, cache)
+    rows = np.flatnonzero(cache.valid & (cache.labels >= 0))
+    if len(rows) == 0:
+        raise UsageError(f"no sample of {cache.path} has a label and could be read")
+    features_ND = F.normalize(cache.image_features(rows).float(), dim=-1)
+    unread = np.flatnonzero(~cache.valid & (cache.labels >= 0))
+    skipped = [
+        {"row": row, "key": key, "reason": "could not be read when the cache was built"}
+        for row, key in zip(unread.tolist(), cache.samples.keys(unread), strict=True)
+    ]
+    labels = torch.from_numpy(cache.labels[rows].astype(np.int64))
+    return EncodedImages({tower: features_ND}, labels, skipped)
+
+
+def check_cached(models: Iterable[FeatureModel], cache: TeacherCache) -> str:
+    """Refuse models whose image features are not those that a cache holds; gives the name of these.
+
+    Raises:
+        UsageError: a model with another image tower.
+    """
+    tower = image_tower(cache.teacher["weights_digest"], cache.teacher["precision"])
+    for model in models:
+        if model.image_tower != tower:
+            if isinstance(model, StudentFeatures) and model.has_image_prompts:
+                reason = "and the student has image prompts"
+            else:
+                reason = f"not of {model.image_tower}"
+            raise UsageError(
+                f"the image features in {cache.path} are of weights {tower}, {reason}: "
+                "evaluate this model on images"
+            )
+    return tower

@@ -1,0 +1,198 @@
+"""What evaluation needs of a model: images and names in, unit features out; a student or a frozen model.
+
+Shapes: B batch, C classes, D embedding.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from student_train.evaluation.preflight import zero_shot_without_cache
+from student_train.evaluation.settings import ModelSettings, ModelWithClasses
+from student_train.figures import ZERO_SHOT
+from student_train.model.stored import read_provenance
+from student_train.model.student import PromptedCLIP, load_student
+from student_train.runs.record import SETTINGS, read_settings
+from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, Vocabulary, load_vocabulary
+from teacher_cache.command_settings import Precision
+from teacher_cache.errors import UsageError
+from teacher_cache.store import CacheStore
+from teacher_cache.teacher.openclip import LoadedModel, load_model
+from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
+from teacher_cache.views import ViewRenderer, normalise
+
+
+class FeatureModel(Protocol):
+    """A model that tells classes apart. `Teacher` is one."""
+
+    renderer: ViewRenderer
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor s of its logits."""
+        ...
+
+    @property
+    def image_tower(self) -> str:
+        """Equal for models whose features of an image are equal."""
+        ...
+
+    def image_features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Unit features [B, D] float32 of uint8 pixels."""
+        ...
+
+    def class_features(self, vocabulary: Vocabulary) -> Tensor:
+        """Unit class features [C, D] float32 on the CPU."""
+        ...
+
+
+class StudentFeatures:
+    """A student as a `FeatureModel`; without text prompts, names are read through the templates."""
+
+    def __init__(self, student: PromptedCLIP, device: torch.device, precision: Precision = "fp32") -> None:
+        self.student, self.device, self.precision = student.to(device).eval(), device, precision
+        self.renderer = ViewRenderer(student.base.preprocess)
+        self._frozen = Teacher(student.base, device, precision)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor s of its logits."""
+        return float(self.student.logit_scale.exp())
+
+    @property
+    def has_image_prompts(self) -> bool:
+        """Whether its features of an image are others than the frozen model's."""
+        return "vision" in self.student.prompts
+
+    @property
+    def image_tower(self) -> str:
+        """Equal for models whose features of an image are equal."""
+        prompted = f" with the prompts of {id(self.student)}" if self.has_image_prompts else ""
+        return self._frozen.image_tower + prompted
+
+    @torch.inference_mode()
+    def image_features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Unit features [B, D] float32 of uint8 pixels."""
+        if not self.has_image_prompts:
+            return self._frozen.image_features(pixels_BCHW)
+        preprocess = self.student.base.preprocess
+        pixels = normalise(pixels_BCHW.to(self.device), preprocess.mean, preprocess.std)
+        dtype = AUTOCAST.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            features = self.student.encode_image(pixels)
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.inference_mode()
+    def class_features(self, vocabulary: Vocabulary) -> Tensor:
+        """Unit class features [C, D] float32 on the CPU."""
+        if "text" not in self.student.prompts:
+            return self._frozen.class_features(vocabulary)
+        return self.student.class_features(vocabulary.names).float().cpu()
+
+
+@dataclass(frozen=True)
+class LoadedFeatureModel:
+    """A model to evaluate, under the name it was asked for, and the templates that it reads names through
+    where the data set brings none."""
+
+    name: str
+    model: FeatureModel
+    templates: tuple[str, ...]
+
+
+@dataclass
+class FeatureModels:
+    """Loads models; frozen ones and teachers that several of them share, once."""
+
+    _loaded: dict[tuple[str, str | None], LoadedModel] = field(default_factory=dict)
+    _teachers: dict[tuple[str, str, tuple[str, ...]], LoadedFeatureModel] = field(default_factory=dict)
+
+    def load(self, settings: ModelSettings) -> LoadedFeatureModel:
+        """The model that the settings name.
+
+        Raises:
+            UsageError: no such run, cache, model or device, or a frozen model with other weights now.
+        """
+        device = choose_device(settings.device)
+        if settings.student == ZERO_SHOT:
+            return self._zero_shot(settings)
+        student = load_student(settings.student, settings.model, settings.pretrained, load=self._load)
+        templates = run_templates(settings.student)
+        return LoadedFeatureModel(
+            settings.student, StudentFeatures(student, device, settings.precision), templates
+        )
+
+    def teacher_of(self, settings: ModelSettings) -> LoadedFeatureModel:
+        """The teacher that a model is compared with: the cache's, or that of the cache which the run was
+        trained on, or, of a student without either, its own frozen model.
+
+        Raises:
+            UsageError: it cannot be loaded, or has other weights now.
+        """
+        if settings.cache is not None or settings.student == ZERO_SHOT:
+            return self._zero_shot(settings)
+        device = choose_device(settings.device)
+        if os.path.isfile(Path(settings.student) / SETTINGS):  # it knows where the teacher lies
+            record = read_settings(Path(settings.student))
+            return self._recorded(record["cache"]["teacher"], settings, tuple(record["templates"]))
+        if trained := read_provenance(Path(settings.student)):
+            return self._recorded(trained["teacher"], settings, tuple(trained["templates"]))
+        student = load_student(settings.student, settings.model, settings.pretrained, load=self._load)
+        frozen = Teacher(student.base, device, settings.precision)
+        return LoadedFeatureModel(ZERO_SHOT, frozen, (DEFAULT_TEMPLATE,))
+
+    def _zero_shot(self, settings: ModelSettings) -> LoadedFeatureModel:
+        if settings.cache is None:
+            raise zero_shot_without_cache()
+        store = CacheStore.open(settings.cache)
+        return self._recorded(store.header.teacher, settings, store.vocabulary().templates)
+
+    def _recorded(
+        self, teacher: dict[str, Any], settings: ModelSettings, templates: tuple[str, ...]
+    ) -> LoadedFeatureModel:
+        """The teacher that a cache was made with, wherever its weights are now."""
+        digest = teacher["weights_digest"]
+        loaded = next((known for known in self._loaded.values() if known.digest == digest), None)
+        if loaded is None:
+            # --model and --pretrained say where a student's own frozen model is, which is another one
+            own = settings.student == ZERO_SHOT
+            model, pretrained = (settings.model, settings.pretrained) if own else (None, None)
+            if model is None:
+                model, pretrained = teacher["model"], pretrained or teacher.get("pretrained")
+            loaded = self._load(model, pretrained)
+        if loaded.digest != digest:
+            made = f"the cache {settings.cache}" if settings.cache else "the run's cache"
+            raise UsageError(f"{loaded.name} has weights {loaded.digest} now, {made} was made with {digest}")
+        key = (digest, settings.precision, templates)
+        if key not in self._teachers:
+            frozen = Teacher(loaded, choose_device(settings.device), settings.precision)
+            self._teachers[key] = LoadedFeatureModel(ZERO_SHOT, frozen, templates)
+        return self._teachers[key]
+
+    def _load(self, name: str, pretrained: str | None, device: torch.device | str = "cpu") -> LoadedModel:
+        key = (name, pretrained)
+        if key not in self._loaded:
+            self._loaded[key] = load_model(name, pretrained, device)
+        return self._loaded[key]
+
+
+def run_templates(student: str) -> tuple[str, ...]:
+    """Templates of the cache that a student was trained on; they matter to students without text prompts.
+
+    Raises:
+        UsageError: its run's settings, or the `config.json` beside it, cannot be read.
+    """
+    trained = read_provenance(Path(student))
+    return tuple(trained["templates"]) if trained else (DEFAULT_TEMPLATE,)
+
+
+def load_with_classes(settings: ModelWithClasses) -> tuple[FeatureModel, Vocabulary]:
+    """The model, and the classes with the templates that it reads their names through."""
+    loaded = FeatureModels().load(settings)
+    names = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
+    return loaded.model, Vocabulary(names.names, names.ids, loaded.templates)

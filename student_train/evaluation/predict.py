@@ -1,0 +1,97 @@
+"""What a student, or the frozen model, takes single pictures for: the first thing that anyone tries.
+
+Knows picture files and likely classes; models and vocabularies are loaded as for an evaluation.
+
+Shapes: B pictures, C classes, D embedding.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from student_train.evaluation.models import load_with_classes
+from student_train.evaluation.preflight import picture_folder
+from student_train.evaluation.settings import PredictSettings
+from teacher_cache.encodings import ClassHead
+from teacher_cache.errors import UsageError
+from teacher_cache.images import UnreadableImageError, decode_image
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likely classes of one picture, best first.
+
+    Attributes:
+        image: its file.
+        classes, ids, probabilities: names, the vocabulary's ids, softmax over all its classes at T = 1.
+    """
+
+    image: str
+    classes: list[str]
+    ids: list[str]
+    probabilities: list[float]
+
+
+def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Prediction]:
+    """The likely classes of pictures, in their order.
+
+    Raises:
+        UsageError: no picture, a file that cannot be read as one, no such run, or no such vocabulary.
+    """
+    if not images:
+        raise UsageError("no picture to look at; name one or more files")
+    contents = [_content(path) for path in images]
+    _refuse_unreadable(images, contents, settings.max_pixels)  # before the model, which takes seconds
+    model, vocabulary = load_with_classes(settings)
+    head = ClassHead(model.class_features(vocabulary), model.logit_scale)
+    top, predictions = min(settings.top, len(vocabulary)), []
+    for begin in range(0, len(images), BATCH):
+        pixels = []
+        for content in contents[begin : begin + BATCH]:
+            picture = decode_image(content, max_pixels=settings.max_pixels)
+            pixels.append(model.renderer.render(picture, 0, np.zeros(5, dtype=np.uint16)))
+        features_BD = model.image_features(torch.from_numpy(np.stack(pixels))).cpu()
+        found = head.logits(features_BD).softmax(-1).topk(top)
+        for path, shares, classes in zip(
+            images[begin : begin + BATCH], found.values.tolist(), found.indices.tolist(), strict=True
+        ):
+            predictions.append(
+                Prediction(
+                    str(path),
+                    [vocabulary.names[c] for c in classes],
+                    [vocabulary.ids[c] for c in classes],
+                    shares,
+                )
+            )
+    return predictions
+
+
+def _refuse_unreadable(images: Sequence[Path], contents: Sequence[bytes], max_pixels: int) -> None:
+    """Name all that are no pictures. They are decoded again when they are looked at: all of them together
+    would take more memory than their files."""
+    broken = []
+    for path, content in zip(images, contents, strict=True):
+        try:
+            decode_image(content, max_pixels=max_pixels)
+        except UnreadableImageError as error:
+            broken.append(f"{path} cannot be read as a picture: {error}")
+    if broken:
+        raise UsageError("; ".join(broken))
+
+
+def _content(path: Path) -> bytes:
+    if os.path.isdir(path):
+        raise picture_folder(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a device or a pipe may have no end
+            raise UsageError(f"{path} is no file; name pictures that lie on a disk")
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error

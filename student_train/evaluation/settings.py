@@ -1,0 +1,159 @@
+"""Settings of evaluation and prediction. Nothing here takes time to import.
+
+A description that ends in `[default: ...]` says in words what happens without the option.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from student_train.data.settings import ClassSubset
+from student_train.evaluation.evaluators import EVALUATORS
+from teacher_cache.classes.vocabulary import Duplicates, Lemma
+from teacher_cache.command_settings import Precision
+from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
+from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
+
+Format = Literal["auto", "folder", "tars", "parquet", "list", "coop", "clip-benchmark", "cache"]
+
+NAMES = ("classes", "lemma", "duplicates")
+MODEL = ("cache", "model", "pretrained")
+
+
+class DataOptions(BaseModel):
+    """As which classes images are looked at."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Format = Field(default="auto", description="layout of the data set")
+    split: str = Field(default="test", description="part of a data set in CoOp's or CLIP_benchmark's layout")
+    classes: str | None = Field(
+        default=None, description="class names: a known name or a file [default: the data set's own]"
+    )
+    templates: str | None = Field(
+        default=None,
+        description="one text with {} for the class name, a file of such texts, imagenet or imagenet-simple "
+        "[default: the data set's, else those that the model was trained with]",
+    )
+    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
+    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
+    class_subset: ClassSubset | Literal["present"] = Field(
+        default="all",
+        description="classes to choose among: all, base (the first half), new (the second) or present (those "
+        "with images)",
+    )
+
+
+class DataSettings(DataOptions):
+    """Which images are looked at, and as which classes."""
+
+    images: str = Field(
+        description="an image source, CoOp's split_zhou_*.json, CLIP_benchmark's folder, or a cache"
+    )
+
+
+class ModelOptions(BaseModel):
+    """Where models are, and how they run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cache: Place | None = Field(
+        default=None,
+        description="cache whose model and templates --student zero-shot means, and whose teacher agreement "
+        "compares with [default: the cache of the run]",
+    )
+    model: str | None = Field(
+        default=None, description="where the frozen model is now [default: where it was at training]"
+    )
+    pretrained: str | None = Field(
+        default=None,
+        description="pretrained tag or weights file of the frozen model now [default: as at training]",
+    )
+    precision: Precision = Field(default="fp32", description="autocast precision")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+
+
+class ModelSettings(ModelOptions):
+    """Which model looks at images."""
+
+    student: str = Field(
+        description="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model"
+    )
+
+
+class ClassSettings(BaseModel):
+    """Which classes a model is to know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: str = Field(description="class names: a known name or a file")
+    lemma: Lemma = Field(default="first", description="which of a synset's names to use")
+    duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
+
+
+class ModelWithClasses(ModelSettings, ClassSettings):
+    """Which model looks at images, and which classes it is to know."""
+
+
+def _known(metric: str) -> str:
+    if metric not in EVALUATORS:
+        raise ValueError(f"is none of {', '.join(EVALUATORS)}")
+    return metric
+
+
+class EvalOptions(ModelOptions, DataOptions):
+    """All of an evaluation but the model and the images."""
+
+    PANELS: ClassVar[Panels] = {
+        "Data": (*DataOptions.model_fields, "max_pixels"),
+        "Model": MODEL,
+        "Figures": ("metrics", "temperature"),
+        "Compute": ("precision", "device", "batch_size", "threads"),
+    }
+
+    metrics: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
+        default=("accuracy", "calibration"),
+        description="what to measure: " + ", ".join(EVALUATORS) + "; may be repeated",
+    )
+    temperature: float = Field(
+        default=1.0,
+        gt=0,
+        le=LARGEST_FACTOR,
+        description="temperature T of the soft labels that agreement compares",
+    )
+    batch_size: int = Field(default=64, ge=1, description="images per forward pass")
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        ge=1,
+        le=MOST_PIXELS,
+        description="pixels per image; a larger image is left out as unreadable",
+    )
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="threads that decode images [default: the cores that may be used, at most 16]",
+    )
+
+
+class EvalSettings(EvalOptions, ModelSettings, DataSettings):
+    """Settings of an evaluation: a model and a data set."""
+
+
+class PredictSettings(ModelWithClasses):
+    """Settings of a prediction."""
+
+    PANELS: ClassVar[Panels] = {
+        "Data": (*NAMES, "max_pixels"),
+        "Model": ("student", *MODEL),
+        "Compute": ("precision", "device"),
+        "Output": ("top",),
+    }
+
+    top: int = Field(default=5, ge=1, description="likeliest classes to show per picture")
+    max_pixels: int = Field(
+        default=MAX_PIXELS,
+        ge=1,
+        le=MOST_PIXELS,
+        description="pixels per picture; a larger picture is refused",
+    )

@@ -1,0 +1,1 @@
+"""Students and class features in the formats of other programs."""

@@ -1,0 +1,51 @@
+"""A student's class features for other programs: zero-shot weights of detectors, segmenters, plain scripts.
+
+Shapes: C classes, D embedding.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from student_train.evaluation.models import load_with_classes
+from student_train.interchange.settings import ClassifierSettings
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.whole_file import whole_file
+
+SAFETENSORS, NPY, CLASSES = "classifier.safetensors", "classifier.npy", "classes.json"
+
+
+def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
+    """Write the unit class features of a student, or of the frozen model, for a vocabulary.
+
+    Returns:
+        Three files by name. `classifier.safetensors`: `class_features` [C, D] float32 and `logit_scale`, the
+        factor s in logits = s · f·w. `classifier.npy`: the same features as a plain array [C, D] float32, as
+        Detic and ZSSeg load their zero-shot weights. `classes.json`: names and ids in the order of the rows.
+
+    Raises:
+        UsageError: no such run or vocabulary, or a folder that cannot be made.
+        RppError: a file cannot be written, as on a full disk.
+    """
+    model, vocabulary = load_with_classes(settings)
+    features_CD = model.class_features(vocabulary).contiguous()
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {settings.out} cannot be a folder: {error.strerror}") from error
+    classes = {"names": list(vocabulary.names), "ids": list(vocabulary.ids)}
+    files = {name: settings.out / name for name in (SAFETENSORS, NPY, CLASSES)}
+    try:
+        scale = features_CD.new_tensor(model.logit_scale)
+        with whole_file(files[SAFETENSORS]) as path:
+            save_file({"class_features": features_CD, "logit_scale": scale}, path)
+        with whole_file(files[NPY]) as path, open(path, "wb") as file:
+            np.save(file, features_CD.numpy(), allow_pickle=False)
+        with whole_file(files[CLASSES]) as path:
+            path.write_text(json.dumps(classes, ensure_ascii=False, indent=1), encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise RppError(f"{settings.out} cannot be written: {error}") from error
+    return files

@@ -1,0 +1,231 @@
+"""A student's image tower as an ONNX file: for programs that run images without torch.
+
+Knows how the graph is traced, written and compared; what it computes is the student's business. The packages
+it needs are the extra `onnx`.
+
+Shapes: B images, H height, W width, D embedding.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from student_train.compat.onnxruntime import failures
+from student_train.interchange.preflight import ONNX_PACKAGES, onnx_packages_missing
+from student_train.interchange.settings import OnnxSettings
+from student_train.model.stored import StoredStudent, read_student
+from student_train.model.student import PromptedCLIP
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.whole_file import require_writable, whole_file
+from teacher_cache.views import ViewRenderer, normalise
+
+PIXELS, FEATURES = "pixels", "image_features"
+LARGEST_DIFFERENCE = 1e-4  # of a number in a unit feature
+TRACED_BATCH, COMPARED_BATCHES = 2, (1, 3)  # none in common: a graph that knows only its own would pass
+# A file is one protobuf message, which holds 2 GiB at most; weights of more go to a file beside it.
+LARGEST_FILE = 3 * 2**29
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """An exported image tower.
+
+    Attributes:
+        file: the ONNX file.
+        data: its weights, where they do not fit into it; None where they do.
+        max_difference: the largest one found between a number of its features and of the student's.
+    """
+
+    file: Path
+    data: Path | None
+    max_difference: float
+
+
+def export_onnx(settings: OnnxSettings) -> OnnxFile:
+    """Write a student's image tower, its prompts included, and compare it with the student.
+
+    The graph takes `pixels`, float32 [B, 3, H, W] of any B, normalised as the frozen model wants them, and
+    gives `image_features`, float32 [B, D] of unit length. What a program has to know beside it is in the
+    file's metadata (`metadata_of`).
+
+    Raises:
+        UsageError: packages that are missing, no such student, or a file that cannot be there.
+        RppError: a tower that cannot be traced, features that differ by more than 1e-4, or a full disk. No
+            file is left then.
+    """
+    require_packages()
+    out = settings.out
+    if os.path.isdir(out):
+        raise UsageError(f"--out {out} is a folder; name a file, {out / 'image.onnx'} say")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out.parent} cannot be a folder: {error.strerror}") from error
+    require_writable(out)  # before a tower is traced, which takes a minute
+    stored = read_student(settings.student)
+    student = PromptedCLIP.from_stored(stored, settings.model, settings.pretrained)
+    tower = ImageTower(student).eval()
+    graph = traced_graph(tower)
+    graph.metadata_props.update(metadata_of(student, stored))
+    data = out.with_name(f"{out.name}.data") if weights_size(student) > LARGEST_FILE else None
+    try:
+        with whole_file(out) as temporary:
+            if data is not None:
+                out.unlink(missing_ok=True)  # an older file would read the new weights as its own
+            try:
+                import_module("onnxscript").ir.save(graph, temporary, external_data=data and data.name)
+                difference = largest_difference(temporary, tower)
+            except BaseException:
+                if data is not None:
+                    data.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise RppError(f"{out} cannot be written: {error.strerror or error}") from error
+    return OnnxFile(out, data, difference)
+
+
+def require_packages() -> None:
+    """Say what to install.
+
+    Raises:
+        UsageError: packages of the extra `onnx` that are not there.
+    """
+    missing = []
+    for name in ONNX_PACKAGES:
+        try:
+            import_module(name)
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise onnx_packages_missing(missing)
+
+
+class ImageTower(nn.Module):
+    """What the graph computes."""
+
+    def __init__(self, student: PromptedCLIP) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Unit features [B, D] of normalised images [B, 3, H, W]."""
+        return self.student.encode_image(pixels, normalize=True)
+
+
+def random_pixels(student: PromptedCLIP, batch: int) -> Tensor:
+    """Images of noise, normalised, [B, 3, H, W] float32; the same ones every time."""
+    preprocess = student.base.preprocess
+    shape = (batch, 3, *ViewRenderer(preprocess).size)
+    generator = torch.Generator().manual_seed(batch)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    return normalise(pixels, preprocess.mean, preprocess.std)
+
+
+def traced_graph(tower: ImageTower) -> Any:
+    """The tower as a model of `onnxscript.ir`, for any number of images.
+
+    Raises:
+        RppError: an operation in it has no form in ONNX, or cannot be traced.
+    """
+    example = random_pixels(tower.student, TRACED_BATCH)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                tower,
+                (example,),
+                input_names=[PIXELS],
+                output_names=[FEATURES],
+                dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}},
+                dynamo=True,
+                verbose=False,  # it would speak on standard output, which a program may read
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise RppError(
+            f"the image tower of {tower.student.base.name} cannot be written as ONNX: {reason}"
+        ) from error
+    if program is None:
+        raise RppError("torch.onnx.export gave no graph; install a newer torch")
+    return program.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What the optimiser left as it was, ten lines of warnings, is of no interest: the result is compared."""
+    log = logging.getLogger("onnxscript")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def metadata_of(student: PromptedCLIP, stored: StoredStudent) -> dict[str, str]:
+    """What a program has to know beside the graph; lists are JSON.
+
+    Returns:
+        mean, std (of pixels from 0 to 1), image_size [H, W], interpolation, resize_mode (how open_clip makes
+        an image that size), logit_scale (the factor s in logits = s · f·w), model, weights_digest (of the
+        frozen model), student_digest (of the student's file).
+    """
+    preprocess, record = student.base.preprocess, stored.record.portable()
+    return {
+        "mean": json.dumps(list(preprocess.mean)),
+        "std": json.dumps(list(preprocess.std)),
+        "image_size": json.dumps(list(ViewRenderer(preprocess).size)),
+        "interpolation": preprocess.interpolation,
+        "resize_mode": preprocess.resize_mode,
+        "logit_scale": json.dumps(float(student.logit_scale.exp())),
+        "model": record.model,
+        "weights_digest": record.weights_digest,
+        "student_digest": stored.digest,
+    }
+
+
+def weights_size(student: PromptedCLIP) -> int:
+    """Bytes of what the graph holds."""
+    parts = [student.clip.visual, *(p for p in [student.tower_prompts("vision")] if p is not None)]
+    return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
+
+
+def largest_difference(file: Path, tower: ImageTower) -> float:
+    """The largest one between a number of the file's features, as onnxruntime computes them, and the tower's.
+
+    Raises:
+        RppError: a file that does not run, or differs by more than LARGEST_DIFFERENCE.
+    """
+    runtime = import_module("onnxruntime")
+    largest = 0.0
+    try:
+        session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        for batch in COMPARED_BATCHES:
+            pixels = random_pixels(tower.student, batch)
+            (found,) = session.run([FEATURES], {PIXELS: pixels.numpy()})
+            with torch.no_grad():
+                expected_BD = tower(pixels)
+            difference = math.inf
+            if found.shape == expected_BD.shape:
+                difference = float((torch.from_numpy(found) - expected_BD).abs().max())
+            # not a number is no small difference
+            if not difference <= LARGEST_DIFFERENCE:
+                raise RppError(
+                    f"the ONNX graph's features of {batch} images differ from the student's by "
+                    f"{difference:.2g}, more than {LARGEST_DIFFERENCE:.0e}; nothing was written. Another "
+                    "release of torch or onnxscript may do better"
+                )
+            largest = max(largest, difference)
+    except failures(runtime) as error:
+        reason = str(error).splitlines()[0]
+        raise RppError(f"onnxruntime cannot run the graph ({reason}); nothing was written") from error
+    return largest

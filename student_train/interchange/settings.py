@@ -1,0 +1,73 @@
+"""Settings of imports and exports. Nothing here takes time to import.
+
+A description that ends in `[default: ...]` says in words what happens without the option.
+"""
+
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from student_train.evaluation.settings import MODEL, NAMES, ModelWithClasses
+from teacher_cache.settings import Panels
+
+
+class ImportSettings(BaseModel):
+    """Settings of an import."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    PANELS: ClassVar[Panels] = {"Model": ("model", "pretrained"), "Output": ("out",)}
+
+    out: Path = Field(description="folder for the student; rpp eval and rpp-train --init read it")
+    model: str = Field(description="open_clip model that the prompts were trained on")
+    pretrained: str | None = Field(
+        default=None, description="its pretrained tag or weights file [default: a model folder has its own]"
+    )
+
+
+class ClassifierSettings(ModelWithClasses):
+    """Settings of an export of class features."""
+
+    PANELS: ClassVar[Panels] = {
+        "Data": NAMES,
+        "Model": ("student", *MODEL),
+        "Compute": ("precision", "device"),
+        "Output": ("out",),
+    }
+
+    out: Path = Field(description="folder for the files")
+
+
+class HuggingFaceSettings(BaseModel):
+    """Settings of an export in Hugging Face's layout."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    PANELS: ClassVar[Panels] = {"Model": ("student",), "Output": ("out", "results")}
+
+    student: Path = Field(description="a run's folder, or a student's file; its frozen model is not needed")
+    out: Path = Field(description="folder for config.json, model.safetensors and README.md")
+    results: Path | None = Field(
+        default=None,
+        description="figures for the model card, as rpp eval --json printed them [default: results.json of "
+        "rpp run, if it is in the run's folder]",
+    )
+
+
+class OnnxSettings(BaseModel):
+    """Settings of an export of the image tower."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    PANELS: ClassVar[Panels] = {"Model": ("student", "model", "pretrained"), "Output": ("out",)}
+
+    student: Path = Field(
+        description="a run's folder, one in Hugging Face's layout, or a student's file; not zero-shot, which "
+        "is open_clip's own model"
+    )
+    out: Path = Field(description="the ONNX file, image.onnx for example")
+    model: str | None = Field(
+        default=None, description="where the frozen model is now [default: where it was at training]"
+    )
+    pretrained: str | None = Field(
+        default=None,
+        description="pretrained tag or weights file of the frozen model now [default: as at training]",
+    )

@@ -1,0 +1,62 @@
+"""Students fetched from Hugging Face's hub, or from its cache on this machine."""
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from student_train.runs.record import CONFIG, MODEL
+from teacher_cache.errors import RppError, UsageError
+
+
+def fetch_folder(
+    repository: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """A student's files from Hugging Face's hub, or from its cache on this machine; their folder.
+
+    Raises:
+        UsageError: no such repository, revision or file, or no right to read it.
+        RppError: it could not be fetched.
+    """
+    try:
+        config, _ = (
+            hf_hub_download(
+                repository,
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            for name in (CONFIG, MODEL)
+        )
+    except LocalEntryNotFoundError as error:  # also without a network
+        raise RppError(
+            f"no folder {repository}; as a repository it is not in the hub's cache and could not be fetched"
+        ) from error
+    except HFValidationError as error:
+        raise UsageError(f"no student at {repository}: neither a folder nor ORG/REPO") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        raise UsageError(
+            f"no folder {repository}, and no student on the hub that may be read from here: {_reason(error)}"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise RppError(f"{repository} could not be fetched from the hub: {_reason(error)}") from error
+    return Path(config).parent
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

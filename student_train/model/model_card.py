@@ -1,0 +1,151 @@
+"""The model card of a student: what it is, how it was trained, what was measured, how it is loaded.
+
+Knows words and tables; what is known of a student comes from `stored.py`.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from student_train.figures import FIGURES, shown
+from student_train.markdown import plain, table
+from student_train.model.stored import StudentRecord
+from teacher_cache.model_names import LOCAL_DIR
+from teacher_cache.teacher.openclip import hub_repository
+
+CARD = "README.md"
+# The last two are how the hub finds models that `from_pretrained` of its own package loads.
+TAGS = ["clip", "open_clip", "prompt-learning", "model_hub_mixin", "pytorch_model_hub_mixin"]
+PAPER = "[arXiv 2409.06166](https://arxiv.org/abs/2409.06166)"
+
+ABOUT = {
+    "student": "student",
+    "suite": "suite",
+    "data": "data set",
+    "images": "images",
+    "classes": "classes",
+    "samples": "samples",
+}
+
+
+def model_card(
+    record: StudentRecord, trained: Mapping[str, Any] | None, figures: Sequence[Mapping[str, Any]] = ()
+) -> ModelCard:
+    """The card of a student, with its YAML head.
+
+    Args:
+        record: what the student is.
+        trained: its provenance; None says that nothing is known.
+        figures: evaluations, as `rpp eval --json` prints them. Numbers of known names become columns.
+    """
+    record = record.portable()
+    head = ModelCardData(
+        base_model=hub_repository(record.model, record.pretrained),
+        library_name="rpp",
+        pipeline_tag="zero-shot-image-classification",
+        tags=TAGS,
+    )
+    name = record.model.removeprefix(LOCAL_DIR)
+    weights = f" with the weights {plain(record.pretrained)}" if record.pretrained else ""
+    moved = ', model="FOLDER OF THE CLIP"' if record.model.startswith(LOCAL_DIR) else ""
+    settings = {**record.prompts.model_dump(mode="json"), **_of_training(trained)}
+    lines = [
+        f"# Prompts for {plain(name)}",
+        "",
+        f"A frozen CLIP, open_clip's {plain(name)}{weights}, with learned prompts in its towers: it encodes "
+        "images and texts as CLIP does. These files hold the prompts alone. CLIP's own weights are loaded as "
+        f"open_clip loads them; their digest has to be {plain(record.weights_digest)}.",
+        "",
+        "Written by RPP, which implements *Revisiting Prompt Pretraining of Vision-Language Models* "
+        f"({PAPER}): prompts of their own for query, key and value, learned from hard labels and from the "
+        "soft labels of a teacher.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from student_train import PromptedCLIP",
+        "",
+        f'student = PromptedCLIP.from_pretrained("THIS REPOSITORY OR FOLDER"{moved})',
+        "images = student.encode_image(pixels, normalize=True)  # as the CLIP's preprocessing makes them",
+        'classes = student.class_features(["cat", "grand piano"])',
+        "probabilities = (student.logit_scale.exp() * images @ classes.T).softmax(-1)",
+        "```",
+        "",
+        "## Training",
+        "",
+        *_training_lines(trained),
+        "",
+        *table(["setting", "value"], [[setting, _value(value)] for setting, value in settings.items()]),
+        "",
+        "## Measured",
+        "",
+        *_figure_lines(figures),
+    ]
+    return ModelCard(f"---\n{head.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+
+
+def figures_in(found: Any) -> list[dict[str, Any]]:
+    """Evaluations in what `rpp eval --json` or `rpp run --json` printed: one object, or a list of them under
+    `rows` or `evals`. What holds no known figure is left out."""
+    if not isinstance(found, dict):
+        return []
+    several = next((found[name] for name in ("rows", "evals") if isinstance(found.get(name), list)), [found])
+    return [row for row in several if isinstance(row, dict) and any(_number(row, name) for name in FIGURES)]
+
+
+def _number(row: Mapping[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return shown(name, value)
+
+
+def _figure_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = [name for name in FIGURES if any(_number(row, name) for row in figures)]
+    if not columns:
+        return ["No figures came with these prompts."]
+    about = [name for name in ABOUT if any(name in row for row in figures)]
+    titles = [ABOUT[name] for name in about] + [FIGURES[name] for name in columns]
+    rows = [
+        [_place(str(row.get(name, ""))) for name in about] + [_number(row, name) or "" for name in columns]
+        for row in figures
+    ]
+    return table(titles, rows)
+
+
+def _training_lines(trained: Mapping[str, Any] | None) -> list[str]:
+    if trained is None:
+        return ["How these prompts were trained is not known: they came without the record of a run."]
+    teacher, cache = trained["teacher"], trained["cache"]
+    name = str(teacher.get("model", "not known")).removeprefix(LOCAL_DIR)
+    weights = f", {plain(teacher['pretrained'])}" if teacher.get("pretrained") else ""
+    return [
+        f"- teacher: {plain(name)}{weights}, weights {plain(teacher.get('weights_digest', 'not known'))}",
+        f"- cache: {plain(cache.get('samples', 'an unknown number of'))} samples with the digest "
+        f"{plain(cache.get('sample_table_digest', 'not known'))}, "
+        f"{plain(cache.get('classes', 'an unknown number of'))} classes with the digest "
+        f"{plain(cache.get('vocabulary_digest', 'not known'))}",
+    ]
+
+
+def _of_training(trained: Mapping[str, Any] | None) -> dict[str, Any]:
+    if trained is None:
+        return {}
+    others = ("templates", "mode", "samples_per_step", "processes", "init", "software")
+    return {**trained["settings"], **{name: trained.get(name) for name in others}}
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _place(name: str) -> str:
+    """Of an absolute path or a URL the last name: the rest is about somebody's machine."""
+    absolute = name.startswith("~") or "://" in name or Path(name).is_absolute()
+    return Path(name).name if absolute else name

@@ -1,0 +1,186 @@
+"""Texts laid out for the text tower: every distinct beginning once, in packs of equal size.
+
+Attention is causal: what the tower computes at a token depends on the tokens before it alone. Texts that
+begin alike share these rows ('grand piano.' and 'grand slam.' share 'grand'), so a vocabulary is a forest,
+and a row attends to the prefix, its ancestors and itself. Trees are put into packs of equal size, so that the
+tower runs dense tensors and attention has one mask a pack. How rows are computed is in `towers.py`.
+
+Shapes: B texts, T tokens, K packs, S rows of a pack, R rows in use.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teacher_cache.errors import UsageError
+from teacher_cache.teacher.openclip import TextParts
+
+# Rows of a pack, or of the longest text where that is longer.
+PACK_ROWS = 32
+
+
+@dataclass(frozen=True)
+class PackedTexts:
+    """Texts prepared for one text tower and one number of prompts. Row s of pack k has the index k · S + s.
+
+    Attributes:
+        sot: the token that every text begins with, int64 [1].
+        ids: token ids, int64 [K, S]; 0 in unused rows.
+        positions: positions in the full sequence with the prompts, int64 [K, S].
+        sees: which rows of its pack a row attends to besides the prefix, bool [K, S, S]: the rows of its text
+            up to itself.
+        ends: rows of a pack that texts are pooled from, int64 [K, E]; the last one repeated up to the largest
+            number of texts in a pack.
+        slots: entries k · E + e of `ends` that a text has, ascending, int64 [B].
+        places: which of `slots` is each text's, int64 [B].
+        texts_by_pack: how many texts end in each pack.
+        prompts: number of prompts that the positions leave room for.
+    """
+
+    sot: Tensor
+    ids: Tensor
+    positions: Tensor
+    sees: Tensor
+    ends: Tensor
+    slots: Tensor
+    places: Tensor
+    texts_by_pack: tuple[int, ...]
+    prompts: int
+
+    def to(self, device: torch.device) -> "PackedTexts":
+        """The same on another device."""
+        return PackedTexts(
+            sot=self.sot.to(device),
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            sees=self.sees.to(device),
+            ends=self.ends.to(device),
+            slots=self.slots.to(device),
+            places=self.places.to(device),
+            texts_by_pack=self.texts_by_pack,
+            prompts=self.prompts,
+        )
+
+
+def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts:
+    """Lay out texts whose tokens behind the first one stand behind `prompts` prompts; on the CPU.
+
+    Args:
+        parts: the text tower, which says which token is pooled.
+        tokens_BT: int64 [B, T], as open_clip's tokenizer gives them: without room for prompts.
+        prompts: prompt positions behind the first token.
+
+    Raises:
+        UsageError: a text has no end-of-text token, is too long for the prompts, or does not begin as the
+            others do.
+    """
+    tokens_BT = tokens_BT.cpu()
+    lengths_B = parts.pool_positions(tokens_BT)
+    _check_texts(tokens_BT, lengths_B, 1 + prompts, parts)
+    own_BT = np.where(
+        np.arange(int(lengths_B.max())) < lengths_B.numpy()[:, None],
+        tokens_BT[:, 1 : 1 + int(lengths_B.max())].numpy(),
+        -1,  # what stands behind the pooled token is not read
+    )
+    # sorted, so that texts which begin alike stand together, and cut into trees that fit a pack
+    order_B = np.lexsort(own_BT.T[::-1])
+    own_BT, length_B = own_BT[order_B], lengths_B.numpy()[order_B]
+    alike_B = np.zeros_like(length_B)  # tokens that a text begins with as the one before it does
+    alike_B[1:] = np.logical_and.accumulate(own_BT[1:] == own_BT[:-1], axis=1).sum(axis=1)
+    alike_B = np.minimum(alike_B, length_B)
+
+    size = max(PACK_ROWS, int(length_B.max()))
+    starts, rows = _cut(alike_B.tolist(), length_B.tolist(), size)
+    alike_B[starts] = 0
+    begin_B, packs = _place(starts, rows, length_B - alike_B, size)
+
+    # every token's row: its own text's or, of a shared beginning, that of the text which brings it in
+    depth_T = np.arange(own_BT.shape[1])
+    is_own_BT = (depth_T >= alike_B[:, None]) & (depth_T < length_B[:, None])
+    owner_BT = np.maximum.accumulate(np.where(is_own_BT, np.arange(len(own_BT))[:, None], 0), axis=0)
+    row_BT = begin_B[owner_BT] + depth_T - alike_B[owner_BT]
+    text_R, depth_R = is_own_BT.nonzero()
+    row_R = row_BT[text_R, depth_R]
+    ids_KS, depths_KS = np.zeros((2, packs, size), dtype=np.int64)
+    ids_KS.flat[row_R], depths_KS.flat[row_R] = own_BT[text_R, depth_R], depth_R
+    sees_KSS = np.zeros((packs, size, size), dtype=bool)
+    for depth in depth_T:
+        below = depth_R >= depth
+        sees_KSS.reshape(-1, size)[row_R[below], row_BT[text_R[below], depth] % size] = True
+
+    # pooled rows pack by pack, and which of them is whose
+    end_B = np.empty_like(begin_B)
+    end_B[order_B] = row_BT[np.arange(len(row_BT)), length_B - 1]
+    by_end_B = end_B.argsort(kind="stable")
+    pack_B, row_B = np.divmod(end_B[by_end_B], size)
+    texts_K = np.bincount(pack_B, minlength=packs)
+    first_K = texts_K.cumsum() - texts_K
+    slot_B = pack_B * texts_K.max() + np.arange(len(pack_B)) - first_K[pack_B]
+    text_KE = first_K[:, None] + np.minimum(np.arange(texts_K.max()), texts_K[:, None] - 1)
+    return PackedTexts(
+        sot=tokens_BT[0, :1],
+        ids=torch.from_numpy(ids_KS),
+        positions=torch.from_numpy(depths_KS) + 1 + prompts,
+        sees=torch.from_numpy(sees_KSS),
+        ends=torch.from_numpy(row_B[text_KE]),
+        slots=torch.from_numpy(slot_B),
+        places=torch.from_numpy(by_end_B.argsort()),
+        texts_by_pack=tuple(texts_K.tolist()),
+        prompts=prompts,
+    )
+
+
+def _check_texts(tokens_BT: Tensor, lengths_B: Tensor, first: int, parts: TextParts) -> None:
+    context = parts.positional_embedding.shape[0]
+    for row in (lengths_B < 1).nonzero()[:1].flatten().tolist():
+        raise UsageError(f"text row {row} has no end-of-text token behind its first token")
+    for row in (lengths_B + first > context).nonzero()[:1].flatten().tolist():
+        raise UsageError(
+            f"text row {row} is too long: {int(lengths_B[row]) + 1} tokens and {first - 1} prompts, "
+            f"but the text tower has {context} positions"
+        )
+    for row in (tokens_BT[:, 0] != tokens_BT[0, 0]).nonzero()[:1].flatten().tolist():
+        raise UsageError(f"text row {row} does not begin with the same start-of-text token as row 0")
+
+
+def _cut(alike: list[int], lengths: list[int], size: int) -> tuple[list[int], list[int]]:
+    """Sorted texts -> trees of at most `size` rows: index of each one's first text, and its rows.
+
+    A tree that is too large is cut; its parts share nothing.
+    """
+    starts, rows = [0], [lengths[0]]
+    for text in range(1, len(lengths)):
+        added = lengths[text] - alike[text]
+        if alike[text] and rows[-1] + added <= size:
+            rows[-1] += added
+        else:
+            starts.append(text)
+            rows.append(lengths[text])
+    return starts, rows
+
+
+def _place(starts: list[int], rows: list[int], added_B: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+    """Row where each text's own rows begin, [B], and the number of packs.
+
+    Packs are filled one by one with the largest tree that leaves no gap too small for any other: hardly a row
+    stays unused.
+    """
+    trees_by_rows: list[list[int]] = [[] for _ in range(size + 1)]
+    for tree in reversed(range(len(rows))):
+        trees_by_rows[rows[tree]].append(tree)
+    smallest = min(rows)
+    tree_begins = np.empty(len(rows), dtype=np.int64)
+    packs, room = 0, 0
+    for _ in rows:
+        fitting = [n for n in range(room, 0, -1) if trees_by_rows[n]]
+        if not fitting:
+            packs, room = packs + 1, size
+            fitting = [n for n in range(room, 0, -1) if trees_by_rows[n]]
+        chosen = next((n for n in fitting if n == room or room - n >= smallest), fitting[0])
+        tree_begins[trees_by_rows[chosen].pop()] = packs * size - room
+        room -= chosen
+    before_B = added_B.cumsum() - added_B
+    texts = np.diff([*starts, len(added_B)])
+    return np.repeat(tree_begins - before_B[starts], texts) + before_B, packs

@@ -1,0 +1,54 @@
+"""Settings of a student's prompts. Nothing here takes time to import."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from teacher_cache.errors import UsageError
+
+DEFAULT_DEPTH = 9  # as in MaPLe and PromptSRC
+LONGEST_PROMPT = 4096  # a student's file says how long; memory for any number is not asked for
+Tower = Literal["text", "vision"]
+
+
+class PromptSettings(BaseModel):
+    """What prompts a student has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    towers: Literal["both", "text", "vision"] = Field(default="both", description="towers with prompts")
+    prompt_structure: Literal["qkv", "shared"] = Field(
+        default="qkv", description="separate prompts for query, key and value (RPP), or one for all (IVLP)"
+    )
+    carry: Literal["replace", "residual"] = Field(
+        default="replace",
+        description="what happens to prompt positions between blocks: replace puts the block's own prompts "
+        "there (as published), residual keeps them and adds the block's own prompts to the input of its norm",
+    )
+    prompt_depth: int | None = Field(
+        default=None,
+        ge=0,
+        description=f"number of first blocks with their own prompts [default: {DEFAULT_DEPTH}, at most all]",
+    )
+    prompt_length: int = Field(default=4, ge=1, le=LONGEST_PROMPT, description="prompt positions per tower")
+    prompt_init: str = Field(
+        default="a photo of a",
+        description="words whose token embeddings the text prompts start from; further positions start "
+        "random, further words are not used",
+    )
+
+    def depth_of(self, tower: Tower, blocks: int) -> int:
+        """Prompt depth J in a tower of `blocks` blocks.
+
+        Raises:
+            UsageError: deeper than the tower.
+        """
+        if self.towers not in ("both", tower):
+            return 0
+        if self.prompt_depth is None:
+            return min(DEFAULT_DEPTH, blocks)
+        if self.prompt_depth > blocks:
+            raise UsageError(
+                f"prompt depth {self.prompt_depth} is more than the {blocks} blocks of the {tower} tower"
+            )
+        return self.prompt_depth

@@ -1,0 +1,102 @@
+"""What a run reads: the student's frozen model, and features or images joined with the cache."""
+
+import torch
+
+from student_train.data.join import Join, locate_images
+from student_train.data.order import select_rows
+from student_train.data.pixels import PixelWorkers
+from student_train.training.distributed import Processes
+from student_train.training.settings import TrainSettings
+from student_train.training.step_classes import check_classes_per_step
+from teacher_cache.cores import usable_cores
+from teacher_cache.errors import UsageError
+from teacher_cache.softlabels import TeacherCache, open_cache
+from teacher_cache.teacher.openclip import LoadedModel, load_model
+from teacher_cache.views import ViewRenderer
+
+
+def load_student_base(settings: TrainSettings, cache: TeacherCache, device: torch.device) -> LoadedModel:
+    """The student's frozen model: the teacher's own unless the settings name another.
+
+    Raises:
+        UsageError: no such model, or the teacher's with other weights than the cache was made with.
+    """
+    if settings.student is not None or settings.pretrained is not None:
+        return load_model(settings.student or cache.teacher["model"], settings.pretrained, device)
+    try:
+        base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device)
+    except UsageError as error:
+        raise UsageError(
+            f"the teacher's model, which the student is by default: {error}; if it moved, say where it is "
+            "now with --student (and --pretrained)"
+        ) from error
+    if base.digest != cache.teacher["weights_digest"]:
+        raise UsageError(
+            f"{base.name} has weights {base.digest} now, the cache {cache.path} was made with "
+            f"{cache.teacher['weights_digest']}; name the student's weights with --student and --pretrained"
+        )
+    return base
+
+
+def make_join(
+    settings: TrainSettings,
+    cache: TeacherCache,
+    base: LoadedModel,
+    processes: Processes,
+    device: torch.device,
+) -> tuple[Join, str]:
+    """The run's batches, and their mode: `features` (no image is read) or `images`.
+
+    Features serve where no vision prompt changes them and a cache holds those of the student's own model.
+    """
+    features: TeacherCache | None = None
+    valid = cache.valid
+    if settings.student_features is not None:
+        features = open_cache(settings.student_features)
+        check_student_features(settings, cache, features, base)
+        valid = valid & features.valid  # an image may have become unreadable between the two builds
+    elif settings.prompts.towers == "text" and cache.teacher["weights_digest"] == base.digest:
+        features = cache if cache.keeps_image_features else None
+    num_classes = len(cache.vocabulary)
+    rows = select_rows(cache.labels, valid, num_classes, settings.class_subset, settings.shots, settings.seed)
+    check_classes_per_step(settings, cache.labels[rows], num_classes)
+    pixels = None
+    if features is None:
+        samples, renderer = locate_images(cache, settings.images), ViewRenderer(base.preprocess)
+        workers, pin = settings.workers, device.type == "cuda"
+        if workers is None:
+            workers = max(1, min(16, usable_cores() // processes.local_size))
+        header = cache.header
+        pixels = PixelWorkers(samples, header.part_size, renderer, workers, pin, header.max_pixels)
+    join = Join(
+        cache,
+        rows,
+        settings.batch_size,
+        settings.seed,
+        soft_labels=settings.soft_weight > 0,
+        student_features=features,
+        pixels=pixels,
+        reader=settings.reader,
+        device=device if pixels is None else torch.device("cpu"),  # beside pixels the rest is little
+        rank=processes.rank,
+        ranks=processes.size,
+        ranks_here=processes.local_size,
+    )
+    return join, "images" if features is None else "features"
+
+
+def check_student_features(
+    settings: TrainSettings, cache: TeacherCache, features: TeacherCache, base: LoadedModel
+) -> None:
+    """Refuse features that are not those of the student over the same samples and views."""
+    if settings.prompts.towers != "text":
+        raise UsageError("--student-features serves text prompts alone: vision prompts change the features")
+    if features.teacher["weights_digest"] != base.digest:
+        raise UsageError(
+            f"{features.path} holds features of {features.teacher['model']} "
+            f"({features.teacher['weights_digest']}), the student is {base.name} ({base.digest})"
+        )
+    for name in ("sample_table_digest", "view_policy"):
+        ours, theirs = getattr(cache.header, name), getattr(features.header, name)
+        if ours != theirs:
+            raise UsageError(f"{features.path} has another {name} ({theirs}) than {cache.path} ({ours})")

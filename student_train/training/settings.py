@@ -1,0 +1,135 @@
+"""What a training can be told: the settings of `rpp-train`.
+
+Nothing here takes time to import. A description that ends in `[default: ...]` says in words what happens
+without the option.
+"""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from student_train.data.settings import ClassSubset, ReaderName
+from student_train.model.settings import PromptSettings
+from teacher_cache.command_settings import Precision
+from teacher_cache.errors import UsageError
+from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
+
+LogName = Literal["auto", "tensorboard", "wandb", "none"]
+
+LARGEST_SEED = 2**63 - 1  # twice a seed is the largest that torch takes
+
+
+class TrainSettings(BaseModel):
+    """Settings of stage two."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    PANELS: ClassVar[Panels] = {
+        "Data": (
+            *("cache", "vocabulary", "images", "student_features"),
+            *("class_subset", "shots", "classes_per_step", "reader"),
+        ),
+        "Prompts": ("student", "pretrained", *PromptSettings.model_fields, "init", "freeze"),
+        "Loss": ("soft_weight", "temperature"),
+        "Optimisation": (
+            *("epochs", "max_steps", "batch_size", "optimizer", "lr", "weight_decay"),
+            *("warmup", "clip_norm", "seed"),
+        ),
+        "Compute": ("precision", "device", "workers"),
+        "Output": ("out", "resume", "log_every", "checkpoint_every", "log"),
+    }
+
+    cache: Place = Field(description="folder or URL of a finished cache of rpp-cache build")
+    vocabulary: str | None = Field(
+        default=None, description="vocabulary that was added to the cache [default: that of its build]"
+    )
+    out: Path | None = Field(default=None, description="folder of the run [default: runs/CACHE-DATE]")
+    resume: bool = Field(default=False, description="resume the run in --out")
+    student: str | None = Field(
+        default=None, description="open_clip model of the student [default: the teacher's]"
+    )
+    pretrained: str | None = Field(
+        default=None, description="pretrained tag or weights file of --student [default: the teacher's]"
+    )
+    images: str | None = Field(
+        default=None, description="image source [default: where the cache found its images]"
+    )
+    student_features: Place | None = Field(
+        default=None,
+        description="cache made by the student's own model over the same samples and views; then no image is "
+        "read [default: --cache, if its teacher is that model]",
+    )
+    prompts: PromptSettings = PromptSettings()
+    init: Path | None = Field(
+        default=None,
+        description="run, or its student.safetensors, whose prompts this run starts from; the frozen model "
+        "and the prompt options must be equal, images and classes may differ [default: new prompts]",
+    )
+    freeze: Literal["text", "vision"] | None = Field(
+        default=None,
+        description="tower whose prompts from --init stay as they are [default: both towers learn]",
+    )
+    soft_weight: float = Field(
+        default=1.0, ge=0, le=LARGEST_FACTOR, description="weight λ of the soft-label loss"
+    )
+    temperature: float = Field(
+        default=1.0, gt=0, le=LARGEST_FACTOR, description="temperature T of the soft labels"
+    )
+    classes_per_step: Literal["all"] | Annotated[int, Field(ge=2)] = Field(
+        default="all", description="classes in each step's softmax: all, or a number of sampled ones"
+    )
+    class_subset: ClassSubset = Field(
+        default="all", description="classes to train on: all, base (the first half) or new (the second)"
+    )
+    shots: int | None = Field(default=None, ge=1, description="samples per class [default: all]")
+    epochs: int = Field(default=5, ge=1, description="passes over the samples")
+    max_steps: int | None = Field(
+        default=None, ge=1, description="steps after which the schedule ends [default: those of --epochs]"
+    )
+    batch_size: int = Field(default=256, ge=1, description="samples per step, of all processes together")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has momentum 0.9")
+    lr: float = Field(default=0.002, gt=0, le=LARGEST_FACTOR, description="peak learning rate")
+    weight_decay: float = Field(
+        default=5e-4, ge=0, le=LARGEST_FACTOR, description="weight decay of the prompts"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with linear warm-up")
+    clip_norm: float = Field(
+        default=1.0, ge=0, le=LARGEST_FACTOR, description="largest gradient norm; 0 turns clipping off"
+    )
+    precision: Precision = Field(default="fp32", description="autocast precision of the towers")
+    seed: int = Field(
+        default=0, ge=0, le=LARGEST_SEED, description="seed of prompts, order, views and sampled classes"
+    )
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    reader: ReaderName = Field(
+        default="auto",
+        description="how stored arrays are read: held in memory, or by blocks; auto holds them where a "
+        "quarter of the free memory suffices; the result is the same",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_PROCESSES,
+        description="processes per GPU that decode images; 0 decodes in the training process [default: the "
+        "cores that the run may use, shared among its GPUs, at most 16]",
+    )
+    log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
+    log: tuple[LogName, ...] = Field(
+        default=("auto",),
+        description="where metrics go beside metrics.jsonl: tensorboard (event files in the run's folder), "
+        "wandb or none; auto means tensorboard if it is installed; may be repeated",
+    )
+
+    @model_validator(mode="after")
+    def _something_learns(self) -> "TrainSettings":
+        if self.freeze and self.init is None:
+            raise UsageError(
+                f"--freeze {self.freeze} keeps prompts that are random: start from a run, --init RUN"
+            )
+        if self.freeze and self.prompts.towers != "both":
+            raise UsageError(
+                f"--freeze {self.freeze} leaves the other tower's prompts to learn: it needs --towers both, "
+                f"not {self.prompts.towers}"
+            )
+        return self

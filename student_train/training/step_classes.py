@@ -1,0 +1,96 @@
+"""The classes of a step: which ones they are, where the labels stand among them, the student's features.
+
+Shapes: B samples, C classes of the step, D embedding.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from student_train.data.order import subset_classes
+from student_train.model.student import PromptedCLIP
+from student_train.training.distributed import Processes
+from student_train.training.losses import sample_classes, sampling_correction
+from student_train.training.settings import TrainSettings
+from teacher_cache.errors import UsageError
+from teacher_cache.softlabels import TeacherCache
+from teacher_cache.teacher.teacher import Teacher
+
+
+class StepClasses:
+    """Which classes are in each step's softmax: all of the run's, or sampled ones."""
+
+    def __init__(self, settings: TrainSettings, classes_in_vocabulary: int) -> None:
+        self._every = torch.from_numpy(subset_classes(classes_in_vocabulary, settings.class_subset))
+        self._k, self._seed = settings.classes_per_step, settings.seed
+
+    def choose(self, step_labels: Tensor, step: int) -> tuple[Tensor, float]:
+        """Classes of the step, ascending [C] int64, and what is added to sampled negatives' logits.
+
+        Args:
+            step_labels: hard labels of the whole step, -1 = none.
+        """
+        every = self._every
+        if self._k == "all" or self._k >= len(every):
+            return every, 0.0
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
+        labelled = step_labels[step_labels >= 0] - every[0]
+        sampled = sample_classes(labelled, len(every), self._k, generator)
+        return every[0] + sampled, sampling_correction(self._k, len(every))
+
+
+def check_classes_per_step(settings: TrainSettings, labels: NDArray[np.int32], num_classes: int) -> None:
+    """Refuse so few classes a step that a batch of the run could have more.
+
+    Args:
+        labels: of all rows of the run, -1 = none.
+        num_classes: of the vocabulary.
+
+    Raises:
+        UsageError: how many a batch can have.
+    """
+    k = settings.classes_per_step
+    if k == "all" or k >= len(subset_classes(num_classes, settings.class_subset)):
+        return
+    most = min(settings.batch_size, int(np.count_nonzero(np.bincount(labels[labels >= 0]))))
+    if k < most:
+        raise UsageError(
+            f"--classes-per-step {k}: fewer than the {most} classes that one batch can have; take at least "
+            f"{most}, or a smaller --batch-size"
+        )
+
+
+def positions_of(labels_B: Tensor, step_classes_C: Tensor) -> Tensor:
+    """Where each label stands among the ascending step classes, [B] int64; -1 stays -1."""
+    positions = torch.searchsorted(step_classes_C, labels_B)
+    return torch.where(labels_B >= 0, positions, -1)
+
+
+class StepText:
+    """The student's class features of a step: learnt ones, or fixed ones where no text prompt learns."""
+
+    def __init__(
+        self, student: PromptedCLIP, cache: TeacherCache, processes: Processes, device: torch.device
+    ) -> None:
+        self.student, self._processes = student, processes
+        self.fixed_CD: Tensor | None = None
+        if student.settings.towers == "vision":
+            same = student.base.digest == cache.teacher["weights_digest"]
+            teacher = Teacher(student.base, device)
+            features = cache.class_features if same else teacher.class_features(cache.vocabulary)
+            self.fixed_CD = features.to(device)
+        elif "text" in student.prompts and not any(
+            p.requires_grad for p in student.prompts["text"].parameters()
+        ):
+            self.fixed_CD = student.class_features(cache.vocabulary.names)
+        else:
+            self.tokens = student.tokenize_names(cache.vocabulary.names)
+
+    def class_features(self, step_classes_C: Tensor) -> Tensor:
+        """Unit class features of the given classes, [C, D] float32; each process computes its share."""
+        if self.fixed_CD is not None:
+            return self.fixed_CD[step_classes_C.to(self.fixed_CD.device)]
+        own_N = self._processes.own_classes(step_classes_C)
+        features_ND = self.student.encode_text(self.tokens[own_N], normalize=True).float()
+        return self._processes.gather_classes(features_ND, len(step_classes_C))

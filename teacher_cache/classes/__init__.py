@@ -1,0 +1,1 @@
+"""Class names: vocabularies and their splits."""

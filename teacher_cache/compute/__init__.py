@@ -1,0 +1,1 @@
+"""How parts of a cache are computed, and by whom."""

@@ -1,0 +1,1 @@
+"""The frozen model: loaded from open_clip, and run."""

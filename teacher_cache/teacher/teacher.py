@@ -1,0 +1,179 @@
+"""A frozen open_clip model -> unit image features and unit class features.
+
+Shapes: B batch, C classes, D embedding, T tokens, W text width.
+"""
+
+import logging
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from teacher_cache.classes.vocabulary import Vocabulary
+from teacher_cache.command_settings import Precision
+from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.teacher.openclip import LoadedModel, TextParts, load_model, text_parts
+from teacher_cache.views import ViewRenderer, normalise
+
+log = logging.getLogger(__name__)
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = ["cpu"]
+    if torch.cuda.is_available():
+        known += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if device not in known:
+        raise UsageError(f"no device '{device}' here, only {', '.join(known)} (or auto)")
+    return torch.device(device)
+
+
+class Teacher:
+    """The teacher on one device: pixels and names in, unit features out. Nothing here has a gradient."""
+
+    def __init__(self, loaded: LoadedModel, device: torch.device, precision: Precision = "fp32") -> None:
+        self.loaded = loaded
+        self.device = device
+        self.precision = precision
+        self.model = loaded.model.to(device)
+        self.renderer = ViewRenderer(loaded.preprocess)
+        try:
+            self._text: TextParts | None = text_parts(self.model)
+        except UnsupportedTowerError:
+            self._text = None  # any tower can teach; it then runs over all its positions
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor s of its logits."""
+        return self.loaded.logit_scale
+
+    @property
+    def image_tower(self) -> str:
+        """Equal for teachers whose features of an image are equal."""
+        return image_tower(self.loaded.digest, self.precision)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    @torch.inference_mode()
+    def image_features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Unit image features [B, D] float32 of uint8 pixels [B, 3, H, W]."""
+        preprocess = self.loaded.preprocess
+        pixels = pixels_BCHW.to(self.device, non_blocking=True)
+        with self._autocast():
+            features = self.model.encode_image(normalise(pixels, preprocess.mean, preprocess.std))
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_text(self, tokens_BT: Tensor, normalize: bool = False) -> Tensor:
+        """Text features [B, D] float32; as the model's own `encode_text`, without the positions behind the
+        last end-of-text: in a causal tower nothing that is read depends on them."""
+        with self._autocast():
+            if self._text is None:
+                features = self.model.encode_text(tokens_BT)
+            else:
+                features = _encode_trimmed(self._text, tokens_BT)
+        return F.normalize(features.float(), dim=-1) if normalize else features.float()
+
+    def class_features(self, vocabulary: Vocabulary, classes_per_batch: int = 256) -> Tensor:
+        """Unit class features [C, D] float32 on the CPU: open_clip's zero-shot classifier, that is the mean
+        over templates of unit text features, made unit again. How many texts the tokenizer cuts is logged as
+        a warning."""
+        per_batch = max(1, classes_per_batch // len(vocabulary.templates))
+        cut: list[str] = []
+
+        def tokenize(texts: list[str]) -> Tensor:
+            tokens_BT = self.loaded.tokenizer(texts)
+            full = (tokens_BT[:, -1] != 0).nonzero()[:, 0].tolist()
+            cut.extend(texts[row] for row in full if self._is_cut(texts[row], tokens_BT.shape[1]))
+            return tokens_BT
+
+        weights_DC = open_clip.build_zero_shot_classifier(
+            self,
+            tokenize,
+            vocabulary.names,
+            vocabulary.templates,
+            num_classes_per_batch=per_batch,
+            device=self.device,
+        )
+        if cut:
+            log.warning(
+                "%d of %d texts are too long for the text tower and are cut, the first '%s'",
+                len(cut),
+                len(vocabulary) * len(vocabulary.templates),
+                cut[0],
+            )
+        features: Tensor = weights_DC.T.float().contiguous().cpu()
+        return features
+
+    def _is_cut(self, text: str, length: int) -> bool:
+        """Whether a text that fills all positions would go on behind them."""
+        return bool(self.loaded.tokenizer([text], context_length=length + 1)[0, -1] != 0)
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies this teacher, as the cache records it."""
+        preprocess = self.loaded.preprocess
+        return {
+            "model": self.loaded.name,
+            "pretrained": self.loaded.pretrained,
+            "weights_digest": self.loaded.digest,
+            "image_size": list(self.renderer.size),
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+            "resize_mode": preprocess.resize_mode,
+            "logit_scale": self.loaded.logit_scale,
+            "precision": self.precision,
+            "quick_gelu": self.loaded.config["quick_gelu"],
+        }
+
+
+def image_tower(weights_digest: str, precision: Precision) -> str:
+    """What teachers have in common whose features of an image are equal."""
+    return f"{weights_digest} in {precision}"
+
+
+def recorded_teacher(
+    record: dict[str, Any], model: str | None = None, pretrained: str | None = None, device: str = "auto"
+) -> Teacher:
+    """The teacher that a cache was made with.
+
+    Args:
+        record: what `Teacher.describe` gave.
+        model, pretrained: where its weights are now, if they moved.
+        device: as `choose_device` takes it.
+
+    Raises:
+        UsageError: it cannot be loaded, or it has other weights now.
+    """
+    if model is None:
+        model, pretrained = record["model"], pretrained or record["pretrained"]
+    loaded = load_model(model, pretrained)
+    if loaded.digest != record["weights_digest"]:
+        raise UsageError(
+            f"{loaded.name} has weights {loaded.digest}, the cache was made with {record['weights_digest']}; "
+            "name the cache's own with --teacher and --pretrained"
+        )
+    return Teacher(loaded, choose_device(device), record["precision"])
+
+
+def _encode_trimmed(parts: TextParts, tokens_BT: Tensor) -> Tensor:
+    positions_B = parts.pool_positions(tokens_BT)
+    length = int(positions_B.max()) + 1
+    x_BTW = parts.token_embedding(tokens_BT[:, :length]) + parts.positional_embedding[:length]
+    mask = parts.attn_mask[:length, :length]
+    for block in parts.blocks:
+        x_BTW = block(x_BTW, attn_mask=mask)
+    pooled_BW = parts.ln_final(x_BTW[torch.arange(len(x_BTW), device=x_BTW.device), positions_B])
+    return parts.project(pooled_BW)

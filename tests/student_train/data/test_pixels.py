@@ -1,0 +1,251 @@
+"""Pixels: the crops that the teacher saw, of the samples that the cache means."""
+
+import multiprocessing
+import os
+import signal
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from student_train.compat.torch import WorkerProcesses
+from student_train.data.pixels import PixelWorkers, Shown, ShownViews, check_key, read_pixels
+from student_train.training import inputs
+from student_train.training.distributed import Processes
+from student_train.training.loop import prepare
+from teacher_cache import TeacherCache, open_cache
+from teacher_cache.classes.vocabulary import Vocabulary
+from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.teacher import Teacher
+from teacher_cache.views import draw_crop
+from tests.processes import ForkServer
+from tests.student_train.training.test_loop import settings
+from tests.teacher_cache.inputs import jpeg, write_folder, write_shard
+
+
+@pytest.fixture(scope="module")
+def cache(cache_path: Path) -> TeacherCache:
+    return open_cache(cache_path)
+
+
+@pytest.fixture(scope="module")
+def teacher(cache: TeacherCache) -> Teacher:
+    return Teacher(load_model(cache.teacher["model"]), torch.device("cpu"))
+
+
+def shown(cache: TeacherCache, rows: np.ndarray, view: int) -> ShownViews:
+    return ShownViews(rows, np.full(len(rows), view), cache.crops(rows, view))
+
+
+def test_replayed_crops_are_the_pixels_that_the_teacher_got(cache: TeacherCache, teacher: Teacher) -> None:
+    """Stage one draws a crop and renders it; stage two renders from the stored crop. Same pixels, and the
+    teacher says of them what the cache holds."""
+    rows, reader = np.arange(0, 300, 7), ImageReader()
+    policy = ViewPolicy(**cache.header.view_policy)
+    workers = PixelWorkers(cache.samples, 100, teacher.renderer, workers=0)
+    for view in range(cache.num_views):
+        (replayed,) = workers.decode([shown(cache, rows, view)], len(rows))
+        for row, pixels in zip(rows.tolist(), replayed, strict=True):
+            image = decode_image(reader.read(*cache.samples.locations(np.array([row]))[0]))
+            crop = draw_crop(policy, row, view, image.width, image.height)
+            assert np.array_equal(pixels.numpy(), teacher.renderer.render(image, view, crop))
+        said = teacher.image_features(replayed)
+        assert (said - cache.image_features(rows, view).float()).abs().max() < 1e-3
+
+
+def test_workers_give_what_one_thread_gives(cache: TeacherCache, teacher: Teacher) -> None:
+    """Batches of several sizes, in no order of the shard."""
+    random = np.random.default_rng(0)
+    batches = [shown(cache, random.permutation(300)[:n], view) for view, n in enumerate((40, 16, 1))]
+    several, alone = (
+        list(PixelWorkers(cache.samples, 100, teacher.renderer, workers).decode(batches, 40))
+        for workers in (2, 0)
+    )
+    assert [len(pixels) for pixels in several] == [40, 16, 1]
+    assert all(torch.equal(a, b) for a, b in zip(several, alone, strict=True))
+    reader = ImageReader()
+    for batch, pixels in zip(batches, alone, strict=True):
+        for i, row in enumerate(batch.rows):
+            image = decode_image(reader.read(*cache.samples.locations(np.array([row]))[0]))
+            expected = teacher.renderer.render(image, int(batch.views[i]), batch.crops[i])
+            assert np.array_equal(pixels[i].numpy(), expected)
+
+
+def test_a_killed_worker_is_one_clear_line(cache: TeacherCache, teacher: Teacher) -> None:
+    batches = (shown(cache, np.arange(300), 0) for _ in range(1000))
+    decoded = PixelWorkers(cache.samples, 100, teacher.renderer, workers=1).decode(batches, 300)
+    next(decoded)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGTERM)  # ignored: a signal to the group must not stop a step
+    next(decoded)
+    os.kill(int(children[-1]), signal.SIGKILL)
+    with pytest.raises(RppError, match=r"a process that decodes images ended .*fewer --workers"):
+        list(decoded)
+
+
+def test_an_error_ends_the_workers_though_its_traceback_is_kept(
+    cache: TeacherCache, teacher: Teacher
+) -> None:
+    """The interpreter waits for its children at its end: one that is left behind would hang it."""
+    table = cache.samples.table
+    others = SampleTable(table.set_column(0, "key", table["key"].take(np.arange(len(table))[::-1])))
+    before = set(multiprocessing.active_children())
+    batches = (shown(cache, np.arange(300), 0) for _ in range(1000))
+    with pytest.raises(UsageError, match="where the cache has") as kept:
+        list(PixelWorkers(others, 100, teacher.renderer, workers=2).decode(batches, 300))
+    assert kept.tb is not None
+    assert set(multiprocessing.active_children()) <= before
+
+
+ABANDONED = """
+import sys
+import numpy as np
+from student_train.data.pixels import PixelWorkers, ShownViews
+from teacher_cache import open_cache
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.views import ViewRenderer
+cache = open_cache(sys.argv[1])
+renderer = ViewRenderer(load_model(cache.teacher["model"]).preprocess)
+rows = np.arange(300)
+views = ShownViews(rows, np.zeros(300, np.int64), cache.crops(rows))
+decoded = PixelWorkers(cache.samples, 100, renderer, workers=2).decode((views for _ in range(1000)), 300)
+next(decoded)
+"""
+
+
+@pytest.mark.parametrize("by", [0, signal.SIGTERM, signal.SIGKILL])
+def test_workers_that_nobody_reads_from_end_with_their_parent(
+    processes: ForkServer, cache_path: Path, by: int
+) -> None:
+    end = f"import os; os.kill(os.getpid(), {int(by)})" if by else ""
+    process = processes.start("python", "-c", ABANDONED + end, cache_path, stdout=None, stderr=None)
+    assert process.wait(timeout=120) == -by
+    deadline = time.monotonic() + 20
+    while has_processes(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not has_processes(process.pid)
+
+
+def has_processes(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class TestKeys:
+    """The sample that lies at a row's place must be the one that the table names."""
+
+    NAMES = ("cat", "dog")
+
+    def table(self, source: Path) -> list[Shown]:
+        samples, _ = index_images(str(source), Vocabulary(self.NAMES, self.NAMES, ("{}",)))
+        every = slice(0, len(samples))
+        crop = np.zeros(5, dtype=np.uint16)
+        return [
+            Shown(key, location, 0, crop, check=True)
+            for key, location in zip(samples.keys(every), samples.locations(every), strict=True)
+        ]
+
+    @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+    def test_members_of_every_kind_of_tar_are_known_again(self, tmp_path: Path, kind: int) -> None:
+        names = ["./cat/1.jpg", "/dog/2.x.jpg", f"dog/{'long' * 20}.jpg", "plain.jpg"]
+        if kind != tarfile.USTAR_FORMAT:
+            names += [f"cat/{'longer' * 30}.jpg", "dog/hündchen.jpg"]
+        write_shard(tmp_path / "a.tar", [(name, jpeg(i)) for i, name in enumerate(names)], format=kind)
+        table = self.table(tmp_path / "a.tar")
+        assert len(table) == len(names)
+        for sample in table:
+            check_key(sample, ImageReader())
+
+    def test_another_member_is_refused(self, tmp_path: Path) -> None:
+        content = jpeg(1)
+        write_shard(tmp_path / "a.tar", [("cat/1.jpg", content), ("dog/2.jpg", content)])
+        table = self.table(tmp_path / "a.tar")
+        write_shard(tmp_path / "a.tar", [("dog/2.jpg", content), ("cat/1.jpg", content)])
+        with pytest.raises(
+            UsageError, match=r"a.tar holds dog/2.jpg \(\d+ bytes\) at byte 512, where the cache has cat/1"
+        ):
+            check_key(table[0], ImageReader())
+
+    def test_another_size_or_no_member_is_refused(self, tmp_path: Path) -> None:
+        write_shard(tmp_path / "a.tar", [("cat/1.jpg", jpeg(1)), ("dog/2.jpg", jpeg(2))])
+        table = self.table(tmp_path / "a.tar")
+        write_shard(tmp_path / "a.tar", [("cat/1.jpg", jpeg(1) + b"more"), ("dog/2.jpg", jpeg(2))])
+        with pytest.raises(UsageError, match="where the cache has cat/1"):
+            check_key(table[0], ImageReader())
+        write_shard(tmp_path / "a.tar", [("cat/1.jpg", jpeg(1, width=200)), ("dog/2.jpg", jpeg(2))])
+        with pytest.raises(
+            UsageError, match=r"holds no tar member at byte .* name the ones that it was built from"
+        ):
+            check_key(table[1], ImageReader())
+
+    def test_files_of_a_folder(self, tmp_path: Path) -> None:
+        table = self.table(write_folder(tmp_path / "images", self.NAMES))
+        for sample in table:
+            check_key(sample, ImageReader())
+        wrong = Shown("cat/7.jpg", table[0].location, 0, table[0].crop, check=True)
+        with pytest.raises(UsageError, match=r"images/cat/0.jpg at byte 0, where the cache has cat/7.jpg"):
+            read_pixels([wrong], None, ImageReader())  # type: ignore[arg-type]
+
+    def test_the_first_batch_of_each_part_is_checked(
+        self, cache: TeacherCache, teacher: Teacher, tmp_path: Path
+    ) -> None:
+        """Two pictures of equal size change places: noticed in the first batch of their part alone."""
+        workers = PixelWorkers(cache.samples, 100, teacher.renderer, workers=0)
+        flags = [
+            [sample.check for sample in batch]
+            for batch in workers._named(
+                [shown(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 250, 130], [1, 2, 299])]
+            )
+        ]
+        assert flags == [[True, True, True], [False, True, False], [False, False, False]]
+
+
+def test_workers_are_as_many_as_the_cores_that_may_be_used(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    monkeypatch.setattr(inputs, "usable_cores", lambda: 6)
+    for size, of_each in ((1, 6), (3, 2), (9, 1)):
+        alone = Processes(local_size=size)
+        run = prepare(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
+        assert run.join._pixels is not None
+        assert run.join._pixels._workers == of_each
+
+
+class Plain:
+    """An iterator without torch's private names, which lets go of torch's when it is freed."""
+
+    def __init__(self, pieces: Iterator[Any]) -> None:
+        self.inner = pieces
+
+    def __iter__(self) -> "Plain":
+        return self
+
+    def __next__(self) -> Any:
+        return next(self.inner)
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_workers_end_with_and_without_torchs_private_names(private: bool) -> None:
+    before = set(multiprocessing.active_children())
+    workers = WorkerProcesses(DataLoader(list(range(8)), num_workers=2))
+    if not private:
+        workers.pieces = Plain(workers.pieces)
+    assert next(workers.pieces) == 0
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    workers.end()
+    assert not set(multiprocessing.active_children()) - before
+    assert all(process.exitcode == 0 for process in started), "none had to be killed"

@@ -1,0 +1,208 @@
+"""CoOp's and POMP's checkpoints, made here in their layout, against the forward pass that CoOp publishes."""
+
+import os
+import pickle
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
+
+from pipeline.cli import main
+from student_train.interchange.published import import_prompts, read_context
+from student_train.interchange.settings import ImportSettings
+from student_train.model.student import load_student
+from teacher_cache.errors import UsageError
+from tests.models import write_model
+from tests.teacher_cache.teacher.test_openclip import RunsCode
+
+NAMES = ["cat", "grand piano", 'n\'t "quoted", name', "hündchen"]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model", "quickgelu")
+
+
+def checkpoint(path: Path, context: torch.Tensor, **others: Any) -> Path:
+    """As Dassl's trainer writes it for `prompt_learner`: buffers of the class names beside the context."""
+    state = {
+        "ctx": context,
+        "token_prefix": torch.zeros(len(NAMES), 1, context.shape[-1]),
+        "token_suffix": torch.zeros(len(NAMES), 76 - context.shape[-2], context.shape[-1]),
+    }
+    scheduler = {"last_epoch": 5, "base_lrs": [0.002]}
+    torch.save(
+        {"state_dict": state, "epoch": 5, "optimizer": {"state": {}}, "scheduler": scheduler, **others}, path
+    )
+    return path
+
+
+@torch.no_grad()
+def as_coop(model: Any, tokenizer: Any, context_nW: torch.Tensor) -> torch.Tensor:
+    """CoOp's `PromptLearner` (class token at the end) and `TextEncoder`, on open_clip's model."""
+    n = len(context_nW)
+    prompts = tokenizer([" ".join(["X"] * n) + f" {name}." for name in NAMES])
+    embedded = model.token_embedding(prompts)
+    x = torch.cat([embedded[:, :1], context_nW.expand(len(NAMES), -1, -1), embedded[:, 1 + n :]], dim=1)
+    x = model.transformer(x + model.positional_embedding, attn_mask=model.attn_mask)
+    x = model.ln_final(x)
+    return x[torch.arange(len(x)), prompts.argmax(-1)] @ model.text_projection
+
+
+@pytest.mark.parametrize("n", [4, 16])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_student_of_published_prompts_is_what_its_authors_compute(
+    model: Path, tmp_path: Path, n: int, half: bool
+) -> None:
+    context = 0.05 * torch.randn(n, 64, generator=torch.Generator().manual_seed(n))
+    context = context.half() if half else context
+    path = checkpoint(tmp_path / "model.pth.tar-5", context)
+    out = tmp_path / "coop"
+    import_prompts(ImportSettings(out=out, model=str(model)), path)
+    student = load_student(out)
+    assert (student.settings.prompt_structure, student.settings.prompt_depth) == ("shared", 1)
+    plain = open_clip.create_model(f"local-dir:{model}").eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{model}")
+    expected = torch.nn.functional.normalize(as_coop(plain, tokenizer, context.float()), dim=-1)
+    torch.testing.assert_close(student.class_features(NAMES), expected, atol=2e-6, rtol=1e-5)
+
+
+def test_the_command(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = checkpoint(tmp_path / "best", torch.zeros(4, 64))
+    arguments = ["rpp", "import", str(path), "--model", str(model), "--out", str(tmp_path / "out")]
+    for code in (0, 2):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert (ended.value.code or 0) == code
+    said = capsys.readouterr()
+    assert said.out.strip() == str(tmp_path / "out" / "student.safetensors")
+    assert "holds a student already" in said.err
+
+
+def test_what_cannot_be_imported_is_named(model: Path, tmp_path: Path) -> None:
+    asked = ImportSettings(out=tmp_path / "out", model=str(model))
+    (tmp_path / "text").write_text("nothing")
+    (tmp_path / "junk").write_text("junk")
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "cut").write_bytes(checkpoint(tmp_path / "whole", torch.zeros(4, 64)).read_bytes()[:-700])
+    torch.save({"state_dict": {"visual.proj": torch.zeros(2)}}, tmp_path / "other")
+    (tmp_path / "code").write_bytes(pickle.dumps({"state_dict": Fraction}, protocol=2))
+    cases = {
+        tmp_path / "nowhere": r"cannot be read: No such file",
+        tmp_path: r"cannot be read: Is a directory",
+        tmp_path / "text": r"text is no checkpoint of torch.save, or is damaged$",
+        tmp_path / "junk": r"junk is no checkpoint of torch.save, or is damaged$",
+        tmp_path / "empty": r"empty is no checkpoint of torch.save, or is damaged$",
+        tmp_path / "cut": r"cut is no checkpoint of torch.save, or is damaged$",
+        tmp_path / "code": r"code cannot be read without running code that it names \(fractions.Fraction\)",
+        tmp_path / "other": r"holds no context vectors \(ctx\)",
+        checkpoint(tmp_path / "csc", torch.zeros(4, 4, 64)): r"of shape \[4, 4, 64\]; those of one context",
+        checkpoint(tmp_path / "none", torch.zeros(0, 64)): r"of shape \[0, 64\]; .* n of at least 1",
+        checkpoint(tmp_path / "wide", torch.zeros(4, 512)): r"vectors of 512 numbers, .* takes 64",
+        checkpoint(tmp_path / "nan", torch.full((4, 64), torch.nan)): r"not finite",
+    }
+    for path, line in cases.items():
+        with pytest.raises(UsageError, match=line) as refused:
+            import_prompts(asked, path)
+        said = str(refused.value)
+        assert not {"\n", "\x1b"} & set(said), path
+        assert "weights_only" not in said
+    assert not (tmp_path / "out").exists()
+
+
+class WarmupScheduler(LRScheduler):
+    """As Dassl's ConstantWarmupScheduler in dassl/optim/lr_scheduler.py: the next one is an attribute."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, successor: LRScheduler) -> None:
+        self.successor, self.warmup_epoch, self.cons_lr = successor, 1, 1e-5
+        super().__init__(optimizer, last_epoch=-1)
+
+    def get_lr(self) -> list[Any]:
+        if self.last_epoch >= self.warmup_epoch:
+            return self.successor.get_last_lr()
+        return [self.cons_lr for _ in self.base_lrs]
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch >= self.warmup_epoch:
+            self.successor.step(epoch)
+            self._last_lr = self.successor.get_last_lr()
+        else:
+            super().step(epoch)
+
+
+def trained_checkpoint(path: Path, context: torch.Tensor, optimizer: Any, scheduler: Any) -> Path:
+    """What Dassl's `save_model` (dassl/engine/trainer.py) writes after three epochs with a warm-up."""
+    weight = torch.nn.Parameter(context.clone())
+    steps = optimizer([weight], lr=0.002)
+    warm = WarmupScheduler(steps, scheduler(steps))
+    for _ in range(3):
+        weight.grad = torch.ones_like(weight)
+        steps.step()
+        warm.step()
+    assert isinstance(warm.state_dict()["successor"], LRScheduler)
+    states = {"optimizer": steps.state_dict(), "scheduler": warm.state_dict()}
+    return checkpoint(path, context, **states, val_result=np.float64(71.5))
+
+
+def sgd(weights: Any, lr: float) -> torch.optim.SGD:
+    return torch.optim.SGD(weights, lr=lr, momentum=0.9)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "scheduler"),
+    [
+        (sgd, lambda o: CosineAnnealingLR(o, 5.0)),
+        (torch.optim.Adam, lambda o: StepLR(o, step_size=2)),
+        (torch.optim.AdamW, lambda o: MultiStepLR(o, milestones=[1, 2])),
+        (torch.optim.RMSprop, lambda o: CosineAnnealingLR(o, 5.0)),
+    ],
+)
+def test_states_of_optimizer_and_scheduler_are_passed_over(
+    model: Path, tmp_path: Path, optimizer: Any, scheduler: Any
+) -> None:
+    context = 0.05 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    path = trained_checkpoint(tmp_path / "model.pth.tar-3", context, optimizer, scheduler)
+    assert torch.equal(read_context(path), context)
+    found = import_prompts(ImportSettings(out=tmp_path / "a", model=str(model)), path)
+    plain = checkpoint(tmp_path / "plain", context)
+    same = import_prompts(ImportSettings(out=tmp_path / "b", model=str(model)), plain)
+    assert found.read_bytes() == same.read_bytes()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, new: bool) -> None:
+    """Wherever it stands, in files of either format of torch; a call of `os.system` is refused as well."""
+    marker = tmp_path / "ran"
+
+    class System:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {marker}",)
+
+    for code, name in ((RunsCode(str(marker)), r"getattr|pathlib\.\S*"), (System(), r"posix\.system")):
+        for place in ("scheduler", "state_dict", "val_result"):
+            state = {"state_dict": {"ctx": torch.zeros(4, 64)}, place: code}
+            torch.save(state, tmp_path / "bad", _use_new_zipfile_serialization=new)
+            with pytest.raises(UsageError, match=rf"without running code that it names \(({name})\)"):
+                read_context(tmp_path / "bad")
+    assert not marker.exists()
+
+
+def test_what_is_passed_over_is_refused_elsewhere(tmp_path: Path) -> None:
+    """Importing leaves torch's list of what may be read as it was."""
+    path = trained_checkpoint(
+        tmp_path / "trained", torch.zeros(4, 64), torch.optim.SGD, lambda o: CosineAnnealingLR(o, 5.0)
+    )
+    before = set(torch.serialization.get_safe_globals())
+    read_context(path)
+    assert set(torch.serialization.get_safe_globals()) == before
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(path, weights_only=True)

@@ -1,0 +1,300 @@
+"""Workers in processes of their own, killed and stopped; progress; what the workers keep."""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+import torch
+from distributed import Client, LocalCluster
+from distributed.utils import get_mp_context
+
+from teacher_cache.build import build_cache
+from teacher_cache.command_settings import ComputeSettings
+from teacher_cache.compute import cluster
+from teacher_cache.compute.cluster import PartProgress
+from teacher_cache.compute.workers import on_this_machine
+from teacher_cache.errors import RppError
+from teacher_cache.progress import counting
+from teacher_cache.store import CacheStore
+from tests.processes import LIBRARIES, ForkServer, Process
+from tests.teacher_cache.inputs import (
+    assert_same_arrays,
+    decoded_arrays,
+    settings,
+    webdataset_members,
+    write_shard,
+    write_shards,
+)
+
+# What a worker loads first: how many images it lives for, or which one it dies of.
+PRELOAD = """
+import os, signal
+from teacher_cache import images
+from teacher_cache.compute import part
+seen = 0
+
+def decode_or_die(content, **more):
+    global seen
+    seen += 1
+    if {condition}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images.decode_image(content, **more)
+
+part.decode_image = decode_or_die
+"""
+DIES_IN_ITS_THIRD_PART = PRELOAD.format(condition="seen == 16")  # of six images each
+DIES_OF_POISON = PRELOAD.format(condition="content == b'poison'")
+
+
+@contextmanager
+def _process(processes: ForkServer, module: str, *arguments: str, **how: Any) -> Iterator[Process]:
+    """`python -m module ...`, ended with the block."""
+    process = processes.start("python", "-m", module, *arguments, stdout=None, stderr=None, **how)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def dask_scheduler(processes: ForkServer, folder: Path) -> Iterator[tuple[str, Process]]:
+    """Run a Dask scheduler in a process of its own; gives its address and the process."""
+    file = folder / "scheduler.json"
+    options = ("--port", "0", "--no-dashboard", "--scheduler-file", str(file))
+    with _process(processes, "distributed.cli.dask_scheduler", *options) as process:
+        for _ in range(600):
+            if file.exists() and (found := re.search(r"tcp://[\d.]+:\d+", file.read_text())):
+                yield found[0], process
+                return
+            time.sleep(0.1)
+        raise TimeoutError("the scheduler did not start")
+
+
+def dask_worker(processes: ForkServer, address: str, name: str, *more: str, **how: Any) -> Any:
+    """Run a Dask worker in a process of its own, started as `ForkServer.start` says; gives the process."""
+    options = ("--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+    return _process(processes, "distributed.cli.dask_worker", address, *options, *more, **how)
+
+
+@contextmanager
+def forked_workers() -> Iterator[None]:
+    """Local workers are forks of a process that has imported torch, which saves its import for each."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        get_mp_context()  # once it says itself what is imported there
+        multiprocessing.set_forkserver_preload(list(LIBRARIES))
+        yield
+
+
+def _records(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (cache / "parts").glob("*.json")}
+
+
+def test_a_worker_killed_within_a_part_costs_that_part_only(
+    processes: ForkServer, teacher: Path, names: Path, tmp_path: Path
+) -> None:
+    source = write_shards(tmp_path / "shards", samples=18)
+    asked = settings(source, names, tmp_path / "zarr", teacher, part_size=6)
+    build_cache(asked.model_copy(update={"out": str(tmp_path / "undisturbed")}))
+    (tmp_path / "preload.py").write_text(DIES_IN_ITS_THIRD_PART)
+    at_the_kill: dict[str, int] = {}
+    with (
+        dask_scheduler(processes, tmp_path) as (address, _),
+        dask_worker(processes, address, "left", "--preload", str(tmp_path / "preload.py")) as victim,
+        dask_worker(processes, address, "right"),
+    ):
+        with Client(address) as client:
+            client.wait_for_workers(2, timeout=60)
+
+        def watch() -> None:
+            assert victim.wait() == -signal.SIGKILL
+            at_the_kill.update(_records(tmp_path / "zarr"))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        built = build_cache(asked.model_copy(update={"scheduler": address}))
+        watcher.join()
+    assert built.parts_computed == 6
+    assert_same_arrays(tmp_path / "zarr", tmp_path / "undisturbed")
+    assert 1 <= len(at_the_kill) < 6
+    assert at_the_kill.items() <= _records(tmp_path / "zarr").items()
+
+
+def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
+    teacher: Path, names: Path, tmp_path: Path
+) -> None:
+    """It is tried again behind all others; those are computed."""
+    members = webdataset_members(0, 12)
+    members[9] = (members[9][0], b"poison")
+    source = write_shard(tmp_path / "poison.tar", members)
+    (tmp_path / "preload.py").write_text(DIES_OF_POISON)
+    deaths = {
+        "distributed.worker.preload": [str(tmp_path / "preload.py")],
+        "distributed.scheduler.allowed-failures": 0,
+    }
+    said = "part 1 cannot be computed: it was begun 2 times and its worker died each time"
+    with forked_workers(), dask.config.set(deaths), pytest.raises(RppError, match=said):
+        build_cache(settings(source, names, tmp_path / "zarr", teacher, workers=2))
+    assert CacheStore.open(tmp_path / "zarr").committed() == [0, 2, 3]
+
+
+def test_a_scheduler_that_dies_ends_the_build_with_a_line(
+    processes: ForkServer, teacher: Path, shards: Path, names: Path, tmp_path: Path
+) -> None:
+    with dask_scheduler(processes, tmp_path) as (address, scheduler):
+        asked = settings(shards, names, tmp_path / "zarr", teacher, scheduler=address)
+        notes: list[str] = []
+
+        def on_note(note: str) -> None:
+            notes.append(note)
+            if "no Dask worker" in note:
+                scheduler.kill()
+
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            pytest.raises(RppError, match=r"the Dask scheduler is gone; .*run the same command again"),
+        ):
+            build_cache(asked, on_note)
+    assert any("no Dask worker is there; waiting for one" in note for note in notes)
+
+
+def test_a_stopped_build_leaves_no_work_on_the_workers_of_a_cluster(
+    teacher: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_shards(tmp_path / "shards", shards=1, samples=300, width=8, height=8)
+    batches: list[int] = []
+
+    def slowly(*given: Any, **options: Any) -> Any:
+        on_batch = options["on_batch"]
+
+        def counted(samples: int) -> None:
+            batches.append(samples)
+            if samples == 20:
+                os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            on_batch(samples)
+
+        return compute(*given, **options | {"on_batch": counted})
+
+    compute = cluster.part_arrays
+    monkeypatch.setattr(cluster, "part_arrays", slowly)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+    ) as running:
+        asked = settings(
+            source, names, tmp_path / "zarr", teacher, scheduler=running.scheduler_address, part_size=150
+        )
+        with pytest.raises(RppError, match="stopped; what is committed is safe"):
+            build_cache(asked)
+        for _ in range(100):
+            before = len(batches)
+            time.sleep(0.3)
+            if len(batches) == before:
+                break
+        assert len(batches) < 30
+    monkeypatch.undo()
+    assert CacheStore.open(tmp_path / "zarr").committed() == []
+
+
+def test_a_worker_opens_cache_and_teacher_once_and_reads_no_other_rows(
+    cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, opens = [], []
+    load, open_store = cluster.load_model, CacheStore.open
+    monkeypatch.setattr(cluster, "load_model", lambda *given: [loads.append(given), load(*given)][1])
+    with LocalCluster(
+        n_workers=1, threads_per_worker=3, processes=False, dashboard_address="127.0.0.1:0"
+    ) as running:
+        asked = settings(shards, names, tmp_path / "zarr", teacher, scheduler=running.scheduler_address)
+        CacheStore.open(build_cache(asked).path, writable=True).withdraw(2)
+        loads.clear()
+        monkeypatch.setattr(
+            CacheStore, "open", lambda *given, **more: [opens.append(more), open_store(*given, **more)][1]
+        )
+        for part in (0, 1, 3):
+            open_store(tmp_path / "zarr", writable=True).withdraw(part)
+        build_cache(asked)
+    assert (len(loads), opens.count({"writable": True})) == (1, 2)  # the caller writes to it as well
+    assert_same_arrays(tmp_path / "zarr", cache)
+
+
+def test_a_device_without_room_is_told_with_the_remedy(
+    teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **options: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(cluster, "part_arrays", full)
+    with pytest.raises(RppError, match="has no room for 4 images at once: choose a smaller --batch-size"):
+        build_cache(settings(shards, names, tmp_path / "zarr", teacher))
+
+
+def test_progress_takes_back_what_was_lost_and_never_exceeds_the_total() -> None:
+    with counting("samples", 25) as counter:
+        progress = PartProgress(counter, {0: 10, 1: 10, 2: 5}, [1, 2])
+        assert counter.done == 10
+        progress.report(1, "left", 8)
+        progress.report(2, "right", 3)
+        assert counter.done == 21
+        progress.take_back_all_but({"right"})
+        assert counter.done == 13
+        progress.report(1, "right", 4)
+        progress.finished(2)
+        progress.report(2, "right", 3)  # late: the part is counted
+        assert counter.done == 19
+        progress.finished(1)
+        progress.take_back_all_but(set())
+        assert counter.done == 25
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(None, 6), (1, 6), (2, 3), (4, 1)])
+def test_local_workers_share_the_cores(
+    workers: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("teacher_cache.compute.workers.usable_cores", lambda: 6)
+    asked = ComputeSettings(workers=workers, device="cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        here = on_this_machine(asked)
+    finally:
+        torch.set_num_threads(before)
+    assert (here.threads, here.torch_threads) == (threads, threads)
+    chosen = on_this_machine(asked.model_copy(update={"threads": 9, "torch_threads": 5}))
+    assert (chosen.threads, chosen.torch_threads) == (9, 5)
+
+
+def test_a_clock_that_is_set_back_ends_the_build_and_the_next_one_goes_on(
+    cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask sends at times of day, and would stand still for six hours."""
+    commit, now = CacheStore.commit, time.time
+
+    def commit_and_set_back(self: CacheStore, part: int, *rest: Any) -> Any:
+        record = commit(self, part, *rest)
+        monkeypatch.setattr(time, "time", lambda: now() - 21_600)
+        return record
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CacheStore, "commit", commit_and_set_back)
+        patched.setattr(cluster, "PARTS_AHEAD", 1)
+        with pytest.raises(
+            RppError, match=r"^the clock was set back by 21600 s, .* run the same command again$"
+        ):
+            build_cache(settings(shards, names, tmp_path / "zarr", teacher, part_size=1))
+    monkeypatch.setattr(time, "time", now)
+    kept = len(CacheStore.open(tmp_path / "zarr").committed())
+    assert 0 < kept < 12
+    asked = settings(shards, names, tmp_path / "zarr", teacher, part_size=1)
+    assert build_cache(asked).parts_computed == 12 - kept
+    for name, values in decoded_arrays(cache).items():
+        assert (decoded_arrays(tmp_path / "zarr")[name] == values).all()

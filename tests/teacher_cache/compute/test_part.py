@@ -1,0 +1,214 @@
+"""One part: its batches, a later pass, what a bad image costs, what does not change the arrays."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from teacher_cache.classes.vocabulary import Vocabulary
+from teacher_cache.compute import part as part_module
+from teacher_cache.compute.part import (
+    BATCHES_AHEAD,
+    VIEWS_AT_ONCE,
+    PartResult,
+    cut_batches,
+    part_arrays,
+)
+from teacher_cache.encodings import ClassHead
+from teacher_cache.errors import RppError
+from teacher_cache.images import SampleTable, index_images
+from teacher_cache.info import slowest_stage
+from teacher_cache.store import CacheHeader
+from teacher_cache.teacher.teacher import Teacher
+from tests.models import loaded
+from tests.teacher_cache.inputs import ANIMALS, encoded, jpeg, write_folder
+
+HEAD = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
+
+
+class CountingTeacher(Teacher):
+    """The teacher itself; it notes the size of each batch and calls `on_batch` before it."""
+
+    def __init__(self, on_batch: Callable[[], None] = lambda: None) -> None:
+        super().__init__(loaded("gelu"), torch.device("cpu"))
+        self.sizes: list[int] = []
+        self._on_batch = on_batch
+
+    def image_features(self, pixels_BCHW: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(pixels_BCHW))
+        self._on_batch()
+        return super().image_features(pixels_BCHW)
+
+
+def indexed(source: Path) -> SampleTable:
+    return index_images(str(source), Vocabulary(ANIMALS, ANIMALS))[0]
+
+
+def header_of(samples: SampleTable, passes: tuple[int, ...] = (1,)) -> CacheHeader:
+    """One part a pass."""
+    return CacheHeader(
+        samples=len(samples),
+        part_size=len(samples),
+        embedding=48,
+        classes=len(ANIMALS),
+        encoding={"name": "factored"},
+        teacher={},
+        view_policy={"views": passes[-1], "view_seed": 4},
+        vocabulary="animals",
+        vocabulary_digest="",
+        sample_table_digest=samples.digest,
+        images="",
+        software="",
+        passes=list(passes),
+    )
+
+
+def computed(
+    samples: SampleTable, passes: tuple[int, ...] = (1,), part: int = 0, **options: Any
+) -> PartResult:
+    chosen = {"batch_size": 4, "threads": 2, "teacher": CountingTeacher(), "head": HEAD} | options
+    return part_arrays(header_of(samples, passes), part, samples, **chosen)
+
+
+@pytest.fixture(scope="module")
+def ten(tmp_path_factory: pytest.TempPathFactory) -> SampleTable:
+    """Ten JPEGs, two a class."""
+    return indexed(write_folder(tmp_path_factory.mktemp("ten") / "images"))
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_batches_hold_every_view_of_every_sample_once_and_no_more_than_asked(
+    samples: int, views: int, batch_size: int
+) -> None:
+    batches = cut_batches(samples, views, batch_size)
+    pairs = [(sample, view) for batch in batches for sample in batch.samples for view in batch.views]
+    assert sorted(pairs) == [(sample, view) for sample in range(samples) for view in range(views)]
+    for batch in batches:
+        assert len(batch.views) <= VIEWS_AT_ONCE
+        assert len(batch.samples) == min(batch_size, samples - batch.samples.start)
+        assert batch.samples.start % batch_size == 0
+
+
+def test_the_teacher_sees_one_view_of_a_batch_at_a_time(ten: SampleTable) -> None:
+    teacher = CountingTeacher()
+    computed(ten, (VIEWS_AT_ONCE + 3,), batch_size=4, teacher=teacher)
+    views = VIEWS_AT_ONCE + 3
+    assert teacher.sizes == [4] * views + [4] * views + [2] * views
+
+
+def test_the_number_of_threads_does_not_change_a_byte(ten: SampleTable) -> None:
+    one, many = (computed(ten, (3,), threads=threads).arrays for threads in (1, 8))
+    assert set(one) == {"image_features", "crops", "valid", "labels"}
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, many[name])
+
+
+@pytest.mark.parametrize("views", [1, VIEWS_AT_ONCE + 1])
+def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
+    views: int, ten: SampleTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, seen = [], []
+    decode = part_module.decode_image
+    monkeypatch.setattr(
+        part_module, "decode_image", lambda *given, **more: [decoded.append(1), decode(*given, **more)][1]
+    )
+    teacher = CountingTeacher(lambda: seen.append(len(decoded)))
+    computed(ten, (views,), batch_size=2, threads=1, teacher=teacher)
+    assert len(seen) == 5 * views
+    # images of the batches that the teacher began; more views than are rendered at once make two batches
+    taken = np.array(
+        [2, 4, 6, 8, 10] if views == 1 else [n for k in range(5) for n in [4 * k + 2] * 8 + [4 * k + 4]]
+    )
+    assert (np.array(seen) >= taken).all()
+    assert (np.array(seen) <= taken + 2 * BATCHES_AHEAD).all()
+
+
+@pytest.mark.parametrize("views", [1, VIEWS_AT_ONCE + 1])
+def test_progress_counts_samples_whose_views_are_all_done(views: int, ten: SampleTable) -> None:
+    counts: list[int] = []
+    computed(ten, (views,), batch_size=4, on_batch=counts.append)
+    assert counts == [4, 8, 10]
+
+
+def _damaged(name: str) -> bytes:
+    if name == "long":  # a small file, but 32 x 2.9 million pixels once its short side is 32
+        return encoded(Image.new("RGB", (90_000, 1)), "PNG")
+    if name == "bomb":
+        return encoded(Image.new("1", (10_000, 10_000)), "PNG")
+    return {"empty": b"", "cut": jpeg(3)[:-300], "text": b"no image"}[name]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("empty", "empty file"),
+        ("cut", "truncated"),
+        ("text", "not an image"),
+        ("bomb", "more than 89,478,485 pixels"),
+        ("long", "90000 x 1 pixels are too long and narrow"),
+    ],
+)
+def test_a_bad_image_costs_its_row_and_changes_no_byte_of_others(
+    damage: str, reason: str, ten: SampleTable, tmp_path: Path
+) -> None:
+    source = write_folder(tmp_path / "images")
+    (source / "axolotl" / "1.jpg").write_bytes(_damaged(damage))
+    found = computed(indexed(source), (2,))
+    assert [(entry["row"], entry["key"]) for entry in found.skipped] == [(1, "axolotl/1.jpg")]
+    assert reason in found.skipped[0]["reason"]
+    clean, good = computed(ten, (2,)).arrays, np.arange(10) != 1
+    np.testing.assert_array_equal(found.arrays["valid"], good)
+    for name in ("image_features", "crops"):
+        np.testing.assert_array_equal(found.arrays[name][good], clean[name][good])
+        assert not found.arrays[name][1].any()
+
+
+def test_a_later_pass_computes_its_own_views_of_the_rows_that_are_valid(ten: SampleTable) -> None:
+    at_once = computed(ten, (5,)).arrays
+    readable = np.arange(10) != 4
+    added = computed(ten, (2, 5), part=1, readable=readable)
+    assert set(added.arrays) == {"image_features", "crops"}
+    for name, values in added.arrays.items():
+        np.testing.assert_array_equal(values[readable], at_once[name][readable, 2:])
+        assert not values[4].any()
+    assert added.skipped == []
+
+
+def test_an_image_that_was_readable_and_is_no_more_stops_a_later_pass(
+    ten: SampleTable, tmp_path: Path
+) -> None:
+    source = write_folder(tmp_path / "images")
+    (source / "dog" / "0.jpg").write_bytes(b"")
+    readable = np.ones(10, dtype=np.bool_)
+    with pytest.raises(RppError, match=r"dog/0\.jpg \(.*\): empty file, and its row is valid in the views"):
+        computed(indexed(source), (2, 5), part=1, readable=readable)
+    readable[4] = False
+    assert computed(indexed(source), (2, 5), part=1, readable=readable).skipped == []
+
+
+def test_seconds_are_told_by_stage(ten: SampleTable) -> None:
+    seconds = computed(ten).seconds
+    assert set(seconds) == {"wall", "read", "decode", "wait", "forward"}
+    assert all(value > 0 for value in seconds.values())
+    assert seconds["wait"] + seconds["forward"] <= seconds["wall"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "slowest"),
+    [
+        ({}, "forward"),
+        ({"wait": 26, "forward": 73, "read": 300}, "forward"),
+        ({"wait": 60, "forward": 39, "decode": 300}, "decode"),
+        ({"wait": 60, "forward": 39, "read": 300}, "read"),
+        ({"write": 120}, "write"),
+    ],
+)
+def test_the_slowest_stage_is_named(changed: dict[str, float], slowest: str) -> None:
+    usual = {"wall": 100.0, "read": 2.0, "decode": 20.0, "wait": 5.0, "forward": 94.0, "write": 3.0}
+    assert slowest_stage(usual | changed) == slowest

@@ -1,0 +1,155 @@
+"""How models are named, refused, identified; where their towers keep their parts."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.model_names import canonical_model_name
+from teacher_cache.teacher.openclip import load_model, text_parts, vision_transformer, weights_digest
+from tests.models import loaded, write_model
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "reason"),
+    [
+        ("ViT-B-61", "openai", r"no model 'ViT-B-61'; near names: .*ViT-B-16"),
+        ("ViT-B/61", "openai", r"no model 'ViT-B-61'; near names: .*ViT-B-16"),
+        ("ViT-B-16", None, r"'ViT-B-16' needs --pretrained: a weights file or one of openai, "),
+        ("ViT-B-16", "opanai", r"'opanai' is neither .* 'ViT-B-16'; did you mean openai\? \(tags: openai, "),
+        ("ViT-B-16", "/no/such/weights.pt", r"'/no/such/weights.pt' is neither a file nor"),
+        ("ViT-B-16", "x" * 300, r"x' is neither a file nor"),
+        ("x" * 300, None, r"no model 'xx"),
+        ("local-dir:" + "x" * 300, None, r"no model folder .*/xx"),
+        ("/no/such/folder", None, r"^no model folder /no/such/folder$"),
+        ("./no/such/folder", "openai", r"^no model folder \S+/no/such/folder$"),
+        ("~/no/such/folder", None, r"^no model folder \S+/no/such/folder$"),
+        ("models/vit", None, r"no model 'models-vit'.*; a folder with open_clip_config.json works too$"),
+        ("/", None, r"^no open_clip_config.json in the model folder /$"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"carries its own weights; leave out --pretrained 'webli'"),
+        ("local-dir:/no/such/folder", None, r"^no model folder /no/such/folder$"),
+    ],
+)
+def test_a_model_that_cannot_be_meant_is_refused_before_loading(
+    name: str, pretrained: str | None, reason: str
+) -> None:
+    with pytest.raises(UsageError, match=reason) as refused:
+        load_model(name, pretrained)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_papers_spelling_of_a_model_is_open_clips() -> None:
+    assert canonical_model_name("ViT-B/16") == "ViT-B-16"
+    assert canonical_model_name("hf-hub:timm/ViT-B-16-SigLIP") == "hf-hub:timm/ViT-B-16-SigLIP"
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_of_a_named_model_come_from_a_file(suffix: str, tmp_path: Path) -> None:
+    """The smallest of open_clip's named models with a causal text transformer."""
+    model = open_clip.create_model("ViT-S-32-alt")
+    path = tmp_path / f"weights.{suffix}"
+    if suffix == "pt":
+        torch.save({"epoch": 3, "state_dict": model.state_dict()}, path)
+    else:
+        save_file(model.state_dict(), path)
+    found = load_model("ViT-S-32-alt", str(path))
+    assert found.digest == weights_digest(model)
+    assert found.pretrained == str(path)
+    assert not found.model.training
+    assert not any(parameter.requires_grad for parameter in found.model.parameters())
+
+
+def test_files_that_hold_no_weights_or_others_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "gelu")
+    weights = folder / "open_clip_model.safetensors"
+    content = weights.read_bytes()
+    tensors = {key: tensor.clone() for key, tensor in load_file(weights).items()}  # not the mapped file
+    damages = {
+        "cut": lambda: weights.write_bytes(content[: len(content) // 2]),
+        "empty": lambda: weights.write_bytes(b""),
+        "other shape": lambda: save_file(
+            {k: v[:-1].contiguous() if k == "text_projection" else v for k, v in tensors.items()}, weights
+        ),
+        "one missing": lambda: save_file(
+            {k: v for k, v in tensors.items() if k != "visual.conv1.weight"}, weights
+        ),
+        "none": weights.unlink,
+    }
+    for damage, do in damages.items():
+        do()
+        with pytest.raises(UsageError, match="cannot load") as refused:
+            load_model(str(folder))
+        assert "\n" not in str(refused.value), damage
+    (tmp_path / "weights.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(UsageError, match=r"cannot load ViT-S-32-alt with weights .*weights\.pt"):
+        load_model("ViT-S-32-alt", str(tmp_path / "weights.pt"))
+
+
+def test_a_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    torch.save({"state_dict": RunsCode(str(marker))}, tmp_path / "weights.pt")
+    with pytest.raises(UsageError, match="cannot load"):
+        load_model("ViT-S-32-alt", str(tmp_path / "weights.pt"))
+    assert not marker.exists()
+
+
+class RunsCode:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (Path(self.path),)
+
+
+def test_the_digest_tells_weights_apart_and_nothing_else(tmp_path: Path) -> None:
+    model = load_model(str(write_model(tmp_path / "one", "gelu")))
+    assert load_model(f"local-dir:{write_model(tmp_path / 'same', 'gelu')}").digest == model.digest
+    other = load_model(str(write_model(tmp_path / "other", "gelu", seed=1)))
+    assert other.digest != model.digest
+    quick = load_model(str(write_model(tmp_path / "quick", "quickgelu")))
+    assert all(map(torch.equal, quick.model.parameters(), model.model.parameters()))
+    assert quick.digest != model.digest
+    before = model.digest
+    with torch.no_grad():
+        model.model.visual.proj[3, 5].mul_(1 + 1e-6)
+    assert weights_digest(model.model) != before
+
+
+def test_the_activation_of_a_tag_is_recorded() -> None:
+    assert loaded("quickgelu").config["quick_gelu"] is True
+    assert loaded("gelu").config["quick_gelu"] is False
+
+
+@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
+def test_parts_of_towers_that_take_prompts(config: str) -> None:
+    model = loaded(config).model
+    parts = text_parts(model)
+    assert len(parts.blocks) == len(vision_transformer(model).transformer.resblocks) == 3
+    tokens = open_clip.tokenize(["a photo of a cat.", "dog"])
+    assert parts.pool_positions(tokens).tolist() == [7, 2]  # the full stop is a token
+
+
+def test_towers_that_take_no_prompts_are_named_with_those_that_do() -> None:
+    with pytest.raises(UnsupportedTowerError, match=r"bidirectional text tower.*what works: .*ViT-B-16"):
+        text_parts(loaded("siglip-text").model)
+    with pytest.raises(UnsupportedTowerError, match=r"ModifiedResNet cannot carry prompts.*what works"):
+        vision_transformer(loaded("resnet").model)
+    coca = open_clip.create_model("coca_base", load_weights=False, device="meta")
+    with pytest.raises(UnsupportedTowerError, match=r"model class CoCa cannot carry text prompts"):
+        text_parts(coca)
+
+
+def test_a_broken_config_is_one_line(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "gelu")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    for broken in ("{", json.dumps({"model_cfg": {**config["model_cfg"], "vision_cfg": {}}}), "{}"):
+        (folder / "open_clip_config.json").write_text(broken)
+        with pytest.raises(UsageError, match="cannot load") as refused:
+            load_model(str(folder))
+        assert "\n" not in str(refused.value)
