@@ -21,7 +21,7 @@ from tests.student_train.conftest import PICTURES, store_anew
 from tests.student_train.training.test_loop import assert_same_result, metrics, result
 from tests.student_train.training.test_metric_logs import as_events, read_events
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = {
     "epochs": 2,
     "batch_size": 29,

@@ -23,7 +23,7 @@ from student_train.training.metric_logs import EventFile, MetricLogs, chosen_log
 from teacher_cache.errors import RppError, UsageError
 from tests.student_train.training.test_loop import metrics, run_main, settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FIGURES = [
     *("epoch", "loss", "hard_loss", "soft_loss", "accuracy", "lr"),
     *("gradient_norm", "clipped_steps", "samples_per_second", "wait_seconds"),
