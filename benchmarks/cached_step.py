@@ -30,7 +30,8 @@ from timing import in_turn, machine, record
 from student_train.data.join import Join
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
-from student_train.training.losses import distillation_loss
+from student_train.training.losses import StepLogits, TotalLoss
+from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.encodings import ClassHead
 from teacher_cache.teacher.openclip import LoadedModel
@@ -118,9 +119,8 @@ def measure(
                 with torch.inference_mode(), autocast:
                     said_BD = F.normalize(teacher.encode_image(pixels), dim=-1)
                 teacher_logits_BC = head.logits(said_BD.float().clone())
-            loss, _, _ = distillation_loss(
-                logits_BC, teacher_logits_BC, targets, 0.0 if kind == "none" else 1.0, 1.0
-            )
+            settings = TrainSettings(cache="none", soft_weight=0.0 if kind == "none" else 1.0)
+            loss = TotalLoss(settings)(StepLogits(logits_BC, teacher_logits_BC, targets))["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

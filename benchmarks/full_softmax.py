@@ -33,7 +33,8 @@ from torch.nn import functional as F
 
 from student_train.model.packing import pack_texts
 from student_train.model.towers import encode_text
-from student_train.training.losses import distillation_loss
+from student_train.training.losses import StepLogits, TotalLoss
+from student_train.training.settings import TrainSettings
 from teacher_cache.encodings import ClassHead
 from teacher_cache.teacher.teacher import choose_device
 
@@ -77,7 +78,9 @@ class Batch:
 
     def loss(self, class_features_CD: Tensor) -> Tensor:
         logits_BC = ClassHead(F.normalize(class_features_CD, dim=-1), SCALE).logits(self.features_BD)
-        return distillation_loss(logits_BC, self.teacher_logits_BC, self.targets_B, 1.0, 1.0)[0]
+        return TotalLoss(TrainSettings(cache="none"))(
+            StepLogits(logits_BC, self.teacher_logits_BC, self.targets_B)
+        )["loss"]
 
 
 def main(

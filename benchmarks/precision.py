@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
-from student_train.training.losses import distillation_loss
+from student_train.training.losses import StepLogits, TotalLoss
+from student_train.training.settings import TrainSettings
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.encodings import ClassHead
 from teacher_cache.teacher.openclip import load_model
@@ -65,7 +66,9 @@ def main(
         with torch.autocast(where.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32"):
             class_features_CD = student.encode_text(texts, normalize=True)
         logits_BC = ClassHead(class_features_CD, scale).logits(images_BD)
-        loss = distillation_loss(logits_BC, teacher_logits_BC, targets_B, 1.0, 1.0)[0]
+        loss = TotalLoss(TrainSettings(cache="none"))(StepLogits(logits_BC, teacher_logits_BC, targets_B))[
+            "loss"
+        ]
         (loss * 2**10).backward()  # as a gradient scaler does, for fp16
         gradients = [p.grad.flatten() / 2**10 for p in student.prompts.parameters() if p.grad is not None]
         return logits_BC.detach(), loss.detach(), torch.cat(gradients)

@@ -24,7 +24,8 @@ from timing import in_turn, machine, record
 from student_train.data.join import Join
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
-from student_train.training.losses import distillation_loss
+from student_train.training.losses import StepLogits, TotalLoss
+from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.encodings import ClassHead
@@ -96,7 +97,9 @@ def by_classes(
     def step(number: int) -> None:
         logits_BC = ClassHead(student.encode_text(tokens[:number], normalize=True), 100.0).logits(features_BD)
         targets_B = torch.randint(number, (BATCH,), device=device)
-        loss, _, _ = distillation_loss(logits_BC, torch.randn_like(logits_BC), targets_B, 1.0, 1.0)
+        loss = TotalLoss(TrainSettings(cache="none"))(
+            StepLogits(logits_BC, torch.randn_like(logits_BC), targets_B)
+        )["loss"]
         torch.autograd.grad(loss, learnable)
 
     times = in_turn({str(n): (lambda n=n: step(n)) for n in numbers}, rounds)

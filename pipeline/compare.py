@@ -9,8 +9,8 @@ from typing import Any
 
 from student_train.figures import FIGURES
 from student_train.runs.record import (
+    CACHE_FIELDS,
     FREE_ON_RESUME,
-    OF_CACHE,
     flat_settings,
     last_metrics,
     read_results,
@@ -54,7 +54,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     """All that decided a run's result and its cost, by flat names."""
     cache = record["cache"]
     found = {name: value for name, value in flat_settings(record).items() if name not in FREE}
-    found |= {f"cache {name}": cache[name] for name in OF_CACHE if name in cache}
+    found |= {f"cache {name}": cache[name] for name in CACHE_FIELDS if name in cache}
     teacher = cache.get("teacher")
     if isinstance(teacher, dict):
         found |= {f"teacher {name}": value for name, value in teacher.items()}

@@ -25,7 +25,7 @@ from student_train.runs.record import (
     MODEL,
     SETTINGS,
     STUDENT,
-    check_read_through,
+    check_teacher,
     provenance,
     read_settings,
     require_student,
@@ -197,7 +197,7 @@ def _check_training(training: dict[str, Any]) -> None:
     for name, kind in {"settings": dict, "teacher": dict, "cache": dict, "templates": list}.items():
         if not isinstance(training.get(name), kind):
             raise ValueError(f"its training has no {name}")
-    check_read_through(training["teacher"], training["templates"])
+    check_teacher(training["teacher"], training["templates"])
 
 
 def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:

@@ -1,6 +1,6 @@
-"""What a run wrote down of itself: `settings.json` and `metrics.jsonl`, and what of it may be told to others.
+"""What a run's folder records: `settings.json`, `metrics.jsonl`, `results.json`.
 
-What `settings.json` holds is decided in `run_identity.py`; the rest of a run's folder is in `run_folder.py`.
+What `settings.json` holds is decided in `training/run_identity.py`; folders are written in `folder.py`.
 Nothing here takes time to import.
 """
 
@@ -18,28 +18,29 @@ from teacher_cache.model_names import portable_model, portable_pretrained
 
 SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT = "checkpoint.safetensors"
+EARLIER_CHECKPOINT = "checkpoint.pt"  # of rpp before checkpoints became safetensors
 STUDENT = "student.safetensors"
-MODEL, CONFIG = "model.safetensors", "config.json"  # as Hugging Face's hub has them
+MODEL, CONFIG = "model.safetensors", "config.json"  # names of Hugging Face's hub
 RESULTS = "results.json"  # what a recipe measured of the run
-RUN_FORMAT = 1  # of `settings.json` and the folder around it; records that name none are of the first
+RUN_FORMAT = 1  # of `settings.json` and its folder; a record without a format has the first one
 
-# What may differ between a run and its continuation without changing its result.
+# Settings that may change when a run is resumed, without changing its result.
 FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "log", "device", "out"}
-# Compared by what they hold.
+# Settings whose content is compared, not their value.
 MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
-# What a cache's header says of its content; the rest is where it lies and how it is cut.
-OF_CACHE = (
+# Fields of a cache's header that describe its content; the others say where it is and how it is divided.
+CACHE_FIELDS = (
     *("samples", "classes", "encoding", "view_policy", "max_pixels"),
     *("vocabulary", "vocabulary_digest", "sample_table_digest", "software"),
 )
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """What a run wrote down of itself.
+    """Read `settings.json` of a run.
 
     Raises:
-        UsageError: no run there, one of a newer version, or a file that is not what a run writes.
+        UsageError: no run there, a run of a newer version, or a damaged file.
     """
     try:
         record = parse_json((out / SETTINGS).read_text(encoding="utf-8"))
@@ -47,17 +48,17 @@ def read_settings(out: Path) -> dict[str, Any]:
         raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
     except OSError as error:
         raise UsageError(f"{out / SETTINGS} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # no JSON, or no text
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     parts = {"settings": dict, "cache": dict, "student": dict, "templates": list}
     try:
         if not isinstance(record, dict):
-            raise ValueError("it is no record")
+            raise ValueError("expected a JSON object")
         _require_known_format(out, record)
         for name, kind in parts.items():
             if not isinstance(record.get(name), kind):
-                raise ValueError(f"it has no {name}")
-        check_read_through(record["cache"].get("teacher"), record["templates"])
+                raise ValueError(f"{name!r} is missing or of another type")
+        check_teacher(record["cache"].get("teacher"), record["templates"])
     except ValueError as error:
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     found: dict[str, Any] = record
@@ -67,7 +68,7 @@ def read_settings(out: Path) -> dict[str, Any]:
 def _require_known_format(out: Path, record: dict[str, Any]) -> None:
     stored = record.get("format_version", 1)
     if type(stored) is not int or stored < 1:
-        raise ValueError(f"it names run format {stored!r}")
+        raise ValueError(f"invalid run format {stored!r}")
     if stored > RUN_FORMAT:
         writer = record.get("software", "a newer rpp")
         raise UsageError(
@@ -84,10 +85,10 @@ def flat_settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_results(out: Path) -> dict[str, Any]:
-    """What a recipe or a sweep measured of a run; empty if nothing is there.
+    """Read what a recipe or a sweep measured of a run; empty if it measured nothing.
 
     Raises:
-        UsageError: it cannot be read, or is no table of results.
+        UsageError: `results.json` cannot be read or is damaged.
     """
     try:
         found = parse_json((out / RESULTS).read_text(encoding="utf-8"))
@@ -96,19 +97,27 @@ def read_results(out: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{out / RESULTS} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise UsageError(f"{out / RESULTS} is damaged: it is no table of results")
+        raise UsageError(f"{out / RESULTS} is damaged: expected a JSON object")
     return found
 
 
+def find_checkpoint(out: Path) -> Path | None:
+    """The checkpoint of a run, if there is one."""
+    paths = (out / CHECKPOINT, out / EARLIER_CHECKPOINT)
+    return next((path for path in paths if os.path.exists(path)), None)
+
+
 def has_steps(out: Path) -> bool:
-    """Whether a run in the folder has left anything behind that beginning anew would lose."""
-    kept = any(os.path.exists(out / name) for name in (CHECKPOINT, STUDENT))
+    """Whether the folder has results of training steps, which a new run would lose."""
+    kept = find_checkpoint(out) is not None or os.path.exists(out / STUDENT)
     return kept or any(True for _ in read_metrics(out))
 
 
 def read_metrics(out: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, one at a time; those that cannot be read, as a crash may leave, are left
-    out, and so is all that follows where reading fails."""
+    """Yield the lines of `metrics.jsonl`.
+
+    Lines that cannot be read, as a crash may leave, are skipped, and so is everything after a read error.
+    """
     with suppress(OSError), open(out / METRICS, encoding="utf-8", errors="replace") as file:
         yield from (line for line in map(_metrics_line, file) if line is not None)
 
@@ -124,51 +133,53 @@ def _metrics_line(text: str) -> dict[str, Any] | None:
         line = parse_json(text) if text.endswith("\n") else None
     except ValueError:
         return None
-    whole = isinstance(line, dict) and all(
+    complete = isinstance(line, dict) and all(
         isinstance(line.get(name), int | float) for name in ("step", "loss")
     )
-    return line if whole else None
+    return line if complete else None
 
 
 def require_student(path: str | Path) -> None:
-    """Refuse what is neither a run's folder with a student, nor one of Hugging Face's layout, nor a file.
+    """Refuse a path that is neither a run with a student, nor a folder of Hugging Face's layout, nor a file.
 
     Raises:
         UsageError: no student there, or a run that is not finished.
     """
     if not os.path.isdir(path):
-        if not os.path.isfile(path):  # a text too long for a path is none; pathlib would raise
+        if not os.path.isfile(path):  # os.path: pathlib raises for a name that is too long
             raise UsageError(f"no student at {path}")
     elif not any(os.path.isfile(os.path.join(path, name)) for name in (STUDENT, MODEL, CONFIG)):
         if os.path.isfile(os.path.join(path, SETTINGS)):
-            raise UsageError(f"the run {path} is not finished; go on with rpp-train --out {path} --resume")
+            raise UsageError(
+                f"the run {path} is not finished; resume it with rpp-train --out {path} --resume"
+            )
         raise UsageError(f"no student at {os.path.join(path, STUDENT)}")
 
 
-def look_into(out: Path, resume: bool) -> dict[str, Any] | None:
-    """Refuse a folder in which no run can begin, or go on, before anything takes time.
+def require_startable(out: Path, resume: bool) -> dict[str, Any] | None:
+    """Refuse a folder in which no run can start, or resume, before anything takes time.
 
     Returns:
-        What the run to go on with wrote down of itself; None if one begins, as where no step was ever taken.
+        The record of the run to resume; None for a new run, also where the earlier one took no step.
 
     Raises:
-        UsageError: the folder holds a run, or holds none, or cannot be one.
+        UsageError: the folder has a run already, has none to resume, or cannot be created.
     """
     if resume:
         record = read_settings(out)
         return record if has_steps(out) else None
     if has_steps(out):
-        raise UsageError(f"{out} holds a run already; choose another --out, or go on with --resume")
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
-    if not there.is_dir():
-        raise UsageError(f"--out {out} cannot be a folder: {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise UsageError(f"--out {out} cannot be written: no right to write to {there}")
+        raise UsageError(f"{out} already has a run; choose another --out, or resume with --resume")
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if os.path.exists(path))
+    if not nearest.is_dir():
+        raise UsageError(f"--out {out} cannot be a folder: {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise UsageError(f"--out {out} cannot be written: no permission to write to {nearest}")
     return None
 
 
-def described(record: dict[str, Any]) -> dict[str, Any]:
-    """`provenance` with the prompt options and the frozen model, for who has no student's file beside it."""
+def public_record(record: dict[str, Any]) -> dict[str, Any]:
+    """`provenance` with the prompt options and the frozen model, for logs without the student's file."""
     student = record["student"]
     return {
         **provenance(record),
@@ -181,37 +192,41 @@ def described(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_read_through(teacher: Any, templates: list[Any]) -> None:
-    """What an evaluation takes of a record without a further look.
+def check_teacher(teacher: Any, templates: list[Any]) -> None:
+    """Check the types of what an evaluation reads from a record.
 
     Raises:
-        ValueError: a teacher that does not say what it is, or templates that are no texts.
+        ValueError: a teacher without a name or digest, or templates that are not strings.
     """
     if not all(isinstance(text, str) for text in templates):
-        raise ValueError("its templates are not texts")
+        raise ValueError("'templates' are not strings")
     if not isinstance(teacher, dict):
-        raise ValueError("it has no teacher")
+        raise ValueError("'teacher' is missing or of another type")
     for name in ("model", "weights_digest", *(["pretrained"] if teacher.get("pretrained") else [])):
         if not isinstance(teacher.get(name), str):
-            raise ValueError(f"its teacher has no {name}")
+            raise ValueError(f"the {name!r} of the teacher is missing or not a string")
 
 
 def provenance(record: dict[str, Any]) -> dict[str, Any]:
-    """Of what `read_settings` gave, all that decided the run's result and nothing of its machine.
+    """What decided the result of a run, without anything about its machine.
+
+    Args:
+        record: as `read_settings` returns it.
 
     Returns:
-        settings (those that a continued run may not change), teacher, cache, templates, mode, init,
-        processes, samples_per_step and software. Folders and files go by their last name, or not at all.
+        settings (those that a resumed run may not change), teacher, cache, templates, mode, init,
+        processes, samples_per_step and software. Folders and files are reduced to their last name or left
+        out.
     """
-    unsaid = FREE_ON_RESUME | MAY_MOVE | {"prompts"}  # prompts are in the student's own record
+    left_out = FREE_ON_RESUME | MAY_MOVE | {"prompts"}  # the student's own record has the prompts
     cache = record["cache"]
     teacher = {**cache["teacher"], "model": portable_model(cache["teacher"]["model"])}
     if teacher.get("pretrained"):
         teacher["pretrained"] = portable_pretrained(teacher["pretrained"])
     return {
-        "settings": {name: value for name, value in record["settings"].items() if name not in unsaid},
+        "settings": {name: value for name, value in record["settings"].items() if name not in left_out},
         "teacher": teacher,
-        "cache": {name: cache[name] for name in OF_CACHE if name in cache},
+        "cache": {name: cache[name] for name in CACHE_FIELDS if name in cache},
         "templates": record["templates"],
         **{name: record.get(name) for name in ("mode", "init", "processes", "samples_per_step", "software")},
     }

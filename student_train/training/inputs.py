@@ -1,4 +1,4 @@
-"""What a run reads: the student's frozen model, and features or images joined with the cache."""
+"""The inputs of a run: the student's frozen model, and features or images joined with the cache."""
 
 import torch
 
@@ -19,7 +19,7 @@ def load_student_base(settings: TrainSettings, cache: TeacherCache, device: torc
     """The student's frozen model: the teacher's own unless the settings name another.
 
     Raises:
-        UsageError: no such model, or the teacher's with other weights than the cache was made with.
+        UsageError: no such model, or the teacher's model has other weights than the cache was built with.
     """
     if settings.student is not None or settings.pretrained is not None:
         return load_model(settings.student or cache.teacher["model"], settings.pretrained, device)
@@ -27,12 +27,12 @@ def load_student_base(settings: TrainSettings, cache: TeacherCache, device: torc
         base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device)
     except UsageError as error:
         raise UsageError(
-            f"the teacher's model, which the student is by default: {error}; if it moved, say where it is "
-            "now with --student (and --pretrained)"
+            f"the teacher's model, which the student is by default: {error}; if it moved, name its new place "
+            "with --student (and --pretrained)"
         ) from error
     if base.digest != cache.teacher["weights_digest"]:
         raise UsageError(
-            f"{base.name} has weights {base.digest} now, the cache {cache.path} was made with "
+            f"{base.name} has weights {base.digest}, the cache {cache.path} was built with "
             f"{cache.teacher['weights_digest']}; name the student's weights with --student and --pretrained"
         )
     return base
@@ -44,10 +44,14 @@ def make_join(
     base: LoadedModel,
     processes: Processes,
     device: torch.device,
+    soft_labels: bool,
 ) -> tuple[Join, str]:
     """The run's batches, and their mode: `features` (no image is read) or `images`.
 
-    Features serve where no vision prompt changes them and a cache holds those of the student's own model.
+    Stored features are used where no vision prompt changes them and a cache has those of the student's model.
+
+    Args:
+        soft_labels: whether the batches need the teacher's logits.
     """
     features: TeacherCache | None = None
     valid = cache.valid
@@ -73,11 +77,11 @@ def make_join(
         rows,
         settings.batch_size,
         settings.seed,
-        soft_labels=settings.soft_weight > 0,
+        soft_labels=soft_labels,
         student_features=features,
         pixels=pixels,
         reader=settings.reader,
-        device=device if pixels is None else torch.device("cpu"),  # beside pixels the rest is little
+        device=device if pixels is None else torch.device("cpu"),  # small beside the pixels
         rank=processes.rank,
         ranks=processes.size,
         ranks_here=processes.local_size,
@@ -88,12 +92,18 @@ def make_join(
 def check_student_features(
     settings: TrainSettings, cache: TeacherCache, features: TeacherCache, base: LoadedModel
 ) -> None:
-    """Refuse features that are not those of the student over the same samples and views."""
+    """Refuse features of another model than the student's, or of other samples or views.
+
+    Raises:
+        UsageError: what differs.
+    """
     if settings.prompts.towers != "text":
-        raise UsageError("--student-features serves text prompts alone: vision prompts change the features")
+        raise UsageError(
+            "--student-features works with text prompts only: vision prompts change the features"
+        )
     if features.teacher["weights_digest"] != base.digest:
         raise UsageError(
-            f"{features.path} holds features of {features.teacher['model']} "
+            f"{features.path} has features of {features.teacher['model']} "
             f"({features.teacher['weights_digest']}), the student is {base.name} ({base.digest})"
         )
     for name in ("sample_table_digest", "view_policy"):

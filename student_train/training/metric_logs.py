@@ -1,12 +1,11 @@
-"""A run's figures for those who watch it: TensorBoard's event files, and Weights & Biases.
+"""Copies of a run's metrics for TensorBoard and Weights & Biases.
 
-`metrics.jsonl` is the record of a run; what is written here is made of its lines, those of an earlier start
-included. So nothing here ends a run that has begun: what cannot be written any more is left with a note.
+`metrics.jsonl` is the record of a run; these logs get its lines, those of earlier processes of the run
+included. A log that fails is closed with a note, and the run continues.
 """
 
 import os
 import secrets
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,104 +15,64 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from google_crc32c import value as crc32c
-
 from student_train.runs.record import read_metrics
 from student_train.training.settings import LogName
-from teacher_cache.errors import RppError, UsageError
+from teacher_cache.errors import UsageError
 
-TENSORBOARD = "tensorboard"  # the folder of the event files, in the run's
-WANDB_ID = "wandb-id"  # the file that says which run of Weights & Biases this one is
+TENSORBOARD = "tensorboard"  # folder of the event files, in the run's folder
+OWN_FILES = ".rpp"  # suffix of the event files that are written here
+WANDB_ID = "wandb-id"  # file with the id of the run at Weights & Biases
 Line = dict[str, Any]
 
 
 class MetricLog(Protocol):
-    """One place that lines of `metrics.jsonl` go to as well."""
+    """A log that gets the lines of `metrics.jsonl`. Its methods may raise any exception."""
 
     def log(self, line: Line) -> None:
-        """Write a line.
-
-        Raises:
-            RppError: it cannot be written.
-        """
+        """Write a line."""
 
     def close(self, failed: bool) -> None:
-        """End the log; `failed`: of a run that did not come to its end."""
+        """Close the log; `failed`: the run did not reach its last step."""
 
 
-class EventFile:
-    """TensorBoard's event file, written whole at each start of a run, so that no step is in it twice.
-
-    Written without TensorBoard's own writer: that one imports tensorflow where it is installed, and writes
-    in a thread, where a full disk is noticed some lines later.
-    """
+class TensorBoardLog:
+    """TensorBoard's event files. A resumed run adds a file that hides the steps it takes again."""
 
     def __init__(self, folder: Path, lines: Iterable[Line]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import SummaryWriter
 
-        self._event, self._summary = Event, Summary
-        before = sorted(folder.glob("events.out.tfevents.*.rpp"))
-        # TensorBoard reads the files of a folder in the order of their names
-        self._path = folder / f"events.out.tfevents.{time.time_ns():020d}.rpp"
-        try:
-            folder.mkdir(exist_ok=True)
-            self._file = open(self._path, "xb")  # noqa: SIM115 - closed by `close`
-        except OSError as error:
-            raise RppError(f"{folder} cannot be written: {error.strerror}") from error
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        # a TensorBoard that is open forgets what it has read of the file before
-        self._write(Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START)))
-        for line in lines:
+        lines = list(lines)
+        resumes = any(folder.glob(f"events.out.tfevents.*{OWN_FILES}"))
+        purge_step = (lines[-1]["step"] + 1 if lines else 0) if resumes else None
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=OWN_FILES)
+        for line in [] if resumes else lines:
             self.log(line)
-        with suppress(OSError):  # readers that know of no session would see its steps twice
-            for path in before:
-                os.truncate(path, 0)  # an open TensorBoard would look for a removed one for ever
 
     def log(self, line: Line) -> None:
-        """Write a line as one event; see `MetricLog`."""
-        values = [
-            self._summary.Value(tag=name, simple_value=value) for name, value in figures_of(line).items()
-        ]
-        self._write(
-            self._event(wall_time=time_of(line), step=line["step"], summary=self._summary(value=values))
-        )
-
-    def _write(self, event: Any) -> None:
-        data = event.SerializeToString()
-        length = struct.pack("<Q", len(data))
-        try:
-            self._file.write(length + _masked_crc(length) + data + _masked_crc(data))
-            self._file.flush()
-        except OSError as error:
-            self.close(failed=True)
-            raise RppError(f"{self._path} cannot be written: {error.strerror}") from error
+        """See `MetricLog`."""
+        for name, value in figures_of(line).items():
+            self._writer.add_scalar(name, value, line["step"], line_time(line))
+        self._writer.flush()  # its thread would report a full disk some lines later
 
     def close(self, failed: bool) -> None:
-        """Close the file; see `MetricLog`."""
-        with suppress(OSError):  # what a full disk did not take, it does not take now
-            self._file.close()
+        """See `MetricLog`."""
+        self._writer.close()
 
 
-def _masked_crc(data: bytes) -> bytes:
-    """As TensorFlow's record files have it, so that a checksum of checksums is no fixed point."""
-    crc = crc32c(data)
-    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-class WandbRun:
-    """A run of Weights & Biases; its id is kept in the run's folder, and a continued run goes on in it."""
+class WandbLog:
+    """A run at Weights & Biases. Its id is kept in the run's folder: a resumed run continues it."""
 
     def __init__(self, out: Path, lines: Iterable[Line], config: dict[str, Any], resumed: bool) -> None:
+        """Raises:
+        UsageError: Weights & Biases does not accept the run.
+        OSError: the id cannot be written.
+        """
         import wandb
 
-        kept = out / WANDB_ID
-        known = kept.read_text(encoding="utf-8").strip() if resumed and kept.is_file() else None
+        id_file = out / WANDB_ID
+        known = id_file.read_text(encoding="utf-8").strip() if resumed and id_file.is_file() else None
         run_id = known or secrets.token_hex(4)
-        try:
-            kept.write_text(run_id, encoding="utf-8")
-        except OSError as error:
-            raise RppError(f"{kept} cannot be written: {error.strerror}") from error
+        id_file.write_text(run_id, encoding="utf-8")
         try:
             self._run: Any = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "rpp"),
@@ -122,12 +81,12 @@ class WandbRun:
                 id=run_id,
                 resume="allow" if known else None,
                 config=config,
-                # what the machine is called and what lies where on it is nobody's business; its load is shown
+                # names and paths of the machine are private; its load is logged
                 settings=wandb.Settings(
                     console="off", disable_git=True, disable_code=True, x_disable_meta=True
                 ),
             )
-        except Exception as error:  # no list of what it raises exists: no key, no network, no service
+        except Exception as error:  # wandb documents no list: no key, no network, no service
             raise UsageError(
                 f"--log wandb: {' '.join(str(error).split())}; log in with `wandb login`, or set "
                 "WANDB_MODE=offline and send the run later with `wandb sync`"
@@ -136,25 +95,19 @@ class WandbRun:
             self.log(line)
 
     def log(self, line: Line) -> None:
-        """Send a line, unless Weights & Biases has its step; see `MetricLog`."""
-        try:
-            # of a continued run it knows the steps, and takes none back
-            if line["step"] >= self._run.step:
-                figures = {**figures_of(line), "_timestamp": time_of(line)}
-                self._run.log(figures, step=line["step"], commit=True)
-        except Exception as error:  # as above
-            raise RppError(f"Weights & Biases takes no more: {' '.join(str(error).split())}") from error
+        """Send a line unless Weights & Biases has its step already; see `MetricLog`."""
+        # a resumed run cannot replace steps there
+        if line["step"] >= self._run.step:
+            figures = {**figures_of(line), "_timestamp": line_time(line)}
+            self._run.log(figures, step=line["step"], commit=True)
 
     def close(self, failed: bool) -> None:
-        """Wait until all is sent, or written where it is offline; see `MetricLog`."""
-        try:
-            self._run.finish(exit_code=int(failed))
-        except Exception as error:  # as above
-            raise RppError(f"Weights & Biases may lack steps: {' '.join(str(error).split())}") from error
+        """Wait until everything is sent, or written if offline; see `MetricLog`."""
+        self._run.finish(exit_code=int(failed))
 
 
 def figures_of(line: Line) -> dict[str, float]:
-    """The figures of a line of `metrics.jsonl`: all but the step and the time, which they are shown at."""
+    """The figures of a line of `metrics.jsonl`: all numbers but the step and the time."""
     return {
         name: value
         for name, value in line.items()
@@ -162,50 +115,63 @@ def figures_of(line: Line) -> dict[str, float]:
     }
 
 
-def time_of(line: Line) -> float:
-    """When a line was logged, in seconds since 1970; now, if it does not say."""
+def line_time(line: Line) -> float:
+    """When a line was logged, in seconds since 1970; now for a line that has no time."""
     return float(line.get("time", time.time()))
 
 
 class MetricLogs:
-    """All logs of a run. One that fails is left, and the run goes on; leaving the block closes the others."""
+    """All logs of a run, closed at the end of a `with` block."""
 
     def __init__(self, names: Sequence[LogName]) -> None:
-        """Nothing is opened yet.
+        """Choose the logs; none is opened yet.
 
         Raises:
             UsageError: a log whose package is not installed, or `none` beside others.
         """
         self._chosen = chosen_logs(names)
-        self._open: list[MetricLog] = []
+        self._open: dict[str, MetricLog] = {}
 
     def open(self, out: Path, config: dict[str, Any], resumed: bool) -> None:
-        """Begin the logs with the lines that `metrics.jsonl` has.
+        """Open the logs, and write the lines that `metrics.jsonl` has.
 
         Args:
             out: the run's folder.
-            config: what is told to others of the run.
+            config: what is published about the run.
 
         Raises:
-            UsageError: Weights & Biases takes no run.
+            UsageError: Weights & Biases does not accept the run.
         """
         for name in self._chosen:
-            try:
-                self._open.append(
-                    EventFile(out / TENSORBOARD, read_metrics(out))
-                    if name == "tensorboard"
-                    else WandbRun(out, read_metrics(out), config, resumed)
-                )
-            except UsageError:
-                raise
-            except RppError as error:
-                _note(error)
+            self._attempt(name, self._open_log, name, out, config, resumed)
+
+    def _open_log(self, name: str, out: Path, config: dict[str, Any], resumed: bool) -> None:
+        lines = read_metrics(out)
+        if name == "tensorboard":
+            self._open[name] = TensorBoardLog(out / TENSORBOARD, lines)
+        else:
+            self._open[name] = WandbLog(out, lines, config, resumed)
 
     def log(self, line: Line) -> None:
         """Write a line to all logs."""
-        for log in list(self._open):
-            if not _done(lambda: log.log(line)):  # noqa: B023 - called at once
-                self._open.remove(log)
+        for name, log in list(self._open.items()):
+            if not self._attempt(name, log.log, line):
+                del self._open[name]
+                with suppress(Exception):  # it has failed already
+                    log.close(failed=True)
+
+    def _attempt(self, name: str, work: Callable[..., None], *arguments: Any) -> bool:
+        """Call; print a note if it fails. Returns whether it succeeded."""
+        try:
+            work(*arguments)
+        except UsageError:
+            raise
+        except Exception as error:  # of any library: a copy of the metrics must not end the run
+            reason = " ".join(str(error).split()) or type(error).__name__
+            note = f"note: --log {name}: {reason}; the run continues, its figures are in metrics.jsonl"
+            print(note, file=sys.stderr, flush=True)
+            return False
+        return True
 
     def __enter__(self) -> "MetricLogs":
         return self
@@ -213,19 +179,20 @@ class MetricLogs:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for log in self._open:
-            _done(lambda: log.close(failed=kind is not None))  # noqa: B023 - called at once
-        self._open = []
+        for name, log in self._open.items():
+            self._attempt(name, log.close, kind is not None)
+        self._open = {}
 
 
 def chosen_logs(names: Sequence[LogName]) -> list[str]:
-    """Of the names that a user gave, the logs to write.
+    """The logs to write, for the values of `--log`.
 
     Raises:
         UsageError: as `MetricLogs`.
     """
     if "none" in names and len(set(names)) > 1:
-        raise UsageError(f"--log none stands alone, not beside {', '.join(n for n in names if n != 'none')}")
+        others = ", ".join(name for name in names if name != "none")
+        raise UsageError(f"--log none cannot be combined with {others}")
     for name in ("tensorboard", "wandb"):
         if name in names and find_spec(name) is None:
             raise UsageError(f"--log {name} needs the package {name}: pip install 'rpp-clip[{name}]'")
@@ -234,16 +201,3 @@ def chosen_logs(names: Sequence[LogName]) -> list[str]:
         *(["tensorboard"] if automatic or "tensorboard" in names else []),
         *(["wandb"] if "wandb" in names else []),
     ]
-
-
-def _done(work: Callable[[], None]) -> bool:
-    try:
-        work()
-    except RppError as error:
-        _note(error)
-        return False
-    return True
-
-
-def _note(error: RppError) -> None:
-    print(f"note: {error}; the run goes on, its figures are in metrics.jsonl", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a run is: what `settings.json` records of it, and when another may continue it."""
+"""The identity of a run: what `settings.json` records, and which settings may resume it."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,10 +8,11 @@ import torch
 
 from student_train.model.stored import StoredStudent
 from student_train.model.student import PromptedCLIP
-from student_train.runs.record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT
+from student_train.runs.record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT, flat_settings
 from student_train.training.settings import TrainSettings
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
+from teacher_cache.settings import from_flat, to_flat
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.openclip import LoadedModel
 
@@ -25,7 +26,7 @@ def describe_run(
     samples_per_step: int,
     init: StoredStudent | None = None,
 ) -> dict[str, Any]:
-    """What `settings.json` holds: everything that decides the run's result."""
+    """The content of `settings.json`: everything that decides the run's result."""
     return {
         "format_version": RUN_FORMAT,
         "settings": settings.model_dump(mode="json"),
@@ -54,40 +55,48 @@ def check_same_run(
     base: LoadedModel,
     init: str | None,
 ) -> None:
-    """Refuse to continue a run with settings, a cache or a model that would change its result.
+    """Refuse to resume a run with settings, a cache or a model that would change its result.
 
     Args:
-        record: what the run wrote down of itself.
-        base: the student's frozen model now; where it lies does not matter.
-        init: digest of the prompts that the run starts from now, or, behind a checkpoint, then.
+        record: the run's `settings.json`.
+        base: the student's frozen model now; its place may differ.
+        init: digest of the prompts that the run starts from; after a checkpoint, the recorded one.
 
     Raises:
         UsageError: what differs.
     """
     changed = changed_settings(record, settings)
-    now_cache = asdict(cache.header)
-    weights_now = now_cache["teacher"]["weights_digest"]  # not where the teacher lies
+    header = asdict(cache.header)
     compared = [
-        ("cache weights", record["cache"].get("teacher", {}).get("weights_digest"), weights_now),
+        ("cache weights", record["cache"]["teacher"]["weights_digest"], header["teacher"]["weights_digest"]),
         ("student weights", record["student"].get("weights_digest"), base.digest),
         ("prompts of --init", record.get("init"), init),
         ("student config", record["student"].get("config"), base.config),
     ]
     for name in ("sample_table_digest", "vocabulary_digest", "view_policy"):
-        compared.append((f"cache {name}", record["cache"].get(name), now_cache[name]))
-    changed += [f"{name}: {there} there, {now} now" for name, there, now in compared if there != now]
+        compared.append((f"cache {name}", record["cache"].get(name), header[name]))
+    changed += [
+        f"{name}: stored {stored}, requested {now}" for name, stored, now in compared if stored != now
+    ]
     if changed:
-        raise UsageError(f"the run {out} was begun otherwise ({'; '.join(changed)})")
+        raise UsageError(f"the run {out} was created with different settings ({'; '.join(changed)})")
 
 
 def changed_settings(record: dict[str, Any], settings: TrainSettings) -> list[str]:
-    """What is asked otherwise than a run has it, of the settings that decide its result by their value; and
-    settings of the run's that are not known here, of another version of rpp."""
-    asked = settings.model_dump(mode="json")
-    changed = [
-        f"{name}: {record['settings'].get(name)} there, {value} asked"
-        for name, value in asked.items()
-        if name not in FREE_ON_RESUME | MAY_MOVE and record["settings"].get(name) != value
-    ]
-    unknown = {name: value for name, value in record["settings"].items() if name not in asked}
-    return changed + [f"{name}: {value} there, not known to this rpp" for name, value in unknown.items()]
+    """What differs between the settings that decide a recorded run's result and the requested ones.
+
+    Settings that the record lacks have their defaults: an earlier version did not have them. Settings that
+    this version does not have are reported.
+    """
+    requested, recorded = to_flat(settings), flat_settings(record)
+    unknown = {name: value for name, value in recorded.items() if name not in requested}
+    try:
+        known = {name: value for name, value in recorded.items() if name in requested}
+        stored = to_flat(from_flat(type(settings), known))
+    except UsageError as error:
+        return [f"stored settings that this version of rpp does not accept: {error}"]
+    return [
+        f"{name}: stored {stored[name]}, requested {value}"
+        for name, value in requested.items()
+        if name not in FREE_ON_RESUME | MAY_MOVE and stored[name] != value
+    ] + [f"{name}: stored {value}, not known to this version of rpp" for name, value in unknown.items()]

@@ -1,20 +1,25 @@
-"""What a training can be told: the settings of `rpp-train`.
+"""The settings of `rpp-train`.
 
-Nothing here takes time to import. A description that ends in `[default: ...]` says in words what happens
+Nothing here takes time to import. A description that ends in `[default: ...]` describes in words what happens
 without the option.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from student_train.data.settings import ClassSubset, ReaderName
 from student_train.model.settings import PromptSettings
+from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
 
+if TYPE_CHECKING:
+    OptimizerName = str
+else:
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 LogName = Literal["auto", "tensorboard", "wandb", "none"]
 
 LARGEST_SEED = 2**63 - 1  # twice a seed is the largest that torch takes
@@ -67,7 +72,7 @@ class TrainSettings(BaseModel):
     )
     freeze: Literal["text", "vision"] | None = Field(
         default=None,
-        description="tower whose prompts from --init stay as they are [default: both towers learn]",
+        description="tower whose prompts from --init do not learn [default: both towers learn]",
     )
     soft_weight: float = Field(
         default=1.0, ge=0, le=LARGEST_FACTOR, description="weight λ of the soft-label loss"
@@ -87,7 +92,7 @@ class TrainSettings(BaseModel):
         default=None, ge=1, description="steps after which the schedule ends [default: those of --epochs]"
     )
     batch_size: int = Field(default=256, ge=1, description="samples per step, of all processes together")
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd has momentum 0.9")
+    optimizer: OptimizerName = Field(default="sgd", description="sgd has momentum 0.9")
     lr: float = Field(default=0.002, gt=0, le=LARGEST_FACTOR, description="peak learning rate")
     weight_decay: float = Field(
         default=5e-4, ge=0, le=LARGEST_FACTOR, description="weight decay of the prompts"
@@ -103,8 +108,8 @@ class TrainSettings(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     reader: ReaderName = Field(
         default="auto",
-        description="how stored arrays are read: held in memory, or by blocks; auto holds them where a "
-        "quarter of the free memory suffices; the result is the same",
+        description="how stored arrays are read: kept in memory, or by blocks; auto keeps them if a quarter "
+        "of the free memory suffices; the result is the same",
     )
     workers: int | None = Field(
         default=None,
@@ -122,14 +127,14 @@ class TrainSettings(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _something_learns(self) -> "TrainSettings":
+    def _check_freeze(self) -> "TrainSettings":
         if self.freeze and self.init is None:
             raise UsageError(
-                f"--freeze {self.freeze} keeps prompts that are random: start from a run, --init RUN"
+                f"--freeze {self.freeze} would keep random prompts: start from a run, --init RUN"
             )
         if self.freeze and self.prompts.towers != "both":
             raise UsageError(
-                f"--freeze {self.freeze} leaves the other tower's prompts to learn: it needs --towers both, "
-                f"not {self.prompts.towers}"
+                f"--freeze {self.freeze} needs --towers both, not {self.prompts.towers}: the prompts of the "
+                "other tower learn"
             )
         return self

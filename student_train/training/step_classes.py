@@ -1,7 +1,9 @@
-"""The classes of a step: which ones they are, where the labels stand among them, the student's features.
+"""The classes of a step: which ones are sampled, the labels' positions among them, the student's features.
 
 Shapes: B samples, C classes of the step, D embedding.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -11,7 +13,6 @@ from torch import Tensor
 from student_train.data.order import subset_classes
 from student_train.model.student import PromptedCLIP
 from student_train.training.distributed import Processes
-from student_train.training.losses import sample_classes, sampling_correction
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import TeacherCache
@@ -19,36 +20,36 @@ from teacher_cache.teacher.teacher import Teacher
 
 
 class StepClasses:
-    """Which classes are in each step's softmax: all of the run's, or sampled ones."""
+    """Chooses the classes of each step's softmax: all of the run's, or sampled ones."""
 
     def __init__(self, settings: TrainSettings, classes_in_vocabulary: int) -> None:
-        self._every = torch.from_numpy(subset_classes(classes_in_vocabulary, settings.class_subset))
+        self._all = torch.from_numpy(subset_classes(classes_in_vocabulary, settings.class_subset))
         self._k, self._seed = settings.classes_per_step, settings.seed
 
     def choose(self, step_labels: Tensor, step: int) -> tuple[Tensor, float]:
-        """Classes of the step, ascending [C] int64, and what is added to sampled negatives' logits.
+        """The classes of the step, ascending [C] int64, and the correction of sampled negatives' logits.
 
         Args:
             step_labels: hard labels of the whole step, -1 = none.
         """
-        every = self._every
-        if self._k == "all" or self._k >= len(every):
-            return every, 0.0
+        classes = self._all
+        if self._k == "all" or self._k >= len(classes):
+            return classes, 0.0
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
-        labelled = step_labels[step_labels >= 0] - every[0]
-        sampled = sample_classes(labelled, len(every), self._k, generator)
-        return every[0] + sampled, sampling_correction(self._k, len(every))
+        labelled = step_labels[step_labels >= 0] - classes[0]
+        sampled = sample_classes(labelled, len(classes), self._k, generator)
+        return classes[0] + sampled, sampling_correction(self._k, len(classes))
 
 
 def check_classes_per_step(settings: TrainSettings, labels: NDArray[np.int32], num_classes: int) -> None:
-    """Refuse so few classes a step that a batch of the run could have more.
+    """Refuse fewer classes per step than a batch can have.
 
     Args:
         labels: of all rows of the run, -1 = none.
         num_classes: of the vocabulary.
 
     Raises:
-        UsageError: how many a batch can have.
+        UsageError: with the number of classes that a batch can have.
     """
     k = settings.classes_per_step
     if k == "all" or k >= len(subset_classes(num_classes, settings.class_subset)):
@@ -56,19 +57,52 @@ def check_classes_per_step(settings: TrainSettings, labels: NDArray[np.int32], n
     most = min(settings.batch_size, int(np.count_nonzero(np.bincount(labels[labels >= 0]))))
     if k < most:
         raise UsageError(
-            f"--classes-per-step {k}: fewer than the {most} classes that one batch can have; take at least "
+            f"--classes-per-step {k}: fewer than the {most} classes that one batch can have; use at least "
             f"{most}, or a smaller --batch-size"
         )
 
 
-def positions_of(labels_B: Tensor, step_classes_C: Tensor) -> Tensor:
-    """Where each label stands among the ascending step classes, [B] int64; -1 stays -1."""
+def label_positions(labels_B: Tensor, step_classes_C: Tensor) -> Tensor:
+    """Position of each label among the ascending step classes, [B] int64; -1 stays -1."""
     positions = torch.searchsorted(step_classes_C, labels_B)
     return torch.where(labels_B >= 0, positions, -1)
 
 
+def sample_classes(labels_B: Tensor, num_classes: int, k: int, generator: torch.Generator) -> Tensor:
+    """Sample a step's classes: those of the batch, and random others (POMP, arXiv 2304.04704).
+
+    Args:
+        labels_B: hard labels of the batch, int64, all ≥ 0.
+        k: classes per step, K.
+        generator: of the random classes, on the CPU.
+
+    Returns:
+        [K] int64, ascending, without duplicates.
+
+    Raises:
+        UsageError: the batch has more than K classes.
+    """
+    present = labels_B.unique()
+    if len(present) > k:
+        raise UsageError(
+            f"{k} classes per step are fewer than the {len(present)} classes of one batch; use more classes "
+            "or a smaller batch"
+        )
+    drawn = torch.randperm(num_classes, generator=generator)
+    others = drawn[~torch.isin(drawn, present)][: k - len(present)]
+    return torch.cat([present, others]).sort().values
+
+
+def sampling_correction(k: int, num_classes: int) -> float:
+    """-ln((K - 1) / (C - 1)): each sampled negative stands for (C - 1) / (K - 1) of them.
+
+    Then the expected denominator of the softmax is the full one's. Natural logarithm (POMP's code has log10).
+    """
+    return -math.log((k - 1) / (num_classes - 1))
+
+
 class StepText:
-    """The student's class features of a step: learnt ones, or fixed ones where no text prompt learns."""
+    """Computes the student's class features of a step; they are fixed if no text prompt learns."""
 
     def __init__(
         self, student: PromptedCLIP, cache: TeacherCache, processes: Processes, device: torch.device

@@ -89,7 +89,7 @@ def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path,
         assert_same_arrays(out, undisturbed)
         record("build: " + ("it fitted" if ended.code == 0 else ONE_SENTENCE))
         run = tmp_path / f"run-{number}"
-        most = (trained / "checkpoint.pt").stat().st_size
+        most = (trained / "checkpoint.safetensors").stat().st_size
         ended = train(undisturbed, run, largest_file=int(most * chance.random()))
         assert ended.is_one_sentence, ended.said
         go_on(train, undisturbed, run, trained)

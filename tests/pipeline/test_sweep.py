@@ -230,12 +230,12 @@ def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
         assert sweep.poll() is None, sweep.ended().err
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    (run / "checkpoint.pt").unlink(missing_ok=True)
+    (run / "checkpoint.safetensors").unlink(missing_ok=True)
     sweep.terminate()
     ended = sweep.ended(timeout=100)
     assert ended.code == 1
     assert f"stopped; what is done is kept: the next call goes on with {out}" in ended.err
-    assert (run / "checkpoint.pt").exists()
+    assert (run / "checkpoint.safetensors").exists()
     assert read_sweep(out).rows[0].state == "waiting"
     with held(out):  # no process is left behind
         pass
@@ -372,7 +372,7 @@ def test_a_wrong_axis_is_refused(axes: list[str], said: str) -> None:
         ("train.temperatur=1", "did you mean temperature"),
         ("train.temperature=0", "greater than 0"),
         ("train.temperature=1,1.0", "names temperature=1.0 twice"),
-        ("train.freeze=text", "keeps prompts that are random"),
+        ("train.freeze=text", "would keep random prompts"),
     ],
 )
 def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str, said: str) -> None:
@@ -403,7 +403,7 @@ def test_another_recipe_does_not_go_on_with_a_sweep(
 ) -> None:
     other = tmp_path / "other.toml"
     other.write_text(recipe.read_text().replace("epochs = 2", "epochs = 3"))
-    with pytest.raises(UsageError, match=r"begun otherwise .*epochs: 2 there, 3 asked"):
+    with pytest.raises(UsageError, match=r"begun otherwise .*epochs: stored 2, requested 3"):
         run_sweep(other, SweepSettings(set=GRID, seeds=2, out=undisturbed[0]))
 
 

@@ -133,7 +133,7 @@ def test_no_color_is_respected(terminal: dict[str, str], scene: str) -> None:
     plain = terminal[f"{scene} NO_COLOR"]
     assert not COLOURS.search(plain)
     if scene == "mistake":
-        assert "error: three holds a run already" in ESCAPES.sub("", plain)
+        assert "error: three already has a run" in ESCAPES.sub("", plain)
 
 
 def test_without_a_terminal_nothing_is_escaped(processes: ForkServer, tmp_path: Path) -> None:
@@ -146,4 +146,4 @@ def test_without_a_terminal_nothing_is_escaped(processes: ForkServer, tmp_path: 
         line for line in lines if re.fullmatch(r"samples 300/300  [\d.]+/s  left 0:00:00  parts 3/3", line)
     ]
     assert len([line for line in lines if re.fullmatch(LINE, line)]) == 2  # one, dumb and NO_COLOR have ten
-    assert "error: one holds a run already; choose another --out, or go on with --resume" in lines
+    assert "error: one already has a run; choose another --out, or resume with --resume" in lines

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from student_train.model.settings import PromptSettings
-from student_train.runs.folder import RunFolder
+from student_train.training.checkpoint import Checkpoint
 from student_train.training.loop import train
 from student_train.training.settings import TrainSettings
 from tests.student_train.conftest import PICTURES, build_with
@@ -49,16 +49,16 @@ def without_places(record: Any, folder: Path) -> Any:
 def write(cache: Path, out: Path, name: str) -> None:
     """`OUT/NAME` as it is after its second checkpoint, and `OUT/NAME.safetensors` of the finished run."""
     run, kept = cache.parent / name, out / name
-    save = RunFolder.save
+    save = Checkpoint.save
 
-    def save_and_copy(folder: RunFolder, step: int) -> None:
-        save(folder, step)
+    def save_and_copy(checkpoint: Checkpoint, step: int) -> None:
+        save(checkpoint, step)
         if step == STOPPED_AFTER:
             shutil.copytree(run, kept, ignore=shutil.ignore_patterns("*.lock"))
 
-    RunFolder.save = save_and_copy  # type: ignore[method-assign]
+    Checkpoint.save = save_and_copy  # type: ignore[method-assign]
     train(settings(cache, run, **RUNS[name]))
-    RunFolder.save = save  # type: ignore[method-assign]
+    Checkpoint.save = save  # type: ignore[method-assign]
     record = json.loads((kept / "settings.json").read_text())
     (kept / "settings.json").write_text(json.dumps(without_places(record, cache.parent), indent=1))
     save_file(load_file(run / "student.safetensors"), out / f"{name}.safetensors")

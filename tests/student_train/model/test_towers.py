@@ -8,7 +8,8 @@ from student_train.model import packing, towers
 from student_train.model.prompts import Prompts, dead_query_blocks
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
-from student_train.training.losses import distillation_loss
+from student_train.training.losses import StepLogits, TotalLoss
+from student_train.training.settings import TrainSettings
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from tests.models import loaded
@@ -117,7 +118,9 @@ def test_full_softmax_in_pieces_has_the_gradient_of_the_whole(
             20 * torch.nn.functional.normalize(image_features) @ torch.nn.functional.normalize(features).T
         )
         prompts.zero_grad(set_to_none=True)
-        distillation_loss(logits, teacher_logits, targets, 1.0, 2.0)[0].backward()
+        TotalLoss(TrainSettings(cache="none", temperature=2.0))(StepLogits(logits, teacher_logits, targets))[
+            "loss"
+        ].backward()
         return [p.grad.clone() for p in prompts.parameters() if p.grad is not None]
 
     whole = losses_gradients(reference.text_features(student.clip, *own_and_start(prompts), tokens))
@@ -182,7 +185,7 @@ def test_half_precision_costs_this_much(
             features = student.encode_text(tokens, normalize=True)
         assert features.isfinite().all()
         logits = ClassHead(features.float(), 100.0).logits(images)
-        loss = distillation_loss(logits, teacher_logits, targets, 1.0, 1.0)[0]
+        loss = TotalLoss(TrainSettings(cache="none"))(StepLogits(logits, teacher_logits, targets))["loss"]
         prompts.zero_grad(set_to_none=True)
         loss.backward()
         return logits, loss, torch.cat([p.grad.flatten() for p in prompts.parameters() if p.grad is not None])

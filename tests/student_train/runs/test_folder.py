@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.cli import main as rpp
 from student_train.evaluation.models import run_templates
-from student_train.runs.folder import RunFolder
+from student_train.training.checkpoint import Checkpoint
 from student_train.training.loop import train
 from teacher_cache.errors import RppError, UsageError
 from tests.processes import ForkServer
@@ -113,7 +113,7 @@ class TestBegin:
         images = Path(shutil.copy(tmp_path / "away.tar", images))
         train(settings(cache, tmp_path / "run", lr=0.5, resume=resume, **common))
         assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]["lr"] == 0.5
-        with pytest.raises(UsageError, match="holds a run already"):
+        with pytest.raises(UsageError, match="already has a run"):
             train(settings(cache, tmp_path / "run", **common))
 
 
@@ -121,16 +121,16 @@ def test_one_process_trains_in_a_folder(
     processes: ForkServer, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one comes in the middle of the first, which it does not disturb."""
-    out, save, second = tmp_path / "run", RunFolder.save, []
+    out, save, second = tmp_path / "run", Checkpoint.save, []
 
-    def start_second(run: RunFolder, step: int) -> None:
+    def start_second(run: Checkpoint, step: int) -> None:
         save(run, step)
         if step == 5:
             again = ["--cache", cache_path, "--out", out, "--resume"]
             second.append(processes.call("rpp-train", *TEXT, *again, *SAME))
 
     SAME = ["--epochs", "1", "--max-steps", "8", "--lr", "0.02", "--prompt-length", "3"]
-    monkeypatch.setattr(RunFolder, "save", start_second)
+    monkeypatch.setattr(Checkpoint, "save", start_second)
     train(settings(cache_path, out, max_steps=8, checkpoint_every=5))
     assert [line["step"] for line in metrics(out)] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert second[0].code == 2
@@ -200,15 +200,15 @@ class TestResume:
         train(settings(cache, out, max_steps=1))
         (tmp_path / "model-gelu-0").rename(tmp_path / "moved")
         again = settings(cache, out, max_steps=1, resume=True)
-        with pytest.raises(UsageError, match=r"if it moved, say where it is now with --student"):
+        with pytest.raises(UsageError, match=r"if it moved, name its new place with --student"):
             train(again)
         assert train(again.model_copy(update={"student": str(tmp_path / "moved")})).samples == 0
         config = tmp_path / "moved" / "open_clip_config.json"
         other = json.loads(config.read_text())
         other["model_cfg"]["quick_gelu"] = True
         config.write_text(json.dumps(other))
-        with pytest.raises(UsageError, match=r"begun otherwise .*student config: "):
+        with pytest.raises(UsageError, match=r"created with different settings .*student config: "):
             train(again.model_copy(update={"student": str(tmp_path / "moved")}))
         build(tmp_path, "gelu", seed=4)
-        with pytest.raises(UsageError, match=r"begun otherwise \(student weights: "):
+        with pytest.raises(UsageError, match=r"created with different settings \(student weights: "):
             train(again.model_copy(update={"student": str(tmp_path / "model-gelu-4")}))

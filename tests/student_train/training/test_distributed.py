@@ -126,7 +126,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(two: dict[str, Any]
     kind, said, code = two["first"]["stopped"]
     assert (kind, code) == ("AgreedError", 1)
     assert re.fullmatch(
-        r"stopped by SIGTERM after step \d+ of 18; go on with --out .*/stopped --resume", said
+        r"stopped by SIGTERM after step \d+ of 18; resume with --out .*/stopped --resume", said
     )
     assert two["second"]["stopped"] == two["first"]["stopped"]
     assert two["first"]["resumed"][0] == "done"
@@ -150,17 +150,17 @@ def test_a_signal_behind_a_step_that_went_wrong_ends_both_without_a_checkpoint(t
     assert (kind, code) == ("AgreedError", 1)
     assert re.match(r"the loss is not finite at step 1 .*no checkpoint was written$", said)
     assert two["second"]["broken"] == two["first"]["broken"]
-    assert not (two["folder"] / "broken" / "checkpoint.pt").exists()
+    assert not (two["folder"] / "broken" / "checkpoint.safetensors").exists()
 
 
 def test_a_killed_process_does_not_leave_the_other_waiting(two: dict[str, Any]) -> None:
     kind, said, code = two["first"]["dead"]
     assert (kind, code) == ("RppError", 1)
-    assert said.startswith("the processes of this run lost one another")
+    assert said.startswith("the processes of this run lost their connection")
     assert "dead" not in two["second"]
     assert two["code"] == 1
 
 
 def test_gpus_are_not_named_for_several_processes() -> None:
-    with pytest.raises(UsageError, match="names one GPU for 2 processes; say cuda"):
+    with pytest.raises(UsageError, match="names one GPU for 2 processes; use --device cuda"):
         Processes(rank=0, size=2).choose_device("cuda:0")

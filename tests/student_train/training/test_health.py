@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 import zarr
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from student_train.model.settings import PromptSettings
+from student_train.training import optimizer
 from student_train.training.distributed import joined_processes
 from student_train.training.health import Health
 from student_train.training.loop import prepare, train
-from student_train.training.losses import distillation_loss
+from student_train.training.losses.hard import HardLoss
+from student_train.training.losses.term import StepLogits
 from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.errors import RppError
@@ -32,20 +36,25 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def checkpoint_step(out: Path) -> int:
+    with safe_open(out / "checkpoint.safetensors", framework="pt") as file:
+        return int(json.loads(file.metadata()["checkpoint"])["step"])
+
+
 def break_steps(monkeypatch: pytest.MonkeyPatch, steps: range, what: str) -> None:
     """In these steps (the first is 1) the hard loss, or only its gradient, is not a number."""
-    done = 0
+    done, compute = 0, HardLoss.__call__
 
-    def broken(logits_BC: Tensor, *others: Any) -> Any:
+    def broken(term: HardLoss, logits: StepLogits) -> Tensor:
         nonlocal done
         done += 1
-        loss, hard, soft = distillation_loss(logits_BC, *others)
+        hard = compute(term, logits)
         if done in steps:
-            zeros = (0 * logits_BC).abs()
+            zeros = (0 * logits.student_BC).abs()
             hard = hard + (zeros.sqrt().sum() if what == "gradient" else zeros.sum() / 0)
-        return loss, hard, soft
+        return hard
 
-    monkeypatch.setitem(train.__globals__, "distillation_loss", broken)
+    monkeypatch.setattr(HardLoss, "__call__", broken)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -59,9 +68,8 @@ def test_a_step_that_goes_wrong_ends_the_run_before_a_checkpoint_holds_it(
     with pytest.raises(RppError, match=f"^the {what} is not finite at step 6 ") as stopped:
         train(asked)
     assert str(stopped.value).endswith("; the last good checkpoint has 4 steps")
-    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert checkpoint["step"] == 4
-    assert all(value.isfinite().all() for value in checkpoint["prompts"].values())
+    assert checkpoint_step(out) == 4
+    assert all(tensor.isfinite().all() for tensor in load_file(out / "checkpoint.safetensors").values())
     # what is said is enough to look at the pictures
     said = json.loads((out / "bad-step.json").read_text())
     assert (said["step"], said["what"]) == (6, f"the {what} is not finite")
@@ -71,7 +79,7 @@ def test_a_step_that_goes_wrong_ends_the_run_before_a_checkpoint_holds_it(
     assert said["keys"] == open_cache(cache_path).samples.keys(rows)
     assert f"(rows {', '.join(map(str, rows[:8].tolist()))}, ...; all of them" in str(stopped.value)
     # once what was wrong is gone, the run goes on from there
-    monkeypatch.setitem(train.__globals__, "distillation_loss", distillation_loss)
+    monkeypatch.undo()
     assert train(asked.model_copy(update={"resume": True})).samples == 16 * 30
 
 
@@ -81,7 +89,7 @@ def test_a_signal_behind_a_step_that_went_wrong_leaves_the_checkpoint_before_it(
     """Between two lines of the log nobody has looked at the step yet."""
     out = tmp_path / "run"
     break_steps(monkeypatch, range(6, 7), "loss")
-    broken, calls = train.__globals__["distillation_loss"], 0
+    broken, calls = HardLoss.__call__, 0
 
     def stopped_at_the_eighth(*arguments: Any) -> Any:
         nonlocal calls
@@ -90,13 +98,12 @@ def test_a_signal_behind_a_step_that_went_wrong_leaves_the_checkpoint_before_it(
             os.kill(os.getpid(), signal.SIGTERM)
         return broken(*arguments)
 
-    monkeypatch.setitem(train.__globals__, "distillation_loss", stopped_at_the_eighth)
+    monkeypatch.setattr(HardLoss, "__call__", stopped_at_the_eighth)
     with pytest.raises(RppError, match=r"^the loss is not finite at step 6 .* last good .* has 5 steps$"):
         train(settings(cache_path, out, log_every=50, checkpoint_every=5))
     assert calls == 8
-    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    assert checkpoint["step"] == 5
-    assert all(value.isfinite().all() for value in checkpoint["prompts"].values())
+    assert checkpoint_step(out) == 5
+    assert all(tensor.isfinite().all() for tensor in load_file(out / "checkpoint.safetensors").values())
     assert json.loads((out / "bad-step.json").read_text())["step"] == 6
 
 
@@ -105,13 +112,13 @@ def test_prompts_that_overflow_behind_a_finite_gradient_are_not_saved(
 ) -> None:
     """Loss and gradient of the only step are finite; what the step makes of the prompts is not."""
     out = tmp_path / "run"
-    monkeypatch.setitem(train.__globals__, "learning_rate", lambda *_: 3e38)
+    monkeypatch.setattr(optimizer, "learning_rate", lambda *_: 3e38)
     asked = settings(cache_path, out, weight_decay=1e18, max_steps=1)
     with pytest.raises(
         RppError, match=r"^after step 1 the prompts are not finite; no checkpoint was written"
     ):
         train(asked)
-    assert not (out / "checkpoint.pt").exists()
+    assert not (out / "checkpoint.safetensors").exists()
     assert not (out / "student.safetensors").exists()
 
 

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from student_train import PromptedCLIP, load_student
 from student_train.cli import main
 from student_train.model.settings import PromptSettings
 from student_train.runs.folder import RunFolder
+from student_train.training.checkpoint import Checkpoint
 from student_train.training.distributed import Processes
 from student_train.training.loop import prepare, train
 from student_train.training.optimizer import learning_rate
@@ -168,9 +170,9 @@ class TestModes:
 
     def test_features_of_another_model_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
         own = build(tmp_path, "quickgelu", seed=3)
-        with pytest.raises(UsageError, match=r"holds features of .*quickgelu-3.*the student is .*gelu-0"):
+        with pytest.raises(UsageError, match=r"has features of .*quickgelu-3.*the student is .*gelu-0"):
             train(settings(cache_path, tmp_path / "run", student_features=own))
-        with pytest.raises(UsageError, match="serves text prompts alone"):
+        with pytest.raises(UsageError, match="works with text prompts only"):
             train(settings(cache_path, tmp_path / "run", towers="both", student_features=cache_path))
 
     def test_a_sample_is_used_if_both_caches_could_read_it(self, cache_path: Path, tmp_path: Path) -> None:
@@ -227,7 +229,9 @@ class TestResume:
 
         stopper = threading.Thread(target=stop_after_some_steps)
         stopper.start()
-        with pytest.raises(RppError, match=r"stopped by SIGTERM after step \d+ of 20; go on with .*--resume"):
+        with pytest.raises(
+            RppError, match=r"stopped by SIGTERM after step \d+ of 20; resume with .*--resume"
+        ):
             train(begun)
         stopper.join()
         assert 6 < len(metrics(tmp_path / "stopped")) < 20
@@ -254,22 +258,22 @@ class TestResume:
     ) -> None:
         """In every mode, from steps within epochs and between them; the reader may be another one then."""
         common = {"towers": towers, "epochs": 2, "max_steps": 18, "checkpoint_every": 1, **others}
-        save, kept = RunFolder.save, tmp_path / "kept"
+        save, kept = Checkpoint.save, tmp_path / "kept"
         kept.mkdir()
 
-        def save_and_keep(run: RunFolder, step: int) -> None:
+        def save_and_keep(run: Checkpoint, step: int) -> None:
             save(run, step)
-            shutil.copy(run.out / "checkpoint.pt", kept / f"{step}.pt")
+            shutil.copy(tmp_path / "whole" / "checkpoint.safetensors", kept / f"{step}.safetensors")
 
         with monkeypatch.context() as patch:
-            patch.setattr(RunFolder, "save", save_and_keep)
+            patch.setattr(Checkpoint, "save", save_and_keep)
             train(settings(cache_path, tmp_path / "whole", **common))
         for step in (1, 10, 17):
             late = tmp_path / f"from-{step}"
             late.mkdir()
             shutil.copy(tmp_path / "whole" / "settings.json", late)
             shutil.copy(tmp_path / "whole" / "metrics.jsonl", late)
-            shutil.copy(kept / f"{step}.pt", late / "checkpoint.pt")
+            shutil.copy(kept / f"{step}.safetensors", late / "checkpoint.safetensors")
             other = {"memory": "blocks", "blocks": "memory"}[others["reader"]]
             done = train(settings(cache_path, late, resume=True, **{**common, "reader": other}))
             assert done.samples == (18 - step) * common.get("batch_size", 30)
@@ -307,7 +311,9 @@ class TestResume:
 
     def test_other_settings_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
         train(settings(cache_path, tmp_path / "run", max_steps=1))
-        with pytest.raises(UsageError, match=r"begun otherwise \(temperature: 1.0 there, 3.0 asked\)"):
+        with pytest.raises(
+            UsageError, match=r"created with different settings \(temperature: stored 1.0, requested 3.0\)"
+        ):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True, temperature=3.0))
 
     def test_a_run_of_another_version_is_not_continued(self, cache_path: Path, tmp_path: Path) -> None:
@@ -323,7 +329,10 @@ class TestResume:
         with pytest.raises(UsageError, match=newer):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
         file.write_text(json.dumps({**record, "settings": {**record["settings"], "focal": 2.0}}))
-        with pytest.raises(UsageError, match=r"begun otherwise \(focal: 2\.0 there, not known to this rpp\)"):
+        with pytest.raises(
+            UsageError,
+            match=r"created with different settings \(focal: stored 2\.0, not known to this version",
+        ):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
         del record["format_version"]  # as runs were recorded at first
         file.write_text(json.dumps(record))
@@ -335,13 +344,13 @@ class TestResume:
 
     def test_a_run_is_not_overwritten(self, cache_path: Path, tmp_path: Path) -> None:
         train(settings(cache_path, tmp_path / "run", max_steps=1))
-        with pytest.raises(UsageError, match="holds a run already"):
+        with pytest.raises(UsageError, match="already has a run"):
             train(settings(cache_path, tmp_path / "run", max_steps=1))
 
     def test_a_damaged_checkpoint_is_named(self, cache_path: Path, tmp_path: Path) -> None:
         train(settings(cache_path, tmp_path / "run", max_steps=1))
-        (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
-        with pytest.raises(UsageError, match=r"checkpoint.pt cannot be read"):
+        (tmp_path / "run" / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+        with pytest.raises(UsageError, match=r"checkpoint.safetensors is damaged or of another run"):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
 
 
@@ -349,12 +358,15 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: P
     """As on a full disk: /dev/full takes no byte."""
     run = settings(cache_path, tmp_path / "run", checkpoint_every=2, max_steps=4)
     train(run)
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True)
-    torch.save(state | {"step": 1}, checkpoint)
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    with safe_open(checkpoint, framework="pt") as file:
+        record = json.loads(file.metadata()["checkpoint"])
+    save_file(load_file(checkpoint), checkpoint, {"checkpoint": json.dumps({**record, "step": 1})})
     before = checkpoint.read_bytes()
-    (tmp_path / "run" / "checkpoint.pt.tmp").symlink_to("/dev/full")
-    with pytest.raises(RppError, match=r"checkpoint of step 2 cannot be written .* make room and go on with"):
+    (tmp_path / "run" / "checkpoint.safetensors.tmp").symlink_to("/dev/full")
+    with pytest.raises(
+        RppError, match=r"checkpoint of step 2 cannot be written .* free some space and resume with"
+    ):
         train(run.model_copy(update={"resume": True}))
     assert checkpoint.read_bytes() == before
 
@@ -363,13 +375,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: P
 def test_what_cannot_be_written_in_the_run_is_one_line(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    begin = RunFolder.begin
+    begin = RunFolder.create
 
     def begin_and_block(run: RunFolder, record: dict[str, Any]) -> None:
         begin(run, record)
         (run.out / name).mkdir()
 
-    monkeypatch.setattr(RunFolder, "begin", begin_and_block)
+    monkeypatch.setattr(RunFolder, "create", begin_and_block)
     with pytest.raises(RppError, match=r"cannot be written .*--resume") as failed:
         train(settings(cache_path, tmp_path / "run", max_steps=1))
     assert failed.value.exit_code == 1

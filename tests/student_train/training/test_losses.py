@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from student_train.training.losses import distillation_loss, sample_classes, sampling_correction
+from student_train.training.losses import StepLogits, TotalLoss
+from student_train.training.settings import TrainSettings
+from student_train.training.step_classes import sample_classes, sampling_correction
 from teacher_cache.errors import UsageError
 
 
@@ -21,6 +23,21 @@ def softmax(row: np.ndarray) -> np.ndarray:
 
 def logits(seed: int, rows: int = 6, classes: int = 9) -> torch.Tensor:
     return 5 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def losses(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    targets: torch.Tensor,
+    soft_weight: float,
+    temperature: float,
+    correction: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Total, hard and soft loss."""
+    loss = TotalLoss(TrainSettings(cache="none", soft_weight=soft_weight, temperature=temperature))
+    found = loss(StepLogits(student, teacher, targets, correction))
+    assert list(found) == ["loss", "hard_loss", "soft_loss"]
+    return found["loss"], found["hard_loss"], found["soft_loss"]
 
 
 TARGETS = torch.tensor([0, 8, 3, 3, -1, 5])
@@ -36,34 +53,34 @@ def test_loss_is_the_formula(temperature: float, soft_weight: float) -> None:
             hard.append(-math.log(softmax(z_s)[y]))
         p, q = softmax(z_t / temperature), softmax(z_s / temperature)
         soft.append(temperature**2 * float(np.sum(p * np.log(p / q))))
-    found = distillation_loss(student, teacher, TARGETS, soft_weight, temperature)
+    found = losses(student, teacher, TARGETS, soft_weight, temperature)
     expected = (np.mean(hard) + soft_weight * np.mean(soft), np.mean(hard), np.mean(soft))
     assert [x.item() for x in found] == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_weight_leaves_the_teacher_out() -> None:
-    total, hard, soft = distillation_loss(logits(0), torch.full((6, 9), float("nan")), TARGETS, 0.0, 1.0)
+    total, hard, soft = losses(logits(0), torch.full((6, 9), float("nan")), TARGETS, 0.0, 1.0)
     assert total == hard
     assert hard > 0
     assert soft == 0
 
 
 def test_no_label_leaves_the_hard_loss_out() -> None:
-    total, hard, soft = distillation_loss(logits(0), logits(1), torch.full((6,), -1), 1.0, 2.0)
+    total, hard, soft = losses(logits(0), logits(1), torch.full((6,), -1), 1.0, 2.0)
     assert hard == 0
     assert total == soft
 
 
 def test_soft_loss_of_the_teacher_itself_is_zero() -> None:
-    _, _, soft = distillation_loss(logits(0), logits(0) + 3, TARGETS, 1.0, 2.0)
+    _, _, soft = losses(logits(0), logits(0) + 3, TARGETS, 1.0, 2.0)
     assert soft == pytest.approx(0, abs=1e-6)
 
 
 def test_half_precision_logits_are_computed_in_float32() -> None:
     student = logits(0).to(torch.bfloat16)
     assert torch.equal(
-        distillation_loss(student, logits(1), TARGETS, 1.0, 1.0)[0],
-        distillation_loss(student.float(), logits(1), TARGETS, 1.0, 1.0)[0],
+        losses(student, logits(1), TARGETS, 1.0, 1.0)[0],
+        losses(student.float(), logits(1), TARGETS, 1.0, 1.0)[0],
     )
 
 
@@ -76,15 +93,15 @@ def test_correction_makes_the_expected_denominator_the_full_one() -> None:
     for chosen in itertools.combinations(negatives, k - 1):
         classes = sorted([target, *chosen])
         position = torch.tensor([classes.index(target)])
-        _, hard, _ = distillation_loss(z[:, classes], z, position, 0.0, 1.0, sampling_correction(k, 7))
+        _, hard, _ = losses(z[:, classes], z, position, 0.0, 1.0, sampling_correction(k, 7))
         # CE = ln(denominator) - z_target
         sums.append(math.exp(hard.item() + z[0, target].item()))
     assert np.mean(sums) == pytest.approx(float(z.double().exp().sum()), rel=1e-4)
 
 
 def test_correction_leaves_the_soft_loss_alone() -> None:
-    with_it = distillation_loss(logits(0), logits(1), TARGETS, 1.0, 1.0, 2.5)
-    without = distillation_loss(logits(0), logits(1), TARGETS, 1.0, 1.0, 0.0)
+    with_it = losses(logits(0), logits(1), TARGETS, 1.0, 1.0, 2.5)
+    without = losses(logits(0), logits(1), TARGETS, 1.0, 1.0, 0.0)
     assert with_it[2] == without[2]
     assert with_it[1] > without[1]
 
@@ -118,7 +135,7 @@ def test_every_other_class_is_sampled_equally_often() -> None:
 
 
 def test_fewer_classes_than_the_batch_has_are_refused() -> None:
-    with pytest.raises(UsageError, match="2 classes a step are fewer than the 3 classes"):
+    with pytest.raises(UsageError, match="2 classes per step are fewer than the 3 classes"):
         sample_classes(torch.tensor([1, 2, 3]), 20, 2, torch.Generator())
 
 
@@ -128,9 +145,7 @@ def hard_gradient(
     """Gradient of the hard loss over the chosen classes with respect to the logits of all, [B, C]."""
     leaf_BC = logits_BC.clone().requires_grad_()
     targets = torch.searchsorted(chosen, labels_B)
-    loss, _, _ = distillation_loss(
-        leaf_BC[:, chosen], leaf_BC[:, chosen].detach(), targets, 0.0, 1.0, correction
-    )
+    loss, _, _ = losses(leaf_BC[:, chosen], leaf_BC[:, chosen].detach(), targets, 0.0, 1.0, correction)
     loss.backward()
     assert leaf_BC.grad is not None
     return leaf_BC.grad
@@ -151,11 +166,9 @@ def test_sampling_all_classes_is_the_full_softmax(soft_weight: float) -> None:
     teacher_BC = torch.randn(4, 50, generator=generator)
     chosen, correction = sample_classes(labels_B, 50, 50, generator), sampling_correction(50, 50)
     assert chosen.tolist() == list(range(50))
-    full = distillation_loss(logits_BC, teacher_BC, labels_B, soft_weight, 2.0)
+    full = losses(logits_BC, teacher_BC, labels_B, soft_weight, 2.0)
     targets = torch.searchsorted(chosen, labels_B)
-    sampled = distillation_loss(
-        logits_BC[:, chosen], teacher_BC[:, chosen], targets, soft_weight, 2.0, correction
-    )
+    sampled = losses(logits_BC[:, chosen], teacher_BC[:, chosen], targets, soft_weight, 2.0, correction)
     assert [x.item() for x in sampled] == [x.item() for x in full]
     assert torch.equal(
         hard_gradient(logits_BC, labels_B, chosen, correction),

@@ -93,10 +93,12 @@ def test_without_a_checkpoint_a_run_goes_on_from_the_same_prompts_only(
     train(from_prompts(other_cache, tmp_path / "whole", pretrained))
     train(from_prompts(other_cache, out, pretrained))
     (out / "student.safetensors").unlink()
-    (out / "checkpoint.pt").unlink()
+    (out / "checkpoint.safetensors").unlink()
     for other in (tmp_path / "whole", None):
         asked = from_prompts(other_cache, out, pretrained, resume=True).model_copy(update={"init": other})
-        with pytest.raises(UsageError, match=r"begun otherwise \(prompts of --init: blake2b:"):
+        with pytest.raises(
+            UsageError, match=r"created with different settings \(prompts of --init: blake2b:"
+        ):
             train(asked)
     train(from_prompts(other_cache, out, pretrained, resume=True))
     assert_same_result(tmp_path / "whole", out)
