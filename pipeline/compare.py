@@ -19,7 +19,7 @@ from student_train.runs.record import (
 from teacher_cache.errors import UsageError
 
 OF_TRAINING = ("steps", "samples_per_second", "seconds", "wait_seconds")
-OF_LAST_LINE = ("step", "loss", "hard_loss", "soft_loss", "accuracy")
+OF_LAST_LINE = ("step", "loss", "accuracy")  # and all terms of the loss
 FREE = FREE_ON_RESUME - {"device"}  # says nothing of the result, but of its cost
 
 
@@ -66,7 +66,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(run: Path) -> dict[str, Any]:
     line = last_metrics(run) or {}
-    found = {name: line[name] for name in OF_LAST_LINE if name in line}
+    found = {name: line[name] for name in line if name in OF_LAST_LINE or name.endswith("_loss")}
     results = read_results(run)
     train, evals = results.get("train"), results.get("evals")
     if isinstance(train, dict):

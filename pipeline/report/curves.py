@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.seeds import number
 from student_train.runs.record import read_metrics
 
-# What a line of the log has, in the order of the plots: title, unit.
+# The figures of a line of the log, in the order of the plots: title, unit. Further terms of the loss follow.
 CURVES = {
     "loss": ("loss", "nats"),
     "hard_loss": ("hard part of the loss: cross-entropy", "nats"),
@@ -59,12 +59,19 @@ def read_curves(folders: Sequence[Path]) -> dict[str, Curve]:
         return {}
     steps = reduce(np.intersect1d, [run["step"] for run in runs]).astype(np.int64)
     curves = {}
-    for name in CURVES:
-        values = np.mean([run[name][np.searchsorted(run["step"], steps)] for run in runs], axis=0)
+    for name in dict.fromkeys([*CURVES, *(name for run in runs for name in run if name != "step")]):
+        lacking = np.full(len(steps), math.nan)
+        columns = [run[name][np.searchsorted(run["step"], steps)] if name in run else lacking for run in runs]
+        values = np.mean(columns, axis=0)
         known = np.isfinite(values)
         if known.any():
             curves[name] = _curve(steps[known], values[known], len(runs))
     return curves
+
+
+def title_of(name: str) -> tuple[str, str]:
+    """Title and unit of a curve."""
+    return CURVES.get(name, (f"{name.removesuffix('_loss')} part of the loss", ""))
 
 
 def _curve(steps: NDArray[np.int64], values: Floats, seeds: int) -> Curve:
@@ -75,9 +82,13 @@ def _curve(steps: NDArray[np.int64], values: Floats, seeds: int) -> Curve:
 
 
 def read_columns(folder: Path) -> dict[str, Floats]:
-    """`step`, ascending, and the figures of each line, [S] each; not a number where a line lacks one."""
+    """`step`, ascending, the figures of `CURVES` and all terms of the loss, [S] each; NaN where a line lacks
+    one."""
     found = {name: array("d") for name in ("step", *CURVES)}
-    for line in read_metrics(folder):
+    for lines, line in enumerate(read_metrics(folder)):
+        for name in line:
+            if name.endswith("_loss") and name not in found:
+                found[name] = array("d", [math.nan] * lines)
         for name, column in found.items():
             value = number(line.get(name))
             column.append(math.nan if value is None else value)

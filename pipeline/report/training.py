@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline.report.curves import CURVES, LISTED, POINTS, Curve, read_curves
+from pipeline.report.curves import CURVES, LISTED, POINTS, Curve, read_curves, title_of
 from pipeline.report.gather import Configuration, Gathered
 from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
 from pipeline.report.plots import MOST_LINES, Line, legend_sample, line_chart
@@ -25,7 +25,7 @@ def curves_section(gathered: Gathered) -> Section:
     drawn = list(found)[:MOST_LINES]
     figures = [
         _figure(name, {label: curves[name] for label, curves in found.items() if name in curves}, drawn)
-        for name in CURVES
+        for name in dict.fromkeys([*CURVES, *(name for curves in found.values() for name in curves)])
         if any(name in curves for curves in found.values())
     ]
     legend = [(legend_sample(number), label) for number, label in enumerate(drawn)]
@@ -71,7 +71,7 @@ def _explanation(gathered: Gathered, found: dict[str, dict[str, Curve]], drawn: 
 
 
 def _figure(name: str, curves: dict[str, Curve], drawn: list[str]) -> Figure:
-    title, unit = CURVES[name]
+    title, unit = title_of(name)
     lines = [
         Line(label, curves[label].steps.astype(np.float64), curves[label].values)
         if label in curves

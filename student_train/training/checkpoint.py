@@ -206,12 +206,7 @@ def _read(path: Path) -> State:
 
 def _read_pickled(path: Path, optimizer: str) -> State:
     """Read what an earlier version wrote, which does not name the optimizer."""
-    try:
-        found: Any = load_plain(path)
-    except OSError:
-        raise
-    except Exception as error:  # torch documents no list of what a damaged pickle raises
-        raise ValueError(str(error) or type(error).__name__) from error
+    found: Any = load_plain(path)
     if not isinstance(found, dict) or not isinstance(state := found.get("optimizer"), dict):
         raise ValueError("expected the state of a run")
     return State.model_validate({**found, "optimizer": optimizer, "states": state.get("state")})

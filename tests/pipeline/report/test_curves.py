@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipeline.report.curves import CURVES, LISTED, POINTS, read_columns, read_curves, summed_up, thinned
+from pipeline.report.curves import (
+    CURVES,
+    LISTED,
+    POINTS,
+    read_columns,
+    read_curves,
+    summed_up,
+    thinned,
+    title_of,
+)
 from student_train.runs.record import METRICS, read_metrics
 
 
@@ -62,6 +71,16 @@ def test_runs_are_compared_at_the_steps_that_all_have(tmp_path: Path) -> None:
     assert "accuracy" not in curves, "no line has one"
     assert "lr" not in curves, "an old log"
     assert read_curves([none]) == {}
+
+
+def test_a_further_term_of_the_loss_has_a_curve(tmp_path: Path) -> None:
+    """In a log that has it from some line on, beside one that lacks it."""
+    lines = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0, "focal_loss": 0.5}]
+    curves = read_curves([write_log(tmp_path / "a", lines)])
+    assert (curves["focal_loss"].steps.tolist(), curves["focal_loss"].values.tolist()) == ([2], [0.5])
+    assert title_of("focal_loss") == ("focal part of the loss", "")
+    other = write_log(tmp_path / "b", [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}])
+    assert "focal_loss" not in read_curves([tmp_path / "a", other]), "not every run has it"
 
 
 def test_a_long_log_is_thinned_and_its_extremes_are_listed(tmp_path: Path) -> None:

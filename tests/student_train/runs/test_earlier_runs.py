@@ -8,7 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from student_train.model.settings import PromptSettings
 from student_train.training.loop import train
+from student_train.training.run_identity import changed_settings
+from student_train.training.settings import TrainSettings
+from teacher_cache.errors import UsageError
 from tests.data.runs.write import RUNS, STOPPED_AFTER, environment, settings
 from tests.student_train.training.test_loop import metrics
 
@@ -33,3 +37,40 @@ def test_a_run_of_an_earlier_version_is_continued(name: str, demo_cache_path: Pa
     assert done.samples == (12 - STOPPED_AFTER) * 30
     assert [line["step"] for line in metrics(run)] == list(range(1, 13))
     assert_ends_as_before(run, name)
+
+
+class LaterPrompts(PromptSettings):
+    """The prompt options of a later version."""
+
+    dropout: float = 0.0
+
+
+class LaterSettings(TrainSettings):
+    """The options of a later version."""
+
+    prompts: LaterPrompts = LaterPrompts()
+    label_smoothing: float = 0.0
+
+
+def test_an_option_that_was_added_since_has_its_default(demo_cache_path: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(EARLIER / "adamw", tmp_path / "run"))
+    values = settings(demo_cache_path, run, **RUNS["adamw"]).model_dump() | {"resume": True}
+    for changed, message in (
+        ({"label_smoothing": 0.1}, "label_smoothing: stored 0.0, requested 0.1"),
+        ({"prompts": {**values["prompts"], "dropout": 0.5}}, "dropout: stored 0.0, requested 0.5"),
+    ):
+        with pytest.raises(UsageError, match=rf"with different settings \({message}\)$"):
+            train(LaterSettings(**{**values, **changed}))
+    train(LaterSettings(**values))
+    assert_ends_as_before(run, "adamw")
+
+
+def test_an_option_that_this_version_lacks_is_reported(demo_cache_path: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(EARLIER / "adamw", tmp_path / "run"))
+    record = json.loads((run / "settings.json").read_text())
+    record["settings"]["prompts"]["dropout"] = 0.5
+    asked = settings(demo_cache_path, run, **RUNS["adamw"]).model_copy(update={"resume": True})
+    assert changed_settings(record, asked) == ["dropout: stored 0.5, not known to this version of rpp"]
+    record["settings"]["prompts"] = {"towers": "all"}
+    (problem,) = changed_settings(record, asked)
+    assert problem.startswith("stored settings that this version of rpp does not accept: --towers 'all'")

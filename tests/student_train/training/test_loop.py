@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -355,7 +356,7 @@ class TestResume:
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: Path, tmp_path: Path) -> None:
-    """As on a full disk: /dev/full takes no byte."""
+    """As on a full disk: no file may have as many bytes."""
     run = settings(cache_path, tmp_path / "run", checkpoint_every=2, max_steps=4)
     train(run)
     checkpoint = tmp_path / "run" / "checkpoint.safetensors"
@@ -363,11 +364,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: P
         record = json.loads(file.metadata()["checkpoint"])
     save_file(load_file(checkpoint), checkpoint, {"checkpoint": json.dumps({**record, "step": 1})})
     before = checkpoint.read_bytes()
-    (tmp_path / "run" / "checkpoint.safetensors.tmp").symlink_to("/dev/full")
-    with pytest.raises(
-        RppError, match=r"checkpoint of step 2 cannot be written .* free some space and resume with"
-    ):
-        train(run.model_copy(update={"resume": True}))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 1, limits[1]))
+    try:
+        with pytest.raises(RppError, match=r"of step 2 cannot be written .* free some space and resume with"):
+            train(run.model_copy(update={"resume": True}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert checkpoint.read_bytes() == before
 
 
@@ -468,7 +471,7 @@ class TestWrongUse:
         cache = build(tmp_path, "gelu")
         write_model(tmp_path / "model-gelu-0", "gelu", seed=5)
         assert "the cache" in (line := said(cache=cache))
-        assert "was made with" in line
+        assert "was built with" in line
 
     def test_too_few_classes(self, said: Any) -> None:
         assert "fewer than the" in said("--classes-per-step", "10", "--towers", "text")

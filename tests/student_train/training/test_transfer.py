@@ -97,7 +97,7 @@ def test_without_a_checkpoint_a_run_goes_on_from_the_same_prompts_only(
     for other in (tmp_path / "whole", None):
         asked = from_prompts(other_cache, out, pretrained, resume=True).model_copy(update={"init": other})
         with pytest.raises(
-            UsageError, match=r"created with different settings \(prompts of --init: blake2b:"
+            UsageError, match=r"created with different settings \(prompts of --init: stored blake2b:"
         ):
             train(asked)
     train(from_prompts(other_cache, out, pretrained, resume=True))
