@@ -36,16 +36,15 @@ class MetricLog(Protocol):
 
 
 class TensorBoardLog:
-    """TensorBoard's event files. A resumed run adds a file that hides the steps it takes again."""
+    """TensorBoard's event files. Each start of a run adds one with all lines, which replaces the earlier."""
 
     def __init__(self, folder: Path, lines: Iterable[Line]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        lines = list(lines)
-        resumes = any(folder.glob(f"events.out.tfevents.*{OWN_FILES}"))
-        purge_step = (lines[-1]["step"] + 1 if lines else 0) if resumes else None
+        # TensorBoard drops earlier events from this step on
+        purge_step = 0 if any(folder.glob(f"events.out.tfevents.*{OWN_FILES}")) else None
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=OWN_FILES)
-        for line in [] if resumes else lines:
+        for line in lines:
             self.log(line)
 
     def log(self, line: Line) -> None:

@@ -6,6 +6,7 @@ import resource
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,11 +174,11 @@ class TestTensorBoard:
         interrupted(cache_path, tmp_path / "run", monkeypatch)
         assert closed == [True]
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_a_full_disk_is_noted_once_and_stops_nothing(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """No file may become larger than 4 KiB; TensorBoard writes in a thread of its own."""
+        """No file may become larger than 4 KiB; the thread that writes the events ends with a traceback."""
+        monkeypatch.setattr(threading, "excepthook", lambda _: None)
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         with MetricLogs(["tensorboard"]) as logs:
             logs.open(tmp_path, {}, resumed=False)
