@@ -6,10 +6,8 @@ sampled classes, learning rate) follows from the settings and the number of the 
 `checkpoint.pt` with `torch.save`: it is read, and removed when the next checkpoint is written.
 """
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,32 +20,28 @@ from student_train.training.optimizer import PromptOptimizer
 from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.json_text import first_problem, parse_json
+from teacher_cache.files.json_text import first_problem
 from teacher_cache.files.whole_file import whole_file
 from teacher_cache.teacher.checkpoint_file import load_plain
 
 FORMAT = 1
 
 
-class State(BaseModel):
-    """What a checkpoint holds.
+class Record(BaseModel):
+    """What a checkpoint holds beside its tensors.
 
     Attributes:
         step: steps that were taken.
         optimizer: its name in `OPTIMIZERS`.
         scaler: state of the gradient scaler; empty where none is enabled.
-        prompts: tensors by their name in the student's `prompts`.
-        states: what the optimizer keeps of each learnable parameter, by its number.
     """
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
     format: int = FORMAT
     step: int
     optimizer: str
     scaler: dict[str, int | float]
-    prompts: dict[str, Tensor]
-    states: dict[int, dict[str, Tensor]]
 
 
 class Checkpoint:
@@ -85,14 +79,11 @@ class Checkpoint:
 
     def _write(self, step: int) -> None:
         optimizer = self._optimizer
-        tensors = {f"prompts.{name}": tensor for name, tensor in self._prompts.state_dict().items()}
-        for number, state in optimizer.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in state.items()}
-        scaler = optimizer.scaler.state_dict()
-        record = {"format": FORMAT, "step": step, "optimizer": optimizer.name, "scaler": scaler}
+        record = Record(step=step, optimizer=optimizer.name, scaler=optimizer.scaler.state_dict())
+        tensors = _flat_tensors(self._prompts.state_dict(), optimizer.optimizer.state_dict()["state"])
         plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         with whole_file(self._out / CHECKPOINT) as temporary:
-            save_file(plain, temporary, {"checkpoint": json.dumps(record)})
+            save_file(plain, temporary, {"checkpoint": record.model_dump_json()})
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())  # a power failure must not leave an empty checkpoint
         (self._out / EARLIER_CHECKPOINT).unlink(missing_ok=True)
@@ -122,9 +113,9 @@ class Checkpoint:
         if path is None:
             return 0
         try:
-            pickled = path.name == EARLIER_CHECKPOINT
-            state = _read_pickled(path, self._optimizer.name) if pickled else _read(path)
-            self._check(path, state, total_steps)
+            earlier = path.name == EARLIER_CHECKPOINT
+            record, tensors = _read_pickle(path, self._optimizer.name) if earlier else _read(path)
+            self._check(path, record, tensors, total_steps)
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, SafetensorError) as error:
@@ -133,14 +124,23 @@ class Checkpoint:
                 f"{path} is damaged or of another run ({' '.join(reason.split())}); remove it to restart the "
                 "run from its first step"
             ) from error
-        self._prompts.load_state_dict(state.prompts)
+        prompts: dict[str, Tensor] = {}
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            part, _, name = key.partition(".")
+            if part == "prompts":
+                prompts[name] = tensor
+            else:
+                number, _, name = name.partition(".")
+                states.setdefault(int(number), {})[name] = tensor
+        self._prompts.load_state_dict(prompts)
         optimizer = self._optimizer.optimizer
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state.states})
-        self._optimizer.scaler.load_state_dict(state.scaler)
-        self.last_step = state.step
-        return state.step
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+        self._optimizer.scaler.load_state_dict(record.scaler)
+        self.last_step = record.step
+        return record.step
 
-    def _check(self, path: Path, state: State, total_steps: int) -> None:
+    def _check(self, path: Path, record: Record, tensors: dict[str, Tensor], total_steps: int) -> None:
         """Refuse a state that loading would accept and later steps would fail at.
 
         Raises:
@@ -148,65 +148,65 @@ class Checkpoint:
             ValueError: a step outside the schedule, another optimizer or scaler, or tensors of other names or
                 shapes, or that are not finite.
         """
-        if state.format > FORMAT or state.optimizer not in OPTIMIZERS:
+        if record.format > FORMAT or record.optimizer not in OPTIMIZERS:
             raise UsageError(
-                f"{path} has checkpoint format {state.format} and the optimizer {state.optimizer!r}; rpp "
+                f"{path} has checkpoint format {record.format} and the optimizer {record.optimizer!r}; rpp "
                 f"{rpp_version()} reads format {FORMAT} and has {', '.join(OPTIMIZERS)}; keep the checkpoint "
                 "and resume with the version that wrote it"
             )
-        if state.optimizer != self._optimizer.name:
-            raise ValueError(f"its optimizer is {state.optimizer}, expected {self._optimizer.name}")
-        if not 0 <= state.step <= total_steps:
-            raise ValueError(f"its step is {state.step}, the run has {total_steps}")
-        if state.scaler.keys() != self._optimizer.scaler.state_dict().keys():
+        if record.optimizer != self._optimizer.name:
+            raise ValueError(f"its optimizer is {record.optimizer}, expected {self._optimizer.name}")
+        if not 0 <= record.step <= total_steps:
+            raise ValueError(f"its step is {record.step}, the run has {total_steps}")
+        if record.scaler.keys() != self._optimizer.scaler.state_dict().keys():
             raise ValueError("its gradient scaler is of another precision")
-        own = self._prompts.state_dict()
-        _check_tensors("prompts", state.prompts, {name: tensor.shape for name, tensor in own.items()})
-        parameters = self._optimizer.parameters
-        for number, found in state.states.items():
-            if not 0 <= number < len(parameters):
-                raise ValueError(f"its optimizer has a parameter {number}, the run has {len(parameters)}")
-            shapes = {"parameter": parameters[number].shape, "scalar": torch.Size()}
-            kinds = OPTIMIZERS[state.optimizer].state.items()
-            if found:  # empty before the parameter's first step
-                _check_tensors("optimizer", found, {name: shapes[kind] for name, kind in kinds})
+        shapes = {f"prompts.{name}": tensor.shape for name, tensor in self._prompts.state_dict().items()}
+        for number, parameter in enumerate(self._optimizer.parameters):
+            if any(key.startswith(f"optimizer.{number}.") for key in tensors):  # none before its first step
+                of_kind = {"parameter": parameter.shape, "scalar": torch.Size()}
+                for name, kind in OPTIMIZERS[record.optimizer].state.items():
+                    shapes[f"optimizer.{number}.{name}"] = of_kind[kind]
+        if differ := sorted(tensors.keys() ^ shapes.keys()):
+            raise ValueError(f"it {'has' if differ[0] in tensors else 'lacks'} the tensor {differ[0][:60]}")
+        for name, tensor in tensors.items():
+            if tensor.shape != shapes[name]:
+                found, expected = tuple(tensor.shape), tuple(shapes[name])
+                raise ValueError(f"its tensor {name} has shape {found}, expected {expected}")
+            plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+            if not (plain and tensor.is_floating_point() and tensor.float().isfinite().all()):
+                raise ValueError(f"its tensor {name} is not finite")
 
 
-def _check_tensors(where: str, found: dict[str, Tensor], shapes: dict[str, torch.Size]) -> None:
-    if found.keys() != shapes.keys():
-        raise ValueError(
-            f"its {where} has {', '.join(sorted(found))[:60]}, expected {', '.join(sorted(shapes))[:60]}"
-        )
-    for name, tensor in found.items():
-        if tensor.shape != shapes[name]:
-            raise ValueError(
-                f"its {where} {name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
-            )
-        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
-        if not plain or not tensor.float().isfinite().all():
-            raise ValueError(f"its {where} {name} is not finite")
+def _flat_tensors(prompts: dict[str, Tensor], states: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"prompts.{name}": tensor for name, tensor in prompts.items()} | {
+        f"optimizer.{number}.{name}": tensor
+        for number, state in states.items()
+        for name, tensor in state.items()
+    }
 
 
-def _read(path: Path) -> State:
-    prompts: dict[str, Tensor] = {}
-    states: dict[int, dict[str, Tensor]] = {}
+def _read(path: Path) -> tuple[Record, dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        record = parse_json((file.metadata() or {}).get("checkpoint", "{}"))
-        if not isinstance(record, dict):
-            raise ValueError("its record is not a JSON object")
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            part, _, name = key.partition(".")
-            if part == "prompts":
-                prompts[name] = file.get_tensor(key)
-            else:
-                number, _, name = name.partition(".")
-                states.setdefault(int(number), {})[name] = file.get_tensor(key)
-    return State.model_validate({**record, "prompts": prompts, "states": states})
+        record = Record.model_validate_json((file.metadata() or {}).get("checkpoint", ""))
+        return record, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
 
 
-def _read_pickled(path: Path, optimizer: str) -> State:
-    """Read what an earlier version wrote, which does not name the optimizer."""
-    found: Any = load_plain(path)
-    if not isinstance(found, dict) or not isinstance(state := found.get("optimizer"), dict):
-        raise ValueError("expected the state of a run")
-    return State.model_validate({**found, "optimizer": optimizer, "states": state.get("state")})
+class _Pickled(BaseModel):
+    """What an earlier version wrote."""
+
+    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+
+    class States(BaseModel):
+        model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+        state: dict[int, dict[str, Tensor]]
+
+    step: int
+    scaler: dict[str, int | float]
+    prompts: dict[str, Tensor]
+    optimizer: States
+
+
+def _read_pickle(path: Path, optimizer: str) -> tuple[Record, dict[str, Tensor]]:
+    found = _Pickled.model_validate(load_plain(path))
+    record = Record(step=found.step, optimizer=optimizer, scaler=found.scaler)
+    return record, _flat_tensors(found.prompts, found.optimizer.state)
