@@ -1,4 +1,4 @@
-"""A run's folder: what is refused before it is made, who holds it, what is damaged, what is begun anew."""
+"""A run's folder: refusals before it is created, its lock, damaged files, runs that are replaced."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def one_line(error: str) -> str:
 
 class TestBegin:
     @pytest.mark.parametrize(
-        ("arguments", "said"),
+        ("arguments", "expected"),
         [
             (["--classes-per-step", "29"], "--classes-per-step 29: fewer than the 30 classes that one batch"),
             (["--temperature", "inf"], "--temperature inf: Input should be a finite number"),
@@ -71,15 +71,15 @@ class TestBegin:
         ],
     )
     def test_a_mistake_leaves_no_folder(
-        self, fails: Any, tmp_path: Path, arguments: list[str], said: str
+        self, fails: Any, tmp_path: Path, arguments: list[str], expected: str
     ) -> None:
-        assert said in fails("--out", str(tmp_path / "run"), *arguments)
+        assert expected in fails("--out", str(tmp_path / "run"), *arguments)
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.parametrize(
         "how", [["--temperature", "1e18"], ["--lr", "1e18", "--weight-decay", "1e18", "--optimizer", "adamw"]]
     )
-    def test_the_largest_numbers_end_in_steps_or_a_sentence(
+    def test_the_largest_numbers_end_in_steps_or_an_error_in_one_line(
         self, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: list[str]
     ) -> None:
         assert run_main(
@@ -93,16 +93,16 @@ class TestBegin:
         assert place in line
         assert (tmp_path / "file").read_text() == "kept"
 
-    def test_a_date_is_a_seed(self, cache_path: Path, tmp_path: Path) -> None:
+    def test_a_date_is_a_valid_seed(self, cache_path: Path, tmp_path: Path) -> None:
         for seed in (20240101123000, 2**63 - 1):
             run = settings(cache_path, tmp_path / str(seed), max_steps=2, seed=seed, classes_per_step=40)
             assert train(run).steps == 2
 
     @pytest.mark.parametrize("resume", [False, True])
-    def test_where_no_step_was_taken_the_corrected_command_begins_anew(
+    def test_a_run_without_steps_is_replaced_by_the_corrected_command(
         self, tmp_path: Path, resume: bool
     ) -> None:
-        """The images are gone, which shows at the first step; then they are back, and the rate is another."""
+        """The images are missing at the first step; then they are restored, and the rate is changed."""
         images = Path(shutil.copy(PICTURES / "noto.tar", tmp_path / "noto.tar"))
         cache = build(tmp_path, "gelu", images=str(images))
         common: dict[str, Any] = {"towers": "both", "max_steps": 1, "workers": 0}
@@ -120,7 +120,7 @@ class TestBegin:
 def test_one_process_trains_in_a_folder(
     processes: ForkServer, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second one comes in the middle of the first, which it does not disturb."""
+    """The second process starts during the first run, which it does not disturb."""
     out, save, second = tmp_path / "run", Checkpoint.save, []
 
     def start_second(run: Checkpoint, step: int) -> None:
@@ -165,7 +165,7 @@ class TestResume:
         assert "cannot be written" in fails("--out", str(run), *self.ASKED)
 
     @pytest.mark.parametrize("there", ["link", "dangling link", "pipe", "folder"])
-    def test_a_lock_that_is_no_file_is_not_opened(
+    def test_a_lock_that_is_not_a_regular_file_is_not_opened(
         self, fails: Any, run: Path, tmp_path: Path, there: str
     ) -> None:
         kept = tmp_path / "kept"
@@ -177,16 +177,16 @@ class TestResume:
             (run / "run.lock").mkdir()
         else:
             (run / "run.lock").symlink_to(kept if there == "link" else tmp_path / "made")
-        said = fails("--out", str(run), *self.ASKED)
-        assert "run.lock has to be a file of its own, which is locked: take away what is there" in said
+        error = fails("--out", str(run), *self.ASKED)
+        assert "run.lock has to be a file of its own, which is locked: take away what is there" in error
         assert kept.read_text() == "kept"
         assert not (tmp_path / "made").exists()
 
-    def test_metrics_that_are_gone(self, cache_path: Path, run: Path) -> None:
+    def test_missing_metrics(self, cache_path: Path, run: Path) -> None:
         (run / "metrics.jsonl").unlink()
         assert train(settings(cache_path, run, max_steps=2, resume=True)).samples == 0
 
-    def test_of_damaged_metrics_the_readable_lines_stay(
+    def test_readable_lines_of_damaged_metrics_are_kept(
         self, cache_path: Path, run: Path, finished: Path
     ) -> None:
         first, second = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
@@ -195,7 +195,7 @@ class TestResume:
         train(settings(cache_path, run, max_steps=2, resume=True))
         assert_same_result(run, finished)
 
-    def test_a_moved_model_is_known_by_its_weights(self, tmp_path: Path) -> None:
+    def test_a_moved_model_is_recognised_by_its_weights(self, tmp_path: Path) -> None:
         cache, out = build(tmp_path, "gelu"), tmp_path / "run"
         train(settings(cache, out, max_steps=1))
         (tmp_path / "model-gelu-0").rename(tmp_path / "moved")

@@ -58,13 +58,13 @@ def values(cache: Path, out: Path, towers: str, carry: str = "replace", **others
 def run_two(
     processes: ForkServer, folder: Path, runs: list[list[Any]]
 ) -> tuple[list[list[Any]], list[list[Any]], str, int]:
-    """What both processes said of the runs, what came on standard error, and torchrun's exit code."""
+    """How the runs ended in both processes, the standard error, and torchrun's exit code."""
     (folder / "runs.json").write_text(json.dumps(runs))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = ["-m", "tests.student_train.processes", str(folder), str(folder / "runs.json")]
     ended = processes.call("python", *torchrun, *script, cwd=ROOT)
-    said = [json.loads((folder / f"process-{rank}.json").read_text()) for rank in range(2)]
-    return said[0], said[1], ended.err, ended.code
+    ends = [json.loads((folder / f"process-{rank}.json").read_text()) for rank in range(2)]
+    return ends[0], ends[1], ended.err, ended.code
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def two(processes: ForkServer, cache_path: Path, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize("name", ALIKE)
-def test_two_processes_do_what_one_does(two: dict[str, Any], tmp_path: Path, name: str) -> None:
+def test_two_processes_have_the_result_of_one(two: dict[str, Any], tmp_path: Path, name: str) -> None:
     assert two["first"][name][0] == two["second"][name][0] == "done"
     train(TrainSettings(**values(two["caches"][name], tmp_path / "one", **ALIKE[name])))
     ours, theirs = metrics(tmp_path / "one"), metrics(two["folder"] / name)
@@ -123,40 +123,40 @@ def test_two_processes_do_what_one_does(two: dict[str, Any], tmp_path: Path, nam
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(two: dict[str, Any]) -> None:
     """One checkpoint; continued, the run ends as the same two processes end undisturbed."""
-    kind, said, code = two["first"]["stopped"]
+    kind, message, code = two["first"]["stopped"]
     assert (kind, code) == ("AgreedError", 1)
     assert re.fullmatch(
-        r"stopped by SIGTERM after step \d+ of 18; resume with --out .*/stopped --resume", said
+        r"stopped by SIGTERM after step \d+ of 18; resume with --out .*/stopped --resume", message
     )
     assert two["second"]["stopped"] == two["first"]["stopped"]
     assert two["first"]["resumed"][0] == "done"
     assert_same_result(two["folder"] / "both towers, 64 classes", two["folder"] / "stopped")
 
 
-def test_what_fails_in_one_process_is_said_by_both(two: dict[str, Any]) -> None:
-    """Before the first step, and at a step: nobody waits for the one that failed."""
+def test_an_error_in_one_process_is_raised_by_both(two: dict[str, Any]) -> None:
+    """Before the first step, and at a step: the other process does not wait."""
     for name, expected, exit_code in (
         ("unlike", r"process 1: image source '/no/such/folder': .* does not exist", 2),
         ("damaged", r"process 1: noto/\S+ in \S+/damaged.tar cannot be read now", 1),
     ):
-        kind, said, code = two["first"][name]
+        kind, message, code = two["first"][name]
         assert (kind, code) == ("AgreedError", exit_code)
-        assert re.match(expected, said)
+        assert re.match(expected, message)
         assert two["second"][name] == two["first"][name]
 
 
-def test_a_signal_behind_a_step_that_went_wrong_ends_both_without_a_checkpoint(two: dict[str, Any]) -> None:
-    kind, said, code = two["first"]["broken"]
+def test_a_signal_after_a_bad_step_ends_both_without_a_checkpoint(two: dict[str, Any]) -> None:
+    kind, message, code = two["first"]["broken"]
     assert (kind, code) == ("AgreedError", 1)
-    assert re.match(r"the loss is not finite at step 1 .*no checkpoint was written$", said)
+    assert re.match(r"the loss is not finite at step 1 .*no checkpoint was written$", message)
     assert two["second"]["broken"] == two["first"]["broken"]
     assert not (two["folder"] / "broken" / "checkpoint.safetensors").exists()
 
 
 def test_a_killed_process_does_not_leave_the_other_waiting(two: dict[str, Any]) -> None:
-    kind, said, code = two["first"]["dead"]
+    kind, message, code = two["first"]["dead"]
     assert (kind, code) == ("RppError", 1)
-    assert said.startswith("the processes of this run lost their connection")
+    assert message.startswith("the processes of this run lost their connection")
     assert "dead" not in two["second"]
     assert two["code"] == 1
 

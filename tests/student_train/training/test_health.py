@@ -59,7 +59,7 @@ def break_steps(monkeypatch: pytest.MonkeyPatch, steps: range, what: str) -> Non
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("log_every", [1, 50])
-def test_a_step_that_goes_wrong_ends_the_run_before_a_checkpoint_holds_it(
+def test_a_step_that_is_not_finite_ends_the_run_before_a_checkpoint_has_it(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, log_every: int
 ) -> None:
     out = tmp_path / "run"
@@ -70,23 +70,23 @@ def test_a_step_that_goes_wrong_ends_the_run_before_a_checkpoint_holds_it(
     assert str(stopped.value).endswith("; the last good checkpoint has 4 steps")
     assert checkpoint_step(out) == 4
     assert all(tensor.isfinite().all() for tensor in load_file(out / "checkpoint.safetensors").values())
-    # what is said is enough to look at the pictures
-    said = json.loads((out / "bad-step.json").read_text())
-    assert (said["step"], said["what"]) == (6, f"the {what} is not finite")
+    # the record is enough to look at the pictures
+    record = json.loads((out / "bad-step.json").read_text())
+    assert (record["step"], record["what"]) == (6, f"the {what} is not finite")
     with joined_processes("cpu") as joined:
         rows, views = prepare(settings(cache_path, tmp_path / "other"), *joined).join.samples_of(5)
-    assert (said["rows"], said["views"]) == (rows.tolist(), views.tolist())
-    assert said["keys"] == open_cache(cache_path).samples.keys(rows)
+    assert (record["rows"], record["views"]) == (rows.tolist(), views.tolist())
+    assert record["keys"] == open_cache(cache_path).samples.keys(rows)
     assert f"(rows {', '.join(map(str, rows[:8].tolist()))}, ...; all of them" in str(stopped.value)
-    # once what was wrong is gone, the run goes on from there
+    # without the error the run resumes from there
     monkeypatch.undo()
     assert train(asked.model_copy(update={"resume": True})).samples == 16 * 30
 
 
-def test_a_signal_behind_a_step_that_went_wrong_leaves_the_checkpoint_before_it(
+def test_a_signal_after_a_bad_step_keeps_the_previous_checkpoint(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two lines of the log nobody has looked at the step yet."""
+    """Between two lines of the log, when the step has not been checked yet."""
     out = tmp_path / "run"
     break_steps(monkeypatch, range(6, 7), "loss")
     broken, calls = HardLoss.__call__, 0
@@ -107,10 +107,10 @@ def test_a_signal_behind_a_step_that_went_wrong_leaves_the_checkpoint_before_it(
     assert json.loads((out / "bad-step.json").read_text())["step"] == 6
 
 
-def test_prompts_that_overflow_behind_a_finite_gradient_are_not_saved(
+def test_prompts_that_overflow_after_a_finite_gradient_are_not_saved(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Loss and gradient of the only step are finite; what the step makes of the prompts is not."""
+    """Loss and gradient of the only step are finite; the prompts after it are not."""
     out = tmp_path / "run"
     monkeypatch.setattr(optimizer, "learning_rate", lambda *_: 3e38)
     asked = settings(cache_path, out, weight_decay=1e18, max_steps=1)
@@ -122,7 +122,7 @@ def test_prompts_that_overflow_behind_a_finite_gradient_are_not_saved(
     assert not (out / "student.safetensors").exists()
 
 
-def test_before_the_first_checkpoint_that_is_said(
+def test_an_error_before_the_first_checkpoint_reports_that_there_is_none(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_steps(monkeypatch, range(2, 3), "loss")
@@ -130,20 +130,18 @@ def test_before_the_first_checkpoint_that_is_said(
         train(settings(cache_path, tmp_path / "run"))
 
 
-def test_features_in_the_cache_that_are_no_numbers_are_found_by_their_row(
-    cache_path: Path, tmp_path: Path
-) -> None:
+def test_features_that_are_not_finite_are_reported_with_their_row(cache_path: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"
     shutil.copytree(cache_path, cache)
     stored = zarr.open_group(cache)["image_features"]
     stored[17] = float("nan")
     with pytest.raises(RppError, match="the loss is not finite"):
         train(settings(cache, tmp_path / "run"))
-    said = json.loads((tmp_path / "run" / "bad-step.json").read_text())
-    assert said["keys"][said["rows"].index(17)] == open_cache(cache).samples.keys(slice(17, 18))[0]
+    record = json.loads((tmp_path / "run" / "bad-step.json").read_text())
+    assert record["keys"][record["rows"].index(17)] == open_cache(cache).samples.keys(slice(17, 18))[0]
 
 
-def test_a_run_in_a_folder_that_takes_no_record_says_the_same(
+def test_a_folder_without_room_for_the_record_gives_the_same_error(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run" / "bad-step.json").mkdir(parents=True)
@@ -177,7 +175,7 @@ class TestFloat16:
         scales = [(line["loss_scale"], line["left_out_steps"]) for line in metrics(out)]
         assert scales == [(65536.0, 0), (16384.0, 2), (16384.0, 0), (16384.0, 0)]
 
-    def test_a_loss_that_is_no_number_ends_the_run(
+    def test_a_loss_that_is_not_finite_ends_the_run(
         self, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         break_steps(monkeypatch, range(3, 5), "loss")
@@ -193,7 +191,7 @@ class TestFloat16:
             train(settings(cache_path, tmp_path / "run", precision="fp16"))
 
 
-def test_the_first_fault_is_the_one_that_is_said() -> None:
+def test_the_first_fault_is_reported() -> None:
     health = Health(torch.device("cpu"), 1.0, torch.amp.GradScaler("cpu", enabled=False))
     good, bad = torch.tensor(0.5), torch.tensor(float("inf"))
     for step, loss, norm in ((1, good, good), (2, good, bad), (3, bad, bad), (4, good, good)):

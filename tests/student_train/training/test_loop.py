@@ -1,4 +1,4 @@
-"""The loop: what comes out of it, that it resumes to the same result, and how it fails."""
+"""The loop: its results, that it resumes to the same result, and how it fails."""
 
 import json
 import os
@@ -71,16 +71,16 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_the_cache_alone_is_enough(
+def test_only_the_cache_is_required(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_main(monkeypatch, "--cache", str(cache_path), "--json") == 0
-    said = json.loads(capsys.readouterr().out)
-    out = Path(said["out"])
+    printed = json.loads(capsys.readouterr().out)
+    out = Path(printed["out"])
     assert out.parent == Path("runs")
-    assert said["mode"] == "images"
-    assert said["steps"] == 5  # five epochs of one batch of 256
+    assert printed["mode"] == "images"
+    assert printed["steps"] == 5  # five epochs of one batch of 256
     student = load_student(out)
     assert set(student.prompts) == {"text", "vision"}
     assert student.settings == PromptSettings()
@@ -90,14 +90,14 @@ def test_the_cache_alone_is_enough(
     assert metrics(out)[-1]["step"] == 5
 
 
-def test_a_batch_larger_than_the_data_is_the_data_and_said(
+def test_a_batch_larger_than_the_data_is_the_data_with_a_note(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--cache", str(cache_path), "--towers", "text", "--epochs", "1", "--device", "cpu"]
-    for size, said in (("301", True), ("300", False)):
+    for size, has_note in (("301", True), ("300", False)):
         assert run_main(monkeypatch, *options, "--batch-size", size, "--out", str(tmp_path / size)) == 0
         line = "note: the run has 300 samples, fewer than --batch-size: a step had all of them"
-        assert (line in capsys.readouterr().out.replace("\n", " ")) == said
+        assert (line in capsys.readouterr().out.replace("\n", " ")) == has_note
         assert metrics(tmp_path / size)[-1]["step"] == 1
 
 
@@ -191,7 +191,7 @@ class TestModes:
 
 
 def test_another_vocabulary_of_the_cache(cache_path: Path, tmp_path: Path) -> None:
-    """Every second class alone: labels follow the ids, samples of the others have none."""
+    """With every second class: labels follow the ids; samples of other classes have none."""
     cache = tmp_path / "zarr"
     shutil.copytree(cache_path, cache)
     names = open_cache(cache).vocabulary.names[::2]
@@ -216,15 +216,19 @@ def test_a_student_that_is_the_teacher_has_no_soft_loss(cache_path: Path, tmp_pa
 class TestResume:
     @pytest.mark.parametrize("towers", ["text", "both"])
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-    def test_a_stopped_run_ends_as_an_undisturbed_one(
+    def test_a_stopped_run_ends_as_an_uninterrupted_one(
         self, cache_path: Path, tmp_path: Path, towers: str, optimizer: str
     ) -> None:
         common = {"towers": towers, "optimizer": optimizer, "epochs": 2, "classes_per_step": 90}
         train(settings(cache_path, tmp_path / "whole", **common))
-        begun = settings(cache_path, tmp_path / "stopped", **common)
+        run_settings = settings(cache_path, tmp_path / "stopped", **common)
 
         def stop_after_some_steps() -> None:
-            while not (begun.out and (begun.out / "metrics.jsonl").exists() and len(metrics(begun.out)) > 6):
+            while not (
+                run_settings.out
+                and (run_settings.out / "metrics.jsonl").exists()
+                and len(metrics(run_settings.out)) > 6
+            ):
                 time.sleep(0.002)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -233,11 +237,11 @@ class TestResume:
         with pytest.raises(
             RppError, match=r"stopped by SIGTERM after step \d+ of 20; resume with .*--resume"
         ):
-            train(begun)
+            train(run_settings)
         stopper.join()
         assert 6 < len(metrics(tmp_path / "stopped")) < 20
         assert not (tmp_path / "stopped" / "student.safetensors").exists()
-        train(begun.model_copy(update={"resume": True}))
+        train(run_settings.model_copy(update={"resume": True}))
         assert_same_result(tmp_path / "whole", tmp_path / "stopped")
 
     @pytest.mark.parametrize(
@@ -249,7 +253,7 @@ class TestResume:
             ("both", {"reader": "memory", "carry": "residual", "workers": 0, "soft_weight": 0.0}),
         ],
     )
-    def test_any_checkpoint_leads_to_the_same_end(
+    def test_every_checkpoint_leads_to_the_same_result(
         self,
         cache_path: Path,
         tmp_path: Path,
@@ -257,7 +261,7 @@ class TestResume:
         towers: str,
         others: dict[str, Any],
     ) -> None:
-        """In every mode, from steps within epochs and between them; the reader may be another one then."""
+        """In every mode, from steps within epochs and between them, also with another reader."""
         common = {"towers": towers, "epochs": 2, "max_steps": 18, "checkpoint_every": 1, **others}
         save, kept = Checkpoint.save, tmp_path / "kept"
         kept.mkdir()
@@ -280,10 +284,10 @@ class TestResume:
             assert done.samples == (18 - step) * common.get("batch_size", 30)
             assert_same_result(tmp_path / "whole", late)
 
-    def test_a_killed_run_goes_on_from_its_checkpoint(
+    def test_a_killed_run_resumes_from_its_checkpoint(
         self, processes: ForkServer, cache_path: Path, tmp_path: Path
     ) -> None:
-        """SIGKILL in a process of its own, some steps behind the last checkpoint."""
+        """SIGKILL in a separate process, some steps after the last checkpoint."""
         arguments = (
             "--towers text --epochs 6 --batch-size 30 --lr 0.02 --log-every 1 --prompt-length 3 --device cpu"
         )
@@ -301,7 +305,7 @@ class TestResume:
         train(settings(cache_path, tmp_path / "whole", epochs=6))
         assert_same_result(tmp_path / "whole", out)
 
-    def test_a_finished_run_stays_as_it_is(self, cache_path: Path, tmp_path: Path) -> None:
+    def test_resuming_a_finished_run_changes_nothing(self, cache_path: Path, tmp_path: Path) -> None:
         run = settings(cache_path, tmp_path / "run", max_steps=3)
         train(run)
         before = result(tmp_path / "run"), metrics(tmp_path / "run")
@@ -355,7 +359,7 @@ class TestResume:
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_keeps_the_previous_one(cache_path: Path, tmp_path: Path) -> None:
     """As on a full disk: no file may have as many bytes."""
     run = settings(cache_path, tmp_path / "run", checkpoint_every=2, max_steps=4)
     train(run)
@@ -375,7 +379,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(cache_path: P
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "student.safetensors.tmp"])
-def test_what_cannot_be_written_in_the_run_is_one_line(
+def test_a_file_of_the_run_that_cannot_be_written_is_reported_in_one_line(
     cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     begin = RunFolder.create
@@ -390,7 +394,7 @@ def test_what_cannot_be_written_in_the_run_is_one_line(
     assert failed.value.exit_code == 1
 
 
-def test_a_clipped_step_has_the_gradients_direction_and_the_asked_norm(
+def test_a_clipped_step_has_the_direction_of_the_gradient_and_the_requested_norm(
     cache_path: Path, tmp_path: Path
 ) -> None:
     """One step of plain SGD: what the prompts moved by is the rate times the gradient."""
@@ -400,8 +404,8 @@ def test_a_clipped_step_has_the_gradients_direction_and_the_asked_norm(
         out = tmp_path / str(clip)
         train(settings(cache_path, out, clip_norm=clip, **common))
         base = load_model(open_cache(cache_path).teacher["model"])
-        begun = PromptedCLIP(base, load_student(out).settings, seed=0).prompts["text"].tensors()
-        moved[clip] = torch.cat([(result(out)[f"text.{n}"] - x).flatten() for n, x in begun.items()]) / 0.5
+        start = PromptedCLIP(base, load_student(out).settings, seed=0).prompts["text"].tensors()
+        moved[clip] = torch.cat([(result(out)[f"text.{n}"] - x).flatten() for n, x in start.items()]) / 0.5
     norm = metrics(tmp_path / "0.0")[0]["gradient_norm"]
     assert norm > 0.02
     assert float(moved[0.0].norm()) == pytest.approx(norm, rel=1e-3)
@@ -414,7 +418,7 @@ def metrics_so_far(out: Path) -> list[str]:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(cache_path: Path, tmp_path: Path) -> None:
-    """Noted at its step, told at the next line of the log; no checkpoint holds what came after it."""
+    """Detected at its step, reported at the next line of the log; no later checkpoint is written."""
     common = {"lr": 1e18, "clip_norm": 0.0, "epochs": 5}
     with pytest.raises(RppError, match=r"the loss is not finite at step (\d+) \(rows \d") as exact:
         train(settings(cache_path, tmp_path / "exact", **common))
@@ -438,7 +442,7 @@ class TestWrongUse:
     """One clear line and exit code 2."""
 
     @pytest.fixture
-    def said(
+    def error_line(
         self,
         cache_path: Path,
         tmp_path: Path,
@@ -457,33 +461,33 @@ class TestWrongUse:
 
         return run
 
-    def test_no_cache(self, said: Any, tmp_path: Path) -> None:
-        assert "no cache at" in said(cache=tmp_path / "nothing.zarr")
+    def test_no_cache(self, error_line: Any, tmp_path: Path) -> None:
+        assert "no cache at" in error_line(cache=tmp_path / "nothing.zarr")
 
-    def test_no_such_model(self, said: Any) -> None:
-        assert "near names: " in said("--student", "ViT-B-61", "--pretrained", "openai")
+    def test_no_such_model(self, error_line: Any) -> None:
+        assert "near names: " in error_line("--student", "ViT-B-61", "--pretrained", "openai")
 
-    def test_unsupported_tower(self, said: Any, tmp_path: Path) -> None:
+    def test_unsupported_tower(self, error_line: Any, tmp_path: Path) -> None:
         model = write_model(tmp_path / "resnet", "resnet")
-        assert "ModifiedResNet cannot carry prompts; what works" in said("--student", str(model))
+        assert "ModifiedResNet cannot carry prompts; what works" in error_line("--student", str(model))
 
-    def test_a_cache_of_another_teacher(self, said: Any, tmp_path: Path) -> None:
+    def test_a_cache_of_another_teacher(self, error_line: Any, tmp_path: Path) -> None:
         cache = build(tmp_path, "gelu")
         write_model(tmp_path / "model-gelu-0", "gelu", seed=5)
-        assert "the cache" in (line := said(cache=cache))
+        assert "the cache" in (line := error_line(cache=cache))
         assert "was built with" in line
 
-    def test_too_few_classes(self, said: Any) -> None:
-        assert "fewer than the" in said("--classes-per-step", "10", "--towers", "text")
+    def test_too_few_classes(self, error_line: Any) -> None:
+        assert "fewer than the" in error_line("--classes-per-step", "10", "--towers", "text")
 
-    def test_no_prompts(self, said: Any) -> None:
-        assert "nothing to train" in said("--prompt-depth", "0")
+    def test_no_prompts(self, error_line: Any) -> None:
+        assert "nothing to train" in error_line("--prompt-depth", "0")
 
-    def test_a_value_that_is_none(self, said: Any) -> None:
-        assert "--temperature" in said("--temperature", "0")
-        assert "--classes-per-step" in said("--classes-per-step", "many")
+    def test_an_invalid_value(self, error_line: Any) -> None:
+        assert "--temperature" in error_line("--temperature", "0")
+        assert "--classes-per-step" in error_line("--classes-per-step", "many")
 
-    def test_an_unfinished_cache(self, said: Any, tmp_path: Path) -> None:
+    def test_an_unfinished_cache(self, error_line: Any, tmp_path: Path) -> None:
         cache = build(tmp_path, "gelu")
         next((cache / "parts").glob("*.json")).unlink()
-        assert "not complete: 1 of 3 parts are missing; run rpp-cache build again" in said(cache=cache)
+        assert "not complete: 1 of 3 parts are missing; run rpp-cache build again" in error_line(cache=cache)

@@ -99,7 +99,7 @@ def test_correction_makes_the_expected_denominator_the_full_one() -> None:
     assert np.mean(sums) == pytest.approx(float(z.double().exp().sum()), rel=1e-4)
 
 
-def test_correction_leaves_the_soft_loss_alone() -> None:
+def test_correction_does_not_change_the_soft_loss() -> None:
     with_it = losses(logits(0), logits(1), TARGETS, 1.0, 1.0, 2.5)
     without = losses(logits(0), logits(1), TARGETS, 1.0, 1.0, 0.0)
     assert with_it[2] == without[2]
@@ -193,7 +193,7 @@ def test_expected_gradient_of_the_sampled_softmax_tends_to_the_full_one() -> Non
 
 
 @pytest.mark.parametrize("wrong", [lambda k, c: -math.log10((k - 1) / (c - 1)), lambda k, c: 0.0])
-def test_with_another_correction_it_does_not(wrong: Callable[[int, int], float]) -> None:
+def test_another_correction_does_not_tend_to_the_full_gradient(wrong: Callable[[int, int], float]) -> None:
     """log10, as in POMP's code, and none at all: the check above can fail."""
     with pytest.raises(AssertionError):
         assert_tends_to_the_full_gradient(wrong)

@@ -1,4 +1,4 @@
-"""What TensorBoard and Weights & Biases are shown of a run is what its metrics say, each step once."""
+"""TensorBoard and Weights & Biases get the lines of `metrics.jsonl`, each step once."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def read_events(out: Path) -> dict[str, list[tuple[float, int, float]]]:
 
 
 def as_events(lines: list[dict[str, Any]]) -> dict[str, list[tuple[float, int, float]]]:
-    """What event files hold, which have float32, if they hold exactly these lines."""
+    """The figures of exactly these lines in event files, which store float32."""
     return {
         name: [(line["time"], line["step"], torch.tensor(line[name]).item()) for line in lines]
         for name in FIGURES
@@ -112,14 +112,14 @@ def interrupted(cache: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **other
 
 
 class TestTensorBoard:
-    def test_every_figure_stands_at_its_step(self, cache_path: Path, tmp_path: Path) -> None:
+    def test_every_figure_is_logged_at_its_step(self, cache_path: Path, tmp_path: Path) -> None:
         train(settings(cache_path, tmp_path / "run"))
         lines = metrics(tmp_path / "run")
         assert [line["step"] for line in lines] == list(range(1, 11))
         assert set(lines[0]) == {"step", "time", *FIGURES}
         assert read_events(tmp_path / "run") == as_events(lines)
 
-    def test_what_has_no_accuracy_shows_none(self, tmp_path: Path) -> None:
+    def test_a_line_without_accuracy_logs_none(self, tmp_path: Path) -> None:
         with MetricLogs(["tensorboard"]) as logs:
             logs.open(tmp_path, {}, resumed=False)
             logs.log({"step": 1, "time": 5.0, "loss": 0.5, "accuracy": None})
@@ -129,7 +129,7 @@ class TestTensorBoard:
             "accuracy": [(6.0, 2, 0.25)],
         }
 
-    def test_a_continued_run_shows_each_step_once(
+    def test_a_resumed_run_has_each_step_once(
         self, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Also to a TensorBoard that was open all the time."""
@@ -143,7 +143,7 @@ class TestTensorBoard:
         assert read_events(out) == as_events(metrics(out))
         assert event_figures(watching) == as_events(metrics(out))
 
-    def test_begun_later_it_shows_the_run_from_its_beginning(
+    def test_a_log_added_on_resume_has_all_steps(
         self, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "run"
@@ -161,7 +161,7 @@ class TestTensorBoard:
         assert others.read_bytes() == b"mine"
         assert len(list(others.parent.glob("*.rpp"))) == 2
 
-    def test_it_is_closed_whatever_happens(
+    def test_it_is_closed_after_an_error(
         self, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         close, closed = TensorBoardLog.close, []
@@ -194,7 +194,7 @@ class TestTensorBoard:
             "metrics.jsonl"
         ]
 
-    def test_a_folder_that_cannot_be_is_said_and_stops_nothing(
+    def test_a_folder_that_cannot_be_created_is_noted_and_stops_nothing(
         self, cache_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "run").mkdir()
@@ -209,7 +209,7 @@ class TestWandb:
     def _offline(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WANDB_MODE", "offline")
 
-    def test_a_continued_run_goes_on_in_the_same_run_and_is_whole(
+    def test_a_resumed_run_continues_the_same_run_and_is_complete(
         self, cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out = tmp_path / "some-run"
@@ -228,18 +228,18 @@ class TestWandb:
         ends = [[r.exit.exit_code for r in wandb_records(f) if r.HasField("exit")] for f in (first, second)]
         assert ends == [[1], [0]]
 
-    def test_it_is_called_as_the_folder_and_told_no_place(self, cache_path: Path, tmp_path: Path) -> None:
+    def test_it_is_named_after_the_folder_and_has_no_paths(self, cache_path: Path, tmp_path: Path) -> None:
         out = tmp_path / "named"
         train(settings(cache_path, out, max_steps=1, temperature=2.0, log=("wandb",)))
         (file,) = wandb_files(out)
         (run,) = [record.run for record in wandb_records(file) if record.HasField("run")]
         assert (run.display_name, run.project) == ("named", "rpp")
-        told = {item.key: json.loads(item.value_json) for item in run.config.update}
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
         record = read_settings(out)
-        assert told["settings"]["temperature"] == 2.0
-        assert told["prompts"] == record["settings"]["prompts"]
-        assert told["teacher"]["weights_digest"] == record["cache"]["teacher"]["weights_digest"]
-        assert told["student"]["model"] == "local-dir:model-gelu-0"
+        assert config["settings"]["temperature"] == 2.0
+        assert config["prompts"] == record["settings"]["prompts"]
+        assert config["teacher"]["weights_digest"] == record["cache"]["teacher"]["weights_digest"]
+        assert config["student"]["model"] == "local-dir:model-gelu-0"
         for place in (tmp_path, ROOT, cache_path.parent):
             assert str(place).encode() not in file.read_bytes()
 
@@ -258,14 +258,14 @@ class TestWandb:
 
 class TestChoice:
     @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-    def test_what_is_not_installed_is_refused_before_anything_else(
+    def test_a_log_that_is_not_installed_is_refused_before_anything_else(
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         monkeypatch.setitem(sys.modules, name, None)  # as import finds what is not there
         out = tmp_path / "run"
         assert run_main(monkeypatch, "--cache", "/no/such/cache", "--out", str(out), "--log", name) == 2
-        said = f"error: --log {name} needs the package {name}: pip install 'rpp-clip[{name}]'\n"
-        assert capsys.readouterr().err == said
+        expected = f"error: --log {name} needs the package {name}: pip install 'rpp-clip[{name}]'\n"
+        assert capsys.readouterr().err == expected
         assert not out.exists()
 
     def test_auto_is_tensorboard_where_it_is_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,12 +275,12 @@ class TestChoice:
         assert chosen_logs(["auto"]) == []
         assert chosen_logs(["auto", "wandb"]) == ["wandb"]
 
-    def test_none_stands_alone(self) -> None:
+    def test_none_cannot_be_combined(self) -> None:
         assert chosen_logs(["none"]) == []
         with pytest.raises(UsageError, match="--log none cannot be combined with wandb"):
             chosen_logs(["none", "wandb"])
 
-    def test_nothing_is_imported_that_is_not_used(self, cache_path: Path, tmp_path: Path) -> None:
+    def test_only_used_logs_are_imported(self, cache_path: Path, tmp_path: Path) -> None:
         """In a process of its own."""
         program = (
             "import sys; sys.modules['wandb'] = None  # timm imports it where it is there\n"

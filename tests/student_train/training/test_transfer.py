@@ -54,7 +54,7 @@ def test_a_run_starts_from_the_prompts_of_another(
 
 
 @pytest.mark.parametrize("frozen", ["text", "vision"])
-def test_frozen_prompts_stay_as_they_are(
+def test_frozen_prompts_do_not_change(
     pretrained: Path, other_cache: Path, tmp_path: Path, frozen: str
 ) -> None:
     train(from_prompts(other_cache, tmp_path / "frozen", pretrained, freeze=frozen))
@@ -66,12 +66,12 @@ def test_frozen_prompts_stay_as_they_are(
         assert not torch.equal(before[name], free[name]), name
     never_read = json.loads((tmp_path / "frozen" / "settings.json").read_text())["never_read"]
     learns = {"text": "vision", "vision": "text"}[frozen]
-    assert [line.split(":")[0] for line in never_read] == [learns], "nothing is said of what stays as it is"
+    assert [line.split(":")[0] for line in never_read] == [learns], "frozen prompts are not mentioned"
     ours, theirs = metrics(tmp_path / "frozen")[0], metrics(tmp_path / "free")[0]
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)  # the first step sees equal prompts
 
 
-def test_a_stopped_run_goes_on_without_the_run_it_started_from(
+def test_a_stopped_run_resumes_without_the_run_it_started_from(
     pretrained: Path, other_cache: Path, tmp_path: Path
 ) -> None:
     init = tmp_path / "init.safetensors"
@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on_without_the_run_it_started_from(
     assert_same_result(tmp_path / "whole", late)
 
 
-def test_without_a_checkpoint_a_run_goes_on_from_the_same_prompts_only(
+def test_without_a_checkpoint_a_run_resumes_from_the_same_prompts_only(
     pretrained: Path, other_cache: Path, tmp_path: Path
 ) -> None:
     """Killed between its first line of metrics and its first checkpoint: it starts from --init again."""
@@ -104,7 +104,9 @@ def test_without_a_checkpoint_a_run_goes_on_from_the_same_prompts_only(
     assert_same_result(tmp_path / "whole", out)
 
 
-def test_what_does_not_fit_is_named(pretrained: Path, cache_path: Path, tmp_path: Path) -> None:
+def test_prompts_that_do_not_fit_are_refused_with_the_reason(
+    pretrained: Path, cache_path: Path, tmp_path: Path
+) -> None:
     other = PromptSettings(prompt_length=5)
     with pytest.raises(UsageError, match="--prompt-length 3 there, 5 here"):
         train(TrainSettings(cache=str(cache_path), out=tmp_path / "a", init=pretrained, prompts=other))
