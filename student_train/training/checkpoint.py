@@ -207,6 +207,12 @@ class _Pickled(BaseModel):
 
 
 def _read_pickle(path: Path, optimizer: str) -> tuple[Record, dict[str, Tensor]]:
-    found = _Pickled.model_validate(load_plain(path))
+    try:
+        state = load_plain(path)
+    except OSError:
+        raise
+    except Exception as error:  # torch documents no list of what a damaged pickle raises
+        raise ValueError(str(error) or type(error).__name__) from error
+    found = _Pickled.model_validate(state)
     record = Record(step=found.step, optimizer=optimizer, scaler=found.scaler)
     return record, _flat_tensors(found.prompts, found.optimizer.state)

@@ -351,7 +351,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(earlier: tuple[Run, dict[str, A
     )
     (run.out / EARLIER_CHECKPOINT).write_bytes(packed)
     assert torch.load(run.out / EARLIER_CHECKPOINT, weights_only=True)["step"] == 1
-    with pytest.raises(UsageError, match=r"its entries are compressed"):
+    with pytest.raises(UsageError, match=r"(entries are|is) compressed"):
         run.resume()
     with pytest.raises(UsageError, match=r"is no checkpoint of torch.save, or is damaged"):
         read_context(run.out / EARLIER_CHECKPOINT)
@@ -401,7 +401,7 @@ def test_entries_that_overlap_are_refused(earlier: tuple[Run, dict[str, Any]]) -
     assert len(content.getvalue()) < 20_000
     assert len(torch.load(io.BytesIO(content.getvalue()), weights_only=True)) == 50
     (run.out / EARLIER_CHECKPOINT).write_bytes(content.getvalue())
-    with pytest.raises(UsageError, match=r"its entries have more bytes than the file"):
+    with pytest.raises(UsageError, match=r"its entries (have more bytes than the file|overlap)"):
         run.resume()
 
 
