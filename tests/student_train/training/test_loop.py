@@ -24,7 +24,6 @@ from student_train.runs.folder import RunFolder
 from student_train.training.checkpoint import Checkpoint
 from student_train.training.distributed import Processes
 from student_train.training.loop import prepare, train
-from student_train.training.optimizer import learning_rate
 from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.command_settings import RelabelSettings
@@ -427,15 +426,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(cache_path: Path, tmp_path: Pat
         train(wild)
     assert str(late.value).split("(rows")[0] == str(exact.value).split("(rows")[0]
     assert not (tmp_path / "run" / "student.safetensors").exists()
-
-
-def test_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
-    run = TrainSettings(cache=Path("x"), lr=0.1, warmup=0.2)
-    rates = [learning_rate(run, step, 10) for step in range(10)]
-    assert rates[:3] == pytest.approx([0.05, 0.1, 0.1])
-    assert rates[6] == pytest.approx(0.05)  # half of the eight steps behind the warm-up
-    assert rates[2:] == sorted(rates[2:], reverse=True)
-    assert 0 < rates[9] < 0.005
 
 
 class TestWrongUse:
