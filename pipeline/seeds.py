@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.figures import FIGURES, is_share, shown
+from student_train.figures import FIGURES
 
-LOWER_IS_BETTER = ("ece", "kl")
-# The frozen model is the teacher: against itself it has 100 % and 0.
-AGAINST_THE_TEACHER = ("agreement", "kl")
-# Of an evaluation's figures the first of these that it has stands for it in plots.
+# Plots show the first of these figures that an evaluation has.
 HEADLINE = ("harmonic", "top1", "per_class", "new", "base", *FIGURES)
 
 
@@ -65,22 +62,22 @@ def number(value: Any) -> float | None:
 
 
 def figure_text(name: str, figure: Spread | None, none: str = "–") -> str:
-    """A figure as a table has it: mean ± standard deviation, the mean alone where there is none."""
-    return spread_text(figure, lambda value: shown(name, value), none)
+    """Format a figure of an evaluation: mean ± standard deviation, or only the mean."""
+    return format_spread(figure, FIGURES[name].text, none)
 
 
-def spread_text(figure: Spread | None, shown: Callable[[float], str], none: str = "–") -> str:
-    """The same for any number; `shown` says how many digits it has."""
-    if figure is None:
+def format_spread(spread: Spread | None, digits: Callable[[float], str], none: str = "–") -> str:
+    """Format mean ± standard deviation, or only the mean.
+
+    Args:
+        digits: formats one number.
+        none: the text for no spread.
+    """
+    if spread is None:
         return none
-    if figure.deviation is None or len(figure.values) < 2:
-        return shown(figure.mean)
-    return f"{shown(figure.mean)} ± {shown(figure.deviation)}"
-
-
-def scaled(name: str, value: float) -> float:
-    """As plots show it: shares in per cent."""
-    return 100 * value if is_share(name) else value
+    if spread.deviation is None or len(spread.values) < 2:
+        return digits(spread.mean)
+    return f"{digits(spread.mean)} ± {digits(spread.deviation)}"
 
 
 def headline_of(evaluation: dict[str, Any]) -> str | None:

@@ -8,9 +8,9 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
-from pipeline.seeds import exact, figure_text, spread, spread_text
+from pipeline.seeds import exact, figure_text, format_spread, spread
 from pipeline.sweep_record import SweepRecord, SweepRow
-from student_train.figures import FIGURES, ZERO_SHOT, shown
+from student_train.figures import FIGURES, ZERO_SHOT
 from student_train.markdown import table
 
 BESIDE = 3  # a column's line, and a space on both sides of its text
@@ -129,11 +129,11 @@ def sweep_cells(record: SweepRecord) -> Cells:
             figures = [figure_text(*pair, none="") for pair in zip(present, found, strict=True)]
             rows.append([here[0]["images"], *_axes(members), _seeds(members), *figures])
     if rows:
-        headings = ["images", *record.axes, "seeds", *(FIGURES[name] for name in present)]
+        headings = ["images", *record.axes, "seeds", *(FIGURES[name].heading for name in present)]
         return Cells(headings, rows, [], names=2 + len(record.axes))
     for members in configurations:
         loss = spread(row.train["loss"] for row in members if row.state == "done" and row.train)
-        rows.append([*_axes(members), _seeds(members), spread_text(loss, "{:.4f}".format, none="")])
+        rows.append([*_axes(members), _seeds(members), format_spread(loss, "{:.4f}".format, none="")])
     return Cells([*record.axes, "seeds", "last loss"], rows, [], names=1 + len(record.axes))
 
 
@@ -179,8 +179,10 @@ def _result(value: Any) -> str:
 def _figures(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings of the figures that any result has, and the cells of each result."""
     present = [name for name in FIGURES if any(name in result for result in results)]
-    cells = [[shown(name, result[name]) if name in result else "" for name in present] for result in results]
-    return [FIGURES[name] for name in present], cells
+    cells = [
+        [FIGURES[name].text(result[name]) if name in result else "" for name in present] for result in results
+    ]
+    return [FIGURES[name].heading for name in present], cells
 
 
 def _counted(mean: dict[str, Any]) -> str:

@@ -8,15 +8,8 @@ from typing import Any
 from pipeline.report.gather import Evaluation, Gathered, axis_name, label, value_text
 from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
 from pipeline.report.plots import Bar, HeatCell, bar_chart, heat_map
-from pipeline.seeds import (
-    LOWER_IS_BETTER,
-    Spread,
-    figure_text,
-    number,
-    scaled,
-    spread,
-)
-from student_train.figures import FIGURES, shown
+from pipeline.seeds import Spread, figure_text, number, spread
+from student_train.figures import FIGURES
 
 STRUCTURE = ("prompt_structure", "carry", "prompt_depth", "prompt_length", "towers")
 MOST_PAIRS = 3  # of axes that get heat maps
@@ -69,18 +62,21 @@ def _key(value: Any) -> str:
 
 
 def _what(evaluation: Evaluation, name: str) -> str:
-    better = "lower is better" if name in LOWER_IS_BETTER else "higher is better"
-    return f"Shown is {FIGURES[name]} on {evaluation.title} ({better})"
+    better = "lower is better" if FIGURES[name].lower_is_better else "higher is better"
+    return f"Shown is {FIGURES[name].heading} on {evaluation.title} ({better})"
 
 
 def _reference(evaluation: Evaluation, name: str) -> tuple[float, str] | None:
     frozen = evaluation.zero_shot_figure(name)
-    return None if frozen is None else (scaled(name, frozen.mean), f"zero-shot {shown(name, frozen.mean)}")
+    if frozen is None:
+        return None
+    return FIGURES[name].scale * frozen.mean, f"zero-shot {FIGURES[name].text(frozen.mean)}"
 
 
 def _scaled(name: str, figure: Spread) -> Spread:
-    deviation = None if figure.deviation is None else scaled(name, figure.deviation)
-    return Spread(scaled(name, figure.mean), deviation, tuple(scaled(name, one) for one in figure.values))
+    scale = FIGURES[name].scale
+    deviation = None if figure.deviation is None else scale * figure.deviation
+    return Spread(scale * figure.mean, deviation, tuple(scale * value for value in figure.values))
 
 
 def _axis_by_axis(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
@@ -88,7 +84,7 @@ def _axis_by_axis(gathered: Gathered, evaluation: Evaluation, name: str) -> Sect
     for axis, values in gathered.axes.items():
         found = grouped(gathered, evaluation.place, name, [axis])
         words = {_key(value): value_text(value) for value in values}
-        title = f"{FIGURES[name]} by {axis_name(axis)}"
+        title = f"{FIGURES[name].heading} by {axis_name(axis)}"
         named = {words[key]: figure for (key,), figure in found.items()}
         if any(named.values()):
             figures.append(_bars(named, title, axis_name(axis), evaluation, name))
@@ -116,13 +112,13 @@ def _bars(
         for words, figure in named.items()
         if figure is not None
     ]
-    drawing = bar_chart(bars[:MOST_BARS], title, FIGURES[name], _reference(evaluation, name))
+    drawing = bar_chart(bars[:MOST_BARS], title, FIGURES[name].heading, _reference(evaluation, name))
     rows = [
         [words, figure_text(name, figure), str(len(figure.values) if figure else 0)]
         for words, figure in named.items()
     ]
     note = f"The first {MOST_BARS} of {len(bars)} are drawn." if len(bars) > MOST_BARS else ""
-    return Figure(title, drawing, Table("", [heading, FIGURES[name], "seeds"], rows), note)
+    return Figure(title, drawing, Table("", [heading, FIGURES[name].heading, "seeds"], rows), note)
 
 
 def numeric_axes(gathered: Gathered) -> list[str]:
@@ -158,7 +154,7 @@ def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str,
     others = [axis for axis in gathered.axes if axis not in (across, down)]
     combinations = list(itertools.product(*(gathered.axes[axis] for axis in others)))
     words = [axis_name(axis) for axis in (across, down)]
-    title = f"{FIGURES[name]} by {words[0]} and {words[1]}"
+    title = f"{FIGURES[name].heading} by {words[0]} and {words[1]}"
     if len(combinations) > MOST_MAPS:
         found = grouped(gathered, evaluation.place, name, [across, down])
         note = "Each seed's value is the mean over the other axes: "
@@ -210,10 +206,10 @@ def _map(
 def _heat_cell(figure: Spread | None, name: str) -> HeatCell:
     if figure is None:
         return HeatCell(None, "no run", title="no finished run")
-    spread_text = f"± {shown(name, figure.deviation)}" if figure.deviation is not None else ""
+    deviation = f"± {FIGURES[name].text(figure.deviation)}" if figure.deviation is not None else ""
     seeds = f"{len(figure.values)} seed{'s' if len(figure.values) > 1 else ''}"
     return HeatCell(
-        figure.mean, shown(name, figure.mean), spread_text, f"{figure_text(name, figure)}, {seeds}"
+        figure.mean, FIGURES[name].text(figure.mean), deviation, f"{figure_text(name, figure)}, {seeds}"
     )
 
 
@@ -233,7 +229,9 @@ def _structure(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
     heading = ", ".join(axis_name(axis) for axis in axes)
     pieces: list[Piece] = [Text(f"{_what(evaluation, name)}. {_over_others(gathered, len(axes))}")]
     if any(named.values()):
-        pieces.append(Figures([_bars(named, f"{FIGURES[name]} by {heading}", heading, evaluation, name)]))
+        pieces.append(
+            Figures([_bars(named, f"{FIGURES[name].heading} by {heading}", heading, evaluation, name)])
+        )
     else:
         pieces.append(Text("No combination has all its runs of a seed done.", True))
     return Section("structure", title, pieces)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.seeds import LOWER_IS_BETTER, Spread, exact, headline_of, number, spread
+from pipeline.seeds import Spread, exact, headline_of, number, spread
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
 from student_train.figures import FIGURES, ZERO_SHOT
 from student_train.runs.record import SETTINGS, STUDENT, flat_settings, has_steps, read_results, read_settings
@@ -137,7 +137,7 @@ class Gathered:
             return None
         best = finished[0]
         if self.evaluations and (name := self.evaluations[0].headline):
-            sign = -1 if name in LOWER_IS_BETTER else 1
+            sign = -1 if FIGURES[name].lower_is_better else 1
             best = max(
                 finished,
                 key=lambda one: sign * figure.mean if (figure := one.figure(0, name)) else float("-inf"),

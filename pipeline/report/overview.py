@@ -12,25 +12,20 @@ from pipeline.report.gather import (
     value_text,
 )
 from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Section, Table, Tables, Text
-from pipeline.seeds import (
-    AGAINST_THE_TEACHER,
-    LOWER_IS_BETTER,
-    Spread,
-    best_of,
-    figure_text,
-    number,
-)
+from pipeline.seeds import Spread, best_of, figure_text, number
 from pipeline.sweep_record import SweepRow
 from student_train.figures import FIGURES
 from teacher_cache.errors import RppError
 from teacher_cache.model_names import portable_model, portable_pretrained
 from teacher_cache.softlabels import TeacherCache
 
+LOWER = " and ".join(figure.heading for figure in FIGURES.values() if figure.lower_is_better)
+AGAINST_TEACHER = " and ".join(figure.heading for figure in FIGURES.values() if figure.against_teacher)
 RULE = (
-    "Mean ± sample standard deviation over seeds. ★ marks the best of a column, and only where its mean "
-    "leads the second best by more than the larger of both standard deviations; with one seed nothing is "
-    "marked. Lower is better for ECE and KL. The frozen model, zero-shot, takes part with a deviation of 0, "
-    "but not in agreement and KL, where it would be compared with itself."
+    "Mean ± sample standard deviation over seeds. ★ marks the best value of a column if its mean leads the "
+    "second best by more than the larger of the two standard deviations; with one seed no value is marked. "
+    f"Lower is better for {LOWER}. The frozen model (zero-shot) takes part with a deviation of 0, except in "
+    f"{AGAINST_TEACHER}, where it would be compared with itself."
 )
 
 
@@ -206,8 +201,8 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
     }
     best = {}
     for name, column in columns.items():
-        frozen = None if name in AGAINST_THE_TEACHER else zero_shot[name]
-        best[name] = best_of([frozen, *column], name in LOWER_IS_BETTER)
+        frozen = None if FIGURES[name].against_teacher else zero_shot[name]
+        best[name] = best_of([frozen, *column], FIGURES[name].lower_is_better)
     rows: list[list[str | Cell]] = []
     if any(zero_shot.values()):
         cells = [Cell(figure_text(name, zero_shot[name]), best[name] == 0) for name in names]
@@ -219,7 +214,7 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
         if first:
             rows += [[Cell(text, span=leading + 1 + len(names), quiet=True)] for text in why_not_done(one)]
     headings = [axis_name(axis) for axis in axes] or ["run"]
-    headings += ["seeds done", *(FIGURES[name] for name in names)]
+    headings += ["seeds done", *(FIGURES[name].heading for name in names)]
     return Table(evaluation.title if evaluation else "", headings, rows, words=leading)
 
 

@@ -6,7 +6,7 @@ from pipeline.report.curves import CURVES, LISTED, POINTS, Curve, read_curves
 from pipeline.report.gather import Configuration, Gathered
 from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
 from pipeline.report.plots import MOST_LINES, Line, legend_sample, line_chart
-from pipeline.seeds import LOWER_IS_BETTER
+from student_train.figures import FIGURES
 
 MOST_ROWS = 60  # of a table, where configurations log other steps each
 SMALL = 1e-2
@@ -41,7 +41,7 @@ def _best_first(gathered: Gathered) -> list[Configuration]:
     name = gathered.evaluations[0].headline if gathered.evaluations else None
     if len(configurations) <= MOST_LINES or name is None:
         return configurations
-    sign = 1 if name in LOWER_IS_BETTER else -1
+    sign = 1 if FIGURES[name].lower_is_better else -1
 
     def place(one: Configuration) -> float:
         figure = one.figure(0, name)

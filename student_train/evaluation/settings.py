@@ -6,9 +6,10 @@ A description that ends in `[default: ...]` says in words what happens without t
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from student_train.data.settings import ClassSubset
-from student_train.evaluation.evaluators import EVALUATORS
+from student_train.figures import METRICS
 from teacher_cache.classes.vocabulary import Duplicates, Lemma
 from teacher_cache.command_settings import Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
@@ -96,8 +97,9 @@ class ModelWithClasses(ModelSettings, ClassSettings):
 
 
 def _known(metric: str) -> str:
-    if metric not in EVALUATORS:
-        raise ValueError(f"is none of {', '.join(EVALUATORS)}")
+    if metric not in METRICS:
+        known = {"known": ", ".join(METRICS)}
+        raise PydanticCustomError("unknown_metric", "unknown metric; choose from {known}", known)
     return metric
 
 
@@ -113,7 +115,7 @@ class EvalOptions(ModelOptions, DataOptions):
 
     metrics: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
         default=("accuracy", "calibration"),
-        description="what to measure: " + ", ".join(EVALUATORS) + "; may be repeated",
+        description="what to measure: " + ", ".join(METRICS) + "; may be repeated",
     )
     temperature: float = Field(
         default=1.0,

@@ -379,7 +379,10 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
         (["--suite", "domain", "--classes", "imagenet-1k"], "--classes is said by the suite"),
         (["--suite", "domain", "--root", "nowhere"], "4 of 4 data sets cannot be read"),
         (["--suite", "domain", "--root", "nowhere", "--skip-missing"], "4 of 4 data sets cannot be read"),
-        (["--images", "x", "--metrics", "speed"], "error: --metrics 'speed': is none of accuracy, "),
+        (
+            ["--images", "x", "--metrics", "speed"],
+            "error: --metrics 'speed': unknown metric; choose from accuracy",
+        ),
         (["--images", LONG, "--classes", CLASSES], f"{LONG} does not exist"),
         (["--images", f"{LONG}.json"], f"no split file at {LONG}.json"),
         (["--images", f"{LONG}.zarr"], f"{LONG}.zarr cannot be a folder: File name too long"),

@@ -50,7 +50,7 @@ def test_the_table_has_the_figures_of_the_results(sweep_path: Path, of_sweep: di
     names = ["top1", "top5", "per_class", "base", "new", "harmonic", "ece"]
     assert list(table.headings) == [
         *("temperature", "soft weight", "seeds done"),
-        *(FIGURES[name] for name in names),
+        *(FIGURES[name].heading for name in names),
     ]
     results = {
         seed: json.loads((sweep_path / "runs" / f"t4-w0.5-{seed}" / RESULTS).read_text()) for seed in (0, 1)
