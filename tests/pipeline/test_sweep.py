@@ -1,7 +1,8 @@
-"""Sweeps: real runs in real processes, killed, failed, gone on with; and what is said of a wrong grid."""
+"""Sweeps: real runs in real processes, killed, failed and continued; and wrong grids."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -219,7 +220,7 @@ def test_killed_in_the_middle_it_gives_the_same_table(
     assert figures(after) == figures(undisturbed[1])
 
 
-def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
+def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_continue(
     processes: ForkServer, recipe: Path
 ) -> None:
     out = recipe.parent / "stopped"
@@ -234,7 +235,7 @@ def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
     sweep.terminate()
     ended = sweep.ended(timeout=100)
     assert ended.code == 1
-    assert f"stopped; what is done is kept: the next call goes on with {out}" in ended.err
+    assert f"stopped; finished runs are kept in {out}: run the same command again to continue" in ended.err
     assert (run / "checkpoint.pt").exists()
     assert read_sweep(out).rows[0].state == "waiting"
     with held(out):  # no process is left behind
@@ -271,7 +272,7 @@ def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path,
 
 
 @pytest.mark.usefixtures("forked_runs")
-def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_fails_only_its_job(recipe: Path, tmp_path: Path) -> None:
     parsed = load_recipe(recipe, {"out": tmp_path / "run"})
 
     def job(name: str, epochs: int) -> Job:
@@ -282,7 +283,11 @@ def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Pa
 
     runner = Runner()
     nowhere = job("nowhere", 1).model_copy(update={"log": tmp_path / "gone" / "job.log"})
-    assert (runner.do(nowhere, lambda: False) or "").startswith("FileNotFoundError: ")
+    assert "ended with exit code 1: no log, No such file" in (runner.run(nowhere, lambda: False) or "")
+    (tmp_path / "file").touch()
+    unwritable = job("x", 1).model_copy(update={"train": None, "results": tmp_path / "file" / "results.json"})
+    failed = runner.run(unwritable, lambda: False)
+    assert re.match(r"its process ended with exit code 1: NotADirectoryError: .*see .*x\.log", failed or "")
     long = job("long", 100_000)
 
     def kill_when_it_trains() -> bool:
@@ -291,10 +296,10 @@ def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Pa
             os.kill(runner._process.pid, signal.SIGKILL)
         return False
 
-    assert "killed by SIGKILL" in (runner.do(long, kill_when_it_trains) or "")
+    assert "killed by SIGKILL" in (runner.run(long, kill_when_it_trains) or "")
     short = job("short", 1)
-    assert runner.do(short, lambda: False) is None
-    assert short.found() is not None
+    assert runner.run(short, lambda: False) is None
+    assert short.stored_results() is not None
     assert runner.close() == 0
     assert "steps" in (tmp_path / "short.log").read_text()
 
@@ -371,7 +376,7 @@ def test_a_wrong_axis_is_refused(axes: list[str], said: str) -> None:
     [
         ("train.temperatur=1", "did you mean temperature"),
         ("train.temperature=0", "greater than 0"),
-        ("train.temperature=1,1.0", "names temperature=1.0 twice"),
+        ("train.temperature=1,1.0", "gives temperature=1.0 twice"),
         ("train.freeze=text", "keeps prompts that are random"),
     ],
 )
@@ -398,12 +403,12 @@ def test_the_frozen_model_is_measured_by_the_evaluations_of_the_runs(recipe: Pat
     assert [e.class_subset for e in frozen.evals] == ["all", "new"]
 
 
-def test_another_recipe_does_not_go_on_with_a_sweep(
+def test_a_changed_recipe_does_not_continue_a_sweep(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
     other = tmp_path / "other.toml"
     other.write_text(recipe.read_text().replace("epochs = 2", "epochs = 3"))
-    with pytest.raises(UsageError, match=r"begun otherwise .*epochs: 2 there, 3 asked"):
+    with pytest.raises(UsageError, match=r"was created with different settings .*epochs: "):
         run_sweep(other, SweepSettings(set=GRID, seeds=2, out=undisturbed[0]))
 
 
