@@ -1,4 +1,4 @@
-"""Mean and spread over seeds, and when a figure may be called the best."""
+"""Mean and spread over seeds, and which figure of a column is the best."""
 
 import math
 import statistics
@@ -18,8 +18,8 @@ class Spread:
 
     Attributes:
         mean: of the values.
-        deviation: sample standard deviation; 0 for a figure that has no seed, None for a single seed.
-        values: one a seed.
+        deviation: sample standard deviation; None for a single seed, 0 for a figure that depends on no seed.
+        values: one per seed.
     """
 
     mean: float
@@ -28,7 +28,7 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Over seeds; None without a value."""
+    """Return mean and deviation of one value per seed; None without values."""
     found = tuple(values)
     if not found:
         return None
@@ -36,18 +36,21 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def exact(value: float | None) -> Spread | None:
-    """A figure that no seed changes."""
+    """Return a figure that depends on no seed."""
     return None if value is None else Spread(value, 0.0, (value,))
 
 
 def best_of(column: Sequence[Spread | None], lower: bool) -> int | None:
-    """The place of the best figure of a column, if it may be marked: its mean leads the second one's by more
-    than the larger of both standard deviations. None if it does not, or if one of both has no deviation."""
-    there = [(place, figure) for place, figure in enumerate(column) if figure is not None]
-    there.sort(key=lambda pair: pair[1].mean if lower else -pair[1].mean)
-    if len(there) < 2:
+    """Return the index of the best figure of a column.
+
+    Its mean must lead the second best by more than the larger of the two standard deviations. Otherwise, or
+    if one of the two has no deviation, the result is None.
+    """
+    known = [(place, figure) for place, figure in enumerate(column) if figure is not None]
+    known.sort(key=lambda pair: pair[1].mean if lower else -pair[1].mean)
+    if len(known) < 2:
         return None
-    (place, first), (_, second) = there[:2]
+    (place, first), (_, second) = known[:2]
     if first.deviation is None or second.deviation is None:
         return None
     lead = abs(first.mean - second.mean)
@@ -55,7 +58,7 @@ def best_of(column: Sequence[Spread | None], lower: bool) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number as a float, anything else as None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
@@ -81,5 +84,5 @@ def format_spread(spread: Spread | None, digits: Callable[[float], str], none: s
 
 
 def headline_of(evaluation: dict[str, Any]) -> str | None:
-    """The figure that stands for an evaluation."""
+    """Return the name of the figure that plots show of an evaluation."""
     return next((name for name in HEADLINE if number(evaluation.get(name)) is not None), None)

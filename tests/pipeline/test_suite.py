@@ -302,7 +302,7 @@ def test_a_data_set_that_fails_late_leaves_the_others_figures(
     assert [row["data"] for row in results["rows"]] == ["whole"]
     assert [failed["data"] for failed in results["failed"]] == ["broken"]
     assert [(mean["datasets"], mean["of"]) for mean in results["means"]] == [(1, 2)]
-    assert "1 data sets could not be evaluated; the first, broken: no labelled image" in printed.err
+    assert "1 data sets could not be evaluated; the first is broken: no labelled image" in printed.err
 
 
 def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
@@ -324,7 +324,7 @@ def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
     suite = load_suite(str(tmp_path / "s.toml"), PICTURES)
     with pytest.raises(UsageError, match="cached: the image features"):
         run_suites([suite], runs, EvalOptions(cache=str(demo_cache_path)))
-    with pytest.raises(UsageError, match="two suites of one name: s, s"):
+    with pytest.raises(UsageError, match="two suites with the same name: s, s"):
         run_suites([suite, suite], ["zero-shot"], EvalOptions(cache=str(demo_cache_path)))
 
 
@@ -356,7 +356,7 @@ def test_ready_suites_are_the_fields_lists() -> None:
         ("[[data]]\nname = 'a'\nimages = 'x'\nimage = 3", r"data set a: no such setting: image"),
         (
             "[[data]]\nname = 'a'\nimages = 'x'\n[[data]]\nname = 'a'\nimages = 'y'",
-            "two data sets of one name",
+            "two data sets with the same name",
         ),
         ("[[data]]\nname = 'a'\nimages = '$NOWHERE_SET/x'", "variable NOWHERE_SET is not set"),
         ("[[data", "is not TOML"),
@@ -373,10 +373,10 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "one data set by --images, or --suite"),
-        (["--suite", "domain", "--images", "x"], "one data set by --images, or --suite"),
-        (["--suite", "domains"], "no suite 'domains': neither a file nor one of cross-dataset, domain"),
-        (["--suite", "domain", "--classes", "imagenet-1k"], "--classes is said by the suite"),
+        ([], "give either --images, for one data set, or --suite"),
+        (["--suite", "domain", "--images", "x"], "give either --images, for one data set, or --suite"),
+        (["--suite", "domains"], "no suite 'domains': not a file, and not one of cross-dataset, domain"),
+        (["--suite", "domain", "--classes", "imagenet-1k"], "--classes cannot be used with --suite"),
         (["--suite", "domain", "--root", "nowhere"], "4 of 4 data sets cannot be read"),
         (["--suite", "domain", "--root", "nowhere", "--skip-missing"], "4 of 4 data sets cannot be read"),
         (
@@ -390,8 +390,8 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
         (["--images", NOTO, "--classes", CLASSES, "--templates", LONG], "not a text with {}, not a file"),
         (["--images", NOTO, "--classes", CLASSES, "--student", LONG], f"no student at {LONG}"),
         (["--images", NOTO, "--classes", CLASSES, "--cache", LONG], "cannot be a folder: File name too long"),
-        (["--suite", LONG], f"no suite '{LONG}': neither a file nor one of"),
-        (["--images", "x", "--skip-missing"], "belong to --suite"),
+        (["--suite", LONG], f"no suite '{LONG}': not a file, and not one of"),
+        (["--images", "x", "--skip-missing"], "--root and --skip-missing need --suite"),
         (["--suite", "domain", "--json", "--markdown"], "not both"),
     ],
 )

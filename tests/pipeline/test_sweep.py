@@ -357,13 +357,13 @@ def test_a_setting_of_any_length_has_a_folder_of_its_own(recipe: Path, tmp_path:
 @pytest.mark.parametrize(
     ("axes", "said"),
     [
-        (["train.temperature"], "it is train.NAME=VALUE"),
-        (["temperature=1"], "it is train.NAME=VALUE"),
-        (["train.temperature=1,,2"], "it is train.NAME=VALUE"),
+        (["train.temperature"], "expected train.NAME=VALUE"),
+        (["temperature=1"], "expected train.NAME=VALUE"),
+        (["train.temperature=1,,2"], "expected train.NAME=VALUE"),
         (["build.views=1,2"], "share one cache"),
-        (["train.seed=1,2"], "--seeds says how many"),
-        (["train.workers=1,2"], "workers is no axis"),
-        (["train.lr=1", "train.lr=2"], "is an axis already"),
+        (["train.seed=1,2"], "use --seeds"),
+        (["train.workers=1,2"], "workers cannot be an axis"),
+        (["train.lr=1", "train.lr=2"], "is already an axis"),
     ],
 )
 def test_a_wrong_axis_is_refused(axes: list[str], said: str) -> None:
