@@ -1,6 +1,6 @@
-"""Settings of evaluation and prediction. Nothing here takes time to import.
+"""Settings of evaluation and prediction. Imports nothing slow.
 
-A description that ends in `[default: ...]` says in words what happens without the option.
+A description that ends in `[default: ...]` describes the default in words.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -22,7 +22,7 @@ MODEL = ("cache", "model", "pretrained")
 
 
 class DataOptions(BaseModel):
-    """As which classes images are looked at."""
+    """Layout and classes of a data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class DataOptions(BaseModel):
 
 
 class DataSettings(DataOptions):
-    """Which images are looked at, and as which classes."""
+    """A data set: its images, layout and classes."""
 
     images: str = Field(
         description="an image source, CoOp's split_zhou_*.json, CLIP_benchmark's folder, or a cache"
@@ -75,7 +75,7 @@ class ModelOptions(BaseModel):
 
 
 class ModelSettings(ModelOptions):
-    """Which model looks at images."""
+    """A model."""
 
     student: str = Field(
         description="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model"
@@ -83,7 +83,7 @@ class ModelSettings(ModelOptions):
 
 
 class ClassSettings(BaseModel):
-    """Which classes a model is to know."""
+    """Classes to choose among."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -93,7 +93,7 @@ class ClassSettings(BaseModel):
 
 
 class ModelWithClasses(ModelSettings, ClassSettings):
-    """Which model looks at images, and which classes it is to know."""
+    """A model and the classes to choose among."""
 
 
 def _known(metric: str) -> str:
@@ -104,7 +104,7 @@ def _known(metric: str) -> str:
 
 
 class EvalOptions(ModelOptions, DataOptions):
-    """All of an evaluation but the model and the images."""
+    """Options of an evaluation, without the model and the images."""
 
     PANELS: ClassVar[Panels] = {
         "Data": (*DataOptions.model_fields, "max_pixels"),
@@ -139,7 +139,7 @@ class EvalOptions(ModelOptions, DataOptions):
 
 
 class EvalSettings(EvalOptions, ModelSettings, DataSettings):
-    """Settings of an evaluation: a model and a data set."""
+    """Settings of an evaluation of one model on one data set."""
 
 
 class PredictSettings(ModelWithClasses):

@@ -101,7 +101,7 @@ def test_a_wide_table_loses_no_figure_in_a_pipe(processes: ForkServer, runs: lis
     assert [cell.strip() for line in lines for cell in line] == [f"{value:.4f}" for value in loss * 4]
 
 
-def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run at"):
         compare_runs([runs[0], tmp_path])
     with pytest.raises(UsageError, match="at least two"):

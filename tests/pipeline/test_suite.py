@@ -107,7 +107,7 @@ def test_images_are_decoded_once_for_all_students(
     assert len(calls) == 200
 
 
-def test_images_go_once_through_a_tower_that_models_share(
+def test_a_shared_image_tower_runs_once_per_image(
     demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The frozen one, which the text student, zero-shot and the teacher of all three have in common."""
@@ -130,7 +130,7 @@ def test_names_are_read_once_for_the_teacher_of_several_students(
     assert len(calls) == 2, "one a data set"
 
 
-def test_a_places_root_is_not_put_before_an_address(tmp_path: Path) -> None:
+def test_root_is_not_prepended_to_a_url(tmp_path: Path) -> None:
     (tmp_path / "far.toml").write_text("[[data]]\nname = 'a'\nimages = 's3://bucket/{0..3}.tar'\n")
     assert load_suite(str(tmp_path / "far.toml"), tmp_path).data[0].images == "s3://bucket/{0..3}.tar"
 
@@ -276,7 +276,7 @@ def test_a_data_set_without_its_images_is_missing_before_any_is_evaluated(
     assert json.loads(printed.out)["means"][0]["datasets"] == 9
 
 
-def test_a_data_set_that_fails_late_leaves_the_others_figures(
+def test_a_data_set_that_fails_late_keeps_the_other_figures(
     demo_cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken" / "crane").mkdir(parents=True)
@@ -317,7 +317,7 @@ def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
 
     monkeypatch.setattr(image_features, "decode_image", lambda *_, **more: pytest.fail("an image was read"))
     options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))
-    with pytest.raises(UsageError, match="Noto v1, new half: base-to-new halves the classes by itself"):
+    with pytest.raises(UsageError, match="Noto v1, new half: base-to-new splits the classes into halves"):
         run_suites([load_suite(styles, pictures)], ["zero-shot"], options)
     cached = f"[[data]]\nname = 'cached'\nimages = '{demo_cache_path}'\n"
     (tmp_path / "s.toml").write_text(STYLES + cached)
@@ -346,11 +346,11 @@ def test_ready_suites_are_the_fields_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("", "needs one .*data.* for each data set"),
-        ("[data]\nname = 'a'", "needs one .*data.* for each data set"),
-        ("data = [3]", "needs one .*data.* for each data set"),
+        ("", "must have one .*data.* for each data set"),
+        ("[data]\nname = 'a'", "must have one .*data.* for each data set"),
+        ("data = [3]", "must have one .*data.* for each data set"),
         ("[[data]]\nname = 'a'", r"data set a: --images: Field required"),
         ("[[data]]\nimages = 'a'", r"data set 0: --name: Field required"),
         ("[[data]]\nname = 'a'\nimages = 'x'\nimage = 3", r"data set a: no such setting: image"),
@@ -360,18 +360,18 @@ def test_ready_suites_are_the_fields_lists() -> None:
         ),
         ("[[data]]\nname = 'a'\nimages = '$NOWHERE_SET/x'", "variable NOWHERE_SET is not set"),
         ("[[data", "is not TOML"),
-        ("data = []", "needs one .*data.* for each data set"),
+        ("data = []", "must have one .*data.* for each data set"),
     ],
 )
-def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "suite.toml").write_text(content)
-    with pytest.raises(UsageError, match=said) as error:
+    with pytest.raises(UsageError, match=message) as error:
         load_suite(str(tmp_path / "suite.toml"))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "give either --images, for one data set, or --suite"),
         (["--suite", "domain", "--images", "x"], "give either --images, for one data set, or --suite"),
@@ -396,13 +396,13 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
     ],
 )
 def test_wrong_use_is_one_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "--student" not in arguments:
         arguments = [*arguments, "--student", "zero-shot" if "--cache" in arguments else "nobody"]
     assert rpp(monkeypatch, "eval", *arguments) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len([line for line in error.splitlines() if line]) == 1
 
 

@@ -355,7 +355,7 @@ def test_a_setting_of_any_length_has_a_folder_of_its_own(recipe: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("axes", "said"),
+    ("axes", "message"),
     [
         (["train.temperature"], "expected train.NAME=VALUE"),
         (["temperature=1"], "expected train.NAME=VALUE"),
@@ -366,13 +366,13 @@ def test_a_setting_of_any_length_has_a_folder_of_its_own(recipe: Path, tmp_path:
         (["train.lr=1", "train.lr=2"], "is already an axis"),
     ],
 )
-def test_a_wrong_axis_is_refused(axes: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_wrong_axis_is_refused(axes: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         parse_axes(axes)
 
 
 @pytest.mark.parametrize(
-    ("axis", "said"),
+    ("axis", "message"),
     [
         ("train.temperatur=1", "did you mean temperature"),
         ("train.temperature=0", "greater than 0"),
@@ -380,8 +380,8 @@ def test_a_wrong_axis_is_refused(axes: list[str], said: str) -> None:
         ("train.freeze=text", "keeps prompts that are random"),
     ],
 )
-def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         run_sweep(recipe, SweepSettings(set=(axis,), out=recipe.parent / "never"))
     assert not (recipe.parent / "never").exists()
 

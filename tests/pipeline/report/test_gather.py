@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_runs(sweep_path: Path) -> None:
     assert gathered.configurations[0].figure(0, "kl") is None, "not measured"
 
 
-def test_the_run_that_stands_for_all_is_of_the_best_configuration(sweep_copy: Path) -> None:
+def test_the_chosen_run_has_the_best_configuration(sweep_copy: Path) -> None:
     record = read_sweep(sweep_copy)
     for row in record.rows:
         for one in row.evals:
@@ -113,7 +113,7 @@ def test_damaged_results_are_noted(run_copy: Path, content: str) -> None:
 @pytest.mark.parametrize(
     "evals", [None, 7, {}, [7, None, "x"], [{"student": None}], [{"student": "runs/other", "top1": 1.0}]]
 )
-def test_evaluations_that_are_not_the_runs_are_left_out(evals: Any) -> None:
+def test_evaluations_of_other_students_are_left_out(evals: Any) -> None:
     assert paired_evals({"train": {"out": "runs/a"}, "evals": evals}) == []
 
 

@@ -1,4 +1,4 @@
-"""Norms of prompts, and those that nothing reads."""
+"""Norms of prompts, and those without effect."""
 
 from pathlib import Path
 from typing import Any
@@ -74,4 +74,4 @@ def test_the_report_shows_dead_prompts_as_dead(run_path: Path) -> None:
         )
         assert "dead" not in rows["key"] + rows["value"]
         assert figure.drawing.count("url(#hatched)") == 2
-    assert any("Nothing reads these query prompts" in p.text for p in section.pieces if isinstance(p, Text))
+    assert any("These query prompts have no effect" in p.text for p in section.pieces if isinstance(p, Text))

@@ -24,7 +24,7 @@ def run_at(path: Path) -> str:
     return str(path)
 
 
-def test_a_cache_is_asked_for_where_it_is_read(tmp_path: Path) -> None:
+def test_only_zero_shot_needs_a_cache(tmp_path: Path) -> None:
     """A student that is evaluated without its teacher reads none."""
     missing = ModelOptions(cache=str(tmp_path / "none"))
     check_students([run_at(tmp_path / "run")], missing)
@@ -61,12 +61,12 @@ def test_a_training_that_reads_no_image_asks_for_none(tmp_path: Path) -> None:
         check_train(TrainSettings(cache=cache, images=images))
 
 
-def test_what_names_alone_decide_is_refused(tmp_path: Path) -> None:
+def test_missing_paths_are_refused(tmp_path: Path) -> None:
     student, images = run_at(tmp_path / "run"), str(PICTURES / "noto.tar")
     check_evaluation([student], EvalOptions(classes=CLASSES), images)
-    with pytest.raises(UsageError, match="brings no class names; name a vocabulary with --classes"):
+    with pytest.raises(UsageError, match="has no class names; give a vocabulary with --classes"):
         check_evaluation([student], EvalOptions(), images)
-    with pytest.raises(UsageError, match="is a folder; name the pictures in it"):
+    with pytest.raises(UsageError, match="is a folder; give the pictures in it"):
         require_picture(tmp_path)
     check_build(BuildSettings(images=images, classes=CLASSES, out="new", teacher=TEACHER))
     with pytest.raises(UsageError, match=r"vocabulary 'none.txt': no such file"):

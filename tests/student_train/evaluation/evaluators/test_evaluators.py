@@ -65,7 +65,7 @@ def test_fewer_than_five_classes() -> None:
     assert measured("accuracy", found) == {"top1": 1.0, "top5": 1.0, "per_class": 1.0}
 
 
-def test_probabilities_in_the_first_two_bins_are_told_apart() -> None:
+def test_the_first_two_bins_are_separate() -> None:
     """A wrong claim of 5 % and a right one of 10 %, among 40 classes."""
     shares = torch.full((2, 40), 0.9 / 39)
     shares[0], shares[0, 0], shares[1, 0] = 0.95 / 39, 0.05, 0.1
