@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from teacher_cache.errors import UsageError
+from teacher_cache.files.json_text import first_problem
 from teacher_cache.files.whole_file import write_whole
 
 SWEEP = "sweep.json"
@@ -89,8 +90,4 @@ def read_sweep(out: Path) -> SweepRecord:
     except OSError as error:
         raise UsageError(f"{out / SWEEP} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"{out / SWEEP} is damaged: {where + ': ' if where else ''}{first['msg']}"
-        ) from error
+        raise UsageError(f"{out / SWEEP} is damaged: {first_problem(error)}") from error

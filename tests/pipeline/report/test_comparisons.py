@@ -1,4 +1,4 @@
-"""What axes do: means by hand, heat maps' cells, and why there is nothing to compare."""
+"""Comparisons: means against plain sums, cells of heat maps, and reasons for nothing to compare."""
 
 import itertools
 from pathlib import Path
@@ -100,7 +100,7 @@ def test_other_axes_get_maps_of_their_own_or_are_averaged() -> None:
     assert titles == [f"top-1 % by temperature and soft weight: {carry}" for carry in ("replace", "residual")]
     many = made({**GRID, "optimizer": ["a", "b", "c", "d", "e"]})
     (figure,) = figures(of(comparisons(many), "heat")).figures
-    assert figure.note == "Each seed's value is the mean over the other axes: optimizer."
+    assert figure.note == "The value of a seed is its mean over the other axes: optimizer."
     assert figure.table.rows[0][1] == "10.21 ± 0.01", "the optimizers' places are 0 to 4, their mean 2"
 
 
@@ -108,7 +108,7 @@ def test_axes_without_numbers_have_no_heat_map() -> None:
     gathered = made({"temperature": [1, 2], "classes_per_step": ["all", 100], "x.flag": [True, False]})
     assert numeric_axes(gathered) == ["temperature"]
     section = of(comparisons(gathered), "heat")
-    assert text_of(section) == "No heat map: it needs two axes with numbers, and the sweep has temperature."
+    assert text_of(section) == "No heat map: it needs two axes with numbers; the sweep has temperature."
 
 
 def test_the_structure_ablation_has_a_row_for_each_structure() -> None:
