@@ -86,7 +86,7 @@ def test_the_packaged_pictures_are_complete_and_licensed() -> None:
 
 
 def test_make_pictures_writes_the_same_bytes_each_time(tmp_path: Path) -> None:
-    """On shards made of the packaged pictures, with the names that the original shards have."""
+    """On shards of the packaged pictures, named like the original shards."""
     names = (HERE / "pictures" / "classes.txt").read_text().splitlines()
     (tmp_path / "emoji").mkdir()
     for style in make_pictures.STYLES:

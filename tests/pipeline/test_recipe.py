@@ -99,7 +99,7 @@ def test_a_wrong_evaluation_is_named_before_the_build(
 
 
 def test_an_evaluation_that_fails_leaves_the_figures_of_the_training(recipe: Path, tmp_path: Path) -> None:
-    """The labels do not fit the vocabulary, which only reading the images shows."""
+    """The labels do not fit the vocabulary, which is found only when the images are read."""
     few = tmp_path / "few.txt"
     few.write_text("cat\ndog\n")
     whole = recipe.read_text()
@@ -178,7 +178,7 @@ def test_the_packaged_recipes_are_valid(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_sweeps_that_a_recipe_names_are_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands in the head of the recipe, read and laid out; what they cost is why they are not run."""
+    """The commands in the head of the recipe are parsed but not run, because they take hours."""
     monkeypatch.setenv("EMOJI", "emoji")
     path = ROOT / "recipes" / "emoji-ablation.toml"
     head = " ".join(line[1:] for line in path.read_text().split("[build]")[0].splitlines())

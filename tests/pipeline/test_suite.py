@@ -1,4 +1,4 @@
-"""Suites: many data sets, one table; the ready ones over data roots laid out as CoOp's."""
+"""Suites: many data sets in one table; the ready suites on data roots in CoOp's layout."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ STYLES = """
 
 @pytest.fixture
 def runs(run_of: Callable[[str], Path]) -> list[str]:
-    """A student with prompts in both towers and one with text prompts alone."""
+    """A student with prompts in both towers and one with only text prompts."""
     return [str(run_of(towers)) for towers in ("both", "text")]
 
 
@@ -62,7 +62,7 @@ def rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_a_suite_gives_what_single_evaluations_give(
+def test_a_suite_equals_single_evaluations(
     demo_cache_path: Path, runs: list[str], styles: str, pictures: Path
 ) -> None:
     cache = str(demo_cache_path)
@@ -110,7 +110,7 @@ def test_images_are_decoded_once_for_all_students(
 def test_a_shared_image_tower_runs_once_per_image(
     demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The frozen one, which the text student, zero-shot and the teacher of all three have in common."""
+    """The text student, zero-shot and the teacher of all three share the frozen tower."""
     encode, seen = Teacher.image_features, []
     monkeypatch.setattr(
         Teacher, "image_features", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels)
@@ -203,7 +203,7 @@ def test_several_students_on_one_data_set(
 
 
 def coop_root(root: Path) -> Path:
-    """A data root as CoOp's DATASETS.md lays it out: for each data set two classes with a picture each."""
+    """Write a data root in the layout of CoOp's DATASETS.md: two classes with a picture each per data set."""
     picture = jpeg(0, 32, 32)
     for entry in load_suite("cross-dataset").data:
         path = root / entry.images
@@ -305,7 +305,7 @@ def test_a_data_set_that_fails_late_keeps_the_other_figures(
     assert "1 data sets could not be evaluated; the first is broken: no labelled image" in printed.err
 
 
-def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
+def test_a_data_set_that_does_not_fit_is_refused_before_any_evaluation(
     demo_cache_path: Path,
     runs: list[str],
     styles: str,

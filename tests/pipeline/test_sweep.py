@@ -34,7 +34,7 @@ GRID = ("train.temperature=0.5,2", "train.soft-weight=0,1")
 
 
 def forking(processes: ForkServer) -> dict[str, Any]:
-    """How to start a process whose sweeps fork their runs."""
+    """Return the arguments to start a process whose sweeps fork their runs."""
     place = processes.fileno()
     return {"kept": [place], "before": ("tests.processes:fork_runs", {"server": place})}
 
@@ -81,13 +81,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(recipe: Path) -> tuple[Path, SweepRecord]:
-    """Four settings with two seeds each, nothing in the way; its runs start as users' do."""
+    """Four settings with two seeds each, uninterrupted; its runs start as users' do."""
     out = recipe.parent / "undisturbed"
     return out, run_sweep(recipe, SweepSettings(set=GRID, seeds=2, out=out))
 
 
 def figures(record: SweepRecord) -> list[Any]:
-    """All that does not depend on the clock or on the folder."""
+    """Return everything that does not depend on the clock or on the folder."""
     times = {"out", "seconds", "samples_per_second", "wait_seconds", "samples"}
     of_rows = [
         (
@@ -186,7 +186,7 @@ def test_a_second_call_trains_nothing_and_more_seeds_train_only_those(
 def test_another_evaluation_is_measured_and_nothing_is_trained(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
-    """A metric that the recipe asks for later; the runs' folders stay where they are."""
+    """A metric is added to the recipe; the folders of the runs stay."""
     out, other = tmp_path / "copy", tmp_path / "other.toml"
     shutil.copytree(undisturbed[0], out)
     other.write_text(recipe.read_text().replace('metrics = ["accuracy"]', 'metrics = ["calibration"]'))
@@ -256,7 +256,7 @@ def test_two_at_a_time(recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_
 
 @pytest.mark.usefixtures("forked_runs")
 def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path, tmp_path: Path) -> None:
-    """The prompts to start from are not there for one run, and then they are."""
+    """The prompts to start from are missing in the first call and present in the second."""
     start = tmp_path / "start.safetensors"
     settings = SweepSettings(set=(f"train.init={start}",), out=tmp_path / "sweep")
     notes: list[str] = []
@@ -306,7 +306,7 @@ def test_a_process_that_dies_fails_only_its_job(recipe: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("forked_runs")
 def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Path) -> None:
-    """The teacher's weights are gone; the students are another model over features that it left behind."""
+    """The teacher's weights are deleted; the students are another model with cached features."""
     folder = tmp_path / "cache"
     teacher = write_model(tmp_path / "teacher", "gelu")
     own = write_model(tmp_path / "own", "gelu", seed=1)
@@ -345,7 +345,7 @@ def test_runs_on_dask_workers_are_those_of_this_machine(
     assert figures(record)[2:] == figures(undisturbed[1].model_copy(update={"rows": rows}))[2:]
 
 
-def test_a_setting_of_any_length_has_a_folder_of_its_own(recipe: Path, tmp_path: Path) -> None:
+def test_settings_of_any_length_have_separate_folders(recipe: Path, tmp_path: Path) -> None:
     words = ["a photo of " + "very long words " * 20 + end for end in ("one", "two")]
     cells = make_cells(recipe, {"prompt_init": words}, SweepSettings(seeds=2), tmp_path)
     names = {cell.train.out.name for cell in cells if cell.train.out}
@@ -387,7 +387,7 @@ def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str
 
 
 def test_the_frozen_model_is_measured_by_the_evaluations_of_the_runs(recipe: Path, tmp_path: Path) -> None:
-    """One of another student stands first: the figures of a place in the rows are those of one data set."""
+    """An evaluation of another student comes first: figures at an index of the rows are of one data set."""
     other = tmp_path / "other.toml"
     text = recipe.read_text()
     first = f'[[eval]]\nimages = "{PICTURES}/noto.tar"\nstudent = "peer"\n'

@@ -16,7 +16,7 @@ from tests.processes import ForkServer
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b.|\r(?!\n)")
 COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
-# All in one process, since its start takes seconds; what is printed in each scene stands behind its name.
+# All in one process, since its start takes seconds; the output of each scene follows its name.
 PROGRAM = """
 import os, sys
 from pipeline import cli as rpp
@@ -72,7 +72,7 @@ def scenes(output: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """All that a terminal of 80 columns and 24 lines got."""
+    """Return the output to a terminal of 80 columns and 24 lines, by scene."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = processes.start(
@@ -96,7 +96,7 @@ def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def on_screen(output: str) -> list[str]:
-    """What stands on the screen in the end."""
+    """Return the last lines on the screen."""
     screen = pyte.Screen(80, 24)
     pyte.Stream(screen).feed(output)
     return [line.rstrip() for line in screen.display if line.strip()]

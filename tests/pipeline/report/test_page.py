@@ -129,14 +129,14 @@ def test_classes_are_those_whose_right_answers_changed_most(run_copy: Path) -> N
         (None, "axes", "Nothing to compare: this is a single run"),
     ],
 )
-def test_what_is_missing_is_said(run_copy: Path, gone: str | None, section: str, message: str) -> None:
+def test_missing_data_has_a_reason(run_copy: Path, gone: str | None, section: str, message: str) -> None:
     if gone:
         (run_copy / gone).unlink()
     found = {one.name: one for one in sections(gather(run_copy))}
     assert message in texts(found[section])
 
 
-def test_a_cache_that_moved_is_said(run_copy: Path) -> None:
+def test_a_moved_cache_is_reported(run_copy: Path) -> None:
     record = json.loads((run_copy / "settings.json").read_text())
     record["settings"]["cache"] = "/nowhere.zarr"
     (run_copy / "settings.json").write_text(json.dumps(record))
@@ -145,7 +145,7 @@ def test_a_cache_that_moved_is_said(run_copy: Path) -> None:
     assert "The cache cannot be read: no cache at /nowhere.zarr" in texts(found["run"])
 
 
-def test_a_damaged_cache_is_said_and_not_the_end(run_copy: Path, inputs: Path, tmp_path: Path) -> None:
+def test_a_report_is_made_with_a_damaged_cache(run_copy: Path, inputs: Path, tmp_path: Path) -> None:
     record = json.loads((run_copy / "settings.json").read_text())
     record["settings"]["cache"] = str(shutil.copytree(inputs / "demo.zarr", tmp_path / "demo.zarr"))
     (run_copy / "settings.json").write_text(json.dumps(record))
@@ -165,7 +165,7 @@ def test_seconds_that_are_not_recorded_have_a_reason(run_copy: Path) -> None:
     assert "not recorded; rpp run" in make_report(run_copy).read_text(encoding="utf-8")
 
 
-def test_damage_in_a_run_is_said_and_not_the_end(sweep_copy: Path) -> None:
+def test_a_report_is_made_with_a_damaged_run(sweep_copy: Path) -> None:
     chosen = gather(sweep_copy).chosen
     assert chosen is not None
     folder = sweep_copy / chosen[1].run

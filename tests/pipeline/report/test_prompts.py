@@ -17,7 +17,7 @@ from tests.models import loaded
 
 
 def stored(**settings: Any) -> tuple[StoredStudent, PromptedCLIP]:
-    """A student of a model with three blocks a tower, as it would be read."""
+    """Return a stored student of a model with three blocks per tower."""
     student = PromptedCLIP(loaded("gelu"), PromptSettings(prompt_length=2, **settings))
     for number, prompts in enumerate(student.parameters()):
         if prompts.requires_grad:  # some begin at zero

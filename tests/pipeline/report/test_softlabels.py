@@ -1,4 +1,4 @@
-"""The teacher's soft labels and the pictures, against the cache read plainly."""
+"""Soft labels and pictures, compared with a plain reading of the cache."""
 
 import base64
 import io
@@ -109,7 +109,7 @@ def test_three_temperatures() -> None:
     assert picture_temperatures([0.5, 1.0, 2.0, 4.0, 8.0]) == (0.5, 2.0, 8.0)
 
 
-def test_pictures_have_what_teacher_and_student_say(
+def test_pictures_have_classes_of_teacher_and_student(
     cache: TeacherCache, run_path: Path, inputs: Path, tmp_path: Path
 ) -> None:
     shown = describe_pictures(cache, [(2, "uncertain"), (1, "uncertain")], [0.5, 1.0], load_student(run_path))
@@ -147,7 +147,7 @@ def test_the_section_of_a_sweep(sweep_path: Path, cache: TeacherCache) -> None:
     assert gathered.chosen[0].label in text_of(section)
 
 
-def test_what_is_gone_is_said(run_copy: Path, inputs: Path, cache: TeacherCache) -> None:
+def test_missing_inputs_have_a_reason(run_copy: Path, inputs: Path, cache: TeacherCache) -> None:
     (run_copy / "student.safetensors").unlink()
     section = soft_labels(gather(run_copy), cache, "")
     assert "No predictions of the student: no run is finished" in text_of(section)

@@ -1,4 +1,4 @@
-"""How data sets are laid out: CLIP_benchmark's, CoOp's, image folders, Parquet, caches."""
+"""Layouts of data sets: CLIP_benchmark's, CoOp's, image folders, Parquet, caches."""
 
 import json
 import re
@@ -28,7 +28,7 @@ NOTO, CLASSES = str(PICTURES / "noto.tar"), str(PICTURES / "classes.txt")
 
 
 def write_clip_benchmark(folder: Path, names: list[str], shards: int = 2, **files: str) -> Path:
-    """A data set in CLIP_benchmark's layout: five classes, six pictures a shard."""
+    """A data set in CLIP_benchmark's layout: five classes, six pictures per shard."""
     for shard in range(shards):
         write_shard(folder / "test" / f"{shard}.tar", webdataset_members(6 * shard, 6))
     (folder / "test" / "nshards.txt").write_text(f"{shards}\n")
@@ -103,7 +103,7 @@ def test_shards_beyond_nshards_are_not_read(tmp_path: Path) -> None:
         ({}, {"format": "coop"}, "has the layout 'clip-benchmark', not 'coop'"),
     ],
 )
-def test_what_is_wrong_with_clip_benchmarks_layout_is_one_line(
+def test_errors_in_clip_benchmarks_layout_are_one_line(
     tmp_path: Path, files: dict[str, str], others: dict[str, Any], message: str
 ) -> None:
     folder = write_clip_benchmark(tmp_path, list("abcde"), **files)

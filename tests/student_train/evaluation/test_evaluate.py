@@ -35,7 +35,7 @@ IMAGES, CLASSES = str(PICTURES / "fluent-flat.tar"), str(PICTURES / "classes.txt
 
 
 def plain_hits(model: Any, classifier_DC: torch.Tensor, images: str, cache_path: Path) -> tuple[float, float]:
-    """Top-1 and top-5 with open_clip's own preprocessing, one plain loop."""
+    """Return top-1 and top-5 from a plain loop with open_clip's own preprocessing."""
     _, _, preprocess = open_clip.create_model_and_transforms(open_cache(cache_path).teacher["model"])
     samples, _ = index_images(images, load_vocabulary(CLASSES))
     reader, top = ImageReader(), []

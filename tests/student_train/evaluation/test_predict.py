@@ -48,7 +48,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_pictures_get_the_classes_that_an_evaluation_gives_them(
     run: Path, pictures: list[Path], demo_cache_path: Path
 ) -> None:
-    """More pictures than run together; the order is that of the command line."""
+    """More pictures than a batch; the order is that of the command line."""
     predictions = predict(PredictSettings(student=str(run), classes=CLASSES, device="cpu"), pictures)
     assert [prediction.image for prediction in predictions] == [str(path) for path in pictures]
     cache = open_cache(demo_cache_path)
@@ -113,7 +113,7 @@ def test_files_that_are_not_pictures_are_named(run: Path, pictures: list[Path], 
 
 
 def test_special_files_are_not_read(tmp_path: Path) -> None:
-    """A device may have no end, a pipe no writer."""
+    """Reading a device may never end; a pipe may have no writer."""
     os.mkfifo(tmp_path / "pipe.jpg")
     asked = PredictSettings(student="zero-shot", classes=CLASSES)
     for place in (Path("/dev/zero"), tmp_path / "pipe.jpg"):

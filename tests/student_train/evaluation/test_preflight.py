@@ -1,4 +1,4 @@
-"""What is refused before anything heavy is imported, and what must not be."""
+"""Checks before heavy imports, and inputs that they must accept."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def run_at(path: Path) -> str:
 
 
 def test_only_zero_shot_needs_a_cache(tmp_path: Path) -> None:
-    """A student that is evaluated without its teacher reads none."""
+    """A student that is evaluated without its teacher does not read the cache."""
     missing = ModelOptions(cache=str(tmp_path / "none"))
     check_students([run_at(tmp_path / "run")], missing)
     for name in ("zero-shot", "./zero-shot", "zero-shot/"):
@@ -35,8 +35,8 @@ def test_only_zero_shot_needs_a_cache(tmp_path: Path) -> None:
             check_students([name], ModelOptions())
 
 
-def test_weights_beside_a_model_that_has_its_own_are_left_to_open_clip(tmp_path: Path) -> None:
-    """Which says to leave them out, not that they are missing."""
+def test_weights_for_a_model_with_its_own_are_left_to_open_clip(tmp_path: Path) -> None:
+    """open_clip's message is to leave them out, not that they are missing."""
     require_model(TEACHER, "x.pt")
     require_model("hf-hub:org/repo", "x.pt")
     require_model("ViT-B-32", "openai")
