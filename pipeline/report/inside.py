@@ -90,7 +90,7 @@ def _pictures(gathered: Gathered, cache: TeacherCache) -> list[Piece]:
             why = str(error)
     pictures = describe_pictures(cache, typical_rows(cache), temperatures, student)
     text = (
-        "Samples of this selection on which the teacher is most certain and right, least certain, and most "
+        "The samples of these on which the teacher is most certain and right, least certain, and most "
         "certain and wrong."
     )
     if student and gathered.is_sweep and gathered.chosen:

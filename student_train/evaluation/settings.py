@@ -49,7 +49,7 @@ class DataSettings(DataOptions):
     """A data set: its images, layout and classes."""
 
     images: str = Field(
-        description="an image source, CoOp's split_zhou_*.json, CLIP_benchmark's folder, or a cache"
+        description="an image source, CoOp's split_zhou_*.json, a folder of CLIP_benchmark, or a cache"
     )
 
 
@@ -60,8 +60,8 @@ class ModelOptions(BaseModel):
 
     cache: Place | None = Field(
         default=None,
-        description="cache whose model and templates --student zero-shot means, and whose teacher agreement "
-        "compares with [default: the cache of the run]",
+        description="cache with the model and templates of --student zero-shot and the teacher of agreement "
+        "[default: the cache of the run]",
     )
     model: str | None = Field(
         default=None, description="where the frozen model is now [default: where it was at training]"
@@ -75,7 +75,7 @@ class ModelOptions(BaseModel):
 
 
 class ModelSettings(ModelOptions):
-    """A model."""
+    """A model to evaluate or to predict with."""
 
     student: str = Field(
         description="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model"
