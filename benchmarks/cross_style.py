@@ -25,7 +25,7 @@ import typer
 from pipeline.suite import Suite, SuiteData
 from pipeline.suite_run import run_suites
 from student_train.evaluation.settings import EvalOptions
-from student_train.figures import FIGURES, ZERO_SHOT, is_share
+from student_train.figures import FIGURES, ZERO_SHOT
 from student_train.markdown import table as markdown_table
 from student_train.model.settings import PromptSettings
 from student_train.training.loop import train
@@ -161,12 +161,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [
         [row["style"], row["prompts"], *(_spread(row[figure], figure) for figure in figures)] for row in rows
     ]
-    headings = ["tested on", "prompts", *(FIGURES[figure] for figure in figures)]
+    headings = ["tested on", "prompts", *(FIGURES[figure].heading for figure in figures)]
     return "\n".join(markdown_table(headings, cells))
 
 
 def _spread(values: Sequence[float], figure: str) -> str:
-    scale, digits = (100, 1) if is_share(figure) else (1, 3)
+    scale = FIGURES[figure].scale
+    digits = 1 if scale == 100 else 3
     mean = f"{scale * statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 

@@ -1,6 +1,6 @@
-"""Both stages chained: recipes, sweeps, evaluation on suites, reports, the demo.
+"""Run both stages: recipes, sweeps, evaluation on suites, reports, the demo.
 
-Public is what `__all__` names; all else may change. Each name is imported when it is first used.
+The names in `__all__` are public; everything else may change. Each is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING

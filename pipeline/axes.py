@@ -1,18 +1,18 @@
-"""The axes of a sweep, as the command line names them. Nothing here takes time to import."""
+"""Parse the axes of a sweep from the command line. Imports nothing slow."""
 
 from collections.abc import Sequence
 
 from student_train.runs.record import FREE_ON_RESUME
 from teacher_cache.errors import UsageError
 
-FREE = FREE_ON_RESUME | {"cache", "seed"}  # no axes: they change nothing, or have an option of their own
+FREE = FREE_ON_RESUME | {"cache", "seed"}  # they change no result, or have their own option
 
 
 def parse_axes(assignments: Sequence[str]) -> dict[str, list[str]]:
-    """`train.NAME=VALUE,VALUE` as name -> values.
+    """Parse `train.NAME=VALUE,VALUE` into values by name.
 
     Raises:
-        UsageError: not of this form, another stage's setting, or one that a sweep sets itself.
+        UsageError: not of this form, a setting of another stage, or one that the sweep sets itself.
     """
     axes: dict[str, list[str]] = {}
     for text in assignments:
@@ -20,17 +20,19 @@ def parse_axes(assignments: Sequence[str]) -> dict[str, list[str]]:
         stage, dot, name = left.strip().replace("-", "_").partition(".")
         values = [value.strip() for value in right.split(",")]
         if not (equals and dot and name and all(values)):
-            raise UsageError(f"--set {text}: it is train.NAME=VALUE,VALUE,...")
+            raise UsageError(f"--set {text}: expected train.NAME=VALUE,VALUE,...")
         if stage != "train":
             raise UsageError(
-                f"--set {text}: the axes of a sweep are settings of train; its runs share one cache"
+                f"--set {text}: an axis must be a setting of train, because all runs share one cache"
             )
         if name in FREE:
             raise UsageError(
                 f"--set {text}: "
-                + ("--seeds says how many" if name == "seed" else f"{name} is no axis of a sweep")
+                + ("use --seeds" if name == "seed" else f"{name} cannot be an axis of a sweep")
             )
         if name in axes:
-            raise UsageError(f"--set {text}: train.{name} is an axis already; give it all values at once")
+            raise UsageError(
+                f"--set {text}: train.{name} is already an axis; give all its values in one --set"
+            )
         axes[name] = values
     return axes

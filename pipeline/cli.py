@@ -1,11 +1,11 @@
-"""`rpp`: both stages chained, evaluation, reports, single pictures, import and export, the demo."""
+"""The command `rpp`: recipes, sweeps, evaluation, prediction, import, export, reports, the demo."""
 
 import json
 import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -44,17 +44,44 @@ from teacher_cache.options import (
 from teacher_cache.preflight import require_file, require_model
 from teacher_cache.progress import loading
 
+if TYPE_CHECKING:
+    from pipeline.tables import Cells
+
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
 Markdown = Annotated[bool, flag("--markdown", "print the table in Markdown", OUTPUT)]
-# A pipe has no width: a table that is cut to 80 columns there would lose figures.
+# A pipe has no width: rich's default of 80 columns would split the table.
 WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 400
 console = Console(soft_wrap=True, width=WIDE)
 remarks = Console(stderr=True, soft_wrap=True)
 
 
 def note(line: str) -> None:
-    """A line for the user, on standard error."""
+    """Print a line for the user on standard error."""
     remarks.print(line, markup=False, highlight=False)
+
+
+def print_line(line: object) -> None:
+    """Print a line of the result on standard output."""
+    console.print(str(line), markup=False, highlight=False)
+
+
+def print_table(results: Any, cells: "Cells", as_json: bool, as_markdown: bool = False) -> None:
+    """Print results as JSON, or their table in Markdown or for the terminal."""
+    if as_json:
+        print(json.dumps(results, ensure_ascii=False))
+    elif as_markdown:
+        print(cells.markdown())
+    else:
+        console.print(cells)
+
+
+def print_files(files: dict[str, Path], as_json: bool) -> None:
+    """Print the files that a command wrote: a line each, or JSON by name."""
+    if as_json:
+        print(json.dumps({name: str(path) for name, path in files.items()}))
+        return
+    for path in files.values():
+        print_line(path)
 
 
 @app.callback()
@@ -73,10 +100,7 @@ def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: 
         from pipeline.run import run_recipe
         from pipeline.tables import evaluation_cells
     results = run_recipe(loaded, note)
-    if as_json:
-        print(json.dumps(results, ensure_ascii=False))
-        return
-    console.print(evaluation_cells(results["evals"]))
+    print_table(results, evaluation_cells(results["evals"]), as_json)
 
 
 @app.command(cls=OneCommand)
@@ -97,12 +121,7 @@ def sweep(
         from pipeline.sweep import check_all_done, run_sweep
         from pipeline.tables import sweep_cells
     record = run_sweep(recipe, settings, note)
-    if as_json:
-        print(record.model_dump_json())
-    elif as_markdown:
-        print(sweep_cells(record).markdown())
-    else:
-        console.print(sweep_cells(record))
+    print_table(json.loads(record.model_dump_json()), sweep_cells(record), as_json, as_markdown)
     check_all_done(record)
 
 
@@ -120,12 +139,7 @@ def compare(
     from pipeline.tables import compared_cells
 
     compared = compare_runs(runs)
-    if as_json:
-        print(json.dumps(compared, ensure_ascii=False))
-    elif as_markdown:
-        print(compared_cells(compared).markdown())
-    else:
-        console.print(compared_cells(compared))
+    print_table(compared, compared_cells(compared), as_json, as_markdown)
 
 
 @app.command("eval", cls=OneCommand)
@@ -159,13 +173,13 @@ def eval_command(
     root: Annotated[
         Path | None,
         typer.Option(
-            help="folder that the suite's places start from",
+            help="folder that relative paths of the suite start from",
             rich_help_panel="Data",
             show_default="the working directory",
         ),
     ] = None,
     skip_missing: Annotated[
-        bool, flag("--skip-missing", "leave out data sets of the suite that are not there", "Data")
+        bool, flag("--skip-missing", "leave out missing data sets of the suite", "Data")
     ] = False,
     as_json: Json = False,
     as_markdown: Markdown = False,
@@ -175,28 +189,28 @@ def eval_command(
     Example: rpp eval --student runs/t2 --images 'val/*.tar' --classes imagenet-1k
     """
     if bool(images) == bool(suite):
-        raise UsageError("name what to evaluate on: one data set by --images, or --suite")
+        raise UsageError("give either --images, for one data set, or --suite")
     if as_json and as_markdown:
-        raise UsageError("--json or --markdown, not both")
+        raise UsageError("give --json or --markdown, not both")
     if images:
         if root is not None or skip_missing:
-            raise UsageError("--root and --skip-missing belong to --suite")
+            raise UsageError("--root and --skip-missing need --suite")
         check_evaluation(student, options, images)
         with loading():
             from pipeline.tables import evaluation_cells
             from student_train.evaluation.datasets import open_dataset
             from student_train.evaluation.evaluate import evaluate_models, load_models
-        dataset = open_dataset(DataSettings(**_of(DataOptions, options), images=images))
+        dataset = open_dataset(DataSettings(**selected_fields(DataOptions, options), images=images))
         rows = evaluate_models(load_models(student, options), dataset, options)
         for line in rows[0]["notes"]:
             note(f"note: {line}")
         results: dict[str, Any] = rows[0] if len(rows) == 1 else {"rows": rows}
         cells = evaluation_cells(rows)
     else:
-        for name, value in _of(DataOptions, options).items():
+        for name, value in selected_fields(DataOptions, options).items():
             if value != DataOptions.model_fields[name].default:
                 raise UsageError(
-                    f"--{name.replace('_', '-')} is said by the suite, for each of its data sets"
+                    f"--{name.replace('_', '-')} cannot be used with --suite, which sets it for each data set"
                 )
         suites = [load_suite(name, root) for name in suite or []]
         check_data_there(suites, skip_missing)
@@ -206,17 +220,13 @@ def eval_command(
             from pipeline.tables import suite_cells
         results = run_suites(suites, student, options, skip_missing, note)
         cells = suite_cells(results)
-    if as_json:
-        print(json.dumps(results, ensure_ascii=False))
-    elif as_markdown:
-        print(cells.markdown())
-    else:
-        console.print(cells)
+    print_table(results, cells, as_json, as_markdown)
     if suite:
         check_all_evaluated(results)
 
 
-def _of(kind: type[BaseModel], options: BaseModel) -> dict[str, Any]:
+def selected_fields(kind: type[BaseModel], options: BaseModel) -> dict[str, Any]:
+    """Return the options that are fields of a settings class."""
     return options.model_dump(include=set(kind.model_fields))
 
 
@@ -241,9 +251,9 @@ def predict_command(
         print(json.dumps([asdict(prediction) for prediction in predictions], ensure_ascii=False))
         return
     for prediction in predictions:
-        console.print(prediction.image, markup=False, highlight=False)
+        print_line(prediction.image)
         for share, name in zip(prediction.probabilities, prediction.classes, strict=True):
-            console.print(printable(f"  {100 * share:5.1f} %  {name}"), markup=False, highlight=False)
+            print_line(printable(f"  {100 * share:5.1f} %  {name}"))
 
 
 @app.command("import", cls=OneCommand)
@@ -252,7 +262,7 @@ def import_command(
     settings: ImportSettings,
     checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of CoOp's or POMP's prompt learner")],
 ) -> None:
-    """Make a student of published prompts, to evaluate them as one's own runs are.
+    """Make a student of published prompts, to evaluate them like your own runs.
 
     Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
     """
@@ -260,7 +270,7 @@ def import_command(
     require_model(settings.model, settings.pretrained)
     with loading():
         from student_train.interchange.published import import_prompts
-    console.print(str(import_prompts(settings, checkpoint)), markup=False, highlight=False)
+    print_line(import_prompts(settings, checkpoint))
 
 
 export = command_line("Write a student for other programs.", no_args_is_help=True)
@@ -277,12 +287,7 @@ def classifier_command(settings: ClassifierSettings, as_json: Json = False) -> N
     check_model_and_classes(settings)
     with loading():
         from student_train.interchange.classifier import export_classifier
-    files = export_classifier(settings)
-    if as_json:
-        print(json.dumps({name: str(path) for name, path in files.items()}))
-        return
-    for path in files.values():
-        console.print(str(path), markup=False, highlight=False)
+    print_files(export_classifier(settings), as_json)
 
 
 @export.command("huggingface", cls=OneCommand)
@@ -295,18 +300,13 @@ def huggingface_command(settings: HuggingFaceSettings, as_json: Json = False) ->
     require_student(settings.student)
     with loading():
         from student_train.interchange.huggingface import export_huggingface
-    files = export_huggingface(settings)
-    if as_json:
-        print(json.dumps({name: str(path) for name, path in files.items()}))
-        return
-    for path in files.values():
-        console.print(str(path), markup=False, highlight=False)
+    print_files(export_huggingface(settings), as_json)
 
 
 @export.command("onnx", cls=OneCommand)
 @settings_options(OnnxSettings)
 def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
-    """Write the image tower with its prompts as an ONNX file, compared with the student before it is kept.
+    """Write the image tower with its prompts as an ONNX file, after comparing it with the student.
 
     Example: rpp export onnx --student runs/t2 --out image.onnx
     """
@@ -319,8 +319,8 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
         print(json.dumps(asdict(made), default=str))
         return
     for path in [made.file, *([made.data] if made.data else [])]:
-        console.print(str(path), markup=False, highlight=False)
-    note(f"its features differ from the student's by {made.max_difference:.1e} at most")
+        print_line(path)
+    note(f"its features differ from the student's by at most {made.max_difference:.1e}")
 
 
 @app.command(cls=OneCommand)
@@ -333,7 +333,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one HTML file about a run or a sweep: tables, curves, soft labels; it needs no network.
+    """Write one HTML file about a run or a sweep: tables, curves, soft labels. It needs no network.
 
     Example: rpp report runs/t2 --out report.html
     """
@@ -342,7 +342,7 @@ def report(
     gather(folder)
     with loading():
         from pipeline.report import make_report
-    console.print(str(make_report(folder, out)), markup=False, highlight=False)
+    print_line(make_report(folder, out))
 
 
 @app.command(cls=OneCommand)

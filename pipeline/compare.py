@@ -1,6 +1,6 @@
-"""What differs between runs: in what they were, and in what came out.
+"""Compare runs: the settings that differ, and the results.
 
-Knows the files of a run's folder; tables are made in `tables.py`.
+Reads the files of a run's folder; `tables.py` makes the table.
 """
 
 from collections.abc import Sequence
@@ -20,38 +20,39 @@ from teacher_cache.errors import UsageError
 
 OF_TRAINING = ("steps", "samples_per_second", "seconds", "wait_seconds")
 OF_LAST_LINE = ("step", "loss", "accuracy")  # and all terms of the loss
-FREE = FREE_ON_RESUME - {"device"}  # says nothing of the result, but of its cost
+FREE = FREE_ON_RESUME - {"device"}  # the device changes the cost
 
 
 def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
-    """Compare what runs wrote down of themselves.
+    """Compare the stored settings and results of runs.
 
     Returns:
-        `runs`: their folders; `settings`: of each setting that differs its value in each run; `same`: how
-        many do not differ; `results`: of each figure that any run has its value in each run, or None: of the
-        last line of `metrics.jsonl`, of the training, and of each evaluation, as `IMAGES: FIGURE`.
+        `runs`: their folders; `settings`: for each setting that differs, its value in each run; `same`: the
+        number of equal settings; `results`: for each figure that any run has, its value in each run or None.
+        Figures are those of the last line of `metrics.jsonl`, of the training, and of each evaluation, as
+        `IMAGES: FIGURE`.
 
     Raises:
-        UsageError: fewer than two runs, no run there, or a damaged record.
+        UsageError: fewer than two runs, no run in a folder, or a damaged record.
     """
     if len(runs) < 2:
-        raise UsageError("name at least two runs to compare")
-    described = [_described(read_settings(run)) for run in runs]
-    names = list(dict.fromkeys(name for one in described for name in one))
-    settings = {name: [one.get(name) for one in described] for name in names}
+        raise UsageError("give at least two runs to compare")
+    stored = [_settings(read_settings(run)) for run in runs]
+    names = list(dict.fromkeys(name for run in stored for name in run))
+    settings = {name: [run.get(name) for run in stored] for name in names}
     different = {name: values for name, values in settings.items() if any(v != values[0] for v in values)}
-    measured = [_measured(run) for run in runs]
-    figures = list(dict.fromkeys(name for one in measured for name in one))
+    results = [_results(run) for run in runs]
+    figures = list(dict.fromkeys(name for run in results for name in run))
     return {
         "runs": [str(run) for run in runs],
         "settings": different,
         "same": len(settings) - len(different),
-        "results": {name: [one.get(name) for one in measured] for name in figures},
+        "results": {name: [run.get(name) for run in results] for name in figures},
     }
 
 
-def _described(record: dict[str, Any]) -> dict[str, Any]:
-    """All that decided a run's result and its cost, by flat names."""
+def _settings(record: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that decided the result and cost of a run, by flat names."""
     cache = record["cache"]
     found = {name: value for name, value in flat_settings(record).items() if name not in FREE}
     found |= {f"cache {name}": cache[name] for name in CACHE_FIELDS if name in cache}
@@ -64,7 +65,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     return found | {name: record.get(name) for name in others if name in record}
 
 
-def _measured(run: Path) -> dict[str, Any]:
+def _results(run: Path) -> dict[str, Any]:
     line = last_metrics(run) or {}
     found = {name: line[name] for name in line if name in OF_LAST_LINE or name.endswith("_loss")}
     results = read_results(run)

@@ -1,6 +1,6 @@
-"""A TOML recipe -> validated settings of both stages and of the evaluations.
+"""Read a TOML recipe into the settings of both stages and of the evaluations.
 
-The tables `[build]`, `[train]` and `[[eval]]` take the names of the commands' options, with `_` for `-`.
+The tables `[build]`, `[train]` and `[[eval]]` have the options of the commands, with `_` for `-`.
 """
 
 import os
@@ -20,7 +20,7 @@ from teacher_cache.settings import from_flat
 
 
 class Recipe(BaseModel):
-    """Everything that one experiment needs; without `build` its cache is there already."""
+    """The settings of an experiment. Without `build`, its cache exists already."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,34 +30,35 @@ class Recipe(BaseModel):
 
 
 def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe. `$NAME` and `${NAME}` in strings are environment variables; paths are relative to where
-    the command runs. Without a value, `train.cache` is `build.out`, `eval.cache` is `train.cache` and
-    `eval.student` is `train.out`.
+    """Read a recipe.
+
+    `$NAME` and `${NAME}` in strings are environment variables. Paths are relative to the working directory.
+    `train.cache` defaults to `build.out`, `eval.cache` to `train.cache` and `eval.student` to `train.out`.
 
     Args:
-        train: settings that go before those of the recipe's [train].
+        train: settings that override those of [train].
 
     Raises:
-        UsageError: not TOML, an unknown table or setting, a missing one, an environment variable not set.
+        UsageError: not TOML, an unknown or missing table or setting, or an environment variable is not set.
     """
     tables = read_toml(path, "recipe")
     unknown = set(tables) - {"build", "train", "eval"}
     if unknown or not isinstance(tables.get("build", {}), dict) or not isinstance(tables.get("train"), dict):
         raise UsageError(
-            f"the recipe {path} needs the tables [build] and [train], may have [[eval]]"
-            + (f", and does not know [{min(unknown)}]" if unknown else "")
+            f"the recipe {path} must have the tables [build] and [train] and may have [[eval]]"
+            + (f"; unknown table [{min(unknown)}]" if unknown else "")
         )
     if "build" not in tables and "cache" not in tables["train"]:
-        raise UsageError(f"the recipe {path} needs the table [build], or cache in [train]")
+        raise UsageError(f"the recipe {path} must have the table [build], or cache in [train]")
     evals = tables.get("eval", [])
     if not (isinstance(evals, list) and all(isinstance(table, dict) for table in evals)):
-        raise UsageError(f"the recipe {path}: an evaluation begins with [[eval]], in double brackets")
+        raise UsageError(f"the recipe {path}: write [[eval]], in double brackets")
     build = _table(BuildSettings, tables["build"], f"{path} [build]") if "build" in tables else None
     cache = tables["train"].get("cache") or (build and build.out)
     values = {"cache": cache, **tables["train"], **(train or {})}
     training = _table(TrainSettings, values, f"{path} [train]")
     if training.out is None:
-        raise UsageError(f"{path} [train] needs out: the run's folder")
+        raise UsageError(f"{path} [train] must have out, the folder of the run")
     evaluations = [
         _table(
             EvalSettings, {"cache": training.cache, "student": str(training.out), **table}, f"{path} [[eval]]"
@@ -68,7 +69,10 @@ def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """A TOML file, with environment variables put into its strings.
+    """Read a TOML file and expand environment variables in its strings.
+
+    Args:
+        what: the kind of file, for messages.
 
     Raises:
         UsageError: it cannot be read, is not TOML, or names a variable that is not set.
@@ -77,7 +81,7 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         tables = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"cannot read the {what} {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+    except (ValueError, RecursionError) as error:  # deeply nested brackets exceed the stack
         raise UsageError(f"the {what} {path} is not TOML: {error}") from error
     expanded: dict[str, Any] = _expand(tables, path)
     return expanded

@@ -1,4 +1,4 @@
-"""One recipe from images to figures: build, train, evaluate. What is done already is not done again."""
+"""Run a recipe: build, train, evaluate. Finished steps are skipped."""
 
 import json
 import os
@@ -23,10 +23,10 @@ def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]
         on_note: called with a line for the user before and after each step.
 
     Returns:
-        What `results.json` holds: `build`, where there is one, `train` and a list `evals`.
+        The content of `results.json`: `build` if the recipe has it, `train` and a list `evals`.
 
     Raises:
-        UsageError, RppError: as the steps do. The next call goes on where this one stopped.
+        UsageError, RppError: a step failed. The next call continues where this one stopped.
     """
     for evaluation in recipe.evals:
         check_evaluation(evaluation, recipe)
@@ -39,27 +39,28 @@ def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]
 
 
 def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
-    """Refuse an evaluation that names what is not there, before a day of building and training.
+    """Check that the inputs of an evaluation exist, before a day of building and training.
 
     Raises:
         UsageError: no such vocabulary, images, cache, student or device.
     """
     try:
-        made = recipe.build and recipe.build.out
-        if settings.images != made:
+        new_cache = recipe.build and recipe.build.out
+        if settings.images != new_cache:
             check_dataset(settings)
         choose_device(settings.device)
-        if settings.cache is not None and settings.cache != made:
+        if settings.cache is not None and settings.cache != new_cache:
             open_cache(settings.cache)
-        made_here = (ZERO_SHOT, str(recipe.train.out))
-        if settings.student not in made_here and not os.path.exists(settings.student):
+        if settings.student not in (ZERO_SHOT, str(recipe.train.out)) and not os.path.exists(
+            settings.student
+        ):
             raise UsageError(f"no student at {settings.student}")
     except UsageError as error:
         raise UsageError(f"[[eval]]: {error}") from error
 
 
 def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:
-    """Each evaluation of a student behind the same one of the frozen model, class by class for reports."""
+    """Return each evaluation after the same one of the frozen model, with counts by class for reports."""
     both: list[EvalSettings] = []
     for settings in map(by_class, evals):
         zero_shot = settings.model_copy(update={"student": ZERO_SHOT})
@@ -68,5 +69,5 @@ def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:
 
 
 def by_class(settings: EvalSettings) -> EvalSettings:
-    """The same evaluation that also counts class by class."""
+    """Return the evaluation with the metric by-class."""
     return settings.model_copy(update={"metrics": tuple(dict.fromkeys((*settings.metrics, "by-class")))})

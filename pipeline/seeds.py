@@ -1,4 +1,4 @@
-"""Mean and spread over seeds, and when a figure may be called the best."""
+"""Mean and spread over seeds, and which figure of a column is the best."""
 
 import math
 import statistics
@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.figures import FIGURES, is_share, shown
+from student_train.figures import FIGURES
 
-LOWER_IS_BETTER = ("ece", "kl")
-# The frozen model is the teacher: against itself it has 100 % and 0.
-AGAINST_THE_TEACHER = ("agreement", "kl")
-# Of an evaluation's figures the first of these that it has stands for it in plots.
+# Plots show the first of these figures that an evaluation has.
 HEADLINE = ("harmonic", "top1", "per_class", "new", "base", *FIGURES)
 
 
@@ -21,8 +18,8 @@ class Spread:
 
     Attributes:
         mean: of the values.
-        deviation: sample standard deviation; 0 for a figure that has no seed, None for a single seed.
-        values: one a seed.
+        deviation: sample standard deviation; None for a single seed, 0 for a figure that depends on no seed.
+        values: one per seed.
     """
 
     mean: float
@@ -31,7 +28,7 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread | None:
-    """Over seeds; None without a value."""
+    """Return mean and deviation of one value per seed; None without values."""
     found = tuple(values)
     if not found:
         return None
@@ -39,18 +36,21 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def exact(value: float | None) -> Spread | None:
-    """A figure that no seed changes."""
+    """Return a figure that depends on no seed."""
     return None if value is None else Spread(value, 0.0, (value,))
 
 
 def best_of(column: Sequence[Spread | None], lower: bool) -> int | None:
-    """The place of the best figure of a column, if it may be marked: its mean leads the second one's by more
-    than the larger of both standard deviations. None if it does not, or if one of both has no deviation."""
-    there = [(place, figure) for place, figure in enumerate(column) if figure is not None]
-    there.sort(key=lambda pair: pair[1].mean if lower else -pair[1].mean)
-    if len(there) < 2:
+    """Return the index of the best figure of a column.
+
+    Its mean must lead the second best by more than the larger of the two standard deviations. Otherwise, or
+    if one of the two has no deviation, the result is None.
+    """
+    known = [(place, figure) for place, figure in enumerate(column) if figure is not None]
+    known.sort(key=lambda pair: pair[1].mean if lower else -pair[1].mean)
+    if len(known) < 2:
         return None
-    (place, first), (_, second) = there[:2]
+    (place, first), (_, second) = known[:2]
     if first.deviation is None or second.deviation is None:
         return None
     lead = abs(first.mean - second.mean)
@@ -58,31 +58,31 @@ def best_of(column: Sequence[Spread | None], lower: bool) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number as a float, anything else as None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def figure_text(name: str, figure: Spread | None, none: str = "–") -> str:
-    """A figure as a table has it: mean ± standard deviation, the mean alone where there is none."""
-    return spread_text(figure, lambda value: shown(name, value), none)
+    """Format a figure of an evaluation: mean ± standard deviation, or only the mean."""
+    return format_spread(figure, FIGURES[name].text, none)
 
 
-def spread_text(figure: Spread | None, shown: Callable[[float], str], none: str = "–") -> str:
-    """The same for any number; `shown` says how many digits it has."""
-    if figure is None:
+def format_spread(spread: Spread | None, digits: Callable[[float], str], none: str = "–") -> str:
+    """Format mean ± standard deviation, or only the mean.
+
+    Args:
+        digits: formats one number.
+        none: the text for no spread.
+    """
+    if spread is None:
         return none
-    if figure.deviation is None or len(figure.values) < 2:
-        return shown(figure.mean)
-    return f"{shown(figure.mean)} ± {shown(figure.deviation)}"
-
-
-def scaled(name: str, value: float) -> float:
-    """As plots show it: shares in per cent."""
-    return 100 * value if is_share(name) else value
+    if spread.deviation is None or len(spread.values) < 2:
+        return digits(spread.mean)
+    return f"{digits(spread.mean)} ± {digits(spread.deviation)}"
 
 
 def headline_of(evaluation: dict[str, Any]) -> str | None:
-    """The figure that stands for an evaluation."""
+    """Return the name of the figure that plots show of an evaluation."""
     return next((name for name in HEADLINE if number(evaluation.get(name)) is not None), None)

@@ -1,7 +1,6 @@
-"""What the commands of both stages together can be told: the settings of `sweep` and `demo`.
+"""Settings of the commands `sweep` and `demo`. Imports nothing slow.
 
-Nothing here takes time to import. A description that ends in `[default: ...]` says in words what happens
-without the option.
+A description that ends in `[default: ...]` describes the default in words.
 """
 
 from pathlib import Path
@@ -15,7 +14,7 @@ MOST_SEEDS = 10_000
 
 
 class SweepSettings(BaseModel):
-    """A grid of runs."""
+    """Settings of a sweep."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     PANELS: ClassVar[Panels] = {
@@ -39,7 +38,7 @@ class SweepSettings(BaseModel):
         default=1,
         ge=1,
         le=MOST_PROCESSES,
-        description="runs at a time on this machine, each in a process of its own",
+        description="parallel runs on this machine, each in its own process",
     )
     scheduler: str | None = Field(
         default=None,

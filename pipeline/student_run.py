@@ -1,4 +1,4 @@
-"""One student: trained, evaluated, and its results in the run's folder."""
+"""Train and evaluate one student; write the results into its run's folder."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,24 +20,24 @@ def train_and_evaluate(
     before: dict[str, Any],
     on_note: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train a student, or go on with it, and evaluate; write `results.json` into the run's folder.
+    """Train a student, or resume its run, and evaluate; write `results.json` into the run's folder.
 
     Args:
-        before: what the results begin with.
+        before: first entries of the results.
 
     Returns:
-        What `results.json` holds: `before`, `train` and a list `evals`.
+        The content of `results.json`: `before`, `train` and a list `evals`.
 
     Raises:
-        UsageError, RppError: as the steps do. The next call goes on where this one stopped.
+        UsageError, RppError: a step failed. The next call continues where this one stopped.
     """
     trained = train(continued(settings))
     on_note(f"run {trained.out}: {trained.steps} steps from {trained.mode}, last loss {trained.loss:.4f}")
     of_training: dict[str, Any] = json.loads(json.dumps(trained.__dict__, default=str))
-    if not trained.samples:  # the figures are those of the call that trained
+    if not trained.samples:  # keep the figures of the call that trained
         of_training = earlier_training(trained.out) or of_training
     results: dict[str, Any] = {**before, "train": of_training, "evals": []}
-    if trained.samples:  # kept, whatever becomes of the evaluations
+    if trained.samples:  # stored before the evaluations, which may fail
         write_results(trained.out / RESULTS, results)
     results["evals"] = [evaluate(evaluation) for evaluation in evals]
     write_results(trained.out / RESULTS, results)
@@ -45,7 +45,7 @@ def train_and_evaluate(
 
 
 def earlier_training(folder: Path) -> dict[str, Any] | None:
-    """What an earlier call wrote of the training into the run's folder; None if that cannot be read."""
+    """Return the training results of an earlier call; None if there are none that can be read."""
     try:
         found = read_results(folder).get("train")
     except UsageError:
@@ -54,11 +54,11 @@ def earlier_training(folder: Path) -> dict[str, Any] | None:
 
 
 def continued(settings: TrainSettings) -> TrainSettings:
-    """The same settings, going on with the run that is in the folder already, if there is one."""
-    begun = settings.out is not None and (Path(settings.out) / SETTINGS).is_file()
-    return settings.model_copy(update={"resume": begun})
+    """Return the settings with `resume` set if the folder already has a run."""
+    exists = settings.out is not None and (Path(settings.out) / SETTINGS).is_file()
+    return settings.model_copy(update={"resume": exists})
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write results, completely or not at all."""
+    """Write results as JSON, atomically."""
     write_whole(path, json.dumps(results, indent=1, ensure_ascii=False))

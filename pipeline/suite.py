@@ -1,7 +1,7 @@
-"""A TOML suite -> data sets to evaluate on.
+"""Read a TOML suite: data sets to evaluate on.
 
-A suite has a table `[[data]]` for each data set, with a `name` and the names of `rpp eval`'s options. Ready
-ones are in `suites/`. How they are evaluated is in `suite_run.py`; nothing here takes time to import.
+A suite has a table `[[data]]` for each data set, with a `name` and the options of `rpp eval`. The folder
+`suites/` has ready ones; `suite_run.py` evaluates them. Imports nothing slow.
 """
 
 import os
@@ -23,11 +23,11 @@ READY = Path(__file__).parent / "suites"
 class SuiteData(DataSettings):
     """One data set of a suite."""
 
-    name: str = Field(description="what the table calls it")
+    name: str = Field(description="name in the table")
 
 
 class Suite(BaseModel):
-    """Data sets whose figures belong together."""
+    """Data sets whose figures are averaged."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,10 +36,10 @@ class Suite(BaseModel):
 
 
 def load_suite(suite: str, root: Path | None = None) -> Suite:
-    """Read a suite: one of the ready ones by name, or a file.
+    """Read a suite: a ready one by name, or a file.
 
     Args:
-        root: where relative places in the suite start from; the working directory without it.
+        root: folder that relative paths in the suite start from; None is the working directory.
 
     Raises:
         UsageError: no such suite, not TOML, or a table with an unknown or missing setting.
@@ -47,13 +47,13 @@ def load_suite(suite: str, root: Path | None = None) -> Suite:
     ready = {path.stem: path for path in sorted(READY.glob("*.toml"))}
     path = ready.get(suite, Path(suite))
     if not os.path.isfile(path):
-        raise UsageError(f"no suite '{suite}': neither a file nor one of {', '.join(ready)}")
+        raise UsageError(f"no suite '{suite}': not a file, and not one of {', '.join(ready)}")
     tables = read_toml(path, "suite")
     entries = tables.get("data")
     if set(tables) != {"data"} or not (
         isinstance(entries, list) and entries and all(isinstance(e, dict) for e in entries)
     ):
-        raise UsageError(f"the suite {path} needs one [[data]] for each data set, and nothing else")
+        raise UsageError(f"the suite {path} must have one [[data]] for each data set, and nothing else")
     data = []
     for number, entry in enumerate(entries):
         try:
@@ -63,27 +63,27 @@ def load_suite(suite: str, root: Path | None = None) -> Suite:
         data.append(found.model_copy(update=_placed(found, root)))
     names = [one.name for one in data]
     if len(set(names)) < len(names):
-        raise UsageError(f"the suite {path} has two data sets of one name: {', '.join(names)}")
+        raise UsageError(f"the suite {path} has two data sets with the same name: {', '.join(names)}")
     return Suite(name=path.stem, data=tuple(data))
 
 
 def _placed(data: SuiteData, root: Path | None) -> dict[str, str]:
-    """Places below the root; names of vocabularies and templates that are no files stay as they are."""
+    """Return the paths below the root; names of known vocabularies and templates stay."""
     if root is None:
         return {}
     placed = {} if is_remote(data.images) else {"images": str(root / Path(data.images).expanduser())}
     for name in ("classes", "templates"):
         value = getattr(data, name)
-        if value is not None and os.path.isfile(root / value):  # a long text is none
+        if value is not None and os.path.isfile(root / value):  # False for a text that is too long for a path
             placed[name] = str(root / value)
     return placed
 
 
 def check_data_there(suites: Sequence[Suite], skip_missing: bool) -> None:
-    """Refuse suites whose data sets are not there, by a look at names.
+    """Check that the data sets of suites exist, without reading images.
 
     Raises:
-        UsageError: as `missing_data`.
+        UsageError: see `missing_data`.
     """
     missing, count = [], 0
     for data in (data for suite in suites for data in suite.data):
@@ -97,12 +97,12 @@ def check_data_there(suites: Sequence[Suite], skip_missing: bool) -> None:
 
 
 def missing_data(missing: Sequence[str], count: int, skip_missing: bool) -> UsageError:
-    """The error for data sets of suites that cannot be read.
+    """Return the error for data sets that cannot be read.
 
     Args:
-        missing: which, and why.
-        count: of all data sets.
-        skip_missing: whether those that are not there may be left out.
+        missing: name and reason of each.
+        count: number of all data sets.
+        skip_missing: whether missing ones may be left out.
     """
-    hint = "" if skip_missing else "; --root says where they are, --skip-missing does without them"
+    hint = "" if skip_missing else "; give their folder with --root, or leave them out with --skip-missing"
     return UsageError(f"{len(missing)} of {count} data sets cannot be read ({'; '.join(missing)}){hint}")

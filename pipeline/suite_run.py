@@ -1,4 +1,4 @@
-"""Suites -> evaluations of many students on many data sets, and their means."""
+"""Evaluate students on the data sets of suites, with means."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,27 +20,29 @@ def run_suites(
     skip_missing: bool = False,
     on_note: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Evaluate students on all data sets of suites. What can be known is known before any image is read: all
-    data sets are opened before a model is loaded. An image is decoded once for all students.
+    """Evaluate students on all data sets of suites.
+
+    All data sets are opened before a model is loaded, and checked before an image is read. An image is
+    decoded once for all students.
 
     Args:
         students: runs, or `zero-shot`.
-        options: all else that the evaluations share. What a data set is, its table in the suite says.
-        skip_missing: leave out data sets that are not there, with a note, instead of refusing.
+        options: options that all evaluations share; the suite has those of each data set.
+        skip_missing: leave out missing data sets, with a note, instead of raising.
 
     Returns:
-        `rows`: for each data set and student what `evaluate` returns, with `suite` and `data`, its name;
-        `means`: for each suite and student, and over all suites where there are several, the means of the
-        figures that all its rows have, with `datasets` and `of`: of how many of how many data sets;
-        `failed`: data sets whose images could not be evaluated: `suite`, `data`, `why`. The others are.
+        `rows`: for each data set and student the result of `evaluate`, with the names `suite` and `data`;
+        `means`: for each suite and student, and over all of several suites, the means of the figures that all
+        its rows have, over `datasets` of `of` data sets; `failed`: data sets whose images could not be
+        evaluated, with `suite`, `data` and `why`.
 
     Raises:
-        UsageError: data sets that are not there, all of them named; no such run; none left; suites of one
-            name; a metric or model that does not fit a data set.
+        UsageError: missing data sets (all are named), no such run, no data set left, two suites with the same
+            name, or a metric or model that does not fit a data set.
     """
     names = [suite.name for suite in suites]
     if len(set(names)) < len(names):
-        raise UsageError(f"two suites of one name: {', '.join(names)}; their means would be one")
+        raise UsageError(f"two suites with the same name: {', '.join(names)}")
     found, missing = _open(suites, skip_missing)
     for line in missing:
         on_note(f"left out: {line}")
@@ -70,7 +72,7 @@ def check_all_evaluated(results: dict[str, Any]) -> None:
     """
     if failed := results["failed"]:
         raise RppError(
-            f"{len(failed)} data sets could not be evaluated; the first, {failed[0]['data']}: "
+            f"{len(failed)} data sets could not be evaluated; the first is {failed[0]['data']}: "
             f"{failed[0]['why']}"
         )
 
@@ -105,7 +107,7 @@ def _means(rows: Sequence[dict[str, Any]], suites: Sequence[Suite]) -> list[dict
                 for figure in FIGURES
                 if all(figure in row for row in own)
             }
-            if "harmonic" in figures:  # of the means, as CoCoOp's and MaPLe's tables have it
+            if "harmonic" in figures:  # of the means, as in the tables of CoCoOp and MaPLe
                 figures["harmonic"] = harmonic_mean(figures["base"], figures["new"])
             means.append({"suite": name, "student": student, "datasets": len(own), "of": count, **figures})
     return means

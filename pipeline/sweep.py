@@ -1,7 +1,6 @@
-"""A grid of runs over one cache: which they are, which of them are done, and what came out.
+"""A sweep: a grid of runs over one cache, which of them are done, and their results.
 
-How runs become processes is in `sweep_jobs.py` and `sweep_process.py`, what is written down in
-`sweep_record.py`.
+`sweep_jobs.py` and `sweep_process.py` run them in processes; `sweep_record.py` has the record.
 """
 
 import fcntl
@@ -37,13 +36,18 @@ from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore
 
 LOCK = "sweep.lock"
-LONGEST_NAME = 200  # characters: file systems take 255, and seed and digest follow
-WAIT_SECONDS = 30.0  # for the runs of a call that was killed: they stop at their next step
+LONGEST_NAME = 200  # characters; file systems take 255, and digest and seed follow
+WAIT_SECONDS = 30.0  # for the runs of a killed sweep, which stop after their current step
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid."""
+    """One run of the grid.
+
+    Attributes:
+        name: of its folder.
+        settings: value of each axis.
+    """
 
     name: str
     settings: dict[str, Any]
@@ -54,17 +58,17 @@ class Cell:
 def run_sweep(
     recipe_path: Path, settings: SweepSettings, on_note: Callable[[str], None] = lambda line: None
 ) -> SweepRecord:
-    """Train and evaluate every run of the grid; those that are done are not done again.
+    """Train and evaluate every run of the grid that is not done yet.
 
-    The cache is built only where it is not finished; else the teacher is not touched. A run that fails is a
-    row that says why, and is tried again by the next call.
+    Builds the cache if it is not finished; otherwise the teacher is not loaded. A failed run is a row with
+    the reason; the next call tries it again.
 
     Returns:
-        What `sweep.json` holds.
+        The content of `sweep.json`.
 
     Raises:
-        UsageError: a recipe, an axis or a folder that cannot be, known before the first run begins.
-        RppError: stopped, or the Dask scheduler is gone. The next call goes on.
+        UsageError: an invalid recipe, axis or folder; raised before the first run starts.
+        RppError: stopped, or the connection to the Dask scheduler is lost. The next call continues.
     """
     out = settings.out or Path("sweeps") / recipe_path.stem
     axes = parse_axes(settings.set)
@@ -73,16 +77,20 @@ def run_sweep(
     for evaluation in recipe.evals:
         check_evaluation(evaluation, recipe)
     for cell in cells:
-        check_begun_alike(cell.train, out)
-    with held(out) as lock, stoppable(f"stopped; what is done is kept: the next call goes on with {out}"):
+        check_same_settings(cell.train, out)
+    message = f"stopped; finished runs are kept in {out}: run the same command again to continue"
+    with held(out) as lock, stoppable(message):
         ensure_cache(recipe, on_note)
         record = SweepRecord(
             recipe=str(recipe_path),
             cache=recipe.train.cache,
             axes={name: list(dict.fromkeys(cell.settings[name] for cell in cells)) for name in axes},
             seeds=list(dict.fromkeys(cell.train.seed for cell in cells)),
-            rows=[new_row(cell) for cell in cells],
-            seconds=seconds_before(out),
+            rows=[
+                SweepRow(settings=cell.settings, seed=cell.train.seed, run=f"{RUNS}/{cell.name}")
+                for cell in cells
+            ],
+            seconds=earlier_seconds(out),
         )
         with Progress(out, record, cells, zero_shot_job(recipe, out), on_note) as progress:
             if settings.scheduler is not None:
@@ -93,10 +101,10 @@ def run_sweep(
 
 
 class Progress:
-    """Takes the results of jobs into the record, writes that down each time, and shows how far all is.
+    """Adds the results of jobs to the record, writes it each time, and counts finished runs.
 
     Attributes:
-        todo: the jobs whose results are not there yet, the frozen model's first.
+        todo: jobs without results, the frozen model's first.
     """
 
     def __init__(
@@ -111,8 +119,8 @@ class Progress:
         self._started, self._before = time.monotonic(), record.seconds
         self._jobs = {cell.name: cell.job for cell in cells}
         self._rows = dict(zip(self._jobs, record.rows, strict=True))
-        self.todo = {name: job for name, job in self._jobs.items() if not take_results(job, self._rows[name])}
-        if frozen is not None and not take_zero_shot(frozen, record):
+        self.todo = {name: job for name, job in self._jobs.items() if not add_results(job, self._rows[name])}
+        if frozen is not None and not add_zero_shot(frozen, record):
             self.todo = {ZERO_SHOT: frozen, **self.todo}
         self._failed = 0
 
@@ -127,14 +135,18 @@ class Progress:
         self._stack.close()
 
     def finished(self, name: str, why: str | None) -> None:
-        """A job has ended; `why` it failed, if it did."""
+        """Add the results of a job that has ended.
+
+        Args:
+            why: the reason if it failed.
+        """
         if name == ZERO_SHOT:
             if why is None and self._frozen is not None:
-                take_zero_shot(self._frozen, self._record)
+                add_zero_shot(self._frozen, self._record)
             else:
                 self._record.zero_shot_why = why
                 self._on_note(f"the frozen model cannot be evaluated: {why}")
-        elif why is None and take_results(self._jobs[name], self._rows[name]):
+        elif why is None and add_results(self._jobs[name], self._rows[name]):
             self._counter(1)
         else:
             row = self._rows[name]
@@ -147,10 +159,10 @@ class Progress:
 
 
 def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, out: Path) -> list[Cell]:
-    """Every run: the product of the axes, the first one changing slowest, and in each place every seed.
+    """Return every run: the product of the axes, the first one changing slowest, and all seeds of each.
 
     Raises:
-        UsageError: a value that cannot be, values that do not go together, or one given twice.
+        UsageError: an invalid value, invalid combination of values, or a value given twice.
     """
     cells: dict[Path, Cell] = {}
     for values in product(*axes.values()):
@@ -161,25 +173,25 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
             name = "".join(f"{axis}={quote(str(value), safe=' ')}," for axis, value in chosen.items())
             folder = out / RUNS / f"{within_limit(name)}seed={seed}"
             if folder in cells:
-                raise UsageError(f"--set names {', '.join(f'{a}={v}' for a, v in chosen.items())} twice")
+                raise UsageError(f"--set gives {', '.join(f'{a}={v}' for a, v in chosen.items())} twice")
             cells[folder] = make_cell(recipe, chosen, seed, folder, out, settings.jobs)
     return list(cells.values())
 
 
 def within_limit(name: str) -> str:
-    """The name, or where a file system would refuse it its beginning and a digest of the whole."""
+    """Shorten a name that is too long for a file system to its beginning and a digest of all."""
     if len(name) <= LONGEST_NAME:
         return name
     return f"{name[:LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:12]},"
 
 
 def make_cell(
-    recipe: Recipe, chosen: dict[str, Any], seed: int, folder: Path, out: Path, at_once: int
+    recipe: Recipe, chosen: dict[str, Any], seed: int, folder: Path, out: Path, processes: int
 ) -> Cell:
-    """A run in its own folder."""
+    """Return a run with its own folder, seed and share of the cores."""
     update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False}
-    if at_once > 1 and recipe.train.workers is None:
-        update["workers"] = max(1, usable_cores() // at_once)
+    if processes > 1 and recipe.train.workers is None:
+        update["workers"] = max(1, usable_cores() // processes)
     train = recipe.train.model_copy(update=update)
     log = out / "logs" / f"{folder.name}.log"
     evals = evaluations_of(recipe, str(folder))
@@ -188,7 +200,7 @@ def make_cell(
 
 
 def evaluations_of(recipe: Recipe, student: str) -> tuple[EvalSettings, ...]:
-    """The recipe's evaluations of its run, for a student; those of other students are not the sweep's."""
+    """Return the recipe's evaluations of its own run, for another student."""
     return tuple(
         by_class(evaluation).model_copy(update={"student": student})
         for evaluation in recipe.evals
@@ -196,13 +208,8 @@ def evaluations_of(recipe: Recipe, student: str) -> tuple[EvalSettings, ...]:
     )
 
 
-def new_row(cell: Cell) -> SweepRow:
-    """A row that waits for its run."""
-    return SweepRow(settings=cell.settings, seed=cell.train.seed, run=f"{RUNS}/{cell.name}")
-
-
 def zero_shot_job(recipe: Recipe, out: Path) -> Job | None:
-    """The recipe's evaluations for the frozen model, once for all runs."""
+    """Return the job that evaluates the frozen model, or None without evaluations."""
     evals = evaluations_of(recipe, ZERO_SHOT)
     if not evals:
         return None
@@ -210,60 +217,62 @@ def zero_shot_job(recipe: Recipe, out: Path) -> Job | None:
     return Job(train=None, evals=evals, results=out / f"{ZERO_SHOT}.json", log=log, folder=Path.cwd())
 
 
-def take_results(job: Job, row: SweepRow) -> bool:
-    """Put a run's results into its row, if they are there."""
-    results = job.found()
+def add_results(job: Job, row: SweepRow) -> bool:
+    """Copy the stored results of a run into its row; return whether there are any."""
+    results = job.stored_results()
     if results is None:
         return False
-    row.state, row.why, row.train = "done", None, results["train"]
-    row.evals = [{name: v for name, v in found.items() if name != "by_class"} for found in results["evals"]]
+    row.state, row.why, row.train = "done", None, results.train
+    row.evals = [{name: v for name, v in found.items() if name != "by_class"} for found in results.evals]
     return True
 
 
-def take_zero_shot(job: Job, record: SweepRecord) -> bool:
-    """Put the frozen model's figures into the record, if they are there; class by class as well: once a sweep
-    they are no burden, and a report compares every run with them."""
-    results = job.found()
+def add_zero_shot(job: Job, record: SweepRecord) -> bool:
+    """Copy the stored results of the frozen model into the record; return whether there are any.
+
+    `by_class` is kept: a report compares the classes of every run with it.
+    """
+    results = job.stored_results()
     if results is None:
         return False
-    record.zero_shot, record.zero_shot_why = results["evals"], None
+    record.zero_shot, record.zero_shot_why = results.evals, None
     return True
 
 
 def ensure_cache(recipe: Recipe, on_note: Callable[[str], None]) -> None:
-    """Build the cache where it is not finished; a finished one is used as it is.
+    """Build the cache of the recipe unless it is finished.
 
     Raises:
-        UsageError, RppError: as the build does.
+        UsageError, RppError: see `build_cache`.
     """
     if recipe.build is not None and recipe.train.cache == recipe.build.out:
         try:
             if not CacheStore.open(recipe.build.out).missing():
                 return
         except UsageError:
-            pass  # the build says what is wrong, if something is
+            pass  # there is no cache yet, or the build reports what is wrong with it
         built = build_cache(recipe.build, on_note)
         on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
 
 
-def check_begun_alike(settings: TrainSettings, out: Path) -> None:
-    """Refuse to go on with a sweep whose recipe has changed since.
+def check_same_settings(settings: TrainSettings, out: Path) -> None:
+    """Check that a run in the folder, if there is one, was created with the same settings.
 
     Raises:
-        UsageError: what differs.
+        UsageError: names the settings that differ.
     """
     folder = settings.out
     if folder is not None and (folder / SETTINGS).is_file():
         changed = changed_settings(read_settings(folder), settings)
         if changed:
             raise UsageError(
-                f"the run {folder} was begun otherwise ({'; '.join(changed)}); choose another --out than "
-                f"{out}"
+                f"the run {folder} was created with different settings ({'; '.join(changed)}); "
+                f"choose another --out than {out}"
             )
 
 
-def seconds_before(out: Path) -> float:
-    """What earlier calls took; nothing where none is known."""
+def earlier_seconds(out: Path) -> float:
+    """Return the seconds of earlier calls; 0 without a readable record."""
     try:
         return read_sweep(out).seconds
     except UsageError:
@@ -301,7 +310,7 @@ def held(out: Path) -> Iterator[int]:
 
 def check_all_done(record: SweepRecord) -> None:
     """Raises:
-    RppError: how many runs failed, and where it stands why.
+    RppError: a run failed; names the number and the first reason.
     """
     failed = [row for row in record.rows if row.state != "done"]
     if failed:

@@ -1,8 +1,7 @@
-"""The runs of a sweep in processes beside it: here, or on Dask's workers.
+"""Run the jobs of a sweep in processes of their own, on this machine or on Dask workers.
 
-A process does one job after another, since importing torch takes as long as a small run. One that dies takes
-only its job with it, and the outcome says why. What a job prints is in its log. Jobs end, with a checkpoint,
-when whoever started them stops or is gone.
+A process runs one job after another, since importing torch takes as long as a small run. If it dies, only its
+current job fails, with a reason. If the sweep stops or dies, each job writes a checkpoint and ends.
 """
 
 import json
@@ -26,34 +25,38 @@ from pipeline.sweep_process import Job
 from teacher_cache.command_settings import ComputeSettings
 from teacher_cache.compute.workers import dask_client, scheduler_needed
 
-POLL_SECONDS = 0.2  # how often a run's end, and the wish to stop it, are looked for
-Done = Callable[[str, str | None], None]  # a job's name, and why it failed, if it did
+POLL_SECONDS = 0.2  # between two checks whether a job has ended or is to stop
+LONGEST_REASON = 500  # characters
+Done = Callable[[str, str | None], None]  # name of a job, and why it failed or None
 
 
-def run_here(jobs: Mapping[str, Job], at_once: int, on_done: Done, held: Iterable[int] = ()) -> None:
-    """Run jobs on this machine, so many at a time; CUDA devices and cores are shared out among them.
+def run_here(jobs: Mapping[str, Job], processes: int, on_done: Done, inherited: Iterable[int] = ()) -> None:
+    """Run jobs on this machine in a number of processes, which share its CUDA devices and cores.
+
+    Not a LocalCluster of Dask: it cannot pass file descriptors to its workers or give each its own
+    environment, and takes seconds to start.
 
     Args:
-        on_done: called with a job's name and, if it failed, why.
-        held: file descriptors that the runs keep open as long as they live.
+        on_done: called when a job has ended.
+        inherited: file descriptors that the processes keep open until they end, such as the sweep's lock.
 
     Raises:
-        KeyboardInterrupt: after the runs have been stopped.
+        KeyboardInterrupt: after the jobs have been stopped.
     """
     stop = threading.Event()
-    runners = [Runner(environment, held) for environment in _shares(at_once)]
-    slots: SimpleQueue[Runner] = SimpleQueue()
+    runners = [Runner(environment, inherited) for environment in _environments(processes)]
+    idle: SimpleQueue[Runner] = SimpleQueue()
     for runner in runners:
-        slots.put(runner)
+        idle.put(runner)
 
     def work(job: Job) -> str | None:
-        runner = slots.get()
+        runner = idle.get()
         try:
-            return runner.do(job, stop.is_set)
+            return runner.run(job, stop.is_set)
         finally:
-            slots.put(runner)
+            idle.put(runner)
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(processes) as pool:
         names = {pool.submit(work, job): name for name, job in jobs.items()}
         try:
             for future in as_completed(names):
@@ -67,29 +70,29 @@ def run_here(jobs: Mapping[str, Job], at_once: int, on_done: Done, held: Iterabl
                 runner.close()
 
 
-def _shares(at_once: int) -> list[dict[str, str]]:
-    """Of each of the processes that run at a time, what its environment says of devices and threads."""
-    if at_once == 1:
+def _environments(processes: int) -> list[dict[str, str]]:
+    """Return the environment variables of each process that divide threads and CUDA devices among them."""
+    if processes == 1:
         return [{}]
-    shares: list[dict[str, str]] = [{} for _ in range(at_once)]
+    environments: list[dict[str, str]] = [{} for _ in range(processes)]
     if "OMP_NUM_THREADS" not in os.environ:
-        for share in shares:
-            share["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // at_once))
+        for environment in environments:
+            environment["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))
     if count := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         devices = visible if len(visible) == count and all(visible) else [str(n) for n in range(count)]
-        for number, share in enumerate(shares):
-            share["CUDA_VISIBLE_DEVICES"] = devices[number % count]
-    return shares
+        for number, environment in enumerate(environments):
+            environment["CUDA_VISIBLE_DEVICES"] = devices[number % count]
+    return environments
 
 
 @scheduler_needed("what is done is kept")
 def run_on_dask(jobs: Mapping[str, Job], scheduler: str, on_done: Done) -> None:
-    """Run jobs on the workers of a Dask scheduler, as many at a time as these have threads.
+    """Run jobs on the workers of a Dask scheduler, as many at a time as the workers have threads.
 
     Raises:
         UsageError: no scheduler answers.
-        RppError: the scheduler is gone.
+        RppError: the connection to the scheduler is lost.
     """
     with dask_client(ComputeSettings(scheduler=scheduler)) as client:
         tag = os.urandom(8).hex()
@@ -120,66 +123,79 @@ def _run_on_worker(job: Job) -> str | None:
 
     runner = Runner()
     try:
-        return runner.do(job, stopped)
+        return runner.run(job, stopped)
     finally:
         runner.close()
 
 
 class Runner:
-    """A process that does jobs; begun with the first one, and anew when it has died."""
+    """A process that runs jobs. It is started with the first job, and again after it has died."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None, held: Iterable[int] = ()) -> None:
-        self._environment, self._held = {**os.environ, **(environment or {})}, tuple(held)
+    def __init__(self, environment: Mapping[str, str] | None = None, inherited: Iterable[int] = ()) -> None:
+        """Args:
+        environment: variables that differ from those of this process.
+        inherited: file descriptors that the process keeps open.
+        """
+        self._environment, self._inherited = {**os.environ, **(environment or {})}, tuple(inherited)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def do(self, job: Job, stopped: Callable[[], bool]) -> str | None:
-        """Do one job.
+    def run(self, job: Job, stopped: Callable[[], bool]) -> str | None:
+        """Run one job.
 
         Args:
-            stopped: asked now and then; true ends the process, with a checkpoint.
+            stopped: checked repeatedly; if it returns True, the job writes a checkpoint and the process ends.
 
         Returns:
-            Why it failed, on one line; None if it did not.
+            Why the job failed, in one line; None if it succeeded.
         """
         if stopped():
             return "stopped"
-        process = self._process = self._process or self._begin(job.folder)
+        process = self._process = self._process or self._start(job.folder)
         assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # it has died: its exit code says more
+        with suppress(BrokenPipeError):  # it has died; its exit code tells more
             process.stdin.write(job.model_dump_json().encode() + b"\n")
             process.stdin.flush()
         while not (answered := select([process.stdout], [], [], POLL_SECONDS)[0]):
             if stopped():
                 self.close()
                 return "stopped"
-            if process.poll() is not None:  # processes that it began may hold its output open a little longer
+            if process.poll() is not None:  # its children may keep the output open
                 break
         if answered and (answer := process.stdout.readline()):
-            why: str | None = json.loads(answer)["failed"]
-            return why
+            failed: str | None = json.loads(answer)["failed"]
+            return failed
         code = self.close()
         if code < 0:
             name = signal.Signals(-code).name
             return f"killed by {name}" + (" (did the memory run out?)" if name == "SIGKILL" else "")
-        return f"its process ended with exit code {code}; see {job.log}"
+        return f"its process ended with exit code {code}: {_last_line(job.log)} (see {job.log})"
 
-    def _begin(self, folder: Path) -> subprocess.Popen[bytes]:
+    def _start(self, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline.sweep_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self._environment,
             cwd=folder,
-            pass_fds=self._held,
-            start_new_session=True,  # the terminal's Ctrl-C is for the sweep, which ends its runs one by one
+            pass_fds=self._inherited,
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which stops its jobs
         )
 
     def close(self) -> int:
-        """End the process: at once where it waits, with a checkpoint where it works; gives its exit code."""
+        """End the process, after a checkpoint if it runs a job; return its exit code."""
         process, self._process = self._process, None
         if process is None:
             return 0
         with suppress(BrokenPipeError), process:  # closes its input, and waits
             pass
         return process.returncode
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log: of a traceback the exception."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        return f"no log, {error.strerror}"
+    return next((line for line in reversed(lines) if line.strip()), "its log is empty")[:LONGEST_REASON]

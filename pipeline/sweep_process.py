@@ -1,7 +1,6 @@
-"""What a process of a sweep does: one job after another, as they come on its standard input.
+"""A process of a sweep: reads jobs from standard input and runs one after another.
 
-Imports neither Dask's scheduler and arrays nor stage one's build: a run needs none of them, and importing
-them takes seconds.
+Imports neither Dask nor stage one's build: a run needs neither, and importing them takes seconds.
 """
 
 import json
@@ -9,7 +8,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,75 +19,99 @@ from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.settings import EvalSettings
 from student_train.runs.record import FREE_ON_RESUME
 from student_train.training.settings import TrainSettings
-from teacher_cache.errors import RppError
+from teacher_cache.errors import RppError, UsageError
 
 STDIN, STDOUT, STDERR = 0, 1, 2
-LONGEST_REASON = 500  # characters
 
 
-class Job(BaseModel):
-    """What one process does: train and evaluate, or evaluate alone.
+class Request(BaseModel):
+    """The settings that decide the results of a job.
 
     Attributes:
-        train: None: the evaluations are all.
-        results: where they go; of a run its own `results.json`.
-        log: what the process prints.
-        folder: the working directory, from which relative places start.
+        train: None for the frozen model, which is only evaluated.
     """
 
     model_config = ConfigDict(frozen=True)
 
     train: TrainSettings | None
     evals: tuple[EvalSettings, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Return the request as it is stored with the results, without options that change no result."""
+        return self.model_dump(mode="json", include={"train", "evals"}, exclude={"train": FREE_ON_RESUME})
+
+
+class JobResults(BaseModel):
+    """The results of a finished job, as its file has them."""
+
+    asked: Request
+    train: dict[str, Any] | None = None
+    evals: list[dict[str, Any]]
+
+
+class Job(Request):
+    """A run to train and evaluate, or the frozen model to evaluate.
+
+    Attributes:
+        results: file of the results; a run's own `results.json`.
+        log: file for everything that the job prints.
+        folder: working directory, from which relative paths start.
+    """
+
     results: Path
     log: Path
     folder: Path
 
-    @property
-    def asked(self) -> dict[str, Any]:
-        """What the results are of: written beside them, so that another wish is seen as one."""
-        train = self.train and self.train.model_dump(mode="json", exclude=FREE_ON_RESUME)
-        return {"train": train, "evals": [settings.model_dump(mode="json") for settings in self.evals]}
+    def stored_results(self) -> JobResults | None:
+        """Return the results, or None if there are none of this request or not of all evaluations.
 
-    def found(self) -> dict[str, Any] | None:
-        """The results, if they are there already and are those of this job."""
+        The stored request is read through today's settings: options that are newer than it have defaults.
+        """
         try:
-            results = json.loads(self.results.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = JobResults.model_validate_json(self.results.read_bytes())
+        except (OSError, ValueError, UsageError):  # missing, damaged, or settings that are refused today
             return None
-        whole = isinstance(results, dict) and results.get("asked") == self.asked
-        return results if whole and len(results.get("evals", ())) == len(self.evals) else None
+        same = found.asked.record() == self.record()
+        return found if same and len(found.evals) == len(self.evals) else None
 
 
 def main() -> None:
-    """Do the jobs that come on standard input, a line each; answer each on standard output with a line."""
+    """Run the jobs that arrive on standard input, one JSON line each; answer each with one JSON line."""
     jobs: SimpleQueue[bytes] = SimpleQueue()
     busy = threading.Event()
 
-    def take() -> None:
+    def receive() -> None:
         with open(STDIN, "rb", closefd=False) as lines:
             for line in lines:
                 jobs.put(line)
-        jobs.put(b"")  # whoever started this process has ended, however that was
+        jobs.put(b"")  # the process that sends jobs has closed the pipe, or has died
         if busy.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=take, daemon=True).start()
+    threading.Thread(target=receive, daemon=True).start()
     with os.fdopen(os.dup(STDOUT), "wb", buffering=0) as answers:
         while line := jobs.get():
             busy.set()
-            failed = do_job(Job.model_validate_json(line))
-            busy.clear()
+            try:
+                failed = run_job(Job.model_validate_json(line))
+            finally:
+                busy.clear()
             answers.write(json.dumps({"failed": failed}).encode() + b"\n")
 
 
-def do_job(job: Job) -> str | None:
-    """Do a job in this process, whose output goes to the job's log; gives why it failed, if it did."""
+def run_job(job: Job) -> str | None:
+    """Run a job in this process, with its output in the job's log.
+
+    Any exception but an `RppError` ends the process, with the traceback in the log.
+
+    Returns:
+        Why the job failed; None if it succeeded.
+    """
+    with open(job.log, "ab", buffering=0) as log:
+        for stream in (STDOUT, STDERR):
+            os.dup2(log.fileno(), stream)
+    before = {"asked": job.record()}
     try:
-        with open(job.log, "ab", buffering=0) as log:
-            for stream in (STDOUT, STDERR):
-                os.dup2(log.fileno(), stream)
-        before = {"asked": job.asked}
         if job.train is None:
             write_results(job.results, before | {"evals": [evaluate(settings) for settings in job.evals]})
         else:
@@ -97,9 +119,6 @@ def do_job(job: Job) -> str | None:
     except RppError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return str(error)
-    except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {str(error)[:LONGEST_REASON]} (see {job.log})"
     return None
 
 

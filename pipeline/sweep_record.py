@@ -1,4 +1,4 @@
-"""What a sweep wrote down of itself: `sweep.json`, a row for each run, beside the runs' own folders."""
+"""The record of a sweep, `sweep.json`: a row for each run, beside the folders of the runs."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from teacher_cache.errors import UsageError
+from teacher_cache.files.json_text import first_problem
 from teacher_cache.files.whole_file import write_whole
 
 SWEEP = "sweep.json"
-RUNS = "runs"  # the folder of the runs' folders
+RUNS = "runs"  # folder of the run folders
 
 
 class SweepRow(BaseModel):
@@ -19,10 +20,10 @@ class SweepRow(BaseModel):
     Attributes:
         settings: value of each axis.
         run: its folder, relative to the sweep's.
-        why: of a failed run, one line.
-        train: what the training gave: steps, samples, loss, seconds, wait_seconds and others.
-        evals: what each evaluation of the recipe gave, in its order; `by_class` is only in the run's own
-            `results.json`.
+        why: why a run failed, in one line.
+        train: results of the training: steps, samples, loss, seconds, wait_seconds and others.
+        evals: results of each evaluation, in the recipe's order, without `by_class`, which is in the run's
+            own `results.json`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -41,10 +42,10 @@ class SweepRecord(BaseModel):
 
     Attributes:
         recipe: the recipe's file.
-        axes: values of each setting that differs, in the order of the command.
-        zero_shot: what the recipe's evaluations gave for the cache's frozen model, `by_class` too; empty if
-            they could not.
-        seconds: of all calls together.
+        axes: values of each axis, in the order of the command.
+        zero_shot: results of the recipe's evaluations for the cache's frozen model, with `by_class`; empty if
+            they failed, for the reason `zero_shot_why`.
+        seconds: sum over all calls.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -65,22 +66,22 @@ class SweepRecord(BaseModel):
         return self
 
     def configurations(self) -> list[list[SweepRow]]:
-        """Rows that differ in the seed alone, in the order of the grid."""
+        """Return groups of rows that differ only in the seed, in the order of the grid."""
         groups: dict[str, list[SweepRow]] = {}
         for row in self.rows:
             groups.setdefault(json.dumps(row.settings, sort_keys=True, default=str), []).append(row)
         return list(groups.values())
 
     def write(self, out: Path) -> None:
-        """Write `sweep.json` into the sweep's folder, completely or not at all."""
+        """Write `sweep.json` into the sweep's folder, atomically."""
         write_whole(out / SWEEP, self.model_dump_json(indent=1))
 
 
 def read_sweep(out: Path) -> SweepRecord:
-    """What a sweep wrote down of itself.
+    """Read the record of a sweep.
 
     Raises:
-        UsageError: no sweep there, or a file that is not what a sweep writes.
+        UsageError: the folder has no sweep, or its record is damaged.
     """
     try:
         return SweepRecord.model_validate_json((out / SWEEP).read_bytes())
@@ -89,8 +90,4 @@ def read_sweep(out: Path) -> SweepRecord:
     except OSError as error:
         raise UsageError(f"{out / SWEEP} cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"{out / SWEEP} is damaged: {where + ': ' if where else ''}{first['msg']}"
-        ) from error
+        raise UsageError(f"{out / SWEEP} is damaged: {first_problem(error)}") from error

@@ -1,4 +1,4 @@
-"""Figures of evaluations as a table: in the terminal and in Markdown."""
+"""Tables of figures, for the terminal and in Markdown."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,26 +8,28 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
 
-from pipeline.seeds import exact, figure_text, spread, spread_text
+from pipeline.seeds import exact, figure_text, format_spread, spread
 from pipeline.sweep_record import SweepRecord, SweepRow
-from student_train.figures import FIGURES, ZERO_SHOT, shown
+from student_train.figures import FIGURES, ZERO_SHOT
 from student_train.markdown import table
 
-BESIDE = 3  # a column's line, and a space on both sides of its text
+PADDING = 3  # a column's line, and a space on both sides of its text
 WRAPPED_HEADING = 16
-LONGEST_VALUE = 60  # letters of a setting; --json has all
+LONGEST_VALUE = 60  # characters of a setting; --json prints all
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A table as text. Printed to a terminal that is too narrow for all columns it is several tables, each
-    with the columns that name the rows, as pandas prints it: nothing is cut, what is too long is wrapped.
+    """A table of texts.
+
+    A terminal that is too narrow for all columns gets several tables, each with the columns that name the
+    rows, as pandas prints them. Long texts are wrapped, not cut.
 
     Attributes:
-        headings: one a column.
-        rows: as many cells as there are headings.
-        means: rows that follow them and sum them up.
-        names: how many columns, the first ones, say what a row is of.
+        headings: one per column.
+        rows: one cell per heading.
+        means: rows below a line, such as means.
+        names: number of leading columns that name a row.
     """
 
     headings: list[str]
@@ -36,21 +38,21 @@ class Cells:
     names: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
-        """For the terminal; a line stands before the means."""
+        """Yield the tables for a terminal."""
         cells = [*self.rows, *self.means]
         widths = [
-            # a heading, as a run's folder, may be much longer than the figures under it
+            # a heading, such as a run's folder, may be much longer than the figures below it
             max(*map(cell_len, column), min(cell_len(heading), WRAPPED_HEADING), 1)
             for heading, *column in zip(self.headings, *cells, strict=True)
         ]
-        room = options.max_width - 1  # the first line; then each column has one, and a space on both sides
+        room = options.max_width - 1  # without the leftmost line
         widths[: self.names] = narrow(widths[: self.names], room // 2)
-        of_names = sum(widths[: self.names]) + BESIDE * self.names
+        of_names = sum(widths[: self.names]) + PADDING * self.names
         parts: list[list[int]] = [[]]
         for column in range(self.names, len(widths)):
-            widths[column] = max(1, min(widths[column], room - of_names - BESIDE))
-            taken = of_names + sum(widths[other] + BESIDE for other in parts[-1])
-            if parts[-1] and taken + widths[column] + BESIDE > room:
+            widths[column] = max(1, min(widths[column], room - of_names - PADDING))
+            taken = of_names + sum(widths[other] + PADDING for other in parts[-1])
+            if parts[-1] and taken + widths[column] + PADDING > room:
                 parts.append([])
             parts[-1].append(column)
         for part in parts:
@@ -63,21 +65,21 @@ class Cells:
             yield drawn
 
     def markdown(self) -> str:
-        """In GitHub's Markdown."""
+        """Return the table in GitHub's Markdown."""
         return "\n".join(table(self.headings, [*self.rows, *self.means]))
 
 
 def narrow(widths: list[int], room: int) -> list[int]:
-    """The widths of columns that shall not take more than `room` in all: the widest ones give way."""
+    """Reduce the widest columns until all together fit into a width, with padding."""
     widths = list(widths)
-    while sum(widths) + BESIDE * len(widths) > room and max(widths) > 1:
+    while sum(widths) + PADDING * len(widths) > room and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
     return widths
 
 
 def evaluation_cells(evals: Sequence[dict[str, Any]]) -> Cells:
-    """What `evaluate` returns: a row for each evaluation."""
-    headings, figures = _figures(evals)
+    """Return a table of results of `evaluate`: a row for each."""
+    headings, figures = _figure_columns(evals)
     names = {
         "student": "student",
         "images": "images",
@@ -93,9 +95,9 @@ def evaluation_cells(evals: Sequence[dict[str, Any]]) -> Cells:
 
 
 def suite_cells(results: dict[str, Any]) -> Cells:
-    """What `run_suites` returns: a row for each data set and student, and the means."""
+    """Return a table of the result of `run_suites`: a row for each data set and student, and the means."""
     rows, means = results["rows"], results["means"]
-    headings, figures = _figures([*rows, *means])
+    headings, figures = _figure_columns([*rows, *means])
     about = {"data": "data", "student": "student", "classes": "classes", "samples": "samples"}
     left_out = {"skipped": "unreadable", "without_label": "no label"}
     about |= {name: heading for name, heading in left_out.items() if any(row[name] for row in rows)}
@@ -104,13 +106,16 @@ def suite_cells(results: dict[str, Any]) -> Cells:
         [f"mean of {_counted(mean)}, {mean['suite']}", mean["student"], *[""] * (len(about) - 2)]
         for mean in means
     ]
-    whole = [name + cells for name, cells in zip(names, figures, strict=True)]
-    return Cells([*about.values(), *headings], whole[: len(rows)], whole[len(rows) :], names=2)
+    lines = [name + cells for name, cells in zip(names, figures, strict=True)]
+    return Cells([*about.values(), *headings], lines[: len(rows)], lines[len(rows) :], names=2)
 
 
 def sweep_cells(record: SweepRecord) -> Cells:
-    """A row for each evaluation and setting: means ± sample standard deviations over the seeds that are done;
-    the frozen model's before them. Without evaluations, the last loss of the training."""
+    """Return a table of a sweep: a row for each evaluation and setting, after the frozen model's.
+
+    Figures are means ± sample standard deviations over finished seeds. Without evaluations, the figure is the
+    last loss of the training.
+    """
     configurations = record.configurations()
     every = [record.zero_shot, *(row.evals for row in record.rows if row.state == "done")]
     present = [name for name in FIGURES if any(name in found for evals in every for found in evals)]
@@ -129,11 +134,11 @@ def sweep_cells(record: SweepRecord) -> Cells:
             figures = [figure_text(*pair, none="") for pair in zip(present, found, strict=True)]
             rows.append([here[0]["images"], *_axes(members), _seeds(members), *figures])
     if rows:
-        headings = ["images", *record.axes, "seeds", *(FIGURES[name] for name in present)]
+        headings = ["images", *record.axes, "seeds", *(FIGURES[name].heading for name in present)]
         return Cells(headings, rows, [], names=2 + len(record.axes))
     for members in configurations:
         loss = spread(row.train["loss"] for row in members if row.state == "done" and row.train)
-        rows.append([*_axes(members), _seeds(members), spread_text(loss, "{:.4f}".format, none="")])
+        rows.append([*_axes(members), _seeds(members), format_spread(loss, "{:.4f}".format, none="")])
     return Cells([*record.axes, "seeds", "last loss"], rows, [], names=1 + len(record.axes))
 
 
@@ -148,26 +153,26 @@ def _seeds(rows: Sequence[SweepRow]) -> str:
 
 
 def compared_cells(compared: dict[str, Any]) -> Cells:
-    """What `compare_runs` returns: settings that differ, then the results."""
-    rows = [[name, *_where_they_differ(values)] for name, values in compared["settings"].items()]
+    """Return a table of the result of `compare_runs`: settings that differ, then the results."""
+    rows = [[name, *_excerpts(values)] for name, values in compared["settings"].items()]
     results = [[name, *map(_result, values)] for name, values in compared["results"].items()]
     return Cells([f"{compared['same']} settings are the same", *compared["runs"]], rows, results, names=1)
 
 
-def _where_they_differ(values: Sequence[Any]) -> list[str]:
-    """Values as text; long ones, as lists of sentences, from shortly before the letter that differs."""
+def _excerpts(values: Sequence[Any]) -> list[str]:
+    """Return values as texts; of long ones the part around the first character that differs."""
     texts = ["; ".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
     if max(map(len, texts)) <= LONGEST_VALUE:
         return texts
-    letters = enumerate(zip(*texts, strict=False))
-    same = next((place for place, others in letters if len(set(others)) > 1), min(map(len, texts)))
+    characters = enumerate(zip(*texts, strict=False))
+    same = next((place for place, found in characters if len(set(found)) > 1), min(map(len, texts)))
     begin = max(0, same - LONGEST_VALUE // 3)
     return [_cut(text, begin) for text in texts]
 
 
 def _cut(text: str, begin: int) -> str:
-    shown = text[begin:][:LONGEST_VALUE]
-    return "…" * (shown != "" and begin > 0) + shown + "…" * (begin + LONGEST_VALUE < len(text))
+    excerpt = text[begin:][:LONGEST_VALUE]
+    return "…" * (excerpt != "" and begin > 0) + excerpt + "…" * (begin + LONGEST_VALUE < len(text))
 
 
 def _result(value: Any) -> str:
@@ -176,11 +181,13 @@ def _result(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _figures(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headings of the figures that any result has, and the cells of each result."""
+def _figure_columns(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return headings of the figures that any result has, and the cells of each result."""
     present = [name for name in FIGURES if any(name in result for result in results)]
-    cells = [[shown(name, result[name]) if name in result else "" for name in present] for result in results]
-    return [FIGURES[name] for name in present], cells
+    cells = [
+        [FIGURES[name].text(result[name]) if name in result else "" for name in present] for result in results
+    ]
+    return [FIGURES[name].heading for name in present], cells
 
 
 def _counted(mean: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table; columns of numbers stand to the right."""
+    """Return the lines of a table; columns of numbers are aligned right."""
     numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(headings))]
     rule = ["---:" if right else "---" for right in numeric]
     cells = [[plain(cell) for cell in row] for row in (headings, *rows)]
@@ -13,7 +13,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def plain(text: object) -> str:
-    """A text that Markdown shows as it is, on one line: names come from files and from strangers."""
+    """Escape a text so that Markdown prints it unchanged, on one line."""
     line = " ".join(str(text).split())
     line = re.sub(r"[&<>|]", lambda found: f"&#{ord(found[0])};", line)
     return re.sub(r"[\\`*_~\[\]]", r"\\\g<0>", line)

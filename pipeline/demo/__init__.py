@@ -1,1 +1,1 @@
-"""The packaged demo: pictures, a tiny teacher, and the comparison they serve."""
+"""The packaged demo: pictures, a tiny teacher, and a comparison of students."""

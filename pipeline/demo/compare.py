@@ -1,8 +1,8 @@
 """The demo: does a student learn more from soft labels, and from unshared prompts, on the packaged pictures?
 
-The packaged teacher has seen neither of the styles that students train on (Noto, Noto v1) nor the one that
-they are tested on (Fluent). Students see the base half of the classes; the new half is never trained on. All
-trained rows share every setting but the one that the row names.
+The packaged teacher was trained on neither the styles of the students (Noto, Noto v1) nor the test style
+(Fluent). Students are trained on the base half of the classes. All trained rows share all settings except
+those in the row's name.
 """
 
 import json
@@ -38,11 +38,11 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 
 def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str, Any]:
-    """Build the cache, train every row with every seed, test all on the unseen style.
+    """Build the cache, train every row with every seed, and test all on the unseen style.
 
     Returns:
-        `rows`: for each row of the table its name and, by figure, mean and standard deviation over seeds;
-        `seconds`; also written to `results.json` in the demo's folder.
+        `rows`: for each row its name and the `summary` of its figures; `seeds`; `seconds`. They are also
+        written to `results.json` in the demo's folder.
     """
     started = time.monotonic()
     cache_path = settings.out / "teacher.zarr"
@@ -57,13 +57,13 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
         )
     )
     on_note(f"cache {cache_path}: {built.samples} samples, {built.parts_computed} parts computed now")
-    rows = [{"name": FROZEN, **summary([tested(settings, cache_path, ZERO_SHOT)])}]
+    rows = [{"name": FROZEN, **summary([evaluated(settings, cache_path, ZERO_SHOT)])}]
     for name, differs in STUDENTS.items():
         runs = []
         for seed in range(settings.seeds):
             out = settings.out / "runs" / f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
             trained = train(train_settings(settings, cache_path, out, seed, differs))
-            runs.append(tested(settings, cache_path, str(out)))
+            runs.append(evaluated(settings, cache_path, str(out)))
             on_note(f"{name}, seed {seed}: {trained.steps} steps in {trained.seconds:.0f} s")
         rows.append({"name": name, **summary(runs)})
     results = {"rows": rows, "seeds": settings.seeds, "seconds": time.monotonic() - started}
@@ -74,7 +74,7 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
 def train_settings(
     settings: DemoSettings, cache: Path, out: Path, seed: int, differs: dict[str, Any]
 ) -> TrainSettings:
-    """What all trained rows have in common, and the one thing in which a row differs."""
+    """Return the settings that all trained rows share, with those of one row."""
     return TrainSettings(
         cache=str(cache),
         out=out,
@@ -90,10 +90,9 @@ def train_settings(
     )
 
 
-def tested(settings: DemoSettings, cache: Path, student: str) -> dict[str, float]:
-    """Base and new accuracy on the unseen style, their harmonic mean, and how often the first choice among
-    all classes is the teacher's."""
-    asked = EvalSettings(
+def evaluated(settings: DemoSettings, cache: Path, student: str) -> dict[str, float]:
+    """Return base and new accuracy on the unseen style, their harmonic mean, and teacher agreement."""
+    evaluation = EvalSettings(
         student=student,
         cache=str(cache),
         images=str(HERE / "pictures" / TEST_STYLE),
@@ -101,12 +100,12 @@ def tested(settings: DemoSettings, cache: Path, student: str) -> dict[str, float
         metrics=("base-to-new", "agreement"),
         device=settings.device,
     )
-    found = evaluate(asked)
+    found = evaluate(evaluation)
     return {figure: found[figure] for figure in FIGURES}
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Mean and sample standard deviation of each figure; no deviation for a single run."""
+    """Return mean and sample standard deviation of each figure; no deviation for a single run."""
     return {
         figure: {
             "mean": statistics.mean(run[figure] for run in runs),
@@ -118,7 +117,7 @@ def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def demo_table(results: dict[str, Any]) -> Table:
-    """The figures in per cent, mean ± standard deviation over seeds."""
+    """Return a table of the figures in per cent, mean ± standard deviation over seeds."""
     table = Table(
         "",
         "base %",
@@ -127,7 +126,7 @@ def demo_table(results: dict[str, Any]) -> Table:
         "teacher\nagrees %",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        padding=0,  # 80 columns hold it
+        padding=0,  # to fit into 80 columns
         title="tested on a style that neither teacher nor student has seen",
         caption=f"trained rows: mean ± standard deviation over {results['seeds']} seeds; "
         f"{results['seconds']:.0f} s in all",

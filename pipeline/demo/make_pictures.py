@@ -1,10 +1,10 @@
-"""Write the packaged pictures of the demo: one tar shard a style, the class names, the licences' README.
+"""Write the packaged pictures of the demo: one tar shard per style, the class names, a README with licences.
 
     python -m pipeline.demo.make_pictures --emoji FOLDER [--classes 300] [--out pipeline/demo/pictures]
 
-FOLDER holds WebDataset shards of emoji drawings, one a style, whose members are `STYLE/NAME.jpg` and
-`STYLE/NAME.txt` (the class name). Classes that every packaged style has are drawn by a seed and stay in the
-drawn order, so that the base half (the first) and the new half are alike. Same input, same bytes.
+FOLDER has WebDataset shards of emoji drawings, one per style, with members `STYLE/NAME.jpg` and
+`STYLE/NAME.txt` (the class name). Classes that every packaged style has are sampled with a seed and keep the
+sampled order, so that the base half (the first) and the new half are alike. Same input, same bytes.
 """
 
 import io
@@ -24,7 +24,7 @@ SEED = 0
 
 
 def read_style(shard: Path) -> dict[str, tuple[str, bytes]]:
-    """Class name -> (member stem, JPEG bytes) of one style."""
+    """Return (member stem, JPEG bytes) of one style by class name."""
     stems: dict[str, dict[str, bytes]] = {}
     with tarfile.open(shard) as tar:
         for member in tar:
@@ -47,7 +47,7 @@ def write_shard(path: Path, style: dict[str, tuple[str, bytes]], names: list[str
 
 
 def readme(count: int) -> str:
-    """What the folder holds and whose work it is."""
+    """Return the README with contents, authors and licences."""
     rows = "\n".join(
         f"| `{style}.tar` | {author} | {package} | {licence}, `LICENSE-{licence}.txt` |"
         for style, (package, author, licence) in STYLES.items()
@@ -67,7 +67,7 @@ Written by `python -m pipeline.demo.make_pictures`.
 
 
 def main(
-    emoji: Annotated[Path, typer.Option(help="folder with one tar shard a style")],
+    emoji: Annotated[Path, typer.Option(help="folder with one tar shard per style")],
     classes: Annotated[int, typer.Option(min=2, help="classes to draw")] = 300,
     out: Annotated[Path, typer.Option(help="folder to write to")] = Path(__file__).parent / "pictures",
 ) -> None:

@@ -2,10 +2,10 @@
 
     python -m pipeline.demo.train_teacher --emoji FOLDER [--steps 3000] [--out pipeline/demo/teacher]
 
-It learns from two drawing styles (Twemoji, EmojiOne) that no student trains on or is tested on, by the
+It is trained on two drawing styles (Twemoji, EmojiOne) that no student is trained or tested on, with the
 image-to-text half of CLIP's loss over sampled class names. Drawings are few and flat, so they are distorted,
-recoloured and blurred; names are put into templates and lose words. Stored in half precision; rows of the
-token embedding that no class name and no template uses are zero, so that the file stays small.
+recoloured and blurred; names are put into templates, and words are dropped. Weights are stored in half
+precision; unused rows of the token embedding are zero, so that the file is small.
 
 Shapes: B batch, C names of a step, T tokens.
 """
@@ -57,7 +57,7 @@ CANVAS = 96
 
 
 def load_drawings(source: str, classes: Path) -> tuple[Tensor, Tensor, list[str]]:
-    """Pixels [N, 3, 96, 96] uint8, labels [N] and the class names."""
+    """Return pixels [N, 3, 96, 96] uint8, labels [N] and the class names."""
     vocabulary = load_vocabulary(str(classes))
     samples, _ = index_images(source, vocabulary)
     reader = ImageReader()
@@ -69,7 +69,7 @@ def load_drawings(source: str, classes: Path) -> tuple[Tensor, Tensor, list[str]
 
 
 def distort(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Drawings [B, 3, 96, 96] uint8 -> [B, 3, size, size] in 0..1: moved, turned, bent and recoloured."""
+    """Move, rotate, bend and recolour drawings [B, 3, 96, 96] uint8 into [B, 3, size, size] in 0..1."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(len(pixels), *shape, generator=generator)
@@ -100,7 +100,7 @@ def distort(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 
 def phrases(names: list[str], random: np.random.Generator) -> list[str]:
-    """Each name in a template; of names of several words, a word is lost now and then."""
+    """Put each name into a template; sometimes drop a word of a longer name."""
     lines = []
     for name in names:
         words = name.split()
@@ -111,15 +111,15 @@ def phrases(names: list[str], random: np.random.Generator) -> list[str]:
 
 
 def used_tokens(tokenizer: Any, names: list[str]) -> Tensor:
-    """Ids of the tokens of all names and templates, and of the digits and letters, ascending."""
-    alone = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [str(d) for d in range(10)]
-    texts = [*names, *(template.format("") for template in TEMPLATES), *alone]
+    """Return the token ids of all names, templates, digits and letters, ascending."""
+    characters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [str(d) for d in range(10)]
+    texts = [*names, *(template.format("") for template in TEMPLATES), *characters]
     used: Tensor = tokenizer(texts).unique()
     return used
 
 
 def save_model(model: Any, folder: Path, used: Tensor) -> None:
-    """Weights in half precision, unused token rows zero."""
+    """Save weights in half precision with unused token rows set to zero."""
     state = {key: tensor.detach().half().contiguous() for key, tensor in model.state_dict().items()}
     embedding = torch.zeros_like(state["token_embedding.weight"])
     embedding[used] = state["token_embedding.weight"][used]
@@ -128,15 +128,15 @@ def save_model(model: Any, folder: Path, used: Tensor) -> None:
 
 
 def main(
-    emoji: Annotated[Path, typer.Option(help="folder with one tar shard a style and classes.txt")],
+    emoji: Annotated[Path, typer.Option(help="folder with one tar shard per style and classes.txt")],
     out: Annotated[Path, typer.Option(help="model folder to write")] = Path(__file__).parent / "teacher",
     steps: Annotated[int, typer.Option(min=1, help="optimizer steps")] = 3000,
-    batch: Annotated[int, typer.Option(min=1, help="drawings a step")] = 128,
-    names_per_step: Annotated[int, typer.Option(min=1, help="class names a step")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="drawings per step")] = 128,
+    names_per_step: Annotated[int, typer.Option(min=1, help="class names per step")] = 256,
     lr: Annotated[float, typer.Option(min=0, help="peak learning rate of AdamW")] = 1e-3,
     seed: Annotated[int, typer.Option(help="initial weights, order, distortions")] = 0,
 ) -> None:
-    """Train, store, and measure zero-shot accuracy on the styles that the teacher has not seen."""
+    """Train, save, and measure zero-shot accuracy on the styles that the teacher was not trained on."""
     out.mkdir(parents=True, exist_ok=True)
     config = {"model_cfg": MODEL, "preprocess_cfg": PREPROCESS}
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
@@ -195,12 +195,12 @@ def main(
 
 
 def normalise_unit(images: Tensor) -> Tensor:
-    """Images in 0..1, normalised as the model's preprocessing says."""
+    """Normalise images in 0..1 with the mean and deviation of the preprocessing."""
     return normalise(images * 255, PREPROCESS["mean"], PREPROCESS["std"])
 
 
 def contrast(model: Any, images: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of the drawings over the step's names. Texts run up to the longest one's end alone."""
+    """Return the cross entropy of the drawings over the step's names. Texts are cut to the longest one."""
     length = int(tokens.argmax(dim=1).max()) + 1
     x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))

@@ -1,5 +1,8 @@
-"""One HTML file about a run or a sweep, for people: `gather` and `curves` read folders, `softlabels` and
-`prompts` look at what lies behind them, `plots` draws, `page` puts it together."""
+"""Write one HTML file about a run or a sweep.
+
+`gather` and `curves` read folders, `softlabels` and `prompts` read the cache and the student, `plots` draws,
+and `page` joins the sections.
+"""
 
 from typing import TYPE_CHECKING
 

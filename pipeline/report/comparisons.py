@@ -1,4 +1,4 @@
-"""What the axes of a sweep do to its headline figure: one by one, two as a heat map, and the structure."""
+"""Effect of the axes of a sweep on its headline figure: each axis, heat maps of two, prompt structure."""
 
 import itertools
 import json
@@ -8,24 +8,17 @@ from typing import Any
 from pipeline.report.gather import Evaluation, Gathered, axis_name, label, value_text
 from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
 from pipeline.report.plots import Bar, HeatCell, bar_chart, heat_map
-from pipeline.seeds import (
-    LOWER_IS_BETTER,
-    Spread,
-    figure_text,
-    number,
-    scaled,
-    spread,
-)
-from student_train.figures import FIGURES, shown
+from pipeline.seeds import Spread, figure_text, number, spread
+from student_train.figures import FIGURES
 
 STRUCTURE = ("prompt_structure", "carry", "prompt_depth", "prompt_length", "towers")
-MOST_PAIRS = 3  # of axes that get heat maps
-MOST_MAPS = 4  # of one pair, one for each combination of the other axes
+MOST_PAIRS = 3  # of axes with heat maps
+MOST_MAPS = 4  # per pair, one for each combination of the other axes
 MOST_BARS = 40
 
 
 def comparisons(gathered: Gathered) -> list[Section]:
-    """The sections, or one that says why there is nothing to compare."""
+    """Return the sections, or one with the reason why there is nothing to compare."""
     if not gathered.axes:
         what = "the sweep has no axis with several values" if gathered.is_sweep else "this is a single run"
         text = f"Nothing to compare: {what}. Axis plots, heat maps and the structure ablation need a sweep."
@@ -45,42 +38,49 @@ def comparisons(gathered: Gathered) -> list[Section]:
 def grouped(
     gathered: Gathered, evaluation: int, name: str, axes: Sequence[str]
 ) -> dict[tuple[Any, ...], Spread | None]:
-    """A figure for each combination of values of some axes: over seeds, of each seed's mean over the other
-    axes. Only seeds count for which every run of the combination has the figure, so that means are of the
-    same settings everywhere."""
-    found: dict[tuple[Any, ...], Spread | None] = {}
+    """Return a figure for each combination of values of some axes.
+
+    The value of a seed is its mean over the other axes. Seeds without the figure in every run of the
+    combination are left out, so that all means are over the same settings.
+    """
+    figures: dict[tuple[Any, ...], Spread | None] = {}
     for values in itertools.product(*(gathered.axes[axis] for axis in axes)):
-        asked = [_key(value) for value in values]
+        wanted = [_key(value) for value in values]
         members = [
-            one for one in gathered.configurations if [_key(one.settings.get(axis)) for axis in axes] == asked
+            one
+            for one in gathered.configurations
+            if [_key(one.settings.get(axis)) for axis in axes] == wanted
         ]
         by_seed: dict[int, list[float]] = {}
         for row in (row for one in members for row in one.done):
             value = number(row.evals[evaluation].get(name)) if evaluation < len(row.evals) else None
             if value is not None:
                 by_seed.setdefault(row.seed, []).append(value)
-        whole = [sum(kept) / len(kept) for kept in by_seed.values() if len(kept) == len(members)]
-        found[tuple(map(_key, values))] = spread(whole)
-    return found
+        means = [sum(found) / len(found) for found in by_seed.values() if len(found) == len(members)]
+        figures[tuple(map(_key, values))] = spread(means)
+    return figures
 
 
 def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _what(evaluation: Evaluation, name: str) -> str:
-    better = "lower is better" if name in LOWER_IS_BETTER else "higher is better"
-    return f"Shown is {FIGURES[name]} on {evaluation.title} ({better})"
+def _explanation(evaluation: Evaluation, name: str) -> str:
+    better = "lower is better" if FIGURES[name].lower_is_better else "higher is better"
+    return f"The figure is {FIGURES[name].heading} on {evaluation.title} ({better})"
 
 
 def _reference(evaluation: Evaluation, name: str) -> tuple[float, str] | None:
     frozen = evaluation.zero_shot_figure(name)
-    return None if frozen is None else (scaled(name, frozen.mean), f"zero-shot {shown(name, frozen.mean)}")
+    if frozen is None:
+        return None
+    return FIGURES[name].scale * frozen.mean, f"zero-shot {FIGURES[name].text(frozen.mean)}"
 
 
 def _scaled(name: str, figure: Spread) -> Spread:
-    deviation = None if figure.deviation is None else scaled(name, figure.deviation)
-    return Spread(scaled(name, figure.mean), deviation, tuple(scaled(name, one) for one in figure.values))
+    scale = FIGURES[name].scale
+    deviation = None if figure.deviation is None else scale * figure.deviation
+    return Spread(scale * figure.mean, deviation, tuple(scale * value for value in figure.values))
 
 
 def _axis_by_axis(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
@@ -88,23 +88,21 @@ def _axis_by_axis(gathered: Gathered, evaluation: Evaluation, name: str) -> Sect
     for axis, values in gathered.axes.items():
         found = grouped(gathered, evaluation.place, name, [axis])
         words = {_key(value): value_text(value) for value in values}
-        title = f"{FIGURES[name]} by {axis_name(axis)}"
+        title = f"{FIGURES[name].heading} by {axis_name(axis)}"
         named = {words[key]: figure for (key,), figure in found.items()}
         if any(named.values()):
             figures.append(_bars(named, title, axis_name(axis), evaluation, name))
-    pieces: list[Piece] = [Text(f"{_what(evaluation, name)}. {_over_others(gathered, 1)}")]
+    pieces: list[Piece] = [Text(f"{_explanation(evaluation, name)}. {_over_others(gathered, 1)}")]
     pieces.append(
-        Figures(figures) if figures else Text("No value of an axis has all its runs of a seed done.", True)
+        Figures(figures) if figures else Text("No value of an axis has all runs of a seed finished.", True)
     )
     return Section("axes", "Axis by axis", pieces)
 
 
 def _over_others(gathered: Gathered, axes: int) -> str:
-    text = "Dots are means over seeds, bars one standard deviation to either side, rings the seeds."
+    text = "Dots are means over seeds, bars are one standard deviation to either side, rings are seeds."
     if len(gathered.axes) > axes:
-        text += (
-            " Each seed's value is the mean over the other axes; a seed counts where all its runs are done."
-        )
+        text += " The value of a seed is its mean over the other axes, if all those runs are finished."
     return text
 
 
@@ -116,17 +114,17 @@ def _bars(
         for words, figure in named.items()
         if figure is not None
     ]
-    drawing = bar_chart(bars[:MOST_BARS], title, FIGURES[name], _reference(evaluation, name))
+    drawing = bar_chart(bars[:MOST_BARS], title, FIGURES[name].heading, _reference(evaluation, name))
     rows = [
         [words, figure_text(name, figure), str(len(figure.values) if figure else 0)]
         for words, figure in named.items()
     ]
     note = f"The first {MOST_BARS} of {len(bars)} are drawn." if len(bars) > MOST_BARS else ""
-    return Figure(title, drawing, Table("", [heading, FIGURES[name], "seeds"], rows), note)
+    return Figure(title, drawing, Table("", [heading, FIGURES[name].heading, "seeds"], rows), note)
 
 
 def numeric_axes(gathered: Gathered) -> list[str]:
-    """Axes all of whose values are numbers."""
+    """Return the axes whose values are all numbers."""
     return [
         axis for axis, values in gathered.axes.items() if all(number(value) is not None for value in values)
     ]
@@ -136,16 +134,16 @@ def _heat_maps(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
     numeric = numeric_axes(gathered)
     title = "Heat maps"
     if len(numeric) < 2:
-        said = ", ".join(axis_name(axis) for axis in numeric)
-        text = f"No heat map: it needs two axes with numbers, and the sweep has {said or 'none'}."
+        known = ", ".join(axis_name(axis) for axis in numeric)
+        text = f"No heat map: it needs two axes with numbers; the sweep has {known or 'none'}."
         return Section("heat", title, [Text(text, True)])
     pairs = list(itertools.combinations(numeric, 2))
     maps = [one for pair in pairs[:MOST_PAIRS] for one in _maps_of(gathered, evaluation, name, *pair)]
     pieces: list[Piece] = [
         Text(
-            f"{_what(evaluation, name)}. The lighter a cell, the higher the figure; maps of the same axes "
-            "share their colours; hatched cells have no finished run. Below the mean stands ± one standard "
-            "deviation over seeds."
+            f"{_explanation(evaluation, name)}. Lighter cells are higher; maps of the same axes share their "
+            "colours; hatched cells have no finished run. Below the mean is ± one standard deviation over "
+            "seeds."
         ),
         Figures(maps),
     ]
@@ -158,10 +156,10 @@ def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str,
     others = [axis for axis in gathered.axes if axis not in (across, down)]
     combinations = list(itertools.product(*(gathered.axes[axis] for axis in others)))
     words = [axis_name(axis) for axis in (across, down)]
-    title = f"{FIGURES[name]} by {words[0]} and {words[1]}"
+    title = f"{FIGURES[name].heading} by {words[0]} and {words[1]}"
     if len(combinations) > MOST_MAPS:
         found = grouped(gathered, evaluation.place, name, [across, down])
-        note = "Each seed's value is the mean over the other axes: "
+        note = "The value of a seed is its mean over the other axes: "
         note += ", ".join(axis_name(axis) for axis in others) + "."
         return [_map(gathered, found, title, name, across, down, note)]
     every = grouped(gathered, evaluation.place, name, [across, down, *others])
@@ -176,8 +174,8 @@ def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str,
         end = tuple(map(_key, values))
         found = {key[:2]: figure for key, figure in every.items() if key[2:] == end}
         settings = dict(zip(others, values, strict=True))
-        whole = f"{title}: {label(settings)}" if others else title
-        figures.append(_map(gathered, found, whole, name, across, down, ends=ends))
+        map_title = f"{title}: {label(settings)}" if others else title
+        figures.append(_map(gathered, found, map_title, name, across, down, ends=ends))
     return figures
 
 
@@ -210,10 +208,10 @@ def _map(
 def _heat_cell(figure: Spread | None, name: str) -> HeatCell:
     if figure is None:
         return HeatCell(None, "no run", title="no finished run")
-    spread_text = f"± {shown(name, figure.deviation)}" if figure.deviation is not None else ""
+    deviation = f"± {FIGURES[name].text(figure.deviation)}" if figure.deviation is not None else ""
     seeds = f"{len(figure.values)} seed{'s' if len(figure.values) > 1 else ''}"
     return HeatCell(
-        figure.mean, shown(name, figure.mean), spread_text, f"{figure_text(name, figure)}, {seeds}"
+        figure.mean, FIGURES[name].text(figure.mean), deviation, f"{figure_text(name, figure)}, {seeds}"
     )
 
 
@@ -231,9 +229,11 @@ def _structure(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
         for values in combinations
     }
     heading = ", ".join(axis_name(axis) for axis in axes)
-    pieces: list[Piece] = [Text(f"{_what(evaluation, name)}. {_over_others(gathered, len(axes))}")]
+    pieces: list[Piece] = [Text(f"{_explanation(evaluation, name)}. {_over_others(gathered, len(axes))}")]
     if any(named.values()):
-        pieces.append(Figures([_bars(named, f"{FIGURES[name]} by {heading}", heading, evaluation, name)]))
+        pieces.append(
+            Figures([_bars(named, f"{FIGURES[name].heading} by {heading}", heading, evaluation, name)])
+        )
     else:
-        pieces.append(Text("No combination has all its runs of a seed done.", True))
+        pieces.append(Text("No combination has all runs of a seed finished.", True))
     return Section("structure", title, pieces)

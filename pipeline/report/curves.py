@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a configuration's runs -> curves: means over seeds, thinned so that a page holds them.
+"""Read curves from `metrics.jsonl` of a configuration's runs: means over seeds, thinned for a plot.
 
 Shapes: S lines of the log.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.seeds import number
 from student_train.runs.record import read_metrics
 
-# The figures of a line of the log, in the order of the plots: title, unit. Further terms of the loss follow.
+# Title and unit of each value of the log, in the order of the plots. Other terms of the loss follow.
 CURVES = {
     "loss": ("loss", "nats"),
     "hard_loss": ("hard part of the loss: cross-entropy", "nats"),
@@ -25,10 +25,10 @@ CURVES = {
     "accuracy": ("accuracy on the step's batch", "%"),
     "lr": ("learning rate", ""),
     "gradient_norm": ("norm of the gradient, before clipping", ""),
-    "wait_seconds": ("time waited for data, summed up", "s"),
+    "wait_seconds": ("total time waited for data", "s"),
 }
-POINTS = 240  # of a drawn curve: more than a plot has pixels for
-LISTED = 24  # of a curve in a table
+POINTS = 240  # per curve in a plot
+LISTED = 24  # steps per curve in a table
 
 Floats = NDArray[np.float64]
 
@@ -38,10 +38,10 @@ class Curve:
     """One figure over steps, the mean over seeds.
 
     Attributes:
-        steps, values: what a plot needs of it, `thinned`: the lowest and the highest are among them.
-        listed: by step, what a table needs: all, or evenly spread ones with the first and the last.
-        seeds: how many runs it is the mean of.
-        count: steps that the log has.
+        steps, values: points for a plot, `thinned`, with the lowest and the highest.
+        listed: values by step for a table: all, or evenly spaced ones with the first and the last.
+        seeds: number of runs in the mean.
+        count: number of steps in the log.
     """
 
     steps: NDArray[np.int64]
@@ -52,8 +52,10 @@ class Curve:
 
 
 def read_curves(folders: Sequence[Path]) -> dict[str, Curve]:
-    """Curves of runs that differ in the seed alone, by their names in the log; at the steps that all of those
-    have which have any."""
+    """Return mean curves of runs that differ only in the seed, by their names in the log.
+
+    A curve has the steps that all runs have logged; runs without a log are left out.
+    """
     runs = [found for folder in folders if len((found := read_columns(folder))["step"])]
     if not runs:
         return {}
@@ -82,8 +84,8 @@ def _curve(steps: NDArray[np.int64], values: Floats, seeds: int) -> Curve:
 
 
 def read_columns(folder: Path) -> dict[str, Floats]:
-    """`step`, ascending, the figures of `CURVES` and all terms of the loss, [S] each; NaN where a line lacks
-    one."""
+    """Read `step`, ascending, the values of `CURVES` and all terms of the loss, [S] each; NaN for a missing
+    value."""
     found = {name: array("d") for name in ("step", *CURVES)}
     for lines, line in enumerate(read_metrics(folder)):
         for name in line:
@@ -95,12 +97,12 @@ def read_columns(folder: Path) -> dict[str, Floats]:
     columns = {name: np.array(column) for name, column in found.items()}
     _, first = np.unique(columns["step"], return_index=True)
     columns["accuracy"] *= 100
-    columns["wait_seconds"] = summed_up(columns["wait_seconds"])
+    columns["wait_seconds"] = total_waited(columns["wait_seconds"])
     return {name: values[first] for name, values in columns.items()}
 
 
-def summed_up(waited: Floats) -> Floats:
-    """Seconds of waiting over a whole run: a continued one counts from zero again."""
+def total_waited(waited: Floats) -> Floats:
+    """Return the total seconds waited so far; the log of a resumed run counts from zero again."""
     falls = np.flatnonzero(waited[1:] < waited[:-1])
     before = np.zeros_like(waited)
     for place in falls:
@@ -109,14 +111,14 @@ def summed_up(waited: Floats) -> Floats:
 
 
 def thinned(values: Floats, points: int = POINTS) -> NDArray[np.int64]:
-    """Places of the values that a plot of so many points needs: all, or of each stretch the lowest and the
-    highest, and the first and the last of all."""
+    """Return the indices of values to plot: all, or the lowest and highest of each interval, with the first
+    and the last."""
     count = len(values)
     if count <= points:
         return np.arange(count)
     bounds = np.linspace(0, count, points // 2).astype(np.int64)
     kept = {0, count - 1}
     for begin, end in pairwise(bounds.tolist()):
-        stretch = values[begin:end]
-        kept |= {begin + int(stretch.argmin()), begin + int(stretch.argmax())}
+        interval = values[begin:end]
+        kept |= {begin + int(interval.argmin()), begin + int(interval.argmax())}
     return np.array(sorted(kept), dtype=np.int64)

@@ -1,6 +1,6 @@
-"""A run's or a sweep's folder -> plain data: configurations, their runs and their figures.
+"""Read the folder of a run or a sweep: configurations, their runs and their figures.
 
-A single run is a sweep of one. What its record does not hold is left out, with a sentence that says why.
+A single run is a sweep of one. Missing data is left out, with a note that gives the reason.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.seeds import LOWER_IS_BETTER, Spread, exact, headline_of, number, spread
+from pipeline.seeds import Spread, exact, headline_of, number, spread
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
 from student_train.figures import FIGURES, ZERO_SHOT
 from student_train.runs.record import SETTINGS, STUDENT, flat_settings, has_steps, read_results, read_settings
@@ -17,20 +17,19 @@ from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import to_flat
 
-# Before a value in a configuration's name: nothing where the value says it all, few letters where a row of a
-# plot has to hold several of them.
+# Short words for settings in the names of configurations; none if the value is clear without it.
 SHORT = {"prompt_structure": "", "carry": "", "prompt_depth": "depth", "prompt_length": "length"}
 LONGEST_REASON = 300
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Runs that differ in the seed alone.
+    """Runs that differ only in the seed.
 
     Attributes:
         settings: value of each axis.
         label: the settings in words.
-        rows: one a seed.
+        rows: one per seed.
     """
 
     settings: dict[str, Any]
@@ -39,11 +38,11 @@ class Configuration:
 
     @property
     def done(self) -> list[SweepRow]:
-        """Its finished runs."""
+        """Finished runs."""
         return [row for row in self.rows if row.state == "done"]
 
     def figure(self, evaluation: int, name: str) -> Spread | None:
-        """A figure of an evaluation over the seeds."""
+        """Return a figure of an evaluation over the finished seeds."""
         return spread(
             value
             for row in self.done
@@ -56,12 +55,12 @@ class Evaluation:
     """One evaluation of every run.
 
     Attributes:
-        place: which of the recipe's.
-        title: the images' last name and the number of classes.
-        images: as they were asked for.
-        about: samples, classes, unreadable images and the like, of the first run that has it.
-        figures: those that any run, or the frozen model, has.
-        zero_shot: what the frozen model got; empty where that is not known.
+        place: its index in the recipe.
+        title: last part of the images' path, and the number of classes.
+        images: as in the recipe.
+        about: samples, classes, unreadable images and so on, of the first run that has it.
+        figures: names of the figures that any run has.
+        zero_shot: results of the frozen model; empty if unknown.
     """
 
     place: int
@@ -73,23 +72,23 @@ class Evaluation:
 
     @property
     def headline(self) -> str | None:
-        """The figure that stands for it in plots."""
+        """Name of the figure that plots show."""
         return headline_of(dict.fromkeys(self.figures, 0.0))
 
     def zero_shot_figure(self, name: str) -> Spread | None:
-        """The frozen model's."""
+        """Return a figure of the frozen model."""
         return exact(number(self.zero_shot.get(name)))
 
 
 @dataclass
 class Gathered:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-        folder: the run's or the sweep's.
-        is_sweep: which of both.
-        sweep: its record; of a run, one that holds it alone.
-        notes: of files that could not be read.
+        folder: the folder of a run or a sweep.
+        is_sweep: whether it is a sweep.
+        sweep: its record; for a run, a record with one row.
+        notes: messages about files that cannot be read.
     """
 
     folder: Path
@@ -98,17 +97,17 @@ class Gathered:
     notes: list[str] = field(default_factory=list)
 
     def run_folder(self, row: SweepRow) -> Path:
-        """Where a run lies."""
+        """Return the folder of a run."""
         return self.folder / row.run
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
-        """Axes that have several values."""
+        """Axes with several values."""
         return {name: values for name, values in self.sweep.axes.items() if len(values) > 1}
 
     @cached_property
     def configurations(self) -> list[Configuration]:
-        """In the order of the record."""
+        """Configurations in the order of the record."""
         return [
             Configuration(rows[0].settings, label(rows[0].settings), rows)
             for rows in self.sweep.configurations()
@@ -116,7 +115,7 @@ class Gathered:
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
-        """In the order of the recipe."""
+        """Evaluations in the order of the recipe."""
         every = [row.evals for row in self.sweep.rows if row.state == "done"]
         found = []
         for place in range(max(map(len, every), default=0)):
@@ -130,14 +129,14 @@ class Gathered:
 
     @cached_property
     def chosen(self) -> tuple[Configuration, SweepRow] | None:
-        """The run that stands for all where only one can be shown: the first seed of the configuration with
-        the best headline figure, or else the first finished one."""
+        """The configuration with the best headline figure and its first finished run, for sections that show
+        one student."""
         finished = [one for one in self.configurations if one.done]
         if not finished:
             return None
         best = finished[0]
         if self.evaluations and (name := self.evaluations[0].headline):
-            sign = -1 if name in LOWER_IS_BETTER else 1
+            sign = -1 if FIGURES[name].lower_is_better else 1
             best = max(
                 finished,
                 key=lambda one: sign * figure.mean if (figure := one.figure(0, name)) else float("-inf"),
@@ -146,7 +145,7 @@ class Gathered:
 
     @cached_property
     def record(self) -> dict[str, Any] | None:
-        """What the chosen run, or else the first that has written it, wrote down of itself."""
+        """Stored settings of the chosen run, or else of the first run that has any."""
         rows = [self.chosen[1]] if self.chosen else []
         for row in (*rows, *self.sweep.rows):
             if (self.run_folder(row) / SETTINGS).is_file():
@@ -166,14 +165,14 @@ def gather(folder: Path) -> Gathered:
     if (folder / SWEEP).is_file():
         return Gathered(folder, True, read_sweep(folder))
     if (folder / SETTINGS).is_file():
-        return _of_run(folder)
+        return _gather_run(folder)
     raise UsageError(
         f"{folder} is neither a run nor a sweep: it has no {SETTINGS} (rpp-train, rpp run) and no {SWEEP} "
         "(rpp sweep)"
     )
 
 
-def _of_run(folder: Path) -> Gathered:
+def _gather_run(folder: Path) -> Gathered:
     record = read_settings(folder)
     notes: list[str] = []
     results = noted_results(folder, notes)
@@ -197,11 +196,11 @@ def _of_run(folder: Path) -> Gathered:
 
 def _unfinished(folder: Path) -> str:
     steps = "after its first steps" if has_steps(folder) else "before its first step"
-    return f"not finished: it stopped {steps}, or still runs"
+    return f"not finished: it stopped {steps}, or is still running"
 
 
 def noted_results(folder: Path, notes: list[str]) -> dict[str, Any]:
-    """`results.json` of a run; empty if there is none. One that is damaged is noted."""
+    """Read `results.json` of a run. If it is damaged, add a note and return an empty result."""
     try:
         return read_results(folder)
     except UsageError as error:
@@ -210,8 +209,8 @@ def noted_results(folder: Path, notes: list[str]) -> dict[str, Any]:
 
 
 def paired_evals(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(frozen model's, run's) figures of each evaluation of the run in `results.json`; the former empty where
-    it was not evaluated."""
+    """Return the results of the frozen model and of the run for each evaluation in `results.json`; the former
+    are empty if it was not evaluated."""
     trained, evals = results.get("train"), results.get("evals")
     out = trained.get("out") if isinstance(trained, dict) else None
     pairs, frozen = [], dict[str, Any]()
@@ -229,12 +228,12 @@ def paired_evals(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str
 
 
 def axis_name(axis: str) -> str:
-    """An axis in words: `soft_weight` is 'soft weight'."""
+    """Return an axis in words: 'soft weight' for `soft_weight`."""
     return axis.replace("_", " ")
 
 
 def label(settings: dict[str, Any]) -> str:
-    """A configuration in words."""
+    """Return the name of a configuration."""
     words = [
         f"{SHORT.get(axis, axis_name(axis))} {value_text(value)}".strip() for axis, value in settings.items()
     ]
@@ -242,7 +241,7 @@ def label(settings: dict[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """The value of a setting as people read it."""
+    """Format the value of a setting."""
     if value is None:
         return "default"
     if isinstance(value, bool):
@@ -251,22 +250,22 @@ def value_text(value: Any) -> str:
 
 
 def last_name(place: str) -> str:
-    """The last name of a path, a URL or a pattern."""
+    """Return the last part of a path, a URL or a pattern."""
     return place.rstrip("/").rpartition("/")[2] or place
 
 
 def reason(why: str | None) -> str:
-    """Why a run has no figures, in one line that is not too long."""
+    """Return why a run has no figures, in one short line."""
     text = " ".join((why or "no reason is recorded").split())
     return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + "…"
 
 
 def changed_settings(record: dict[str, Any], axes: Sequence[str]) -> dict[str, Any]:
-    """Settings of a run that differ from the defaults; without places, seed and the sweep's axes."""
+    """Return settings that differ from the defaults, without paths, the seed and the axes."""
     defaults = to_flat(TrainSettings(cache="none"))
-    unsaid = {"cache", "out", "resume", "seed", *axes}
+    left_out = {"cache", "out", "resume", "seed", *axes}
     return {
         name: value
         for name, value in flat_settings(record).items()
-        if name not in unsaid and value != defaults.get(name, ...)
+        if name not in left_out and value != defaults.get(name, ...)
     }

@@ -1,4 +1,4 @@
-"""What lies behind the figures: soft labels, pictures, classes won and lost, norms of the prompts."""
+"""Sections that explain the figures: soft labels, pictures, changed classes, norms of the prompts."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Section,
 from pipeline.report.plots import HeatCell, Line, heat_map, line_chart
 from pipeline.report.prompts import TowerNorms, prompt_norms
 from pipeline.report.softlabels import (
+    PICTURE_TEMPERATURES,
     SAMPLE,
-    SHOWN_TEMPERATURES,
     TEMPERATURES,
     Picture,
+    describe_pictures,
     entropies,
-    load_student_of,
-    look_at,
-    served,
-    telling_rows,
+    load_student,
+    served_temperatures,
+    typical_rows,
 )
 from pipeline.seeds import number
 from student_train.model.stored import read_student
@@ -30,10 +30,10 @@ MOST_CLASSES = 10
 
 
 def soft_labels(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> Section:
-    """How sure the teacher's soft labels are by temperature, and a few pictures."""
+    """Return the entropy of the teacher's soft labels by temperature, and a few pictures."""
     title = "Soft labels"
     if cache is None:
-        why = why_no_cache or "no run says which cache it was trained on"
+        why = why_no_cache or "no run has recorded its cache"
         return Section("soft-labels", title, [Text(f"No soft labels: {why}", True)])
     pieces: list[Piece] = []
     for part, what in ((_entropy, "entropy"), (_pictures, "pictures")):
@@ -45,7 +45,7 @@ def soft_labels(gathered: Gathered, cache: TeacherCache | None, why_no_cache: st
 
 
 def _trained_temperatures(gathered: Gathered) -> list[float]:
-    """Of the sweep's axis, or of the run."""
+    """Return the temperatures of the sweep's axis, or of the run."""
     for axis, values in gathered.sweep.axes.items():
         if axis == "temperature":
             return sorted({value for one in values if (value := number(one)) is not None and value > 0})
@@ -55,54 +55,57 @@ def _trained_temperatures(gathered: Gathered) -> list[float]:
 
 
 def _entropy(gathered: Gathered, cache: TeacherCache) -> list[Piece]:
-    asked = [*TEMPERATURES, *_trained_temperatures(gathered)]
-    temperatures = served(cache, asked)
+    wanted = [*TEMPERATURES, *_trained_temperatures(gathered)]
+    temperatures = served_temperatures(cache, wanted)
     if not temperatures:
-        return [Text("No entropy: the cache's encoding serves none of the temperatures 0.25 to 8.", True)]
+        return [Text("No entropy: the cache's encoding has no soft labels at T = 0.25 to 8.", True)]
     count, found = entropies(cache, temperatures)
     classes = len(cache.vocabulary)
     line = Line("entropy", np.array([t for t, _ in found]), np.array([value for _, value in found]))
     title = "Entropy of the teacher's soft labels, nats"
     ticks = [t for t in temperatures if t in TEMPERATURES] or temperatures
-    level = (math.log(classes), f"all {classes:,} classes alike: {math.log(classes):.2f}")
+    level = (math.log(classes), f"uniform over {classes:,} classes: {math.log(classes):.2f}")
     drawing = line_chart([line], title, "temperature T", "nats", ticks, log_x=True, level=level)
     rows = [[f"{t:g}", f"{value:.4f}", f"{math.exp(value):,.2f}"] for t, value in found]
     table = Table("", ["temperature", "entropy, nats", "perplexity, classes"], rows)
     drawn = " drawn at random" if count == SAMPLE else ""
     text = (
         f"Mean over {count:,} samples{drawn}, evaluation view. "
-        "Perplexity, e to the entropy, is the number of equally likely classes that are as unsure."
+        "Perplexity, e to the entropy, is the number of equally likely classes with the same entropy."
     )
-    left_out = sorted({t for t in asked if t not in temperatures})
+    left_out = sorted({t for t in wanted if t not in temperatures})
     if left_out:
         text += " The encoding has no soft labels at T = " + ", ".join(f"{t:g}" for t in left_out) + "."
     return [Text(text), Figures([Figure(title, drawing, table)])]
 
 
 def _pictures(gathered: Gathered, cache: TeacherCache) -> list[Piece]:
-    temperatures = served(cache, shown_temperatures(_trained_temperatures(gathered))) or served(cache, [1.0])
+    wanted = picture_temperatures(_trained_temperatures(gathered))
+    temperatures = served_temperatures(cache, wanted) or served_temperatures(cache, [1.0])
     student, why = None, "no run is finished"
     if gathered.chosen:
         try:
-            student = load_student_of(gathered.run_folder(gathered.chosen[1]))
+            student = load_student(gathered.run_folder(gathered.chosen[1]))
         except RppError as error:
             why = str(error)
-    pictures = look_at(cache, telling_rows(cache), temperatures, student)
-    text = "The samples of that draw on which the teacher is surest and right, least sure, surest and wrong."
+    pictures = describe_pictures(cache, typical_rows(cache), temperatures, student)
+    text = (
+        "The samples of these on which the teacher is most certain and right, least certain, and most "
+        "certain and wrong."
+    )
     if student and gathered.is_sweep and gathered.chosen:
         configuration, row = gathered.chosen
         text += f" The student is that of {configuration.label}, seed {row.seed}."
     pieces: list[Piece] = [Text(text), Cards([_card(one, temperatures) for one in pictures])]
     if student is None:
-        pieces.insert(1, Text(f"Without the student's classes: {why}", True))
+        pieces.insert(1, Text(f"No predictions of the student: {why}", True))
     return pieces
 
 
-def shown_temperatures(trained: Sequence[float]) -> Sequence[float]:
-    """Three at which pictures' soft labels are shown: the sweep's lowest, middle and highest, if it has so
-    many."""
+def picture_temperatures(trained: Sequence[float]) -> Sequence[float]:
+    """Return three temperatures for the soft labels of pictures: a sweep's lowest, middle and highest."""
     if len(trained) < 3:
-        return SHOWN_TEMPERATURES
+        return PICTURE_TEMPERATURES
     return trained[0], trained[len(trained) // 2], trained[-1]
 
 
@@ -127,7 +130,7 @@ def _percent(share: float) -> str:
 
 
 def classes(gathered: Gathered) -> Section:
-    """Classes that the student gains and loses most against the frozen model."""
+    """Return the classes with the largest gains and losses against the frozen model."""
     title = "Classes gained and lost"
     if not gathered.chosen:
         return Section("classes", title, [Text("No classes: no run is finished.", True)])
@@ -142,14 +145,14 @@ def classes(gathered: Gathered) -> Section:
             pieces.append(Tables([gained, lost]))
     if not pieces:
         text = (
-            "No classes: results.json has no counts by class of both the run and the frozen model; name "
-            "by-class among the metrics of an [[eval]]."
+            "No classes: results.json has no counts by class of the run or of the frozen model; add by-class "
+            "to the metrics of an [[eval]]."
         )
         return Section("classes", title, [Text(text, True)])
     of = configuration.label if gathered.is_sweep else "this run"
     text = (
-        f"Images of a class that the frozen model has right (before) and that {of} has (after); most changed "
-        "first."
+        f"Images of each class that the frozen model (before) and {of} (after) classify correctly; largest "
+        "changes first."
     )
     return Section("classes", title, [Text(text), *pieces])
 
@@ -158,8 +161,7 @@ Change = tuple[str, int, float, float]
 
 
 def _changes(gathered: Gathered, configuration: Configuration, place: int) -> tuple[list[Change], int]:
-    """(class, images, right of the frozen model, right of the student: the mean over seeds), and the number
-    of seeds."""
+    """Return (class, images, right of the frozen model, mean right of the student), and the seeds."""
     frozen: list[list[Any]] = []
     if place < len(gathered.sweep.zero_shot):
         frozen = by_class(gathered.sweep.zero_shot[place])
@@ -180,30 +182,30 @@ def _changes(gathered: Gathered, configuration: Configuration, place: int) -> tu
 
 
 def by_class(evaluation: dict[str, Any]) -> list[list[Any]]:
-    """[name, images, right] of each class; empty if they are not there or not so."""
+    """Return [name, images, right] of each class; empty if missing or malformed."""
     found = evaluation.get("by_class")
-    whole = isinstance(found, list) and all(
+    valid = isinstance(found, list) and all(
         isinstance(one, list) and len(one) == 3 and all(number(value) is not None for value in one[1:])
         for one in found
     )
-    return found if whole and found else []
+    return found if valid and found else []
 
 
 def _changed_table(caption: str, changes: list[Change], sign: int, means: str) -> Table:
-    """The classes with the largest differences of one sign."""
+    """Return a table of the classes with the largest differences of one sign."""
     changed = [one for one in changes if sign * (one[3] - one[2]) > 0]
     changed.sort(key=lambda one: (-sign * (one[3] - one[2]), one[1], one[0]))
     rows = [
         [name, str(images), f"{before:g}", f"{after:.4g}", f"{after - before:+.4g}".replace("-", "−")]
         for name, images, before, after in changed[:MOST_CLASSES]
     ]
-    shown = f"The first {MOST_CLASSES} of " if len(changed) > MOST_CLASSES else ""
-    note = f"{shown}{len(changed):,} of {len(changes):,} classes{means}."
+    first = f"The first {MOST_CLASSES} of " if len(changed) > MOST_CLASSES else ""
+    note = f"{first}{len(changed):,} of {len(changes):,} classes{means}."
     return Table(caption, ["class", "images", "before", "after", "change"], rows, note=note)
 
 
 def norms(gathered: Gathered) -> Section:
-    """Norm of each block's prompts, and which of them nothing reads."""
+    """Return the norms of the prompts of each block; prompts without effect are marked."""
     title = "Norms of the prompts"
     if not gathered.chosen or gathered.record is None:
         return Section("norms", title, [Text("No prompts: no run is finished.", True)])
@@ -216,13 +218,13 @@ def norms(gathered: Gathered) -> Section:
     towers = prompt_norms(stored, config if isinstance(config, dict) else {})
     if not towers:
         return Section("norms", title, [Text("No prompts: this student has none.", True)])
-    text = "Mean length of a block's prompt vectors; the lighter a cell, the longer."
+    text = "Mean norm of the prompt vectors of a block; lighter cells are larger."
     if gathered.is_sweep:
         text += f" The student is that of {configuration.label}, seed {row.seed}."
     if any(tower.dead for tower in towers):
         text += (
-            " Hatched: dead. Nothing reads these query prompts, so nothing moves them but weight decay, and "
-            "their length means nothing."
+            " Hatched: dead. These query prompts have no effect on the output and only weight decay changes "
+            "them, so their norm means nothing."
         )
     return Section("norms", title, [Text(text), Figures([_norm_map(tower) for tower in towers])])
 
@@ -235,7 +237,7 @@ def _norm_map(tower: TowerNorms) -> Figure:
         dead = set(tower.dead) if name in dead_rows else set()
         cells.append(
             [
-                HeatCell(None, "dead", title="nothing reads it")
+                HeatCell(None, "dead", title="has no effect")
                 if block in dead
                 else HeatCell(value, f"{value:#.3g}")
                 for block, value in enumerate(values, start=1)

@@ -1,4 +1,4 @@
-"""What was run, the table of all configurations, and every run: the sections that every report has."""
+"""The sections of every report: what was run, the table of all configurations, and every run."""
 
 from typing import Any
 
@@ -12,30 +12,25 @@ from pipeline.report.gather import (
     value_text,
 )
 from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Section, Table, Tables, Text
-from pipeline.seeds import (
-    AGAINST_THE_TEACHER,
-    LOWER_IS_BETTER,
-    Spread,
-    best_of,
-    figure_text,
-    number,
-)
+from pipeline.seeds import Spread, best_of, figure_text, number
 from pipeline.sweep_record import SweepRow
 from student_train.figures import FIGURES
 from teacher_cache.errors import RppError
 from teacher_cache.model_names import portable_model, portable_pretrained
 from teacher_cache.softlabels import TeacherCache
 
+LOWER = " and ".join(figure.heading for figure in FIGURES.values() if figure.lower_is_better)
+AGAINST_TEACHER = " and ".join(figure.heading for figure in FIGURES.values() if figure.against_teacher)
 RULE = (
-    "Mean ± sample standard deviation over seeds. ★ marks the best of a column, and only where its mean "
-    "leads the second best by more than the larger of both standard deviations; with one seed nothing is "
-    "marked. Lower is better for ECE and KL. The frozen model, zero-shot, takes part with a deviation of 0, "
-    "but not in agreement and KL, where it would be compared with itself."
+    "Mean ± sample standard deviation over seeds. ★ marks the best value of a column if its mean leads the "
+    "second best by more than the larger of the two standard deviations; with one seed no value is marked. "
+    f"Lower is better for {LOWER}. The frozen model (zero-shot) takes part with a deviation of 0, except in "
+    f"{AGAINST_TEACHER}, where it would be compared with itself."
 )
 
 
 def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> Section:
-    """Teacher, cache, student, data, settings, cost."""
+    """Return teacher, cache, student, cost, settings and data."""
     record, pieces = gathered.record, list[Piece]()
     unread, build_seconds = None, 0.0
     try:
@@ -45,14 +40,14 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
     except RppError as error:
         why_no_cache = str(error)
     if record is None:
-        pieces.append(Text("No run has written its settings yet, so it is not known what was run.", True))
+        pieces.append(Text("No run has written its settings yet.", True))
     else:
         groups = [_teacher(record), _cache(record, unread), _student(record), _cost(gathered, build_seconds)]
         pieces.append(FactGroups([group for group in groups if group.pairs]))
         never_read = record.get("never_read")
         if isinstance(never_read, list) and never_read:
             lines = "; ".join(map(str, never_read))
-            pieces.append(Text(f"Prompts that nothing reads{_of_which_run(gathered)}: {lines}."))
+            pieces.append(Text(f"Prompts without effect{_of_which_run(gathered)}: {lines}."))
         pieces.append(Tables(_settings(gathered, record)))
     if gathered.evaluations:
         pieces.append(_data(gathered.evaluations))
@@ -71,8 +66,8 @@ def _of_which_run(gathered: Gathered) -> str:
 def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
     changed = changed_settings(record, list(gathered.sweep.axes))
     rows = [[name.replace("_", " "), value_text(value)] for name, value in changed.items()]
-    caption = "Settings that differ from the defaults" + (", beside the axes" if gathered.is_sweep else "")
-    note = "" if rows else "None does."
+    caption = "Settings that differ from the defaults" + (", without the axes" if gathered.is_sweep else "")
+    note = "" if rows else "None."
     tables = [Table(caption, ["setting", "value"], rows, words=2, note=note)]
     if gathered.axes:
         axes = [
@@ -91,9 +86,9 @@ def _teacher(record: dict[str, Any]) -> Facts:
         ("weights", teacher.get("weights_digest")),
         ("logit scale", _number_text(teacher.get("logit_scale"))),
         ("precision", teacher.get("precision")),
-        ("templates", _some(record["templates"])),
+        ("templates", _first_three(record["templates"])),
     ]
-    return Facts("Teacher", _said(pairs))
+    return Facts("Teacher", _known(pairs))
 
 
 def _cache(record: dict[str, Any], unread: int | None) -> Facts:
@@ -103,7 +98,7 @@ def _cache(record: dict[str, Any], unread: int | None) -> Facts:
     pairs = [
         ("place", settings.get("cache")),
         ("samples", _count(header.get("samples"))),
-        ("views a sample", views.get("views") if isinstance(views, dict) else None),
+        ("views per sample", views.get("views") if isinstance(views, dict) else None),
         ("classes", _count(header.get("classes"))),
         ("vocabulary", settings.get("vocabulary") or header.get("vocabulary")),
         ("encoding", encoding.get("name") if isinstance(encoding, dict) else encoding),
@@ -111,9 +106,9 @@ def _cache(record: dict[str, Any], unread: int | None) -> Facts:
         ("digest of the samples", header.get("sample_table_digest")),
         ("digest of the classes", header.get("vocabulary_digest")),
         ("software", header.get("software")),
-        ("could not be read", None if unread is None else f"{unread:,} samples"),
+        ("unreadable", None if unread is None else f"{unread:,} samples"),
     ]
-    return Facts("Cache", _said(pairs))
+    return Facts("Cache", _known(pairs))
 
 
 def _student(record: dict[str, Any]) -> Facts:
@@ -122,12 +117,12 @@ def _student(record: dict[str, Any]) -> Facts:
         ("frozen model", _model(student.get("model"), student.get("pretrained"))),
         ("weights", student.get("weights_digest")),
         ("reads", modes.get(str(record.get("mode")), record.get("mode"))),
-        ("samples a step", _count(record.get("samples_per_step"))),
+        ("samples per step", _count(record.get("samples_per_step"))),
         ("processes", record.get("processes")),
         ("starts from", record.get("init")),
         ("software", record.get("software")),
     ]
-    return Facts("Student", _said(pairs))
+    return Facts("Student", _known(pairs))
 
 
 def _cost(gathered: Gathered, build_seconds: float) -> Facts:
@@ -140,17 +135,17 @@ def _cost(gathered: Gathered, build_seconds: float) -> Facts:
     if seconds:
         pairs += [
             (runs, _seconds(sum(seconds))),
-            ("of it, waiting for data", _seconds(sum(waited))),
+            ("of this, waiting for data", _seconds(sum(waited))),
         ]
     if seconds and samples and sum(seconds):
-        pairs.append(("samples a second", f"{sum(samples) / sum(seconds):,.0f}"))
+        pairs.append(("samples per second", f"{sum(samples) / sum(seconds):,.0f}"))
     if gathered.sweep.seconds:
         pairs.append(("the whole sweep", _seconds(gathered.sweep.seconds)))
     if not seconds:
-        pairs.append(("training", "not recorded: results.json of rpp run, or rpp sweep, has its seconds"))
+        pairs.append(("training", "not recorded; rpp run and rpp sweep record seconds in results.json"))
     if build_seconds:
         pairs.append(("the cache's parts, all workers", _seconds(build_seconds)))
-    return Facts("Cost", _said(pairs))
+    return Facts("Cost", _known(pairs))
 
 
 def _data(evaluations: list[Evaluation]) -> Table:
@@ -162,12 +157,12 @@ def _data(evaluations: list[Evaluation]) -> Table:
     }
     rows = [[one.images, *(_count(one.about.get(name)) for name in counts)] for one in evaluations]
     notes = [found for one in evaluations if isinstance(found := one.about.get("notes"), list)]
-    said = dict.fromkeys(str(note) for found in notes for note in found)
-    return Table("Data", ["evaluated on", *counts.values()], rows, note="; ".join(said))
+    texts = dict.fromkeys(str(note) for found in notes for note in found)
+    return Table("Data", ["evaluated on", *counts.values()], rows, note="; ".join(texts))
 
 
 def headline(gathered: Gathered) -> Section:
-    """The table of all configurations, one for each evaluation."""
+    """Return a table of all configurations for each evaluation."""
     pieces: list[Piece] = [
         _headline_table(gathered, one, first=place == 0) for place, one in enumerate(gathered.evaluations)
     ]
@@ -178,15 +173,11 @@ def headline(gathered: Gathered) -> Section:
         elif not any(one.zero_shot for one in gathered.evaluations):
             pieces.append(Text("No zero-shot row: the frozen model was not evaluated.", True))
         if len(gathered.sweep.seeds) < 2:
-            pieces.append(
-                Text("One seed: there is no spread, so no figure has a ± and none is marked.", True)
-            )
+            pieces.append(Text("One seed: figures have no standard deviation, and none is marked.", True))
     else:
         what = "sweep" if gathered.is_sweep else "run"
         pieces.append(
-            Text(
-                f"This {what} has no evaluation: a recipe's [[eval]] tables, or rpp eval, make figures.", True
-            )
+            Text(f"This {what} has no evaluation: add [[eval]] to the recipe, or use rpp eval.", True)
         )
         pieces.append(_headline_table(gathered, None, first=True))
     return Section("results", "Results", pieces)
@@ -206,8 +197,8 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
     }
     best = {}
     for name, column in columns.items():
-        frozen = None if name in AGAINST_THE_TEACHER else zero_shot[name]
-        best[name] = best_of([frozen, *column], name in LOWER_IS_BETTER)
+        frozen = None if FIGURES[name].against_teacher else zero_shot[name]
+        best[name] = best_of([frozen, *column], FIGURES[name].lower_is_better)
     rows: list[list[str | Cell]] = []
     if any(zero_shot.values()):
         cells = [Cell(figure_text(name, zero_shot[name]), best[name] == 0) for name in names]
@@ -219,27 +210,24 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
         if first:
             rows += [[Cell(text, span=leading + 1 + len(names), quiet=True)] for text in why_not_done(one)]
     headings = [axis_name(axis) for axis in axes] or ["run"]
-    headings += ["seeds done", *(FIGURES[name] for name in names)]
+    headings += ["seeds done", *(FIGURES[name].heading for name in names)]
     return Table(evaluation.title if evaluation else "", headings, rows, words=leading)
 
 
 def why_not_done(configuration: Configuration) -> list[str]:
-    """A line for each failed run, and one for all that were not run yet."""
+    """Return a line for each failed run, and one for all waiting runs."""
     lines = [
         f"seed {row.seed} failed: {reason(row.why)}" for row in configuration.rows if row.state == "failed"
     ]
     waiting = [row for row in configuration.rows if row.state == "waiting"]
-    said = [row for row in waiting if row.why]
-    lines += [f"seed {row.seed}: {reason(row.why)}" for row in said]
+    lines += [f"seed {row.seed}: {reason(row.why)}" for row in waiting if row.why]
     if seeds := [str(row.seed) for row in waiting if not row.why]:
-        lines.append(
-            f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: not finished: waiting, or at work"
-        )
+        lines.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(seeds)}: waiting or running")
     return lines
 
 
 def every_run(gathered: Gathered) -> Section:
-    """A row for each run."""
+    """Return a table with a row for each run."""
     rows = [
         [
             one.label,
@@ -252,7 +240,7 @@ def every_run(gathered: Gathered) -> Section:
         for row in one.rows
     ]
     headings = ["configuration", "state", "seed", "steps", "last loss", "seconds", "samples/s", "waited s"]
-    table = Table("", headings, rows, words=2, note="Last loss: of the last line of the log, in nats.")
+    table = Table("", headings, rows, words=2, note="Last loss: in the last line of the log, in nats.")
     pieces: list[Piece] = [table, *(Text(note, True) for note in dict.fromkeys(gathered.notes))]
     return Section("runs", "Every run" if gathered.is_sweep else "The run", pieces)
 
@@ -264,7 +252,7 @@ def _trained(row: SweepRow, name: str) -> str:
     return f"{value:,.0f}" if name == "steps" else f"{value:.4f}" if name == "loss" else f"{value:,.1f}"
 
 
-def _said(pairs: list[tuple[str, Any]]) -> list[tuple[str, str]]:
+def _known(pairs: list[tuple[str, Any]]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in pairs if value not in (None, "")]
 
 
@@ -275,9 +263,9 @@ def _model(name: Any, pretrained: Any) -> str | None:
     return portable_model(name) + (f", {weights}" if weights else "")
 
 
-def _some(texts: list[Any]) -> str:
-    shown = ", ".join(f"“{text}”" for text in texts[:3])
-    return shown if len(texts) <= 3 else f"{shown} and {len(texts) - 3} more"
+def _first_three(texts: list[Any]) -> str:
+    first = ", ".join(f"“{text}”" for text in texts[:3])
+    return first if len(texts) <= 3 else f"{first} and {len(texts) - 3} more"
 
 
 def _count(value: Any) -> str:

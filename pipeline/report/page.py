@@ -1,4 +1,4 @@
-"""Sections -> one HTML file: a template, a style sheet, and nothing that comes from elsewhere."""
+"""Render the sections into one HTML file with a template and a style sheet."""
 
 from datetime import datetime
 from importlib.resources import files
@@ -24,8 +24,8 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     """Write the report of a run or a sweep.
 
     Args:
-        folder: the run's or the sweep's.
-        out: the file; `report.html` in the folder without it.
+        folder: folder of the run or the sweep.
+        out: the file; default: `report.html` in the folder.
 
     Returns:
         The file.
@@ -36,8 +36,8 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     gathered = gather(folder)
     out = folder / REPORT if out is None else out
     if out.is_dir():
-        raise UsageError(f"--out {out} is a folder; name the file to write")
-    # names of files may hold what UTF-8 cannot
+        raise UsageError(f"--out {out} is a folder; give a file")
+    # file names may have characters that are not valid UTF-8
     html = render(gathered, sections(gathered)).encode("utf-8", "replace").decode("utf-8")
     try:
         write_whole(out, html)
@@ -47,7 +47,7 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
 
 
 def sections(gathered: Gathered) -> list[Section]:
-    """All sections, in the order of the page; those whose data is not there say why."""
+    """Return all sections in the order of the page; those without data give the reason."""
     cache, why = None, ""
     if gathered.record is not None:
         try:
@@ -67,7 +67,7 @@ def sections(gathered: Gathered) -> list[Section]:
 
 
 def render(gathered: Gathered, content: list[Section]) -> str:
-    """The page. Whatever comes from data is escaped, by the template or by the drawings."""
+    """Return the page. All text from data is escaped, by the template or by `plots`."""
     environment = Environment(
         loader=PackageLoader("pipeline.report", ""),
         autoescape=True,
@@ -81,7 +81,7 @@ def render(gathered: Gathered, content: list[Section]) -> str:
         subtitle=_subtitle(gathered),
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         sections=content,
-        style=Markup(style),  # the package's own
+        style=Markup(style),  # from the package
     )
 
 

@@ -1,4 +1,4 @@
-"""What a page is made of, as the template shows it: sections of texts, tables, figures, cards."""
+"""Elements of the page for the template: sections with texts, tables, figures and cards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,12 @@ from markupsafe import Markup
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that is more than its text.
+    """A formatted cell of a table.
 
     Attributes:
-        best: marked as the best of its column.
-        span: columns that it takes.
-        quiet: in a paler colour.
+        best: whether it is marked as the best of its column.
+        span: number of columns.
+        quiet: whether it is in a paler colour.
     """
 
     text: str
@@ -24,12 +24,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Attributes:
-    caption: what stands above it; may be empty.
-    headings: one a column.
-    rows: cells; shorter where one spans several columns.
-    words: how many columns, from the left, are words and not numbers.
-    note: what stands below it.
+    """A table.
+
+    Attributes:
+        caption: text above it; may be empty.
+        headings: one per column.
+        rows: cells; fewer if one spans several columns.
+        words: number of leading columns with words, not numbers.
+        note: text below it.
     """
 
     caption: str
@@ -42,7 +44,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables beside each other."""
+    """Tables side by side."""
 
     tables: Sequence[Table]
     kind: str = field(default="tables", init=False)
@@ -50,12 +52,12 @@ class Tables:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, and its figures as a table.
+    """A plot with its values as a table.
 
     Attributes:
-        title: what it shows.
+        title: heading.
         drawing: an SVG element.
-        table: under it, folded.
+        table: below it, folded.
     """
 
     title: str
@@ -66,10 +68,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Figures:
-    """Drawings beside each other.
+    """Plots side by side.
 
     Attributes:
-        legend: (sample of a line, what it is), for all of them.
+        legend: sample and name of each line, for all plots.
     """
 
     figures: Sequence[Figure]
@@ -79,7 +81,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence or several; `quiet` ones say why something is not there."""
+    """Sentences; `quiet` for reasons why something is missing."""
 
     text: str
     quiet: bool = False
@@ -96,7 +98,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class FactGroups:
-    """Facts beside each other."""
+    """Facts side by side."""
 
     groups: Sequence[Facts]
     kind: str = field(default="facts", init=False)
@@ -104,10 +106,10 @@ class FactGroups:
 
 @dataclass(frozen=True)
 class Card:
-    """A picture and what is said of it.
+    """A picture with texts and tables.
 
     Attributes:
-        picture: a `data:` URI; empty if it could not be read, as `why` says.
+        picture: a `data:` URI; empty if it cannot be read, for the reason `why`.
         title, lines: beside it.
         tables: below it.
     """
@@ -121,7 +123,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Cards beside each other."""
+    """Cards side by side."""
 
     cards: Sequence[Card]
     kind: str = field(default="cards", init=False)
@@ -132,7 +134,7 @@ Piece = Table | Tables | Figures | Text | FactGroups | Cards
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with a heading of its own."""
+    """A part of the page with a heading."""
 
     name: str
     title: str

@@ -1,11 +1,12 @@
-"""Data -> SVG. Colours come from the page's style sheet by class, so that they follow light and dark.
+"""SVG plots of the report: lines, means with deviations, heat maps.
 
-Lines differ in colour, dash and marker; a heat map's colours grow lighter with the value and each cell has
-it printed. Everything that comes from data is escaped.
+Colours come from the page's style sheet by class, so that plots follow dark mode. matplotlib's SVG does not,
+has no tooltips, and makes a page almost three times as large. Lines differ in colour, dash and marker. All
+text from data is escaped.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 from pipeline.report.curves import thinned
 from pipeline.seeds import Spread
 
-WIDTH, HEIGHT = 360, 220  # of a plot in its own units, about pixels on a phone
+WIDTH, HEIGHT = 360, 220  # units of a plot, about pixels on a phone
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 20, 38
-LETTER = 6.1  # mean width of a letter at the style sheet's size
-MOST_LINES = 7  # colours that are told apart
+LETTER = 6.1  # mean width of a character at the style sheet's size
+MOST_LINES = 7  # distinguishable colours
 MARKERS_A_LINE = 5
 CELL_WIDTH, CELL_HEIGHT = 62, 40
 BAR_ROW = 38
-# matplotlib's cividis: the same for all kinds of colour vision, and of growing lightness
+# matplotlib's cividis: readable with all kinds of colour vision, lightness increases
 CIVIDIS = np.array(
     [
         *([0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115]),
@@ -34,7 +35,7 @@ CIVIDIS = np.array(
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a plot, [S] each."""
+    """A line of a plot: x and y, [S] each."""
 
     name: str
     x: NDArray[np.float64]
@@ -46,10 +47,10 @@ class HeatCell:
     """A cell of a heat map.
 
     Attributes:
-        value: decides the colour; None is drawn hatched.
-        text: printed in it.
-        small: printed below that.
-        title: shown when it is pointed at.
+        value: decides the colour; a cell with None is hatched.
+        text: printed in the cell.
+        small: printed below the text.
+        title: tooltip.
     """
 
     value: float | None
@@ -60,7 +61,7 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a plot of means: what it is of, the figure, and the figure in words."""
+    """A row of a plot of means: its name, the figure, and the figure as text."""
 
     name: str
     figure: Spread
@@ -76,25 +77,28 @@ def line_chart(
     log_x: bool = False,
     level: tuple[float, str] | None = None,
 ) -> Markup:
-    """Lines over a common axis.
+    """Draw lines over a common axis.
 
     Args:
-        x_ticks: where the axis has marks; round numbers without them.
-        log_x: distances along the axis are ratios.
-        level: a dashed horizontal line at a value, and its name.
+        x_ticks: labelled values of the axis; default: round numbers.
+        log_x: whether the axis is logarithmic.
+        level: value and name of a dashed horizontal line.
     """
     xs = np.concatenate([line.x for line in lines])
     ys = np.concatenate([line.y for line in lines] + ([np.array([level[0]])] if level else []))
-    place_x = _scale(xs, LEFT + 4, WIDTH - RIGHT - 4, log=log_x)
+    left, right = float(xs.min()), float(xs.max())
+    place_x = _scale(left, right, LEFT + 4, WIDTH - RIGHT - 4, log=log_x)
     low, high = _padded(ys)
-    place_y = _scale(np.array([low, high]), HEIGHT - BOTTOM, TOP)
+    place_y = _scale(low, high, HEIGHT - BOTTOM, TOP)
     parts = [_frame(title, WIDTH, HEIGHT)]
     for value in ticks(low, high):
-        parts.append(_grid_line(place_y(value)))
-        parts.append(_text(LEFT - 5, place_y(value) + 4, _tick(value), "end"))
-    for value in x_ticks if x_ticks is not None else ticks(float(xs.min()), float(xs.max())):
+        y = place_y(value)
+        parts.append(_segment(LEFT, y, WIDTH - RIGHT, y, "grid"))
+        parts.append(_text(LEFT - 5, y + 4, _tick(value), "end"))
+    for value in x_ticks if x_ticks is not None else ticks(left, right):
         parts.append(_text(place_x(value), HEIGHT - BOTTOM + 15, _tick(value), "middle"))
-    parts.append(_axes())
+    parts.append(_segment(LEFT, TOP, LEFT, HEIGHT - BOTTOM, "frame"))
+    parts.append(_segment(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "frame"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_label, "middle", "axis"))
     parts.append(_text(LEFT, TOP - 8, y_label, "end" if len(y_label) < 6 else "start", "unit"))
     if level:
@@ -111,7 +115,7 @@ def line_chart(
         parts.append(
             Markup('<path class="line s{}" d="{}"><title>{}</title></path>').format(number, path, line.name)
         )
-        # where markers stand differs from line to line, so that lines that coincide are seen as several
+        # markers of lines that coincide are at different points, so that each line is visible
         stride = max(len(points) // MARKERS_A_LINE, min(len(points), len(lines)), 1)
         for place in range(number * stride // len(lines), len(points), stride):
             parts.append(marker(number, *points[place]))
@@ -119,7 +123,7 @@ def line_chart(
 
 
 def legend_sample(number: int) -> Markup:
-    """A piece of the line of that number, with its marker."""
+    """Draw a piece of a line with its marker, for the legend."""
     return (
         Markup('<svg class="sample" viewBox="0 0 36 12" width="36" height="12" aria-hidden="true">')
         + Markup('<path class="line s{}" d="M1 6L35 6"/>').format(number)
@@ -129,7 +133,7 @@ def legend_sample(number: int) -> Markup:
 
 
 def marker(number: int, x: float, y: float) -> Markup:
-    """The marker of a line: circle, square, triangle, diamond, cross, plus, ring."""
+    """Draw the marker of a line: circle, square, triangle, diamond, cross, plus or ring."""
     r = 3.4
     shapes = (
         f"M{x - r:.1f} {y:.1f}a{r} {r} 0 1 0 {2 * r} 0a{r} {r} 0 1 0 {-2 * r} 0z",
@@ -145,18 +149,18 @@ def marker(number: int, x: float, y: float) -> Markup:
 
 
 def bar_chart(bars: Sequence[Bar], title: str, x_label: str, reference: tuple[float, str] | None) -> Markup:
-    """Means as dots with one standard deviation to either side, and each seed as a small ring; a row a bar.
+    """Draw means as dots with one standard deviation to either side, and seeds as small rings.
 
-    Dots and not bars: the axis does not begin at zero, where differences of a point could not be seen.
+    Dots, because the axis does not start at zero, where differences of a point would be invisible.
 
     Args:
-        reference: a dashed vertical line at a value, and its name.
+        reference: value and name of a dashed vertical line.
     """
     ends = [value for bar in bars for value in _ends(bar.figure)] + ([reference[0]] if reference else [])
     low, high = _padded(np.array(ends))
     height = TOP + 14 + BAR_ROW * len(bars) + BOTTOM
     left, right = 12, WIDTH - 12
-    place = _scale(np.array([low, high]), left, right)
+    place = _scale(low, high, left, right)
     bottom = height - BOTTOM
     parts = [_frame(title, WIDTH, height)]
     for value in ticks(low, high, 5):
@@ -183,7 +187,7 @@ def _ends(figure: Spread) -> list[float]:
     return [figure.mean - spread, figure.mean + spread, *figure.values]
 
 
-def _dot(figure: Spread, place: "Scale", y: float) -> Iterable[Markup]:
+def _dot(figure: Spread, place: Callable[[float], float], y: float) -> Iterable[Markup]:
     if figure.deviation and len(figure.values) > 1:
         low, high = place(figure.mean - figure.deviation), place(figure.mean + figure.deviation)
         yield _segment(low, y, high, y, "spread")
@@ -204,10 +208,10 @@ def heat_map(
     column_label: str,
     ends: tuple[float, float] | None = None,
 ) -> Markup:
-    """Values by colour, printed in each cell; the rows from the top.
+    """Draw cells whose colour is their value; the first row is at the top.
 
     Args:
-        ends: values of the darkest and the lightest colour, where several maps share them.
+        ends: values of the darkest and the lightest colour, if several maps share them.
     """
     longest = max(map(len, rows), default=1)
     left = 26 + LETTER * min(longest, 12) + 6
@@ -246,38 +250,31 @@ def _heat_cell(cell: HeatCell, x: float, y: float, low: float, high: float) -> M
     if cell.small:
         texts.append(ink.format(middle - 1, first + 13, on, "small", cell.small))
     return Markup('<g><rect {} fill="{}"/>{}{}</g>').format(
-        box, hexadecimal(colour), Markup("").join(texts), title
+        box, "#{:02x}{:02x}{:02x}".format(*colour), Markup("").join(texts), title
     )
 
 
 def heat_colour(share: float) -> tuple[int, int, int]:
-    """Red, green and blue of a share of the way from the lowest to the highest value."""
-    at = share * (len(CIVIDIS) - 1)
-    below = min(int(at), len(CIVIDIS) - 2)
-    mixed = CIVIDIS[below] + (at - below) * (CIVIDIS[below + 1] - CIVIDIS[below])
-    red, green, blue = (round(value) for value in mixed.tolist())
+    """Return red, green and blue of a share of the way from the lowest to the highest value."""
+    known = np.linspace(0, 1, len(CIVIDIS))
+    red, green, blue = (round(float(np.interp(share, known, channel))) for channel in CIVIDIS.T)
     return red, green, blue
 
 
 def ink_on(colour: tuple[int, int, int]) -> str:
-    """Black or white, what is read better on a colour (WCAG's contrast)."""
-    shine = luminance(colour)
-    return "#fff" if 1.05 / (shine + 0.05) > (shine + 0.05) / 0.05 else "#000"
+    """Return black or white, whichever has more contrast with a colour (WCAG)."""
+    light = luminance(colour)
+    return "#fff" if 1.05 / (light + 0.05) > (light + 0.05) / 0.05 else "#000"
 
 
 def luminance(colour: tuple[int, int, int]) -> float:
-    """WCAG's relative luminance, 0 to 1."""
+    """Return WCAG's relative luminance, 0 to 1."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (x / 255 for x in colour)]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def hexadecimal(colour: tuple[int, int, int]) -> str:
-    """As a style sheet writes a colour."""
-    return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers between two bounds: steps of 1, 2 or 5 times a power of ten."""
+    """Return round numbers between two bounds, in steps of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     rough = (high - low) / most
@@ -288,32 +285,25 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def shortened(text: str, room: float) -> str:
-    """What of a text fits, with an ellipsis where it is cut."""
-    letters = max(3, int(room / LETTER))
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+    """Cut a text to a width, with an ellipsis."""
+    longest = max(3, int(room / LETTER))
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
-class Scale:
-    """Values -> places."""
+def _scale(low: float, high: float, start: float, end: float, log: bool = False) -> Callable[[float], float]:
+    """Return the function from values to coordinates."""
+    if log:
+        low, high = math.log(low), math.log(high)
 
-    def __init__(self, low: float, high: float, start: float, end: float, log: bool) -> None:
-        self._log, self._start = log, start
-        self._low = math.log(low) if log else low
-        span = (math.log(high) if log else high) - self._low
-        self._factor = (end - start) / span if span else 0.0
-        self._middle = 0.0 if span else (end - start) / 2
+    def place(value: float) -> float:
+        at = math.log(value) if log else value
+        return start + (end - start) * ((at - low) / (high - low) if high > low else 0.5)
 
-    def __call__(self, value: float) -> float:
-        at = math.log(value) if self._log else value
-        return self._start + self._middle + (at - self._low) * self._factor
-
-
-def _scale(values: NDArray[np.float64], start: float, end: float, log: bool = False) -> Scale:
-    return Scale(float(values.min()), float(values.max()), start, end, log)
+    return place
 
 
 def _padded(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Bounds with a little room around the values; from zero where they come near it and none is below."""
+    """Return bounds with room around the values; the lower one is 0 if they are positive and come near 0."""
     low, high = float(values.min()), float(values.max())
     room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return (0.0 if 0 <= low < 0.3 * high else low - room), high + room
@@ -347,12 +337,3 @@ def _vertical_text(x: float, y: float, text: str) -> Markup:
 
 def _segment(x: float, y: float, to_x: float, to_y: float, kind: str) -> Markup:
     return Markup('<path class="{}" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>').format(kind, x, y, to_x, to_y)
-
-
-def _grid_line(y: float) -> Markup:
-    return _segment(LEFT, y, WIDTH - RIGHT, y, "grid")
-
-
-def _axes() -> Markup:
-    bottom = HEIGHT - BOTTOM
-    return Markup('<path class="frame" d="M{} {}V{}H{}"/>').format(LEFT, TOP, bottom, WIDTH - RIGHT)

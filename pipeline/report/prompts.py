@@ -1,4 +1,4 @@
-"""How large the prompts of a student have become, block by block, and which of them nothing reads.
+"""Norms of a student's prompts by block, and which prompts have no effect.
 
 Shapes: J prompt depth, n prompt length, W tower width.
 """
@@ -9,18 +9,17 @@ from typing import Any
 from student_train.model.prompts import dead_query_blocks
 from student_train.model.stored import StoredStudent
 
-# What open_clip takes where a config does not say.
+# open_clip's default number of blocks.
 BLOCKS = 12
 
 
 @dataclass(frozen=True)
 class TowerNorms:
-    """Of one tower's prompts.
+    """Norms of the prompts of one tower.
 
     Attributes:
-        norms: by query, key, value (or the one that is `shared`) the mean length of the n vectors, for
-            each of the J blocks.
-        dead: blocks, from 1, whose query prompts nothing reads.
+        norms: mean norm of the n vectors in each of the J blocks, by query, key and value, or `shared`.
+        dead: blocks, from 1, whose query prompts have no effect.
     """
 
     tower: str
@@ -29,7 +28,7 @@ class TowerNorms:
 
 
 def prompt_norms(stored: StoredStudent, config: dict[str, Any]) -> list[TowerNorms]:
-    """Of each tower that has prompts; `config` is the frozen model's, which says how many blocks it has."""
+    """Return the norms of each tower with prompts; `config` is the frozen model's."""
     found = []
     for tower in ("text", "vision"):
         if f"{tower}.q" not in stored.tensors:
@@ -47,7 +46,7 @@ def prompt_norms(stored: StoredStudent, config: dict[str, Any]) -> list[TowerNor
 
 
 def tower_blocks(config: dict[str, Any], tower: str) -> int:
-    """Blocks of a tower that can have prompts."""
+    """Return the number of blocks of a tower."""
     part = config.get(f"{tower}_cfg")
     layers = part.get("layers", BLOCKS) if isinstance(part, dict) else BLOCKS
     return layers if isinstance(layers, int) else BLOCKS

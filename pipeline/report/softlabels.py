@@ -1,5 +1,4 @@
-"""What the teacher's soft labels look like: how sure they are by temperature, and those of a few pictures,
-beside what a student says of these.
+"""Entropy of the teacher's soft labels by temperature, and soft labels and predictions of a few pictures.
 
 Shapes: B rows, C classes, D embedding.
 """
@@ -26,7 +25,7 @@ from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.stats import entropy, sample_rows, teacher_statistics
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-SHOWN_TEMPERATURES = (0.5, 1.0, 4.0)  # of pictures, unless a sweep has others
+PICTURE_TEMPERATURES = (0.5, 1.0, 4.0)  # unless a sweep has others
 SAMPLE = 512  # rows
 OF_EACH_KIND = 2
 TOP = 5
@@ -35,15 +34,15 @@ THUMBNAIL = 144  # pixels
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and what is said of it.
+    """A picture with the likely classes of teacher and student.
 
     Attributes:
-        kind: why it is shown.
-        key: of the sample.
-        data: a `data:` URI of a small JPEG; empty if it could not be read, as `why` says.
-        label: its hard label, None without one.
-        teacher: the first classes, each with its probability at each temperature.
-        student: likewise, at temperature 1; empty if there is no student to ask.
+        kind: why it was selected.
+        key: key of the sample.
+        data: a `data:` URI of a small JPEG; empty if it cannot be read, for the reason `why`.
+        label: its hard label, or None.
+        teacher: the likeliest classes, each with its probability at each temperature.
+        student: likewise, at temperature 1; empty without a student.
     """
 
     kind: str
@@ -56,21 +55,21 @@ class Picture:
 
 
 def open_recorded_cache(record: dict[str, Any]) -> TeacherCache:
-    """The cache that a run was trained on.
+    """Open the cache that a run was trained on.
 
     Raises:
-        RppError: it is not there any more, cannot be read, or is another one now.
+        RppError: it does not exist, cannot be read, or has changed.
     """
     settings, recorded = record["settings"], record["cache"]
     cache = open_cache(str(settings.get("cache")), settings.get("vocabulary"))
     for name in ("sample_table_digest", "vocabulary_digest"):
         if recorded.get(name) != getattr(cache.header, name):
-            raise UsageError(f"{cache.path} is another cache now than the run was trained on (its {name})")
+            raise UsageError(f"{cache.path} is not the cache that the run was trained on ({name} differs)")
     return cache
 
 
-def served(cache: TeacherCache, temperatures: Iterable[float]) -> list[float]:
-    """Those temperatures, ascending, at which the cache's encoding has soft labels."""
+def served_temperatures(cache: TeacherCache, temperatures: Iterable[float]) -> list[float]:
+    """Return the temperatures, ascending, at which the cache's encoding has soft labels."""
     kept = []
     for temperature in sorted(set(temperatures)):
         try:
@@ -82,58 +81,60 @@ def served(cache: TeacherCache, temperatures: Iterable[float]) -> list[float]:
 
 
 def entropies(cache: TeacherCache, temperatures: Sequence[float]) -> tuple[int, list[tuple[float, float]]]:
-    """Rows that were looked at, and (temperature, mean entropy in nats) of their soft labels."""
+    """Return the number of sampled rows, and (temperature, mean entropy in nats) of their soft labels."""
     found = teacher_statistics(cache, temperatures, sample=SAMPLE)
     return found["rows"], [(one["temperature"], one["entropy"]) for one in found["temperatures"]]
 
 
-def telling_rows(cache: TeacherCache) -> list[tuple[int, str]]:
-    """Rows to show, each with the reason: of a sample, those on which the teacher is surest and right, least
-    sure, and surest and wrong. The same rows at every call."""
+def typical_rows(cache: TeacherCache) -> list[tuple[int, str]]:
+    """Select rows of a random sample, each with the reason; the same rows in every call.
+
+    They are those on which the teacher is most certain and right, least certain, and most certain and wrong.
+    """
     rows = sample_rows(cache, SAMPLE, seed=0)
     labels = cache.labels[rows]
-    surest, first, unsure = np.empty(len(rows)), np.empty(len(rows), np.int64), np.empty(len(rows))
+    certainty, first, uncertainty = np.empty(len(rows)), np.empty(len(rows), np.int64), np.empty(len(rows))
     for at, stored in cache.stored_pieces(rows):
         logits_BC = cache.finite(cache.encoding.logits(stored, cache.head, 1.0))
         best = logits_BC.softmax(-1).max(-1)
-        surest[at], first[at] = best.values.numpy(), best.indices.numpy()
-        unsure[at] = entropy(logits_BC).numpy()
+        certainty[at], first[at] = best.values.numpy(), best.indices.numpy()
+        uncertainty[at] = entropy(logits_BC).numpy()
     right, wrong = (labels >= 0) & (first == labels), (labels >= 0) & (first != labels)
     kinds = (
-        ("sure and right", surest, right),
-        ("unsure", unsure, np.ones_like(right)),
-        ("sure and wrong", surest, wrong),
+        ("certain and right", certainty, right),
+        ("uncertain", uncertainty, np.ones_like(right)),
+        ("certain and wrong", certainty, wrong),
     )
-    shown: dict[int, str] = {}
+    selected: dict[int, str] = {}
     for kind, order, among in kinds:
         places = [place for place in np.argsort(-order, kind="stable") if among[place]]
-        new = [int(rows[place]) for place in places if int(rows[place]) not in shown]
-        shown |= dict.fromkeys(new[:OF_EACH_KIND], kind)
-    return list(shown.items())
+        new = [int(rows[place]) for place in places if int(rows[place]) not in selected]
+        selected |= dict.fromkeys(new[:OF_EACH_KIND], kind)
+    return list(selected.items())
 
 
-def load_student_of(run: Path) -> LoadedFeatureModel:
-    """The student of a run.
+def load_student(run: Path) -> LoadedFeatureModel:
+    """Load the student of a run.
 
     Raises:
-        RppError: it is not there, or its frozen model is not.
+        RppError: it or its frozen model does not exist.
     """
     return FeatureModels().load(ModelSettings(student=str(run)))
 
 
-def look_at(
+def describe_pictures(
     cache: TeacherCache,
     rows: Sequence[tuple[int, str]],
     temperatures: Sequence[float],
     student: LoadedFeatureModel | None,
 ) -> list[Picture]:
-    """The pictures of the given rows, from where the cache found them."""
+    """Return the pictures of rows with the likely classes of teacher and student."""
     numbers = np.array([row for row, _ in rows], dtype=np.int64)
     pictures = read_pictures(cache, numbers)
-    said = student_says(student, cache.vocabulary, pictures) if student else {}
+    predictions = predict_classes(student, cache.vocabulary, pictures) if student else {}
     names = cache.vocabulary.names
     kept = min(TOP, len(names))
-    shown = []
+    described = []
     for place, ((row, kind), picture, key) in enumerate(
         zip(rows, pictures, cache.samples.keys(numbers), strict=True)
     ):
@@ -141,7 +142,7 @@ def look_at(
         first = by_temperature[0].topk(kept).indices.tolist()
         label = int(cache.labels[row])
         read = isinstance(picture, Image.Image)
-        shown.append(
+        described.append(
             Picture(
                 kind=kind,
                 key=key,
@@ -149,14 +150,14 @@ def look_at(
                 why="" if read else str(picture),
                 label=names[label] if label >= 0 else None,
                 teacher=[(names[c], [float(shares[c]) for shares in by_temperature]) for c in first],
-                student=said.get(place, []),
+                student=predictions.get(place, []),
             )
         )
-    return shown
+    return described
 
 
 def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[Image.Image | Exception]:
-    """The pictures of rows; in place of one that cannot be read, why."""
+    """Read the pictures of rows; in place of one that cannot be read, return the error."""
     reader = ImageReader()
     pictures: list[Image.Image | Exception] = []
     for location in cache.samples.locations(rows):
@@ -169,10 +170,10 @@ def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[Image.Im
 
 
 @torch.inference_mode()
-def student_says(
+def predict_classes(
     student: LoadedFeatureModel, vocabulary: Vocabulary, pictures: Sequence[Image.Image | Exception]
 ) -> dict[int, list[tuple[str, float]]]:
-    """By the picture's place, the classes that a student puts first, with their probabilities at T = 1."""
+    """Return the likeliest classes of a student at T = 1, with probabilities, by the index of the picture."""
     readable = {place: one for place, one in enumerate(pictures) if isinstance(one, Image.Image)}
     if not readable:
         return {}
@@ -192,7 +193,7 @@ def student_says(
 
 
 def thumbnail(picture: Image.Image) -> str:
-    """A small JPEG as a `data:` URI."""
+    """Return a small JPEG as a `data:` URI."""
     small = picture.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()

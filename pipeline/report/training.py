@@ -1,4 +1,4 @@
-"""How training went: the curves of `metrics.jsonl`, one line a configuration."""
+"""Training curves from `metrics.jsonl`, one line per configuration."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from pipeline.report.curves import CURVES, LISTED, POINTS, Curve, read_curves, t
 from pipeline.report.gather import Configuration, Gathered
 from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
 from pipeline.report.plots import MOST_LINES, Line, legend_sample, line_chart
-from pipeline.seeds import LOWER_IS_BETTER
+from student_train.figures import FIGURES
 
-MOST_ROWS = 60  # of a table, where configurations log other steps each
+MOST_ROWS = 60  # of a table, when configurations log different steps
 SMALL = 1e-2
 
 
 def curves_section(gathered: Gathered) -> Section:
-    """Plots of everything that the log has, or why there are none."""
+    """Return plots of all values of the log, or the reason why there are none."""
     found: dict[str, dict[str, Curve]] = {}
     for one in _best_first(gathered):
         curves = read_curves([gathered.run_folder(row) for row in one.done or one.rows])
@@ -35,13 +35,12 @@ def curves_section(gathered: Gathered) -> Section:
 
 
 def _best_first(gathered: Gathered) -> list[Configuration]:
-    """In the order of the headline figure, so that the lines that are drawn are the best; in the record's
-    order where all are drawn or none is known."""
+    """Sort by the headline figure, so that the best are drawn, unless all are or there is no figure."""
     configurations = gathered.configurations
     name = gathered.evaluations[0].headline if gathered.evaluations else None
     if len(configurations) <= MOST_LINES or name is None:
         return configurations
-    sign = 1 if name in LOWER_IS_BETTER else -1
+    sign = 1 if FIGURES[name].lower_is_better else -1
 
     def place(one: Configuration) -> float:
         figure = one.figure(0, name)
@@ -52,18 +51,15 @@ def _best_first(gathered: Gathered) -> list[Configuration]:
 
 def _explanation(gathered: Gathered, found: dict[str, dict[str, Curve]], drawn: list[str]) -> str:
     every = [curve for curves in found.values() for curve in curves.values()]
-    text = "Each value is that of the step's batch, as metrics.jsonl has it."
+    text = "Each value is that of the step's batch, from metrics.jsonl."
     if any(curve.seeds > 1 for curve in every):
-        text += " Lines are means over the seeds, at the steps that all of a configuration's runs have."
+        text += " Lines are means over seeds, at the steps that all runs of a configuration have logged."
     if len(drawn) < len(found):
-        text += (
-            f" The {len(drawn)} best of {len(found)} configurations are drawn; the tables under the plots "
-            "have all."
-        )
+        text += f" The {len(drawn)} best of {len(found)} configurations are drawn; tables have all."
     if (longest := max(curve.count for curve in every)) > POINTS:
         text += (
-            f" Of the {longest:,} steps of the log a plot shows at most {POINTS} points a line: the first, "
-            "the last, and of each stretch the lowest and the highest."
+            f" Of {longest:,} logged steps, a plot shows at most {POINTS} points per line: the first, the "
+            "last, and the lowest and highest of each interval."
         )
     if longest > LISTED:
         text += f" Tables list {LISTED} steps, and the lowest and the highest of all."

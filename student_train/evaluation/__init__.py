@@ -1,1 +1,1 @@
-"""How well models tell images apart: data sets, models, evaluators, predictions."""
+"""Evaluation and prediction: data sets, models, evaluators."""

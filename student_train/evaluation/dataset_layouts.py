@@ -1,6 +1,6 @@
-"""How the field lays data sets out: image sources, CoOp's split files, CLIP_benchmark's folders, caches.
+"""Layouts of data sets: image sources, CoOp's split files, CLIP_benchmark's folders, caches.
 
-Knows names and text files; images are looked for, and not read. Nothing here takes time to import.
+Reads class names and lists, not images. Imports nothing slow.
 """
 
 import os
@@ -22,32 +22,32 @@ CLASSNAMES, TEMPLATES, DATASET_TYPE = (
 )
 
 
-def format_of(settings: DataSettings) -> Format:
-    """How the data set is laid out: as was said, or by its look.
+def find_format(settings: DataSettings) -> Format:
+    """Find the layout of a data set from its files.
 
     Raises:
-        UsageError: nothing there, or not what was said.
+        UsageError: no data set there, or its layout is not `settings.format`.
     """
     path = Path(settings.images)
-    looks: Format
+    layout: Format
     if os.path.isfile(path / "zarr.json") or settings.images.rstrip("/").endswith(".zarr"):
-        looks = "cache"
+        layout = "cache"
     elif os.path.isfile(path / CLASSNAMES):
-        looks = "clip-benchmark"
+        layout = "clip-benchmark"
     elif path.suffix == ".json":
-        looks = "coop"
+        layout = "coop"
         if not os.path.isfile(path):
             raise UsageError(f"no split file at {path}")
     else:
         found = find_source(settings.images)
-        looks = "coop" if found.part else found.kind
-    if settings.format not in ("auto", looks):
-        raise UsageError(f"{settings.images} is laid out as '{looks}', not as '{settings.format}'")
-    return looks
+        layout = "coop" if found.part else found.kind
+    if settings.format not in ("auto", layout):
+        raise UsageError(f"{settings.images} has the layout '{layout}', not '{settings.format}'")
+    return layout
 
 
 def vocabulary_of(settings: DataSettings, form: Format) -> Vocabulary:
-    """The classes, with the templates that the settings name or the data set brings."""
+    """Read the classes, with the templates of the settings or of the data set."""
     folder = Path(settings.images)
     own: tuple[str, ...] = ()
     if form == "clip-benchmark":
@@ -62,13 +62,13 @@ def vocabulary_of(settings: DataSettings, form: Format) -> Vocabulary:
 
 
 def with_templates(vocabulary: Vocabulary, settings: DataSettings, own: tuple[str, ...]) -> Vocabulary:
-    """The vocabulary with the templates that the settings name, else with the data set's own."""
+    """Return the vocabulary with the templates of the settings, or else the data set's own."""
     templates = own if settings.templates is None else load_templates(settings.templates)
     return Vocabulary(vocabulary.names, vocabulary.ids, templates)
 
 
 def image_source_of(settings: DataSettings, form: Format) -> str:
-    """The image source of stage one that holds the data set's images."""
+    """Return the image source of stage one for the data set's images."""
     if form == "clip-benchmark":
         return _shards(Path(settings.images), settings.split)
     if form == "coop" and "#" not in settings.images:
@@ -77,12 +77,12 @@ def image_source_of(settings: DataSettings, form: Format) -> str:
 
 
 def _own_classes(folder: Path) -> Vocabulary:
-    """The names of CLIP_benchmark's `classnames.txt`. Its labels are line numbers, whatever the names are."""
+    """Read CLIP_benchmark's `classnames.txt`. Labels are line numbers, also of equal names."""
     names = tuple(line.strip() for line in _text(folder / CLASSNAMES).splitlines())
     if not names:
-        raise UsageError(f"{folder / CLASSNAMES} names no class; write one name a line")
-    if not all(names):  # CLIP_benchmark would take it for a class
-        raise UsageError(f"{folder / CLASSNAMES}: line {names.index('') + 1} is empty; take it out")
+        raise UsageError(f"{folder / CLASSNAMES} has no class names; write one per line")
+    if not all(names):  # CLIP_benchmark takes an empty line as a class
+        raise UsageError(f"{folder / CLASSNAMES}: line {names.index('') + 1} is empty; remove it")
     return Vocabulary(names, tuple(map(str, range(len(names)))), ())
 
 
@@ -94,35 +94,35 @@ def _text(path: Path) -> str:
 
 
 def _shards(folder: Path, split: str) -> str:
-    """The shards of one part, as an image source: those that `nshards.txt` counts."""
+    """Return the shards of one split as an image source; `nshards.txt` has their number."""
     kind = folder / DATASET_TYPE
     if kind.is_file() and (found := _text(kind).strip()) != "classification":
-        raise UsageError(f"{folder} is a data set for {found}; what can be evaluated is classification")
+        raise UsageError(f"{folder} is a data set for {found}; only classification can be evaluated")
     if not os.path.isdir(folder / split):
-        parts = sorted(path.parent.name for path in folder.glob("*/*.tar"))
-        raise UsageError(f"{folder} has no part '{split}', only {', '.join(dict.fromkeys(parts)) or 'none'}")
+        splits = sorted({path.parent.name for path in folder.glob("*/*.tar")})
+        raise UsageError(f"{folder} has no split '{split}'; it has {', '.join(splits) or 'none'}")
     count = folder / split / "nshards.txt"
     if not count.is_file():
         return f"{folder / split}/*.tar"
     text = _text(count).strip()
     if not text.isdecimal() or int(text) == 0:
-        raise UsageError(f"{count} is no number of shards: {text[:40]!r}")
+        raise UsageError(f"{count}: expected the number of shards, found {text[:40]!r}")
     return f"{folder / split}/{{0..{int(text) - 1}}}.tar"
 
 
 def _no_classes(images: str) -> UsageError:
-    return UsageError(f"{images} brings no class names; name a vocabulary with --classes")
+    return UsageError(f"{images} has no class names; give a vocabulary with --classes")
 
 
 def check_layout(settings: DataSettings) -> None:
-    """Refuse a local data set that is not there, or whose class names are not, without opening its images.
+    """Check that a local data set and its class names exist, without opening images.
 
     Raises:
-        UsageError: what is missing.
+        UsageError: names what is missing.
     """
     if is_remote(settings.images):
         return
-    form = format_of(settings)
+    form = find_format(settings)
     if form == "cache":
         require_cache(settings.images)
         return

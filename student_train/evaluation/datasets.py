@@ -1,6 +1,6 @@
-"""Data sets to evaluate on: a place and a layout -> images with labels, classes, templates.
+"""Open a data set for evaluation: images with labels, classes, templates.
 
-How the field lays data sets out is in `dataset_layouts.py`; image sources themselves are stage one's.
+The layouts are in `dataset_layouts.py`, image sources in stage one.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from student_train.data.order import subset_classes
-from student_train.evaluation.dataset_layouts import format_of, image_source_of, vocabulary_of, with_templates
+from student_train.evaluation.dataset_layouts import (
+    find_format,
+    image_source_of,
+    vocabulary_of,
+    with_templates,
+)
 from student_train.evaluation.settings import DataSettings
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
@@ -20,13 +25,13 @@ from teacher_cache.softlabels import TeacherCache, open_cache
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that is found and read, up to its images.
+    """A data set whose images are not read yet.
 
     Attributes:
-        images: what was asked for.
-        source: the images' table, or a cache whose features stand for them.
-        vocabulary: its classes; their templates are those that the data set brings, none if it brings none.
-        classes: ascending indices of those to choose among.
+        images: `images` of the settings.
+        source: table of the images, or a cache with their features.
+        vocabulary: all classes, with the templates of the settings or of the data set, if any.
+        classes: ascending indices of the classes to choose among.
         class_subset: how these were chosen.
         notes: remarks for the user.
     """
@@ -45,12 +50,12 @@ class Dataset:
 
 
 def open_dataset(settings: DataSettings) -> Dataset:
-    """Find a data set and read its classes, labels and the places of its images.
+    """Find a data set and read its classes, labels and image locations.
 
     Raises:
-        UsageError: nothing there, another format than was said, no classes named, or labels that do not fit.
+        UsageError: no data set, another layout than requested, no class names, or labels that do not fit.
     """
-    form = format_of(settings)
+    form = find_format(settings)
     if form == "cache":
         cache = open_cache(settings.images, settings.classes)
         return Dataset(
@@ -68,12 +73,12 @@ def open_dataset(settings: DataSettings) -> Dataset:
 
 
 def check_dataset(settings: DataSettings) -> None:
-    """Refuse a data set that is not there, without reading its images.
+    """Check that a data set can be opened, without reading the list of its images.
 
     Raises:
-        UsageError: as `open_dataset`, but for what only the images show.
+        UsageError: see `open_dataset`.
     """
-    form = format_of(settings)
+    form = find_format(settings)
     if form == "cache":
         open_cache(settings.images, settings.classes)
         return

@@ -1,6 +1,6 @@
-"""How well students, or the frozen model as it is, tell classes apart on images they were not trained on.
+"""Evaluate students and the frozen model on a data set.
 
-Knows how scores come about and which figures are asked for; what a figure is stands in `evaluators/`.
+Computes logits and passes them to the evaluators, which are in `evaluators/`.
 
 Shapes: N images, B batch, C classes, D embedding.
 """
@@ -29,23 +29,23 @@ ComparedModel = tuple[LoadedFeatureModel, LoadedFeatureModel | None]
 
 
 def evaluate(settings: EvalSettings) -> dict[str, Any]:
-    """Figures of a student, or of the frozen model, on a data set.
+    """Evaluate a student, or the frozen model, on a data set.
 
     Returns:
-        student, images, classes (to choose among), samples, skipped (images that could not be read),
-        without_label (samples that were left out for having no class of the vocabulary), notes (remarks on
-        the images), and the figures by name.
+        student, images, classes (number to choose among), samples, skipped (images that cannot be read),
+        without_label (samples without a class of the vocabulary, which are left out), notes (remarks on the
+        images), and the figures by name.
 
     Raises:
-        UsageError: no such run or data set, images without labels, or labels that do not fit the vocabulary.
+        UsageError: no such run or data set, no labels, or labels that do not fit the vocabulary.
     """
     dataset = open_dataset(settings)
     return evaluate_models(load_models([settings.student], settings), dataset, settings)[0]
 
 
 def load_models(students: Sequence[str], options: EvalOptions) -> list[ComparedModel]:
-    """Students, or `zero-shot`, each with the teacher that the metrics compare it with, if one does. One that
-    is named twice is loaded once.
+    """Load students, or `zero-shot`, each with its teacher if a metric needs one. Repeated names are loaded
+    once.
 
     Raises:
         UsageError: no such run, cache, model or device.
@@ -63,27 +63,29 @@ def load_models(students: Sequence[str], options: EvalOptions) -> list[ComparedM
 def evaluate_models(
     models: Sequence[ComparedModel], dataset: Dataset, options: EvalOptions
 ) -> list[dict[str, Any]]:
-    """Figures of several models on one data set; each image is read once.
+    """Evaluate several models on one data set; each image is read once.
 
     Returns:
-        For each model what `evaluate` returns.
+        The result of `evaluate` for each model.
 
     Raises:
-        UsageError: as `check_evaluation`, or no labelled image could be read.
-        RppError: features that are not finite.
+        UsageError: see `check_evaluation`, or no labelled image can be read.
+        RppError: features are not finite.
     """
     check_evaluation(models, dataset, options)
-    everyone = _everyone(models)
+    feature_models = _feature_models(models)
     if isinstance(dataset.source, SampleTable):
         threads = options.threads or min(MOST_DECODING_THREADS, usable_cores())
-        encoded = encode_images(everyone, dataset.source, options.batch_size, threads, options.max_pixels)
+        encoded = encode_images(
+            feature_models, dataset.source, options.batch_size, threads, options.max_pixels
+        )
     else:
-        encoded = cached_images(everyone, dataset.source)
+        encoded = cached_images(feature_models, dataset.source)
     notes = list(dataset.notes)
     if encoded.skipped:
         first = encoded.skipped[0]
         notes.append(
-            f"{len(encoded.skipped)} images could not be read, the first: {first['key']}: {first['reason']}"
+            f"{len(encoded.skipped)} images cannot be read; the first is {first['key']}: {first['reason']}"
         )
     distinct = {id(model): model for pair in models for model in pair if model is not None}
     logits = {key: Logits(model, encoded, dataset) for key, model in distinct.items()}
@@ -107,72 +109,72 @@ def evaluate_models(
 
 
 def check_evaluation(models: Sequence[ComparedModel], dataset: Dataset, options: EvalOptions) -> None:
-    """Refuse what cannot be evaluated, before an image is read.
+    """Check that models and metrics fit the data set, before an image is read.
 
     Raises:
-        UsageError: a metric that does not fit the classes, or a model whose features a cache does not hold.
+        UsageError: a metric does not fit the classes, or a cache has no features of a model.
     """
     if "base-to-new" in options.metrics and dataset.class_subset in ("base", "new"):
         raise UsageError(
-            f"base-to-new halves the classes by itself: --class-subset {dataset.class_subset} would leave it "
-            "halves of a half"
+            f"base-to-new splits the classes into halves: it cannot be used with "
+            f"--class-subset {dataset.class_subset}"
         )
     for metric in options.metrics:
         EVALUATORS[metric](Task(len(dataset.classes), options.temperature))
     if isinstance(dataset.source, TeacherCache):
-        check_cached(_everyone(models), dataset.source)
+        check_cached(_feature_models(models), dataset.source)
 
 
-def _everyone(models: Sequence[ComparedModel]) -> list[FeatureModel]:
+def _feature_models(models: Sequence[ComparedModel]) -> list[FeatureModel]:
     return [loaded.model for pair in models for loaded in pair if loaded is not None]
 
 
 class Logits:
-    """One model's logits of a data set's images, among the classes to choose among.
+    """Logits of one model for the images of a data set, over the classes to choose among.
 
     Attributes:
-        labels: the right ones of these classes, int64 [N].
-        classes: their names, C of them.
+        labels: index of the right class among them, int64 [N].
+        classes: their C names.
     """
 
     def __init__(self, loaded: LoadedFeatureModel, encoded: EncodedImages, dataset: Dataset) -> None:
         """Raises:
         UsageError: no image of these classes.
-        RppError: features that are not finite.
+        RppError: features are not finite.
         """
         chosen_C = torch.from_numpy(dataset.classes)
         rows = torch.isin(encoded.labels, chosen_C).nonzero()[:, 0]
         if len(rows) == 0:
-            raise UsageError("no image of the asked classes")
+            raise UsageError("no image has one of the requested classes")
         self.labels = torch.searchsorted(chosen_C, encoded.labels[rows])
         vocabulary = dataset.vocabulary
         names, ids = (tuple(kept[c] for c in dataset.classes) for kept in (vocabulary.names, vocabulary.ids))
         self.classes = names
-        read = Vocabulary(names, ids, vocabulary.templates or loaded.templates)
-        self._class_features_CD = loaded.model.class_features(read)
+        chosen = Vocabulary(names, ids, vocabulary.templates or loaded.templates)
+        self._class_features_CD = loaded.model.class_features(chosen)
         self._image_features_ND = encoded.features[loaded.model.image_tower][rows]
         self._scale = loaded.model.logit_scale
         for what, features in (("class", self._class_features_CD), ("image", self._image_features_ND)):
             if not features.isfinite().all():
                 raise RppError(f"{what} features of {loaded.name} are not finite")
 
-    def of(self, rows: slice) -> Tensor:
-        """Of the given images, [B, C] float32."""
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Return the logits of a range of images, [B, C] float32."""
         return self._scale * (self._image_features_ND[rows] @ self._class_features_CD.T)
 
 
 def figures(
     own: Logits, teacher: Logits | None, metrics: Sequence[str], temperature: float = 1.0
 ) -> dict[str, Any]:
-    """`samples`, the images of the classes to choose among, and the figures of the metrics over them.
+    """Compute the figures of metrics, and `samples`, the number of images.
 
     Raises:
-        UsageError: a metric that does not fit them.
+        UsageError: a metric does not fit the classes.
     """
     task = Task(len(own.classes), temperature, own.classes)
     evaluators = [EVALUATORS[metric](task) for metric in metrics]
     for part in _pieces(len(own.labels), task.classes):
-        scores = Scores(own.of(part), own.labels[part], teacher.of(part) if teacher else None)
+        scores = Scores(own[part], own.labels[part], teacher[part] if teacher else None)
         for evaluator in evaluators:
             evaluator.update(scores)
     found: dict[str, Any] = {"samples": len(own.labels)}

@@ -1,4 +1,4 @@
-"""Images of a data set -> unit features of each model's image tower: computed, or those that a cache holds.
+"""Unit image features of a data set for each model: computed, or read from a cache.
 
 Shapes: N images, B batch, D embedding.
 """
@@ -28,12 +28,12 @@ NO_CROP = np.zeros(5, dtype=np.uint16)  # the evaluation view has none
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """The images that could be read and have a label, in source order.
+    """Images that have a label and can be read, in the order of the source.
 
     Attributes:
         features: unit features [N, D] float32 by image tower.
         labels: [N] int64.
-        skipped: those that could not be read, with row, key and reason.
+        skipped: images that cannot be read, with row, key and reason.
     """
 
     features: dict[str, Tensor]
@@ -48,11 +48,12 @@ def encode_images(
     threads: int = 4,
     max_pixels: int = MAX_PIXELS,
 ) -> EncodedImages:
-    """Features of the evaluation view of every labelled image. An image is decoded once for all models and
-    goes once through towers that several of them share.
+    """Compute features of the evaluation view of every labelled image.
+
+    An image is decoded once for all models, and passed once through a tower that several models share.
 
     Raises:
-        UsageError: no labelled image, or none that could be read.
+        UsageError: no labelled image, or none that can be read.
     """
     towers = {model.image_tower: model for model in models}
     labelled = np.flatnonzero(samples.labels >= 0)
@@ -83,35 +84,35 @@ def encode_images(
                     features[tower].append(model.image_features(torch.from_numpy(np.stack(pixels))).cpu())
             counter(len(batch))
     if not rows:
-        raise UsageError("no labelled image could be read" if len(labelled) else "no image has a label")
+        raise UsageError("no labelled image can be read" if len(labelled) else "no image has a label")
     labels = torch.from_numpy(samples.labels[rows].astype(np.int64))
     return EncodedImages({tower: torch.cat(parts) for tower, parts in features.items()}, labels, skipped)
 
 
 def _rendered(image: Image, models: Iterable[FeatureModel]) -> list[NDArray[np.uint8]]:
-    """Pixels for each model, [3, H, W]; rendered once for those with the same preprocessing."""
-    shown: list[tuple[Any, NDArray[np.uint8]]] = []
+    """Return pixels for each model, [3, H, W]; models with equal preprocessing share them."""
+    rendered: list[tuple[Any, NDArray[np.uint8]]] = []
     pixels = []
     for model in models:
         preprocess = model.renderer.preprocess
-        found = next((there for known, there in shown if known == preprocess), None)
+        found = next((image_pixels for known, image_pixels in rendered if known == preprocess), None)
         if found is None:
             found = model.renderer.render(image, 0, NO_CROP)
-            shown.append((preprocess, found))
+            rendered.append((preprocess, found))
         pixels.append(found)
     return pixels
 
 
 def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> EncodedImages:
-    """The features that a cache holds of its samples' evaluation views; no image is read.
+    """Read the features of the evaluation views from a cache, without reading images.
 
     Raises:
-        UsageError: the cache keeps no image features, or not those of a model; or no sample has a label.
+        UsageError: the cache has no image features, or not those of a model, or no sample has a label.
     """
     tower = check_cached(models, cache)
     rows = np.flatnonzero(cache.valid & (cache.labels >= 0))
     if len(rows) == 0:
-        raise UsageError(f"no sample of {cache.path} has a label and could be read")
+        raise UsageError(f"no readable sample of {cache.path} has a label")
     features_ND = F.normalize(cache.image_features(rows).float(), dim=-1)
     unread = np.flatnonzero(~cache.valid & (cache.labels >= 0))
     skipped = [
@@ -123,10 +124,10 @@ def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> Encode
 
 
 def check_cached(models: Iterable[FeatureModel], cache: TeacherCache) -> str:
-    """Refuse models whose image features are not those that a cache holds; gives the name of these.
+    """Check that a cache has the image features of models; return the name of their image tower.
 
     Raises:
-        UsageError: a model with another image tower.
+        UsageError: a model has another image tower.
     """
     tower = image_tower(cache.teacher["weights_digest"], cache.teacher["precision"])
     for model in models:

@@ -1,4 +1,4 @@
-"""What evaluation needs of a model: images and names in, unit features out; a student or a frozen model.
+"""Models for evaluation, students and frozen ones: images or names in, unit features out.
 
 Shapes: B batch, C classes, D embedding.
 """
@@ -28,31 +28,31 @@ from teacher_cache.views import ViewRenderer, normalise
 
 
 class FeatureModel(Protocol):
-    """A model that tells classes apart. `Teacher` is one."""
+    """The interface of a model in evaluation; `Teacher` has it."""
 
     renderer: ViewRenderer
 
     @property
     def logit_scale(self) -> float:
-        """The factor s of its logits."""
+        """Factor of the logits."""
         ...
 
     @property
     def image_tower(self) -> str:
-        """Equal for models whose features of an image are equal."""
+        """Name of the image tower: equal for models with equal image features."""
         ...
 
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Unit features [B, D] float32 of uint8 pixels."""
+        """Return unit features [B, D] float32 of uint8 pixels."""
         ...
 
     def class_features(self, vocabulary: Vocabulary) -> Tensor:
-        """Unit class features [C, D] float32 on the CPU."""
+        """Return unit class features [C, D] float32 on the CPU."""
         ...
 
 
 class StudentFeatures:
-    """A student as a `FeatureModel`; without text prompts, names are read through the templates."""
+    """A student as a `FeatureModel`. Without text prompts, it reads names through the templates."""
 
     def __init__(self, student: PromptedCLIP, device: torch.device, precision: Precision = "fp32") -> None:
         self.student, self.device, self.precision = student.to(device).eval(), device, precision
@@ -61,23 +61,23 @@ class StudentFeatures:
 
     @property
     def logit_scale(self) -> float:
-        """The factor s of its logits."""
+        """Factor of the logits."""
         return float(self.student.logit_scale.exp())
 
     @property
     def has_image_prompts(self) -> bool:
-        """Whether its features of an image are others than the frozen model's."""
+        """Whether image features differ from the frozen model's."""
         return "vision" in self.student.prompts
 
     @property
     def image_tower(self) -> str:
-        """Equal for models whose features of an image are equal."""
+        """Name of the image tower: equal for models with equal image features."""
         prompted = f" with the prompts of {id(self.student)}" if self.has_image_prompts else ""
         return self._frozen.image_tower + prompted
 
     @torch.inference_mode()
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Unit features [B, D] float32 of uint8 pixels."""
+        """Return unit features [B, D] float32 of uint8 pixels."""
         if not self.has_image_prompts:
             return self._frozen.image_features(pixels_BCHW)
         preprocess = self.student.base.preprocess
@@ -89,7 +89,7 @@ class StudentFeatures:
 
     @torch.inference_mode()
     def class_features(self, vocabulary: Vocabulary) -> Tensor:
-        """Unit class features [C, D] float32 on the CPU."""
+        """Return unit class features [C, D] float32 on the CPU."""
         if "text" not in self.student.prompts:
             return self._frozen.class_features(vocabulary)
         return self.student.class_features(vocabulary.names).float().cpu()
@@ -97,8 +97,13 @@ class StudentFeatures:
 
 @dataclass(frozen=True)
 class LoadedFeatureModel:
-    """A model to evaluate, under the name it was asked for, and the templates that it reads names through
-    where the data set brings none."""
+    """A model to evaluate.
+
+    Attributes:
+        name: the student as requested.
+        model: the model.
+        templates: templates for class names, if the data set has none.
+    """
 
     name: str
     model: FeatureModel
@@ -107,16 +112,16 @@ class LoadedFeatureModel:
 
 @dataclass
 class FeatureModels:
-    """Loads models; frozen ones and teachers that several of them share, once."""
+    """Loads models; a frozen model or teacher that several share is loaded once."""
 
     _loaded: dict[tuple[str, str | None], LoadedModel] = field(default_factory=dict)
     _teachers: dict[tuple[str, str, tuple[str, ...]], LoadedFeatureModel] = field(default_factory=dict)
 
     def load(self, settings: ModelSettings) -> LoadedFeatureModel:
-        """The model that the settings name.
+        """Load the model of the settings.
 
         Raises:
-            UsageError: no such run, cache, model or device, or a frozen model with other weights now.
+            UsageError: no such run, cache, model or device, or the weights of the frozen model have changed.
         """
         device = choose_device(settings.device)
         if settings.student == ZERO_SHOT:
@@ -128,16 +133,18 @@ class FeatureModels:
         )
 
     def teacher_of(self, settings: ModelSettings) -> LoadedFeatureModel:
-        """The teacher that a model is compared with: the cache's, or that of the cache which the run was
-        trained on, or, of a student without either, its own frozen model.
+        """Load the teacher to compare a model with.
+
+        It is the teacher of --cache, or of the cache that the run was trained on, or else the student's own
+        frozen model.
 
         Raises:
-            UsageError: it cannot be loaded, or has other weights now.
+            UsageError: it cannot be loaded, or its weights have changed.
         """
         if settings.cache is not None or settings.student == ZERO_SHOT:
             return self._zero_shot(settings)
         device = choose_device(settings.device)
-        if os.path.isfile(Path(settings.student) / SETTINGS):  # it knows where the teacher lies
+        if os.path.isfile(Path(settings.student) / SETTINGS):  # a run has the teacher's path
             record = read_settings(Path(settings.student))
             return self._recorded(record["cache"]["teacher"], settings, tuple(record["templates"]))
         if trained := read_provenance(Path(settings.student)):
@@ -155,19 +162,19 @@ class FeatureModels:
     def _recorded(
         self, teacher: dict[str, Any], settings: ModelSettings, templates: tuple[str, ...]
     ) -> LoadedFeatureModel:
-        """The teacher that a cache was made with, wherever its weights are now."""
+        """Load the teacher of a cache from its path of today."""
         digest = teacher["weights_digest"]
         loaded = next((known for known in self._loaded.values() if known.digest == digest), None)
         if loaded is None:
-            # --model and --pretrained say where a student's own frozen model is, which is another one
+            # --model and --pretrained are for the student's own frozen model, which may be another one
             own = settings.student == ZERO_SHOT
             model, pretrained = (settings.model, settings.pretrained) if own else (None, None)
             if model is None:
                 model, pretrained = teacher["model"], pretrained or teacher.get("pretrained")
             loaded = self._load(model, pretrained)
         if loaded.digest != digest:
-            made = f"the cache {settings.cache}" if settings.cache else "the run's cache"
-            raise UsageError(f"{loaded.name} has weights {loaded.digest} now, {made} was made with {digest}")
+            cache = f"the cache {settings.cache}" if settings.cache else "the run's cache"
+            raise UsageError(f"{loaded.name} has weights {loaded.digest} now, {cache} was made with {digest}")
         key = (digest, settings.precision, templates)
         if key not in self._teachers:
             frozen = Teacher(loaded, choose_device(settings.device), settings.precision)
@@ -182,7 +189,7 @@ class FeatureModels:
 
 
 def run_templates(student: str) -> tuple[str, ...]:
-    """Templates of the cache that a student was trained on; they matter to students without text prompts.
+    """Return the templates of the cache that a student was trained on, for students without text prompts.
 
     Raises:
         UsageError: its run's settings, or the `config.json` beside it, cannot be read.
@@ -192,7 +199,7 @@ def run_templates(student: str) -> tuple[str, ...]:
 
 
 def load_with_classes(settings: ModelWithClasses) -> tuple[FeatureModel, Vocabulary]:
-    """The model, and the classes with the templates that it reads their names through."""
+    """Load a model and the classes, with the model's templates."""
     loaded = FeatureModels().load(settings)
     names = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
     return loaded.model, Vocabulary(names.names, names.ids, loaded.templates)

@@ -1,6 +1,4 @@
-"""What a student, or the frozen model, takes single pictures for: the first thing that anyone tries.
-
-Knows picture files and likely classes; models and vocabularies are loaded as for an evaluation.
+"""Predict the classes of picture files with a student or the frozen model.
 
 Shapes: B pictures, C classes, D embedding.
 """
@@ -30,7 +28,7 @@ class Prediction:
 
     Attributes:
         image: its file.
-        classes, ids, probabilities: names, the vocabulary's ids, softmax over all its classes at T = 1.
+        classes, ids, probabilities: names, ids in the vocabulary, softmax over all its classes at T = 1.
     """
 
     image: str
@@ -40,15 +38,15 @@ class Prediction:
 
 
 def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Prediction]:
-    """The likely classes of pictures, in their order.
+    """Predict the likely classes of pictures, in their order.
 
     Raises:
-        UsageError: no picture, a file that cannot be read as one, no such run, or no such vocabulary.
+        UsageError: no pictures, a file that is not a picture, no such run, or no such vocabulary.
     """
     if not images:
-        raise UsageError("no picture to look at; name one or more files")
+        raise UsageError("no pictures; give one or more files")
     contents = [_content(path) for path in images]
-    _refuse_unreadable(images, contents, settings.max_pixels)  # before the model, which takes seconds
+    _check_readable(images, contents, settings.max_pixels)  # before loading the model, which takes seconds
     model, vocabulary = load_with_classes(settings)
     head = ClassHead(model.class_features(vocabulary), model.logit_scale)
     top, predictions = min(settings.top, len(vocabulary)), []
@@ -73,9 +71,8 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
     return predictions
 
 
-def _refuse_unreadable(images: Sequence[Path], contents: Sequence[bytes], max_pixels: int) -> None:
-    """Name all that are no pictures. They are decoded again when they are looked at: all of them together
-    would take more memory than their files."""
+def _check_readable(images: Sequence[Path], contents: Sequence[bytes], max_pixels: int) -> None:
+    """Check all pictures. They are decoded again later: pixels of all need more memory than their files."""
     broken = []
     for path, content in zip(images, contents, strict=True):
         try:
@@ -91,7 +88,7 @@ def _content(path: Path) -> bytes:
         raise picture_folder(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a device or a pipe may have no end
-            raise UsageError(f"{path} is no file; name pictures that lie on a disk")
+            raise UsageError(f"{path} is not a regular file; give picture files")
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error

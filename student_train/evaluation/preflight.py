@@ -1,6 +1,6 @@
-"""What evaluation and prediction refuse before they import torch and open_clip, which takes seconds.
+"""Checks of evaluation and prediction that need no import of torch or open_clip, which takes seconds.
 
-The functions that do the work make the same checks, and those that need more than a look at names.
+The functions that do the work repeat these checks and make the others.
 """
 
 import os
@@ -17,10 +17,10 @@ from teacher_cache.store.presence import require_cache
 
 
 def check_students(students: Sequence[str], options: ModelOptions) -> None:
-    """Refuse students, or the cache that `zero-shot` means, that are not there.
+    """Check that students, or the cache of `zero-shot`, exist.
 
     Raises:
-        UsageError: the first of them.
+        UsageError: names the first that does not.
     """
     for student in (str(Path(name)) for name in students):
         if student != ZERO_SHOT:
@@ -32,15 +32,15 @@ def check_students(students: Sequence[str], options: ModelOptions) -> None:
 
 
 def zero_shot_without_cache() -> UsageError:
-    """The error where nothing says which frozen model is meant."""
-    return UsageError("--student zero-shot needs --cache: its model and templates are meant")
+    """Return the error for `zero-shot` without a cache."""
+    return UsageError("--student zero-shot needs --cache, whose model and templates it uses")
 
 
 def check_evaluation(students: Sequence[str], options: EvalOptions, images: str) -> None:
-    """Refuse an evaluation whose models, images or class names are not there.
+    """Check that models, images and class names of an evaluation exist.
 
     Raises:
-        UsageError: the first of them.
+        UsageError: names the first that does not.
     """
     data = options.model_dump(include=set(DataSettings.model_fields))
     check_layout(DataSettings(**data, images=images))
@@ -48,20 +48,20 @@ def check_evaluation(students: Sequence[str], options: EvalOptions, images: str)
 
 
 def check_model_and_classes(settings: ModelWithClasses) -> None:
-    """Refuse a model or class names that are not there.
+    """Check that a model and class names exist.
 
     Raises:
-        UsageError: the first of them.
+        UsageError: names the first that does not.
     """
     check_students([settings.student], settings)
     require_classes(settings.classes)
 
 
 def require_picture(path: Path) -> None:
-    """Refuse a picture file that is not there.
+    """Check that a picture file exists.
 
     Raises:
-        UsageError: nothing is there, or a folder.
+        UsageError: it does not, or is a folder.
     """
     if os.path.isdir(path):
         raise picture_folder(path)
@@ -69,5 +69,5 @@ def require_picture(path: Path) -> None:
 
 
 def picture_folder(path: Path) -> UsageError:
-    """The error for a folder in the place of a picture."""
-    return UsageError(f"{path} is a folder; name the pictures in it, or use rpp eval for all of them")
+    """Return the error for a folder instead of a picture."""
+    return UsageError(f"{path} is a folder; give the pictures in it, or use rpp eval for all of them")

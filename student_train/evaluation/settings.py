@@ -1,14 +1,15 @@
-"""Settings of evaluation and prediction. Nothing here takes time to import.
+"""Settings of evaluation and prediction. Imports nothing slow.
 
-A description that ends in `[default: ...]` says in words what happens without the option.
+A description that ends in `[default: ...]` describes the default in words.
 """
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from student_train.data.settings import ClassSubset
-from student_train.evaluation.evaluators import EVALUATORS
+from student_train.figures import METRICS
 from teacher_cache.classes.vocabulary import Duplicates, Lemma
 from teacher_cache.command_settings import Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
@@ -21,7 +22,7 @@ MODEL = ("cache", "model", "pretrained")
 
 
 class DataOptions(BaseModel):
-    """As which classes images are looked at."""
+    """Layout and classes of a data set."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,10 +46,10 @@ class DataOptions(BaseModel):
 
 
 class DataSettings(DataOptions):
-    """Which images are looked at, and as which classes."""
+    """A data set: its images, layout and classes."""
 
     images: str = Field(
-        description="an image source, CoOp's split_zhou_*.json, CLIP_benchmark's folder, or a cache"
+        description="an image source, CoOp's split_zhou_*.json, a folder of CLIP_benchmark, or a cache"
     )
 
 
@@ -59,8 +60,8 @@ class ModelOptions(BaseModel):
 
     cache: Place | None = Field(
         default=None,
-        description="cache whose model and templates --student zero-shot means, and whose teacher agreement "
-        "compares with [default: the cache of the run]",
+        description="cache with the model and templates of --student zero-shot and the teacher of agreement "
+        "[default: the cache of the run]",
     )
     model: str | None = Field(
         default=None, description="where the frozen model is now [default: where it was at training]"
@@ -74,7 +75,7 @@ class ModelOptions(BaseModel):
 
 
 class ModelSettings(ModelOptions):
-    """Which model looks at images."""
+    """A model to evaluate or to predict with."""
 
     student: str = Field(
         description="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model"
@@ -82,7 +83,7 @@ class ModelSettings(ModelOptions):
 
 
 class ClassSettings(BaseModel):
-    """Which classes a model is to know."""
+    """Classes to choose among."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,17 +93,18 @@ class ClassSettings(BaseModel):
 
 
 class ModelWithClasses(ModelSettings, ClassSettings):
-    """Which model looks at images, and which classes it is to know."""
+    """A model and the classes to choose among."""
 
 
 def _known(metric: str) -> str:
-    if metric not in EVALUATORS:
-        raise ValueError(f"is none of {', '.join(EVALUATORS)}")
+    if metric not in METRICS:
+        known = {"known": ", ".join(METRICS)}
+        raise PydanticCustomError("unknown_metric", "unknown metric; choose from {known}", known)
     return metric
 
 
 class EvalOptions(ModelOptions, DataOptions):
-    """All of an evaluation but the model and the images."""
+    """Options of an evaluation, without the model and the images."""
 
     PANELS: ClassVar[Panels] = {
         "Data": (*DataOptions.model_fields, "max_pixels"),
@@ -113,7 +115,7 @@ class EvalOptions(ModelOptions, DataOptions):
 
     metrics: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
         default=("accuracy", "calibration"),
-        description="what to measure: " + ", ".join(EVALUATORS) + "; may be repeated",
+        description="what to measure: " + ", ".join(METRICS) + "; may be repeated",
     )
     temperature: float = Field(
         default=1.0,
@@ -137,7 +139,7 @@ class EvalOptions(ModelOptions, DataOptions):
 
 
 class EvalSettings(EvalOptions, ModelSettings, DataSettings):
-    """Settings of an evaluation: a model and a data set."""
+    """Settings of an evaluation of one model on one data set."""
 
 
 class PredictSettings(ModelWithClasses):

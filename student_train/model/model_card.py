@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from student_train.figures import FIGURES, shown
+from student_train.figures import FIGURES
 from student_train.markdown import plain, table
 from student_train.model.stored import StudentRecord
 from teacher_cache.model_names import LOCAL_DIR
@@ -101,7 +101,7 @@ def _number(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return shown(name, value)
+    return FIGURES[name].text(value)
 
 
 def _figure_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -109,7 +109,7 @@ def _figure_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
     if not columns:
         return ["No figures came with these prompts."]
     about = [name for name in ABOUT if any(name in row for row in figures)]
-    titles = [ABOUT[name] for name in about] + [FIGURES[name] for name in columns]
+    titles = [ABOUT[name] for name in about] + [FIGURES[name].heading for name in columns]
     rows = [
         [_place(str(row.get(name, ""))) for name in about] + [_number(row, name) or "" for name in columns]
         for row in figures

@@ -22,7 +22,7 @@ SCRIPTS = Path(sys.executable).parent  # where the console scripts are installed
 
 
 def commands_of(command: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The commands below a command, with the words that call them."""
+    """Return the subcommands of a command, with the words that call them."""
     if hasattr(command, "commands"):
         for name, inner in command.commands.items():
             yield from commands_of(inner, (*path, name))
@@ -51,8 +51,8 @@ def test_every_help_has_an_example_that_the_command_takes(called: str) -> None:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Call a program in this process; what it prints."""
+def text_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that calls a program in this process and returns its output."""
 
     def call(program: str, *arguments: str, **environment: str) -> str:
         # a program is called as its file is: pytest is none of the name
@@ -84,28 +84,28 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_commands_options_and_choices_complete(
-    said: Callable[..., str], words: tuple[str, ...], offered: list[str]
+    text_of: Callable[..., str], words: tuple[str, ...], offered: list[str]
 ) -> None:
-    """The last word is the one that is being typed."""
+    """The last word is the one to complete."""
     program = words[0]
     asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
     complete = f"_{program.upper().replace('-', '_')}_COMPLETE"
-    assert said(program, **{complete: "complete_bash"}, **asked).split() == offered
+    assert text_of(program, **{complete: "complete_bash"}, **asked).split() == offered
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_completion_can_be_installed(program: str, said: Callable[..., str], tmp_path: Path) -> None:
+def test_completion_can_be_installed(program: str, text_of: Callable[..., str], tmp_path: Path) -> None:
     # Typer looks which shell called it; here none did
     named = {"HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    assert "completion installed" in said(program, "--install-completion", "bash", **named)
+    assert "completion installed" in text_of(program, "--install-completion", "bash", **named)
     assert f"{program}.sh" in (tmp_path / ".bashrc").read_text()
     installed = (tmp_path / ".bash_completions" / f"{program}.sh").read_text()
     assert installed.endswith(f"_completion {program}")
 
 
-def test_a_shell_is_answered_by_the_installed_program(said: Callable[..., str], tmp_path: Path) -> None:
-    """In a real bash, which asks as --show-completion tells it to."""
-    asks = said("rpp", "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+def test_a_shell_is_answered_by_the_installed_program(text_of: Callable[..., str], tmp_path: Path) -> None:
+    """Completion in a real bash, with the script of --show-completion."""
+    asks = text_of("rpp", "--show-completion", "bash", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     script = f'{asks}\nCOMP_WORDS=(rpp ev) COMP_CWORD=1\n_rpp_completion rpp\necho "${{COMPREPLY[*]}}"\n'
     path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""What differs between runs, in settings and in results."""
+"""Differences between runs in settings and in results."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def runs(demo_cache_path: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     return [folder / "one", folder / "two"]
 
 
-def test_what_differs_is_named_and_nothing_else(runs: list[Path]) -> None:
+def test_only_differences_are_named(runs: list[Path]) -> None:
     compared = compare_runs(runs)
     assert compared["settings"] == {"temperature": [1.0, 2.0], "prompt_length": [2, 3]}
     assert compared["same"] > 30
@@ -57,7 +57,7 @@ def test_what_differs_is_named_and_nothing_else(runs: list[Path]) -> None:
 
 
 def test_long_values_are_shown_where_they_differ(runs: list[Path], tmp_path: Path) -> None:
-    """As sentences of what nothing reads; a table of them would be some hundred columns wide."""
+    """Long values, such as sentences about dead prompts, would make a table hundreds of columns wide."""
     folders, sentences = [], []
     for name, blocks in (("one", "8"), ("two", "11")):
         folders.append(Path(shutil.copytree(runs[0], tmp_path / name)))
@@ -101,7 +101,7 @@ def test_a_wide_table_loses_no_figure_in_a_pipe(processes: ForkServer, runs: lis
     assert [cell.strip() for line in lines for cell in line] == [f"{value:.4f}" for value in loss * 4]
 
 
-def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run at"):
         compare_runs([runs[0], tmp_path])
     with pytest.raises(UsageError, match="at least two"):

@@ -53,7 +53,7 @@ def test_the_demo_prints_and_stores_every_figure(
     assert all(0.2 < rows[name]["agreement"]["mean"] < 1.0 for name in STUDENTS)
 
 
-def test_rows_differ_in_what_they_name_alone(tmp_path: Path) -> None:
+def test_rows_differ_only_in_the_named_setting(tmp_path: Path) -> None:
     records = [
         train_settings(DemoSettings(), tmp_path, tmp_path / "run", 0, differs).model_dump()
         for differs in STUDENTS.values()
@@ -73,7 +73,7 @@ def test_the_packaged_teacher_is_small_and_real() -> None:
     assert not empty[teacher.tokenizer([f"a photo of a {name}." for name in names])].any()
 
 
-def test_the_packaged_pictures_are_whole_and_licensed() -> None:
+def test_the_packaged_pictures_are_complete_and_licensed() -> None:
     folder = HERE / "pictures"
     names = (folder / "classes.txt").read_text().splitlines()
     assert len(names) == len(set(names)) == 300
@@ -86,7 +86,7 @@ def test_the_packaged_pictures_are_whole_and_licensed() -> None:
 
 
 def test_make_pictures_writes_the_same_bytes_each_time(tmp_path: Path) -> None:
-    """On shards made of the packaged pictures, with the names that the original shards have."""
+    """On shards of the packaged pictures, named like the original shards."""
     names = (HERE / "pictures" / "classes.txt").read_text().splitlines()
     (tmp_path / "emoji").mkdir()
     for style in make_pictures.STYLES:
@@ -136,5 +136,5 @@ def test_help_and_readme_say_the_same_time(
     with pytest.raises(SystemExit):
         main()
     readme = (HERE.parents[1] / "README.md").read_text(encoding="utf-8")
-    for said in (capsys.readouterr().out, readme):
-        assert "one to two minutes" in " ".join(said.split()).lower()
+    for printed in (capsys.readouterr().out, readme):
+        assert "one to two minutes" in " ".join(printed.split()).lower()

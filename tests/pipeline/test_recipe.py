@@ -1,4 +1,4 @@
-"""A recipe from the file to figures, and what is said of a wrong one."""
+"""Recipes from file to figures, and messages about wrong ones."""
 
 import json
 import re
@@ -80,7 +80,7 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(recipe: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("fluent-flat.tar", "nothing.tar", r"\[\[eval\]\]: image source .*nothing.tar.* does not exist"),
         ('class_subset = "new"', 'cache = "none.zarr"', r"\[\[eval\]\]: no cache at none.zarr"),
@@ -89,17 +89,17 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(recipe: Path, tmp_path:
     ],
 )
 def test_a_wrong_evaluation_is_named_before_the_build(
-    recipe: Path, tmp_path: Path, old: str, new: str, said: str
+    recipe: Path, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
     assert old in recipe.read_text()
     recipe.write_text(recipe.read_text().replace(old, new))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         run_recipe(load_recipe(recipe), print)
     assert not (tmp_path / "small.zarr").exists()
 
 
 def test_an_evaluation_that_fails_leaves_the_figures_of_the_training(recipe: Path, tmp_path: Path) -> None:
-    """The labels do not fit the vocabulary, which only reading the images shows."""
+    """The labels do not fit the vocabulary, which is found only when the images are read."""
     few = tmp_path / "few.txt"
     few.write_text("cat\ndog\n")
     whole = recipe.read_text()
@@ -136,27 +136,31 @@ def test_the_command_prints_json(
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
-        ("[train]", "[training]", r"needs the tables \[build\] and \[train\].*does not know \[training\]"),
+        (
+            "[train]",
+            "[training]",
+            r"must have the tables \[build\] and \[train\].*unknown table \[training\]",
+        ),
         ("towers =", "tower =", r"\[train\]: no such setting: tower \(did you mean towers\?\)"),
         ('towers = "text"', 'towers = "txt"', r"\[train\]: --towers 'txt': Input should be"),
         ("views = 2", "views = 0", r"\[build\]: --views 0: "),
         ("$PICTURES", "$NOWHERE_SET", r"environment variable NOWHERE_SET is not set"),
         ("views = 2", "views = ", r"is not TOML"),
-        ("[[eval]]", "[eval]", r"an evaluation begins with \[\[eval\]\]"),
+        ("[[eval]]", "[eval]", r"write \[\[eval\]\], in double brackets"),
         ("teacher =", "#", r"\[build\]: --teacher: Field required"),
     ],
 )
-def test_a_wrong_recipe_is_named(recipe: Path, old: str, new: str, said: str) -> None:
+def test_a_wrong_recipe_is_named(recipe: Path, old: str, new: str, message: str) -> None:
     recipe.write_text(recipe.read_text().replace(old, new))
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         load_recipe(recipe)
 
 
 def test_a_recipe_without_a_run_folder_or_file_is_refused(recipe: Path, tmp_path: Path) -> None:
     recipe.write_text(recipe.read_text().replace(f'out = "{tmp_path}/run"', ""))
-    with pytest.raises(UsageError, match="needs out"):
+    with pytest.raises(UsageError, match="must have out"):
         load_recipe(recipe)
     with pytest.raises(UsageError, match="cannot read the recipe"):
         load_recipe(tmp_path / "none.toml")
@@ -174,7 +178,7 @@ def test_the_packaged_recipes_are_valid(path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_sweeps_that_a_recipe_names_are_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commands in the head of the recipe, read and laid out; what they cost is why they are not run."""
+    """The commands in the head of the recipe are parsed but not run, because they take hours."""
     monkeypatch.setenv("EMOJI", "emoji")
     path = ROOT / "recipes" / "emoji-ablation.toml"
     head = " ".join(line[1:] for line in path.read_text().split("[build]")[0].splitlines())

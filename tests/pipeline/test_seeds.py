@@ -68,7 +68,7 @@ def test_numbers() -> None:
         assert number(value) is None
 
 
-def test_the_figure_that_stands_for_an_evaluation() -> None:
+def test_the_headline_figure_of_an_evaluation() -> None:
     assert headline_of({"top1": 0.5, "ece": 0.1, "harmonic": 0.4}) == "harmonic"
     assert headline_of({"ece": 0.1, "top1": 0.5, "harmonic": None}) == "top1"
     assert headline_of({"ece": 0.1}) == "ece"

@@ -1,4 +1,4 @@
-"""Suites: many data sets, one table; the ready ones over data roots laid out as CoOp's."""
+"""Suites: many data sets in one table; the ready suites on data roots in CoOp's layout."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ STYLES = """
 
 @pytest.fixture
 def runs(run_of: Callable[[str], Path]) -> list[str]:
-    """A student with prompts in both towers and one with text prompts alone."""
+    """A student with prompts in both towers and one with only text prompts."""
     return [str(run_of(towers)) for towers in ("both", "text")]
 
 
@@ -62,7 +62,7 @@ def rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-def test_a_suite_gives_what_single_evaluations_give(
+def test_a_suite_equals_single_evaluations(
     demo_cache_path: Path, runs: list[str], styles: str, pictures: Path
 ) -> None:
     cache = str(demo_cache_path)
@@ -107,10 +107,10 @@ def test_images_are_decoded_once_for_all_students(
     assert len(calls) == 200
 
 
-def test_images_go_once_through_a_tower_that_models_share(
+def test_a_shared_image_tower_runs_once_per_image(
     demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The frozen one, which the text student, zero-shot and the teacher of all three have in common."""
+    """The text student, zero-shot and the teacher of all three share the frozen tower."""
     encode, seen = Teacher.image_features, []
     monkeypatch.setattr(
         Teacher, "image_features", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels)
@@ -130,7 +130,7 @@ def test_names_are_read_once_for_the_teacher_of_several_students(
     assert len(calls) == 2, "one a data set"
 
 
-def test_a_places_root_is_not_put_before_an_address(tmp_path: Path) -> None:
+def test_root_is_not_prepended_to_a_url(tmp_path: Path) -> None:
     (tmp_path / "far.toml").write_text("[[data]]\nname = 'a'\nimages = 's3://bucket/{0..3}.tar'\n")
     assert load_suite(str(tmp_path / "far.toml"), tmp_path).data[0].images == "s3://bucket/{0..3}.tar"
 
@@ -203,7 +203,7 @@ def test_several_students_on_one_data_set(
 
 
 def coop_root(root: Path) -> Path:
-    """A data root as CoOp's DATASETS.md lays it out: for each data set two classes with a picture each."""
+    """Write a data root in the layout of CoOp's DATASETS.md: two classes with a picture each per data set."""
     picture = jpeg(0, 32, 32)
     for entry in load_suite("cross-dataset").data:
         path = root / entry.images
@@ -276,7 +276,7 @@ def test_a_data_set_without_its_images_is_missing_before_any_is_evaluated(
     assert json.loads(printed.out)["means"][0]["datasets"] == 9
 
 
-def test_a_data_set_that_fails_late_leaves_the_others_figures(
+def test_a_data_set_that_fails_late_keeps_the_other_figures(
     demo_cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken" / "crane").mkdir(parents=True)
@@ -302,10 +302,10 @@ def test_a_data_set_that_fails_late_leaves_the_others_figures(
     assert [row["data"] for row in results["rows"]] == ["whole"]
     assert [failed["data"] for failed in results["failed"]] == ["broken"]
     assert [(mean["datasets"], mean["of"]) for mean in results["means"]] == [(1, 2)]
-    assert "1 data sets could not be evaluated; the first, broken: no labelled image" in printed.err
+    assert "1 data sets could not be evaluated; the first is broken: no labelled image" in printed.err
 
 
-def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
+def test_a_data_set_that_does_not_fit_is_refused_before_any_evaluation(
     demo_cache_path: Path,
     runs: list[str],
     styles: str,
@@ -317,14 +317,14 @@ def test_what_does_not_fit_a_data_set_is_known_before_any_is_evaluated(
 
     monkeypatch.setattr(image_features, "decode_image", lambda *_, **more: pytest.fail("an image was read"))
     options = EvalOptions(cache=str(demo_cache_path), metrics=("base-to-new",))
-    with pytest.raises(UsageError, match="Noto v1, new half: base-to-new halves the classes by itself"):
+    with pytest.raises(UsageError, match="Noto v1, new half: base-to-new splits the classes into halves"):
         run_suites([load_suite(styles, pictures)], ["zero-shot"], options)
     cached = f"[[data]]\nname = 'cached'\nimages = '{demo_cache_path}'\n"
     (tmp_path / "s.toml").write_text(STYLES + cached)
     suite = load_suite(str(tmp_path / "s.toml"), PICTURES)
     with pytest.raises(UsageError, match="cached: the image features"):
         run_suites([suite], runs, EvalOptions(cache=str(demo_cache_path)))
-    with pytest.raises(UsageError, match="two suites of one name: s, s"):
+    with pytest.raises(UsageError, match="two suites with the same name: s, s"):
         run_suites([suite, suite], ["zero-shot"], EvalOptions(cache=str(demo_cache_path)))
 
 
@@ -346,40 +346,43 @@ def test_ready_suites_are_the_fields_lists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ("", "needs one .*data.* for each data set"),
-        ("[data]\nname = 'a'", "needs one .*data.* for each data set"),
-        ("data = [3]", "needs one .*data.* for each data set"),
+        ("", "must have one .*data.* for each data set"),
+        ("[data]\nname = 'a'", "must have one .*data.* for each data set"),
+        ("data = [3]", "must have one .*data.* for each data set"),
         ("[[data]]\nname = 'a'", r"data set a: --images: Field required"),
         ("[[data]]\nimages = 'a'", r"data set 0: --name: Field required"),
         ("[[data]]\nname = 'a'\nimages = 'x'\nimage = 3", r"data set a: no such setting: image"),
         (
             "[[data]]\nname = 'a'\nimages = 'x'\n[[data]]\nname = 'a'\nimages = 'y'",
-            "two data sets of one name",
+            "two data sets with the same name",
         ),
         ("[[data]]\nname = 'a'\nimages = '$NOWHERE_SET/x'", "variable NOWHERE_SET is not set"),
         ("[[data", "is not TOML"),
-        ("data = []", "needs one .*data.* for each data set"),
+        ("data = []", "must have one .*data.* for each data set"),
     ],
 )
-def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> None:
+def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "suite.toml").write_text(content)
-    with pytest.raises(UsageError, match=said) as error:
+    with pytest.raises(UsageError, match=message) as error:
         load_suite(str(tmp_path / "suite.toml"))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ([], "one data set by --images, or --suite"),
-        (["--suite", "domain", "--images", "x"], "one data set by --images, or --suite"),
-        (["--suite", "domains"], "no suite 'domains': neither a file nor one of cross-dataset, domain"),
-        (["--suite", "domain", "--classes", "imagenet-1k"], "--classes is said by the suite"),
+        ([], "give either --images, for one data set, or --suite"),
+        (["--suite", "domain", "--images", "x"], "give either --images, for one data set, or --suite"),
+        (["--suite", "domains"], "no suite 'domains': not a file, and not one of cross-dataset, domain"),
+        (["--suite", "domain", "--classes", "imagenet-1k"], "--classes cannot be used with --suite"),
         (["--suite", "domain", "--root", "nowhere"], "4 of 4 data sets cannot be read"),
         (["--suite", "domain", "--root", "nowhere", "--skip-missing"], "4 of 4 data sets cannot be read"),
-        (["--images", "x", "--metrics", "speed"], "error: --metrics 'speed': is none of accuracy, "),
+        (
+            ["--images", "x", "--metrics", "speed"],
+            "error: --metrics 'speed': unknown metric; choose from accuracy",
+        ),
         (["--images", LONG, "--classes", CLASSES], f"{LONG} does not exist"),
         (["--images", f"{LONG}.json"], f"no split file at {LONG}.json"),
         (["--images", f"{LONG}.zarr"], f"{LONG}.zarr cannot be a folder: File name too long"),
@@ -387,19 +390,19 @@ def test_a_wrong_suite_is_one_line(tmp_path: Path, content: str, said: str) -> N
         (["--images", NOTO, "--classes", CLASSES, "--templates", LONG], "not a text with {}, not a file"),
         (["--images", NOTO, "--classes", CLASSES, "--student", LONG], f"no student at {LONG}"),
         (["--images", NOTO, "--classes", CLASSES, "--cache", LONG], "cannot be a folder: File name too long"),
-        (["--suite", LONG], f"no suite '{LONG}': neither a file nor one of"),
-        (["--images", "x", "--skip-missing"], "belong to --suite"),
+        (["--suite", LONG], f"no suite '{LONG}': not a file, and not one of"),
+        (["--images", "x", "--skip-missing"], "--root and --skip-missing need --suite"),
         (["--suite", "domain", "--json", "--markdown"], "not both"),
     ],
 )
 def test_wrong_use_is_one_line(
-    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "--student" not in arguments:
         arguments = [*arguments, "--student", "zero-shot" if "--cache" in arguments else "nobody"]
     assert rpp(monkeypatch, "eval", *arguments) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len([line for line in error.splitlines() if line]) == 1
 
 

@@ -1,7 +1,8 @@
-"""Sweeps: real runs in real processes, killed, failed, gone on with; and what is said of a wrong grid."""
+"""Sweeps: real runs in real processes, killed, failed and continued; and wrong grids."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -33,7 +34,7 @@ GRID = ("train.temperature=0.5,2", "train.soft-weight=0,1")
 
 
 def forking(processes: ForkServer) -> dict[str, Any]:
-    """How to start a process whose sweeps fork their runs."""
+    """Return the arguments to start a process whose sweeps fork their runs."""
     place = processes.fileno()
     return {"kept": [place], "before": ("tests.processes:fork_runs", {"server": place})}
 
@@ -80,13 +81,13 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(recipe: Path) -> tuple[Path, SweepRecord]:
-    """Four settings with two seeds each, nothing in the way; its runs start as users' do."""
+    """Four settings with two seeds each, uninterrupted; its runs start as users' do."""
     out = recipe.parent / "undisturbed"
     return out, run_sweep(recipe, SweepSettings(set=GRID, seeds=2, out=out))
 
 
 def figures(record: SweepRecord) -> list[Any]:
-    """All that does not depend on the clock or on the folder."""
+    """Return everything that does not depend on the clock or on the folder."""
     times = {"out", "seconds", "samples_per_second", "wait_seconds", "samples"}
     of_rows = [
         (
@@ -185,7 +186,7 @@ def test_a_second_call_trains_nothing_and_more_seeds_train_only_those(
 def test_another_evaluation_is_measured_and_nothing_is_trained(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
-    """A metric that the recipe asks for later; the runs' folders stay where they are."""
+    """A metric is added to the recipe; the folders of the runs stay."""
     out, other = tmp_path / "copy", tmp_path / "other.toml"
     shutil.copytree(undisturbed[0], out)
     other.write_text(recipe.read_text().replace('metrics = ["accuracy"]', 'metrics = ["calibration"]'))
@@ -219,7 +220,7 @@ def test_killed_in_the_middle_it_gives_the_same_table(
     assert figures(after) == figures(undisturbed[1])
 
 
-def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
+def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_continue(
     processes: ForkServer, recipe: Path
 ) -> None:
     out = recipe.parent / "stopped"
@@ -234,7 +235,7 @@ def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_go_on(
     sweep.terminate()
     ended = sweep.ended(timeout=100)
     assert ended.code == 1
-    assert f"stopped; what is done is kept: the next call goes on with {out}" in ended.err
+    assert f"stopped; finished runs are kept in {out}: run the same command again to continue" in ended.err
     assert (run / "checkpoint.safetensors").exists()
     assert read_sweep(out).rows[0].state == "waiting"
     with held(out):  # no process is left behind
@@ -255,7 +256,7 @@ def test_two_at_a_time(recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_
 
 @pytest.mark.usefixtures("forked_runs")
 def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path, tmp_path: Path) -> None:
-    """The prompts to start from are not there for one run, and then they are."""
+    """The prompts to start from are missing in the first call and present in the second."""
     start = tmp_path / "start.safetensors"
     settings = SweepSettings(set=(f"train.init={start}",), out=tmp_path / "sweep")
     notes: list[str] = []
@@ -271,7 +272,7 @@ def test_a_run_that_fails_is_a_row_and_another_call_tries_it_again(recipe: Path,
 
 
 @pytest.mark.usefixtures("forked_runs")
-def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Path) -> None:
+def test_a_process_that_dies_fails_only_its_job(recipe: Path, tmp_path: Path) -> None:
     parsed = load_recipe(recipe, {"out": tmp_path / "run"})
 
     def job(name: str, epochs: int) -> Job:
@@ -282,7 +283,11 @@ def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Pa
 
     runner = Runner()
     nowhere = job("nowhere", 1).model_copy(update={"log": tmp_path / "gone" / "job.log"})
-    assert (runner.do(nowhere, lambda: False) or "").startswith("FileNotFoundError: ")
+    assert "ended with exit code 1: no log, No such file" in (runner.run(nowhere, lambda: False) or "")
+    (tmp_path / "file").touch()
+    unwritable = job("x", 1).model_copy(update={"train": None, "results": tmp_path / "file" / "results.json"})
+    failed = runner.run(unwritable, lambda: False)
+    assert re.match(r"its process ended with exit code 1: NotADirectoryError: .*see .*x\.log", failed or "")
     long = job("long", 100_000)
 
     def kill_when_it_trains() -> bool:
@@ -291,17 +296,17 @@ def test_a_process_that_is_killed_fails_its_job_alone(recipe: Path, tmp_path: Pa
             os.kill(runner._process.pid, signal.SIGKILL)
         return False
 
-    assert "killed by SIGKILL" in (runner.do(long, kill_when_it_trains) or "")
+    assert "killed by SIGKILL" in (runner.run(long, kill_when_it_trains) or "")
     short = job("short", 1)
-    assert runner.do(short, lambda: False) is None
-    assert short.found() is not None
+    assert runner.run(short, lambda: False) is None
+    assert short.stored_results() is not None
     assert runner.close() == 0
     assert "steps" in (tmp_path / "short.log").read_text()
 
 
 @pytest.mark.usefixtures("forked_runs")
 def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Path) -> None:
-    """The teacher's weights are gone; the students are another model over features that it left behind."""
+    """The teacher's weights are deleted; the students are another model with cached features."""
     folder = tmp_path / "cache"
     teacher = write_model(tmp_path / "teacher", "gelu")
     own = write_model(tmp_path / "own", "gelu", seed=1)
@@ -340,7 +345,7 @@ def test_runs_on_dask_workers_are_those_of_this_machine(
     assert figures(record)[2:] == figures(undisturbed[1].model_copy(update={"rows": rows}))[2:]
 
 
-def test_a_setting_of_any_length_has_a_folder_of_its_own(recipe: Path, tmp_path: Path) -> None:
+def test_settings_of_any_length_have_separate_folders(recipe: Path, tmp_path: Path) -> None:
     words = ["a photo of " + "very long words " * 20 + end for end in ("one", "two")]
     cells = make_cells(recipe, {"prompt_init": words}, SweepSettings(seeds=2), tmp_path)
     names = {cell.train.out.name for cell in cells if cell.train.out}
@@ -350,39 +355,39 @@ def test_a_setting_of_any_length_has_a_folder_of_its_own(recipe: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("axes", "said"),
+    ("axes", "message"),
     [
-        (["train.temperature"], "it is train.NAME=VALUE"),
-        (["temperature=1"], "it is train.NAME=VALUE"),
-        (["train.temperature=1,,2"], "it is train.NAME=VALUE"),
+        (["train.temperature"], "expected train.NAME=VALUE"),
+        (["temperature=1"], "expected train.NAME=VALUE"),
+        (["train.temperature=1,,2"], "expected train.NAME=VALUE"),
         (["build.views=1,2"], "share one cache"),
-        (["train.seed=1,2"], "--seeds says how many"),
-        (["train.workers=1,2"], "workers is no axis"),
-        (["train.lr=1", "train.lr=2"], "is an axis already"),
+        (["train.seed=1,2"], "use --seeds"),
+        (["train.workers=1,2"], "workers cannot be an axis"),
+        (["train.lr=1", "train.lr=2"], "is already an axis"),
     ],
 )
-def test_a_wrong_axis_is_refused(axes: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_wrong_axis_is_refused(axes: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         parse_axes(axes)
 
 
 @pytest.mark.parametrize(
-    ("axis", "said"),
+    ("axis", "message"),
     [
         ("train.temperatur=1", "did you mean temperature"),
         ("train.temperature=0", "greater than 0"),
-        ("train.temperature=1,1.0", "names temperature=1.0 twice"),
         ("train.freeze=text", "would keep random prompts"),
+        ("train.temperature=1,1.0", "gives temperature=1.0 twice"),
     ],
 )
-def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_wrong_value_is_refused_before_anything_begins(recipe: Path, axis: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         run_sweep(recipe, SweepSettings(set=(axis,), out=recipe.parent / "never"))
     assert not (recipe.parent / "never").exists()
 
 
 def test_the_frozen_model_is_measured_by_the_evaluations_of_the_runs(recipe: Path, tmp_path: Path) -> None:
-    """One of another student stands first: the figures of a place in the rows are those of one data set."""
+    """An evaluation of another student comes first: figures at an index of the rows are of one data set."""
     other = tmp_path / "other.toml"
     text = recipe.read_text()
     first = f'[[eval]]\nimages = "{PICTURES}/noto.tar"\nstudent = "peer"\n'
@@ -398,12 +403,12 @@ def test_the_frozen_model_is_measured_by_the_evaluations_of_the_runs(recipe: Pat
     assert [e.class_subset for e in frozen.evals] == ["all", "new"]
 
 
-def test_another_recipe_does_not_go_on_with_a_sweep(
+def test_a_changed_recipe_does_not_continue_a_sweep(
     recipe: Path, undisturbed: tuple[Path, SweepRecord], tmp_path: Path
 ) -> None:
     other = tmp_path / "other.toml"
     other.write_text(recipe.read_text().replace("epochs = 2", "epochs = 3"))
-    with pytest.raises(UsageError, match=r"begun otherwise .*epochs: stored 2, requested 3"):
+    with pytest.raises(UsageError, match=r"created with different settings .*epochs: stored 2, requested 3"):
         run_sweep(other, SweepSettings(set=GRID, seeds=2, out=undisturbed[0]))
 
 

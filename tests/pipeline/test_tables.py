@@ -1,4 +1,4 @@
-"""Tables in a terminal: what is too wide is several tables, and no figure is cut."""
+"""Tables in a terminal: a wide one is split into several, and no figure is cut."""
 
 import io
 
@@ -45,7 +45,7 @@ def test_a_name_that_is_wrapped_loses_no_letter() -> None:
 
 
 def test_long_headings_and_values_are_wrapped_and_names_stay() -> None:
-    """As `rpp compare` has them: runs' folders above, and settings that are whole sentences."""
+    """As in `rpp compare`: folders of runs as headings, and settings that are sentences."""
     runs = [
         f"sweeps/structure/runs/prompt_structure={name},carry=replace,seed=0" for name in ("qkv", "shared")
     ]

@@ -16,7 +16,7 @@ from tests.processes import ForkServer
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b.|\r(?!\n)")
 COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
-# All in one process, since its start takes seconds; what is said in each scene stands behind its name.
+# All in one process, since its start takes seconds; the output of each scene follows its name.
 PROGRAM = """
 import os, sys
 from pipeline import cli as rpp
@@ -72,7 +72,7 @@ def scenes(output: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """All that a terminal of 80 columns and 24 lines got."""
+    """Return the output to a terminal of 80 columns and 24 lines, by scene."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = processes.start(
@@ -96,28 +96,28 @@ def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def on_screen(output: str) -> list[str]:
-    """What stands on the screen in the end."""
+    """Return the last lines on the screen."""
     screen = pyte.Screen(80, 24)
     pyte.Stream(screen).feed(output)
     return [line.rstrip() for line in screen.display if line.strip()]
 
 
 def test_a_build_shows_its_rate_parts_and_time_left(terminal: dict[str, str]) -> None:
-    bar, below, *said = on_screen(terminal["build"])
+    bar, below, *printed = on_screen(terminal["build"])
     assert re.fullmatch(r"samples ━+ 300/300 [\d.,]+ samples/s 0:00:00", bar)
     assert below == "parts 3/3"
-    assert "".join(said).startswith("zarr: 300 samples, 3 of 3 parts computed now")
+    assert "".join(printed).startswith("zarr: 300 samples, 3 of 3 parts computed now")
 
 
 @pytest.mark.parametrize(("scene", "steps"), [("train", 20), ("train NO_COLOR", 10)])
 def test_a_run_shows_its_figures_below_the_bar(terminal: dict[str, str], scene: str, steps: int) -> None:
-    bar, below, *said = on_screen(terminal[scene])
+    bar, below, *printed = on_screen(terminal[scene])
     assert re.fullmatch(rf"steps ━+ {steps}/{steps} [\d.,]+ steps/s 0:00:00", bar)
     assert re.fullmatch(FIELDS, below)
-    assert f"{steps} steps from features" in " ".join(said)
+    assert f"{steps} steps from features" in " ".join(printed)
 
 
-def test_a_run_moves_while_it_goes_on(terminal: dict[str, str]) -> None:
+def test_progress_moves_during_a_run(terminal: dict[str, str]) -> None:
     frames = set(re.findall(r"\d+/20 ", ESCAPES.sub("", terminal["train"])))
     assert len(frames) > 2
 

@@ -1,7 +1,8 @@
-"""What can be measured of a model's scores. An evaluator is a file here and a line in `EVALUATORS`."""
+"""Figures of a model's scores. An evaluator is a file here and an entry in `METRICS` (`figures.py`)."""
 
 from typing import TYPE_CHECKING
 
+from student_train.figures import METRICS
 from teacher_cache.lazy import Registry, lazy_names
 
 if TYPE_CHECKING:
@@ -13,13 +14,7 @@ else:
     )
 
 EVALUATORS: Registry["type[Evaluator]"] = Registry(
-    {
-        "accuracy": "student_train.evaluation.evaluators.accuracy:Accuracy",
-        "calibration": "student_train.evaluation.evaluators.calibration:Calibration",
-        "agreement": "student_train.evaluation.evaluators.agreement:Agreement",
-        "base-to-new": "student_train.evaluation.evaluators.base_to_new:BaseToNew",
-        "by-class": "student_train.evaluation.evaluators.by_class:ByClass",
-    }
+    {name: f"{__name__}.{metric.evaluator}" for name, metric in METRICS.items()}
 )
 
 __all__ = ["EVALUATORS", "Evaluator", "Scores", "Task", "harmonic_mean"]

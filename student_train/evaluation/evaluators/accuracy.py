@@ -1,4 +1,4 @@
-"""Share of images whose class comes first, or among the first five; and the mean over classes."""
+"""Accuracy: share of images whose class comes first or among the first five, and the mean over classes."""
 
 from typing import ClassVar
 
@@ -19,14 +19,14 @@ class Accuracy:
         self._among_five = 0
 
     def update(self, scores: Scores) -> None:
-        """Take the scores of the next images."""
+        """Add a batch of images."""
         places_B = top_places(scores.logits_BC, scores.labels_B)
         self._images_C += torch.bincount(scores.labels_B, minlength=len(self._images_C))
         self._first_C += torch.bincount(scores.labels_B[places_B == 0], minlength=len(self._images_C))
         self._among_five += int((places_B < 5).sum())
 
     def figures(self) -> dict[str, float]:
-        """Name and value of each figure over all images so far."""
+        """Return figures over all images so far by name."""
         images = int(self._images_C.sum())
         seen = self._images_C > 0
         return {

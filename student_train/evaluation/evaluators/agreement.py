@@ -1,4 +1,4 @@
-"""How near a model stays to the teacher, right or wrong."""
+"""Agreement with the teacher, whether it is right or wrong."""
 
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ class Agreement:
         self._same, self._kl, self._images = 0, 0.0, 0
 
     def update(self, scores: Scores) -> None:
-        """Take the scores of the next images."""
+        """Add a batch of images."""
         teacher_BC = scores.teacher_logits_BC
         if teacher_BC is None:
             raise UsageError("agreement needs a teacher's logits")
@@ -31,5 +31,5 @@ class Agreement:
         self._images += len(teacher_BC)
 
     def figures(self) -> dict[str, float]:
-        """Name and value of each figure over all images so far."""
+        """Return figures over all images so far by name."""
         return {"agreement": self._same / self._images, "kl": self._kl / self._images}

@@ -25,7 +25,7 @@ class BaseToNew:
         self._right, self._images = (dict.fromkeys(self._bounds, 0) for _ in range(2))
 
     def update(self, scores: Scores) -> None:
-        """Take the scores of the next images."""
+        """Add a batch of images."""
         for name, (first, end) in self._bounds.items():
             inside_B = (scores.labels_B >= first) & (scores.labels_B < end)
             places_B = top_places(scores.logits_BC[inside_B, first:end], scores.labels_B[inside_B] - first)
@@ -33,7 +33,7 @@ class BaseToNew:
             self._images[name] += int(inside_B.sum())
 
     def figures(self) -> dict[str, float]:
-        """Name and value of each figure over all images so far."""
+        """Return figures over all images so far by name."""
         found = {name: self._right[name] / count for name, count in self._images.items() if count}
         if len(found) == 2:
             found["harmonic"] = harmonic_mean(found["base"], found["new"])
@@ -41,5 +41,5 @@ class BaseToNew:
 
 
 def harmonic_mean(a: float, b: float) -> float:
-    """Of base and new accuracy."""
+    """Return the harmonic mean of base and new accuracy; 0 if both are 0."""
     return 2 * a * b / (a + b) if a + b else 0.0

@@ -1,4 +1,4 @@
-"""How many images of each class come first: what prompts win and lose, class by class."""
+"""Counts of right images by class."""
 
 from typing import Any, ClassVar
 
@@ -8,8 +8,8 @@ from student_train.evaluation.evaluators.evaluator import Scores, Task, top_plac
 
 
 class ByClass:
-    """`by_class`: for each class that has images `[name, images, right]`: how many there are, and how many of
-    them have it first. In JSON alone, tables leave it out."""
+    """`by_class`: for each class that has images `[name, images, right]`, the number of its images and of
+    those whose class comes first. Only in JSON; tables leave it out."""
 
     needs_teacher: ClassVar[bool] = False
 
@@ -18,12 +18,12 @@ class ByClass:
         self._images_C, self._right_C = (torch.zeros(task.classes, dtype=torch.int64) for _ in range(2))
 
     def update(self, scores: Scores) -> None:
-        """Take the scores of the next images."""
+        """Add a batch of images."""
         right_B = scores.labels_B[top_places(scores.logits_BC, scores.labels_B) == 0]
         self._images_C += torch.bincount(scores.labels_B, minlength=len(self._names))
         self._right_C += torch.bincount(right_B, minlength=len(self._names))
 
     def figures(self) -> dict[str, Any]:
-        """Name and value of each figure over all images so far."""
+        """Return figures over all images so far by name."""
         counts = zip(self._names, self._images_C.tolist(), self._right_C.tolist(), strict=True)
         return {"by_class": [[name, images, right] for name, images, right in counts if images]}

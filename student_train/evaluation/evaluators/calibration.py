@@ -1,4 +1,4 @@
-"""Whether a model is right as often as it claims to be: expected calibration error."""
+"""Expected calibration error: whether a model is right as often as its probabilities claim."""
 
 from typing import ClassVar
 
@@ -20,7 +20,7 @@ class Calibration:
         self._images = 0
 
     def update(self, scores: Scores) -> None:
-        """Take the scores of the next images."""
+        """Add a batch of images."""
         p_B = scores.logits_BC.softmax(-1).amax(-1).double()
         # bins are open below and closed above, as in the paper; p is never 0
         bins_B = (p_B * BINS).ceil().long().clamp(1, BINS) - 1
@@ -30,5 +30,5 @@ class Calibration:
         self._images += len(p_B)
 
     def figures(self) -> dict[str, float]:
-        """Name and value of each figure over all images so far."""
+        """Return figures over all images so far by name."""
         return {"ece": float((self._right - self._claimed).abs().sum()) / self._images}

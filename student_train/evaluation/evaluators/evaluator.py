@@ -1,4 +1,4 @@
-"""What an evaluator is: it takes scores batch by batch and gives figures in the end.
+"""The interface of evaluators: they take scores batch by batch and return figures.
 
 Shapes: B images, C classes.
 """
@@ -16,7 +16,7 @@ class Task:
     Attributes:
         classes: C, the classes to choose among.
         temperature: T of the soft labels that are compared with the teacher's.
-        names: of the classes; none where they have only numbers.
+        names: of the classes; empty if they have only numbers.
     """
 
     classes: int
@@ -26,12 +26,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Scores:
-    """What was said of some images.
+    """Logits and labels of a batch of images.
 
     Attributes:
         logits_BC: the model's, float32.
         labels_B: the right classes, int64.
-        teacher_logits_BC: the teacher's, for evaluators that need one.
+        teacher_logits_BC: the teacher's, for evaluators that need a teacher.
     """
 
     logits_BC: Tensor
@@ -40,23 +40,23 @@ class Scores:
 
 
 class Evaluator(Protocol):
-    """Figures over one data set. Made for a `Task`, of which it may refuse one (UsageError)."""
+    """Computes figures over one data set. Raises UsageError for a `Task` that does not fit."""
 
     needs_teacher: ClassVar[bool]
 
     def __init__(self, task: Task) -> None: ...
 
     def update(self, scores: Scores) -> None:
-        """Take the scores of the next images."""
+        """Add a batch of images."""
         ...
 
     def figures(self) -> dict[str, Any]:
-        """Name and value of each figure over all images so far: numbers, or what JSON takes."""
+        """Return figures over all images so far by name: numbers, or other JSON values."""
         ...
 
 
 def top_places(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Place of the right class among all, 0 = first, [B] int64; of equals the lower class is first."""
+    """Return the rank of the right class, [B] int64, 0 = first; of equal logits the lower index is first."""
     own_B1 = logits_BC.gather(1, labels_B[:, None])
     higher_B = (logits_BC > own_B1).sum(1)
     equal_BC = logits_BC == own_B1

@@ -30,7 +30,7 @@ WHY = "the loss is not finite at step 3 & <b>more</b>"
 
 
 def first_samples(tar: Path, out: Path, count: int) -> Path:
-    """A shard of the first samples of another one; a sample is a picture and its label."""
+    """Write a shard of the first samples of another one; a sample is a picture and its label."""
     with tarfile.open(tar) as source, tarfile.open(out, "w") as target:
         for member in source.getmembers()[: 2 * count]:
             target.addfile(member, source.extractfile(member))

@@ -45,7 +45,7 @@ def files(sweep_path: Path, run_path: Path, tmp_path_factory: pytest.TempPathFac
 
 
 class Opened:
-    """A page and all that it did while it was open."""
+    """A page with its errors and requests while it is open."""
 
     def __init__(self, browser: Browser, file: Path, **context: Any) -> None:
         self.context = browser.new_context(**context)
@@ -70,7 +70,7 @@ class Opened:
 
 @pytest.fixture
 def opened(browser: Browser, files: dict[str, Path]) -> Iterator[Any]:
-    """Opens a report by name; closes it at the end."""
+    """Return a function that opens a report by name."""
     pages: list[Opened] = []
 
     def open_one(name: str, **context: Any) -> Opened:

@@ -1,4 +1,4 @@
-"""What axes do: means by hand, heat maps' cells, and why there is nothing to compare."""
+"""Comparisons: means against plain sums, cells of heat maps, and reasons for nothing to compare."""
 
 import itertools
 from pathlib import Path
@@ -35,7 +35,7 @@ def of(sections: list[Section], name: str) -> Section:
     return next(section for section in sections if section.name == name)
 
 
-def said(section: Section) -> str:
+def text_of(section: Section) -> str:
     return " ".join(piece.text for piece in section.pieces if isinstance(piece, Text))
 
 
@@ -100,15 +100,15 @@ def test_other_axes_get_maps_of_their_own_or_are_averaged() -> None:
     assert titles == [f"top-1 % by temperature and soft weight: {carry}" for carry in ("replace", "residual")]
     many = made({**GRID, "optimizer": ["a", "b", "c", "d", "e"]})
     (figure,) = figures(of(comparisons(many), "heat")).figures
-    assert figure.note == "Each seed's value is the mean over the other axes: optimizer."
+    assert figure.note == "The value of a seed is its mean over the other axes: optimizer."
     assert figure.table.rows[0][1] == "10.21 ± 0.01", "the optimizers' places are 0 to 4, their mean 2"
 
 
-def test_axes_that_are_no_numbers_have_no_heat_map() -> None:
+def test_axes_without_numbers_have_no_heat_map() -> None:
     gathered = made({"temperature": [1, 2], "classes_per_step": ["all", 100], "x.flag": [True, False]})
     assert numeric_axes(gathered) == ["temperature"]
     section = of(comparisons(gathered), "heat")
-    assert said(section) == "No heat map: it needs two axes with numbers, and the sweep has temperature."
+    assert text_of(section) == "No heat map: it needs two axes with numbers; the sweep has temperature."
 
 
 def test_the_structure_ablation_has_a_row_for_each_structure() -> None:
@@ -120,16 +120,16 @@ def test_the_structure_ablation_has_a_row_for_each_structure() -> None:
         assert f">{row[0]}<" in figure.drawing
         assert f">{row[1]}<" in figure.drawing
     assert "zero-shot 15.00" in figure.drawing
-    assert said(of(comparisons(made(GRID)), "structure")).startswith("No structure ablation: no axis")
+    assert text_of(of(comparisons(made(GRID)), "structure")).startswith("No structure ablation: no axis")
 
 
-def test_why_there_is_nothing_to_compare(run_path: Path) -> None:
+def test_nothing_to_compare_has_a_reason(run_path: Path) -> None:
     (section,) = comparisons(gather(run_path))
-    assert "this is a single run" in said(section)
+    assert "this is a single run" in text_of(section)
     (section,) = comparisons(made({"temperature": [1]}))
-    assert "no axis with several values" in said(section)
+    assert "no axis with several values" in text_of(section)
     unevaluated = made(GRID)
     for row in unevaluated.sweep.rows:
         row.evals = []
     (section,) = comparisons(unevaluated)
-    assert "no finished run was evaluated" in said(section)
+    assert "no finished run was evaluated" in text_of(section)

@@ -16,9 +16,9 @@ from pipeline.report.curves import (
     POINTS,
     read_columns,
     read_curves,
-    summed_up,
     thinned,
     title_of,
+    total_waited,
 )
 from student_train.runs.record import METRICS, read_metrics
 
@@ -96,8 +96,8 @@ def test_a_long_log_is_thinned_and_its_extremes_are_listed(tmp_path: Path) -> No
     assert all(losses[step - 1] == value for step, value in curve.listed.items())
 
 
-def test_waiting_goes_on_where_a_continued_run_counts_anew(tmp_path: Path) -> None:
-    assert summed_up(np.array([1.0, 2.0, 0.5, 0.75, 0.25])).tolist() == [1.0, 2.0, 2.5, 2.75, 3.0]
+def test_waiting_time_adds_up_over_a_resumed_run(tmp_path: Path) -> None:
+    assert total_waited(np.array([1.0, 2.0, 0.5, 0.75, 0.25])).tolist() == [1.0, 2.0, 2.5, 2.75, 3.0]
     waits = [1.0, 2.0, 0.5]
     log = [{"step": s, "loss": 1.0, "wait_seconds": wait} for s, wait in enumerate(waits)]
     assert read_columns(write_log(tmp_path, log))["wait_seconds"].tolist() == [1.0, 2.0, 2.5]

@@ -1,4 +1,4 @@
-"""Folders of runs and sweeps -> plain data."""
+"""Reading the folders of runs and sweeps."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_runs(sweep_path: Path) -> None:
     assert gathered.configurations[0].figure(0, "kl") is None, "not measured"
 
 
-def test_the_run_that_stands_for_all_is_of_the_best_configuration(sweep_copy: Path) -> None:
+def test_the_chosen_run_has_the_best_configuration(sweep_copy: Path) -> None:
     record = read_sweep(sweep_copy)
     for row in record.rows:
         for one in row.evals:
@@ -77,7 +77,7 @@ def test_a_run_is_a_sweep_of_one(run_path: Path) -> None:
     assert gathered.evaluations[0].zero_shot == results["evals"][0]
 
 
-def test_an_unfinished_run_says_so(run_copy: Path) -> None:
+def test_an_unfinished_run_is_reported(run_copy: Path) -> None:
     (run_copy / STUDENT).unlink()
     (row,) = gather(run_copy).sweep.rows
     assert row.state == "waiting"
@@ -85,7 +85,7 @@ def test_an_unfinished_run_says_so(run_copy: Path) -> None:
     assert "not finished: it stopped after its first steps" in row.why
 
 
-def test_what_is_neither_run_nor_sweep_is_refused(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing", Path(__file__)):
         with pytest.raises(UsageError, match=r"is neither a run nor a sweep: it has no settings\.json"):
             gather(path)
@@ -113,7 +113,7 @@ def test_damaged_results_are_noted(run_copy: Path, content: str) -> None:
 @pytest.mark.parametrize(
     "evals", [None, 7, {}, [7, None, "x"], [{"student": None}], [{"student": "runs/other", "top1": 1.0}]]
 )
-def test_evaluations_that_are_not_the_runs_are_left_out(evals: Any) -> None:
+def test_evaluations_of_other_students_are_left_out(evals: Any) -> None:
     assert paired_evals({"train": {"out": "runs/a"}, "evals": evals}) == []
 
 

@@ -1,4 +1,4 @@
-"""The whole file: what stands in it, what is said of what is missing, its size, and the command."""
+"""The complete file: its sections, reasons for missing data, its size, and the command."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def test_the_table_has_the_figures_of_the_results(sweep_path: Path, of_sweep: di
     names = ["top1", "top5", "per_class", "base", "new", "harmonic", "ece"]
     assert list(table.headings) == [
         *("temperature", "soft weight", "seeds done"),
-        *(FIGURES[name] for name in names),
+        *(FIGURES[name].heading for name in names),
     ]
     results = {
         seed: json.loads((sweep_path / "runs" / f"t4-w0.5-{seed}" / RESULTS).read_text()) for seed in (0, 1)
@@ -72,7 +72,7 @@ def test_failed_and_waiting_runs_are_rows_that_say_why(of_sweep: dict[str, Secti
     assert rows[2][:3] == ["1", "2", "1 of 2"]
     assert rows[3] == [f"seed 1 failed: {WHY}"]
     assert rows[5] == ["4", "2", "0 of 2", *["–"] * 7]
-    assert rows[6] == ["seeds 0, 1: not finished: waiting, or at work"]
+    assert rows[6] == ["seeds 0, 1: waiting or running"]
     states = [words(row)[1] for row in tables(of_sweep["runs"])[0].rows]
     assert states == ["done", "done", "done", "failed", "done", "done", "waiting", "waiting"]
 
@@ -88,7 +88,7 @@ def test_what_was_run(of_sweep: dict[str, Section], inputs: Path) -> None:
     ):
         assert word in html
     found = {table.caption: dict(map(words, table.rows)) for table in tables(of_sweep["run"])[1:]}
-    assert found["Settings that differ from the defaults, beside the axes"]["lr"] == "0.05"
+    assert found["Settings that differ from the defaults, without the axes"]["lr"] == "0.05"
     assert found["Axes of the sweep"] == {"temperature": "1, 4", "soft weight": "0.5, 2", "seed": "0, 1"}
 
 
@@ -115,28 +115,28 @@ def test_classes_are_those_whose_right_answers_changed_most(run_copy: Path) -> N
     results["evals"][1]["by_class"] = counts[:-1]
     (run_copy / RESULTS).write_text(json.dumps(results))
     section = next(one for one in sections(gather(run_copy)) if one.name == "classes")
-    assert "no counts by class of both" in texts(section), "of other classes"
+    assert "no counts by class of the run or" in texts(section), "of other classes"
 
 
 @pytest.mark.parametrize(
-    ("gone", "section", "said"),
+    ("gone", "section", "message"),
     [
         (RESULTS, "results", "This run has no evaluation"),
         (RESULTS, "classes", "No classes: results.json has no counts by class"),
         ("metrics.jsonl", "curves", "No curves: no run has a line in its metrics.jsonl"),
         ("student.safetensors", "norms", "No prompts: no run is finished."),
-        (None, "results", "One seed: there is no spread"),
+        (None, "results", "One seed: figures have no standard deviation"),
         (None, "axes", "Nothing to compare: this is a single run"),
     ],
 )
-def test_what_is_missing_is_said(run_copy: Path, gone: str | None, section: str, said: str) -> None:
+def test_missing_data_has_a_reason(run_copy: Path, gone: str | None, section: str, message: str) -> None:
     if gone:
         (run_copy / gone).unlink()
     found = {one.name: one for one in sections(gather(run_copy))}
-    assert said in texts(found[section])
+    assert message in texts(found[section])
 
 
-def test_a_cache_that_moved_is_said(run_copy: Path) -> None:
+def test_a_moved_cache_is_reported(run_copy: Path) -> None:
     record = json.loads((run_copy / "settings.json").read_text())
     record["settings"]["cache"] = "/nowhere.zarr"
     (run_copy / "settings.json").write_text(json.dumps(record))
@@ -145,7 +145,7 @@ def test_a_cache_that_moved_is_said(run_copy: Path) -> None:
     assert "The cache cannot be read: no cache at /nowhere.zarr" in texts(found["run"])
 
 
-def test_a_damaged_cache_is_said_and_not_the_end(run_copy: Path, inputs: Path, tmp_path: Path) -> None:
+def test_a_report_is_made_with_a_damaged_cache(run_copy: Path, inputs: Path, tmp_path: Path) -> None:
     record = json.loads((run_copy / "settings.json").read_text())
     record["settings"]["cache"] = str(shutil.copytree(inputs / "demo.zarr", tmp_path / "demo.zarr"))
     (run_copy / "settings.json").write_text(json.dumps(record))
@@ -159,13 +159,13 @@ def test_a_damaged_cache_is_said_and_not_the_end(run_copy: Path, inputs: Path, t
     assert "No pictures: " in texts(found["soft-labels"])
 
 
-def test_seconds_that_were_not_recorded_are_said(run_copy: Path) -> None:
+def test_seconds_that_are_not_recorded_have_a_reason(run_copy: Path) -> None:
     assert "not recorded" not in make_report(run_copy).read_text(encoding="utf-8")
     (run_copy / RESULTS).unlink()
-    assert "not recorded: results.json" in make_report(run_copy).read_text(encoding="utf-8")
+    assert "not recorded; rpp run" in make_report(run_copy).read_text(encoding="utf-8")
 
 
-def test_damage_in_a_run_is_said_and_not_the_end(sweep_copy: Path) -> None:
+def test_a_report_is_made_with_a_damaged_run(sweep_copy: Path) -> None:
     chosen = gather(sweep_copy).chosen
     assert chosen is not None
     folder = sweep_copy / chosen[1].run
@@ -178,19 +178,19 @@ def test_damage_in_a_run_is_said_and_not_the_end(sweep_copy: Path) -> None:
     assert f"{RESULTS} cannot be read" in texts(found["runs"])
 
 
-def test_a_sweep_that_has_just_begun(sweep_copy: Path) -> None:
+def test_a_sweep_that_has_just_started(sweep_copy: Path) -> None:
     record = json.loads((sweep_copy / "sweep.json").read_text())
     for row in record["rows"]:
         row |= {"state": "waiting", "train": None, "evals": [], "why": None, "run": "runs/none"}
     record |= {"zero_shot": [], "zero_shot_why": "the teacher's model is gone"}
     (sweep_copy / "sweep.json").write_text(json.dumps(record))
     html = make_report(sweep_copy).read_text(encoding="utf-8")
-    for said in (
+    for message in (
         "8 waiting",
-        "seeds 0, 1: not finished: waiting, or at work",
+        "seeds 0, 1: waiting or running",
         "No run has written its settings yet",
     ):
-        assert said in html
+        assert message in html
 
 
 def test_nothing_of_the_data_is_markup_and_nothing_is_fetched(sweep_path: Path, tmp_path: Path) -> None:
@@ -217,12 +217,12 @@ def test_the_file_lies_in_the_folder_and_can_be_made_again(run_copy: Path) -> No
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(run_copy: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out.html"
     folder.mkdir()
-    for out, said in (
+    for out, message in (
         (tmp_path / "none" / "r.html", "cannot be written"),
         (folder, "a folder"),
         (Path(), "a fold"),
     ):
-        with pytest.raises(UsageError, match=f"--out .* {said}"):
+        with pytest.raises(UsageError, match=f"--out .* {message}"):
             make_report(run_copy, out)
     assert sorted(os.listdir(tmp_path)) == ["out.html", "run"]
 

@@ -1,4 +1,4 @@
-"""Drawings: what is in them, that they are well-formed, and that nothing of the data is markup."""
+"""Plots: their elements, valid XML, and no markup from data."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -52,7 +52,7 @@ CHARTS = [a_line_chart, a_bar_chart, a_heat_map]
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_what_comes_from_data_is_escaped(chart: Callable[[str], Markup]) -> None:
+def test_text_from_data_is_escaped(chart: Callable[[str], Markup]) -> None:
     for word in (SCRIPT, '"><img src=x onerror=alert(1)>', "a & b", "猫 ☃"):
         drawing = chart(word)
         root = ET.fromstring(drawing)
@@ -106,7 +106,7 @@ def test_a_bar_has_its_seeds_and_its_deviation() -> None:
     assert kinds.count("level") == 1
 
 
-def test_colours_grow_lighter_and_are_read_on() -> None:
+def test_colours_get_lighter_and_text_on_them_has_contrast() -> None:
     shares = np.linspace(0, 1, 101).tolist()
     light = [luminance(heat_colour(share)) for share in shares]
     assert all(a < b for a, b in pairwise(light))
@@ -150,7 +150,7 @@ def test_long_names_are_cut() -> None:
 
 
 def test_maps_that_share_their_ends_share_their_colours() -> None:
-    """The same value is of the same colour, whatever else stands in its map."""
+    """The same value has the same colour in both maps."""
     maps = [
         heat_map([[HeatCell(value, "v") for value in values]], ["r"], ["a", "b"], "t", "r", "c", (0.0, 1.0))
         for values in ((0.0, 0.5), (0.5, 1.0))

@@ -1,4 +1,4 @@
-"""Norms of prompts, and those that nothing reads."""
+"""Norms of prompts, and those without effect."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.models import loaded
 
 
 def stored(**settings: Any) -> tuple[StoredStudent, PromptedCLIP]:
-    """A student of a model with three blocks a tower, as it would be read."""
+    """Return a stored student of a model with three blocks per tower."""
     student = PromptedCLIP(loaded("gelu"), PromptSettings(prompt_length=2, **settings))
     for number, prompts in enumerate(student.parameters()):
         if prompts.requires_grad:  # some begin at zero
@@ -74,4 +74,4 @@ def test_the_report_shows_dead_prompts_as_dead(run_path: Path) -> None:
         )
         assert "dead" not in rows["key"] + rows["value"]
         assert figure.drawing.count("url(#hatched)") == 2
-    assert any("Nothing reads these query prompts" in p.text for p in section.pieces if isinstance(p, Text))
+    assert any("These query prompts have no effect" in p.text for p in section.pieces if isinstance(p, Text))

@@ -1,4 +1,4 @@
-"""The teacher's soft labels and the pictures, against the cache read plainly."""
+"""Soft labels and pictures, compared with a plain reading of the cache."""
 
 import base64
 import io
@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 from pipeline.report.gather import gather
-from pipeline.report.inside import shown_temperatures, soft_labels
+from pipeline.report.inside import picture_temperatures, soft_labels
 from pipeline.report.pieces import Card, Cards, Section, Text
 from pipeline.report.softlabels import (
     THUMBNAIL,
+    describe_pictures,
     entropies,
-    load_student_of,
-    look_at,
+    load_student,
     open_recorded_cache,
-    served,
-    telling_rows,
+    served_temperatures,
     thumbnail,
+    typical_rows,
 )
 from student_train.evaluation.predict import predict
 from student_train.evaluation.settings import PredictSettings
@@ -45,7 +45,7 @@ def cards(section: Section) -> list[Card]:
     return [card for piece in section.pieces if isinstance(piece, Cards) for card in piece.cards]
 
 
-def said(section: Section) -> str:
+def text_of(section: Section) -> str:
     return " ".join(piece.text for piece in section.pieces if isinstance(piece, Text))
 
 
@@ -58,9 +58,11 @@ def test_entropy_is_that_of_the_soft_labels(cache: TeacherCache) -> None:
     assert found[0][1] < found[1][1] < math.log(len(cache.vocabulary))
 
 
-def test_telling_rows_are_the_surest_and_the_least_sure(larger_cache: TeacherCache) -> None:
-    shown = telling_rows(larger_cache)
-    assert [kind for _, kind in shown] == ["sure and right"] * 2 + ["unsure"] * 2 + ["sure and wrong"] * 2
+def test_typical_rows_are_the_most_and_the_least_certain(larger_cache: TeacherCache) -> None:
+    shown = typical_rows(larger_cache)
+    assert [kind for _, kind in shown] == ["certain and right"] * 2 + ["uncertain"] * 2 + [
+        "certain and wrong"
+    ] * 2
     rows = [row for row, _ in shown]
     assert len(set(rows)) == 6
     p = larger_cache.soft_labels(range(len(larger_cache)))
@@ -74,7 +76,7 @@ def test_telling_rows_are_the_surest_and_the_least_sure(larger_cache: TeacherCac
     assert entropy[rows[2]] == entropy.max()
     others = ~right & ~torch.isin(torch.arange(len(p)), torch.tensor(rows[2:4]))
     assert best[rows[4]] == best[others].max()
-    assert telling_rows(larger_cache) == shown, "the same ones at every call"
+    assert typical_rows(larger_cache) == shown, "the same ones at every call"
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +99,20 @@ def test_temperatures_that_the_encoding_does_not_serve_are_left_out(
     larger_cache: TeacherCache, cache: TeacherCache
 ) -> None:
     asked = [0.001, 1.0, 4.0, 1.0, 1000.0]
-    assert served(cache, asked) == [0.001, 1.0, 4.0, 1000.0]
-    assert served(larger_cache, asked) == [1.0, 4.0]
+    assert served_temperatures(cache, asked) == [0.001, 1.0, 4.0, 1000.0]
+    assert served_temperatures(larger_cache, asked) == [1.0, 4.0]
 
 
 def test_three_temperatures() -> None:
-    assert shown_temperatures([]) == (0.5, 1.0, 4.0)
-    assert shown_temperatures([1.0, 4.0]) == (0.5, 1.0, 4.0)
-    assert shown_temperatures([0.5, 1.0, 2.0, 4.0, 8.0]) == (0.5, 2.0, 8.0)
+    assert picture_temperatures([]) == (0.5, 1.0, 4.0)
+    assert picture_temperatures([1.0, 4.0]) == (0.5, 1.0, 4.0)
+    assert picture_temperatures([0.5, 1.0, 2.0, 4.0, 8.0]) == (0.5, 2.0, 8.0)
 
 
-def test_pictures_have_what_teacher_and_student_say(
+def test_pictures_have_classes_of_teacher_and_student(
     cache: TeacherCache, run_path: Path, inputs: Path, tmp_path: Path
 ) -> None:
-    shown = look_at(cache, [(2, "unsure"), (1, "unsure")], [0.5, 1.0], load_student_of(run_path))
+    shown = describe_pictures(cache, [(2, "uncertain"), (1, "uncertain")], [0.5, 1.0], load_student(run_path))
     assert [one.key for one in shown] == cache.samples.keys(np.array([2, 1]))
     assert shown[1].label == SCRIPT
     for one, row in zip(shown, (2, 1), strict=True):
@@ -121,9 +123,9 @@ def test_pictures_have_what_teacher_and_student_say(
         file = tmp_path / f"{row}.jpg"
         file.write_bytes(ImageReader().read(*cache.samples.locations(np.array([row]))[0]))
         asked = PredictSettings(student=str(run_path), classes=str(inputs / "classes.txt"))
-        (said,) = predict(asked, [file])
-        assert [name for name, _ in one.student] == said.classes
-        assert [share for _, share in one.student] == pytest.approx(said.probabilities, rel=1e-3)
+        (expected,) = predict(asked, [file])
+        assert [name for name, _ in one.student] == expected.classes
+        assert [share for _, share in one.student] == pytest.approx(expected.probabilities, rel=1e-3)
         head, _, content = one.data.partition(",")
         assert head == "data:image/jpeg;base64"
         assert max(Image.open(io.BytesIO(base64.b64decode(content))).size) <= THUMBNAIL
@@ -142,13 +144,13 @@ def test_the_section_of_a_sweep(sweep_path: Path, cache: TeacherCache) -> None:
     assert f"hard label: {SCRIPT}" in [card.lines[0] for card in shown]
     assert all([len(table.rows) for table in card.tables] == [5, 5] for card in shown)
     assert gathered.chosen is not None
-    assert gathered.chosen[0].label in said(section)
+    assert gathered.chosen[0].label in text_of(section)
 
 
-def test_what_is_gone_is_said(run_copy: Path, inputs: Path, cache: TeacherCache) -> None:
+def test_missing_inputs_have_a_reason(run_copy: Path, inputs: Path, cache: TeacherCache) -> None:
     (run_copy / "student.safetensors").unlink()
     section = soft_labels(gather(run_copy), cache, "")
-    assert "Without the student's classes: no run is finished" in said(section)
+    assert "No predictions of the student: no run is finished" in text_of(section)
     assert [len(card.tables) for card in cards(section)] == [1] * SAMPLES
     moved = inputs / "train.tar"
     os.rename(moved, inputs / "elsewhere.tar")
@@ -157,16 +159,16 @@ def test_what_is_gone_is_said(run_copy: Path, inputs: Path, cache: TeacherCache)
     finally:
         os.rename(inputs / "elsewhere.tar", moved)
     assert all(not card.picture and "train.tar" in card.why for card in cards(section))
-    assert len(cards(section)[0].tables[0].rows) == 5, "what the teacher said is in the cache"
+    assert len(cards(section)[0].tables[0].rows) == 5, "soft labels are in the cache"
     section = soft_labels(gather(run_copy), None, "no cache at nowhere")
-    assert said(section) == "No soft labels: no cache at nowhere"
+    assert text_of(section) == "No soft labels: no cache at nowhere"
 
 
-def test_another_cache_than_the_run_was_trained_on_is_not_shown(run_path: Path) -> None:
+def test_a_changed_cache_is_not_used(run_path: Path) -> None:
     record = read_settings(run_path)
     assert len(open_recorded_cache(record)) == SAMPLES
     other = {**record, "cache": {**record["cache"], "sample_table_digest": "blake2b:00"}}
-    with pytest.raises(UsageError, match="is another cache now"):
+    with pytest.raises(UsageError, match="is not the cache that the run was trained on"):
         open_recorded_cache(other)
     with pytest.raises(RppError, match="no cache at"):
         open_recorded_cache({**record, "settings": {**record["settings"], "cache": "/nowhere.zarr"}})

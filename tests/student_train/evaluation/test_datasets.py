@@ -1,4 +1,4 @@
-"""How data sets are laid out: CLIP_benchmark's, CoOp's, image folders, Parquet, caches."""
+"""Layouts of data sets: CLIP_benchmark's, CoOp's, image folders, Parquet, caches."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from student_train.evaluation.dataset_layouts import format_of
+from student_train.evaluation.dataset_layouts import find_format
 from student_train.evaluation.datasets import Dataset, check_dataset, open_dataset
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.image_features import cached_images, encode_images
@@ -28,7 +28,7 @@ NOTO, CLASSES = str(PICTURES / "noto.tar"), str(PICTURES / "classes.txt")
 
 
 def write_clip_benchmark(folder: Path, names: list[str], shards: int = 2, **files: str) -> Path:
-    """A data set in CLIP_benchmark's layout: five classes, six pictures a shard."""
+    """A data set in CLIP_benchmark's layout: five classes, six pictures per shard."""
     for shard in range(shards):
         write_shard(folder / "test" / f"{shard}.tar", webdataset_members(6 * shard, 6))
     (folder / "test" / "nshards.txt").write_text(f"{shards}\n")
@@ -49,7 +49,7 @@ def test_clip_benchmarks_layout(tmp_path: Path) -> None:
         zeroshot_classification_templates="a photo of {c}.\nart of the {c}\n",
     )
     dataset = opened(folder)
-    assert format_of(DataSettings(images=str(folder))) == "clip-benchmark"
+    assert find_format(DataSettings(images=str(folder))) == "clip-benchmark"
     assert dataset.vocabulary.names == ("7", "cat", "cat", 'dog, "hot"', "猫")
     assert dataset.vocabulary.templates == ("a photo of {}.", "art of the {}")
     assert dataset.labels.tolist() == [n % 5 for n in range(12)], (
@@ -81,7 +81,7 @@ def test_a_data_sets_templates_go_before_the_models(
     assert seen == [(templates or "a {} drawn",)]
 
 
-def test_shards_that_are_not_counted_are_not_read(tmp_path: Path) -> None:
+def test_shards_beyond_nshards_are_not_read(tmp_path: Path) -> None:
     folder = write_clip_benchmark(tmp_path, list("abcde"), shards=3)
     (folder / "test" / "nshards.txt").write_text("2")
     assert len(opened(folder).labels) == 12
@@ -90,24 +90,24 @@ def test_shards_that_are_not_counted_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "others", "said"),
+    ("files", "others", "message"),
     [
         ({"classnames": "a\n\nc\nd\ne\n"}, {}, r"classnames.txt: line 2 is empty"),
         ({"classnames": "a\nb\nc\nd\ne\n\n"}, {}, r"classnames.txt: line 6 is empty"),
-        ({"classnames": ""}, {}, r"classnames.txt names no class"),
+        ({"classnames": ""}, {}, r"classnames.txt has no class names"),
         ({"classnames": "a\nb\n"}, {}, r"has the label 2, but the vocabulary has 2 classes"),
         ({"dataset_type": "retrieval"}, {}, "is a data set for retrieval"),
-        ({"test/nshards": "two"}, {}, r"nshards.txt is no number of shards: 'two'"),
+        ({"test/nshards": "two"}, {}, r"nshards.txt: expected the number of shards, found 'two'"),
         ({"test/nshards": "3"}, {}, r"2.tar does not exist"),
-        ({}, {"split": "val"}, "has no part 'val', only test"),
-        ({}, {"format": "coop"}, "is laid out as 'clip-benchmark', not as 'coop'"),
+        ({}, {"split": "val"}, "has no split 'val'; it has test"),
+        ({}, {"format": "coop"}, "has the layout 'clip-benchmark', not 'coop'"),
     ],
 )
-def test_what_is_wrong_with_clip_benchmarks_layout_is_one_line(
-    tmp_path: Path, files: dict[str, str], others: dict[str, Any], said: str
+def test_errors_in_clip_benchmarks_layout_are_one_line(
+    tmp_path: Path, files: dict[str, str], others: dict[str, Any], message: str
 ) -> None:
     folder = write_clip_benchmark(tmp_path, list("abcde"), **files)
-    with pytest.raises(UsageError, match=said) as error:
+    with pytest.raises(UsageError, match=message) as error:
         opened(folder, **others)
     assert "\n" not in str(error.value)
 
@@ -144,9 +144,9 @@ def test_folders_tars_and_parquet_need_class_names(tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
     names.write_text("cat\ndog\ngreat horned owl\naxolotl\nsea urchin\n")
     for source, form in ((folder, "folder"), (shard, "tars"), (parquet, "parquet")):
-        assert format_of(DataSettings(images=str(source))) == form
+        assert find_format(DataSettings(images=str(source))) == form
         assert sorted(set(opened(source, classes=str(names)).labels.tolist())) == [0, 1, 2, 3, 4]
-        with pytest.raises(UsageError, match="brings no class names; name a vocabulary with --classes"):
+        with pytest.raises(UsageError, match="has no class names; give a vocabulary with --classes"):
             check_dataset(DataSettings(images=str(source)))
 
 
@@ -161,7 +161,7 @@ def test_present_classes_are_those_with_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("images", ["nowhere.json", "nowhere.zarr", "nowhere.tar", "nowhere"])
-def test_what_is_not_there_is_named(images: str) -> None:
+def test_missing_images_are_named(images: str) -> None:
     with pytest.raises(UsageError, match=images):
         check_dataset(DataSettings(images=images, classes=CLASSES if "zarr" not in images else None))
 

@@ -35,7 +35,7 @@ IMAGES, CLASSES = str(PICTURES / "fluent-flat.tar"), str(PICTURES / "classes.txt
 
 
 def plain_hits(model: Any, classifier_DC: torch.Tensor, images: str, cache_path: Path) -> tuple[float, float]:
-    """Top-1 and top-5 with open_clip's own preprocessing, one plain loop."""
+    """Return top-1 and top-5 from a plain loop with open_clip's own preprocessing."""
     _, _, preprocess = open_clip.create_model_and_transforms(open_cache(cache_path).teacher["model"])
     samples, _ = index_images(images, load_vocabulary(CLASSES))
     reader, top = ImageReader(), []
@@ -125,7 +125,7 @@ def test_unreadable_and_unlabelled_images_are_left_out_with_their_labels_and_cou
     assert (result["samples"], result["skipped"], result["without_label"]) == (98, 1, 1)
     assert [f"note: {line}" in printed.err for line in result["notes"]] == [True, True]
     key = members[jpegs[3]][0].removesuffix(".jpg")
-    assert result["notes"][1].startswith(f"1 images could not be read, the first: {key}: ")
+    assert result["notes"][1].startswith(f"1 images cannot be read; the first is {key}: ")
 
 
 def test_a_student_without_text_prompts_reads_names_through_its_caches_templates(
@@ -154,7 +154,7 @@ def run_rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--student", "zero-shot"], "--student zero-shot needs --cache"),
         (["--student", "nowhere"], "no student at nowhere"),
@@ -164,7 +164,7 @@ def run_rpp(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 )
 def test_wrong_use_is_one_line(
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -174,7 +174,7 @@ def test_wrong_use_is_one_line(
     save_file({"x": torch.zeros(1)}, "null.safetensors", metadata={"student": "null"})
     assert run_rpp(monkeypatch, "eval", "--images", IMAGES, "--classes", CLASSES, *arguments) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert len([line for line in error.splitlines() if line]) == 1
 
 
@@ -187,9 +187,7 @@ def test_a_moved_model_is_named(cache_path: Path, pictures: Path, tmp_path: Path
         evaluate(asked.model_copy(update={"model": str(other)}))
 
 
-def test_where_the_students_model_is_now_says_nothing_of_another_teacher(
-    cache_path: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_model_does_not_replace_another_teacher(cache_path: Path, pictures: Path, tmp_path: Path) -> None:
     """The student has another frozen model than the cache's teacher, and that model has moved."""
     own = write_model(tmp_path / "own", "gelu", seed=4)
     prompts = PromptSettings(towers="text")
@@ -210,7 +208,7 @@ def test_where_the_students_model_is_now_says_nothing_of_another_teacher(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"cache": {}}, "it has no teacher"),
         ({"cache": {"teacher": {"model": "x"}}}, "its teacher has no weights_digest"),
@@ -222,7 +220,7 @@ def test_where_the_students_model_is_now_says_nothing_of_another_teacher(
 )
 def test_a_damaged_record_of_a_run_is_one_line(
     change: dict[str, Any],
-    said: str,
+    message: str,
     cache_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +234,7 @@ def test_a_damaged_record_of_a_run_is_one_line(
     capsys.readouterr()
     assert run_rpp(monkeypatch, "eval", *arguments, "--metrics", "agreement") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: {out / 'settings.json'} is damaged: {said}"
+    assert line == f"error: {out / 'settings.json'} is damaged: {message}"
 
 
 def test_labels_beyond_the_vocabulary_are_refused(cache_path: Path, tmp_path: Path) -> None:

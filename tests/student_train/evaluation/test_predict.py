@@ -48,7 +48,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_pictures_get_the_classes_that_an_evaluation_gives_them(
     run: Path, pictures: list[Path], demo_cache_path: Path
 ) -> None:
-    """More pictures than run together; the order is that of the command line."""
+    """More pictures than a batch; the order is that of the command line."""
     predictions = predict(PredictSettings(student=str(run), classes=CLASSES, device="cpu"), pictures)
     assert [prediction.image for prediction in predictions] == [str(path) for path in pictures]
     cache = open_cache(demo_cache_path)
@@ -78,23 +78,23 @@ def test_the_command(
 ) -> None:
     arguments = ["rpp", "predict", *map(str, pictures[:2]), "--student", str(run), "--classes", CLASSES]
 
-    def said(*more: str) -> str:
+    def printed(*more: str) -> str:
         monkeypatch.setattr(sys, "argv", [*arguments, "--top", "3", "--device", "cpu", *more])
         with pytest.raises(SystemExit) as ended:
             main()
         assert not ended.value.code
         return capsys.readouterr().out
 
-    asked = json.loads(said("--json"))
+    asked = json.loads(printed("--json"))
     assert [len(prediction["classes"]) for prediction in asked] == [3, 3]
-    lines = said().splitlines()
+    lines = printed().splitlines()
     assert lines[0] == str(pictures[0])
     assert len(lines) == 8
     for line, name in zip(lines[1:4], asked[0]["classes"], strict=True):
         assert line.endswith(f" %  {name}")
 
 
-def test_what_is_no_picture_is_named(run: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_files_that_are_not_pictures_are_named(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     asked = PredictSettings(student=str(run), classes=CLASSES, device="cpu")
     (tmp_path / "text.jpg").write_text("not a picture")
     (tmp_path / "cut.jpg").write_bytes(pictures[1].read_bytes()[:400])
@@ -103,8 +103,8 @@ def test_what_is_no_picture_is_named(run: Path, pictures: list[Path], tmp_path: 
         ([pictures[0], tmp_path / "text.jpg"], r"text.jpg cannot be read as a picture"),
         ([tmp_path / "gone.png"], r"gone.png cannot be read: No such file"),
         ([tmp_path / ("x" * 300)], r"xx cannot be read: File name too long"),
-        ([tmp_path], r"is a folder; name the pictures in it, or use rpp eval"),
-        ([], r"no picture to look at"),
+        ([tmp_path], r"is a folder; give the pictures in it, or use rpp eval"),
+        ([], r"no pictures; give one"),
     ):
         # and before a model is looked for
         for chosen in (asked, asked.model_copy(update={"student": str(tmp_path / "no-run")})):
@@ -112,10 +112,10 @@ def test_what_is_no_picture_is_named(run: Path, pictures: list[Path], tmp_path: 
                 predict(chosen, paths)
 
 
-def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
-    """A device may have no end, a pipe no writer."""
+def test_special_files_are_not_read(tmp_path: Path) -> None:
+    """Reading a device may never end; a pipe may have no writer."""
     os.mkfifo(tmp_path / "pipe.jpg")
     asked = PredictSettings(student="zero-shot", classes=CLASSES)
     for place in (Path("/dev/zero"), tmp_path / "pipe.jpg"):
-        with bounded(), pytest.raises(UsageError, match=rf"^{place} is no file; name pictures"):
+        with bounded(), pytest.raises(UsageError, match=rf"^{place} is not a regular file; give picture"):
             predict(asked, [place])

@@ -1,4 +1,4 @@
-"""What is refused before anything heavy is imported, and what must not be."""
+"""Checks before heavy imports, and inputs that they must accept."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def run_at(path: Path) -> str:
     return str(path)
 
 
-def test_a_cache_is_asked_for_where_it_is_read(tmp_path: Path) -> None:
-    """A student that is evaluated without its teacher reads none."""
+def test_only_zero_shot_needs_a_cache(tmp_path: Path) -> None:
+    """A student that is evaluated without its teacher does not read the cache."""
     missing = ModelOptions(cache=str(tmp_path / "none"))
     check_students([run_at(tmp_path / "run")], missing)
     for name in ("zero-shot", "./zero-shot", "zero-shot/"):
@@ -35,8 +35,8 @@ def test_a_cache_is_asked_for_where_it_is_read(tmp_path: Path) -> None:
             check_students([name], ModelOptions())
 
 
-def test_weights_beside_a_model_that_has_its_own_are_left_to_open_clip(tmp_path: Path) -> None:
-    """Which says to leave them out, not that they are missing."""
+def test_weights_for_a_model_with_its_own_are_left_to_open_clip(tmp_path: Path) -> None:
+    """open_clip's message is to leave them out, not that they are missing."""
     require_model(TEACHER, "x.pt")
     require_model("hf-hub:org/repo", "x.pt")
     require_model("ViT-B-32", "openai")
@@ -61,12 +61,12 @@ def test_a_training_that_reads_no_image_asks_for_none(tmp_path: Path) -> None:
         check_train(TrainSettings(cache=cache, images=images))
 
 
-def test_what_names_alone_decide_is_refused(tmp_path: Path) -> None:
+def test_missing_paths_are_refused(tmp_path: Path) -> None:
     student, images = run_at(tmp_path / "run"), str(PICTURES / "noto.tar")
     check_evaluation([student], EvalOptions(classes=CLASSES), images)
-    with pytest.raises(UsageError, match="brings no class names; name a vocabulary with --classes"):
+    with pytest.raises(UsageError, match="has no class names; give a vocabulary with --classes"):
         check_evaluation([student], EvalOptions(), images)
-    with pytest.raises(UsageError, match="is a folder; name the pictures in it"):
+    with pytest.raises(UsageError, match="is a folder; give the pictures in it"):
         require_picture(tmp_path)
     check_build(BuildSettings(images=images, classes=CLASSES, out="new", teacher=TEACHER))
     with pytest.raises(UsageError, match=r"vocabulary 'none.txt': no such file"):

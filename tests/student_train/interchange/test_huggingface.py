@@ -305,7 +305,7 @@ class TestCard:
         others = {"seconds": 3.5, "skipped": 0, "notes": ["x"]}
         *_, title, _, figures = rows_of(student_of(model).generate_model_card([{**row, **others}]).text)
         assert len(title) == len(names)
-        assert figures == ["12.50"] * 7 + ["0.1250"] * 2
+        assert figures == ["12.50"] * 6 + ["0.1250", "12.50", "0.1250"]
         for value in (True, "0.5", None, float("nan"), [0.5]):
             assert "No figures" in student_of(model).generate_model_card([{"top1": value}]).text
 

@@ -14,7 +14,7 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from student_train.evaluation.evaluators import EVALUATORS, Scores, Task, harmonic_mean
 from student_train.evaluation.evaluators.evaluator import top_places
-from student_train.figures import FIGURES
+from student_train.figures import FIGURES, METRICS
 from teacher_cache.errors import UsageError
 
 CLASSES = 11
@@ -65,7 +65,7 @@ def test_fewer_than_five_classes() -> None:
     assert measured("accuracy", found) == {"top1": 1.0, "top5": 1.0, "per_class": 1.0}
 
 
-def test_probabilities_in_the_first_two_bins_are_told_apart() -> None:
+def test_the_first_two_bins_are_separate() -> None:
     """A wrong claim of 5 % and a right one of 10 %, among 40 classes."""
     shares = torch.full((2, 40), 0.9 / 39)
     shares[0], shares[0, 0], shares[1, 0] = 0.95 / 39, 0.05, 0.1
@@ -149,10 +149,16 @@ def test_batches_do_not_matter(name: str, sizes: list[int]) -> None:
     assert inside == (whole if name == "by-class" else pytest.approx(whole, rel=1e-6, abs=1e-9))
 
 
-def test_every_figure_belongs_to_one_evaluator_and_has_a_heading() -> None:
-    found = scores()
-    names: list[Any] = [figure for name in EVALUATORS for figure in measured(name, found)]
-    assert sorted(names) == sorted([*FIGURES, "by_class"])
+@pytest.mark.parametrize("name", EVALUATORS)
+def test_an_evaluator_returns_the_figures_of_its_metric(name: str) -> None:
+    expected = list(METRICS[name].figures) or ["by_class"]
+    assert list(measured(name, scores())) == expected
+
+
+def test_no_two_metrics_have_a_figure_of_the_same_name() -> None:
+    assert len(FIGURES) == sum(len(metric.figures) for metric in METRICS.values())
+    assert FIGURES["top1"].text(0.12345) == "12.35"
+    assert FIGURES["ece"].text(0.12345) == "0.1235"
 
 
 def test_by_class_counts_images_and_those_whose_class_comes_first() -> None:
