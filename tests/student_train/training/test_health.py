@@ -66,7 +66,7 @@ def test_a_step_that_goes_wrong_ends_the_run_before_a_checkpoint_holds_it(
     said = json.loads((out / "bad-step.json").read_text())
     assert (said["step"], said["what"]) == (6, f"the {what} is not finite")
     with joined_processes("cpu") as joined:
-        rows, views = prepare(settings(cache_path, tmp_path / "other"), *joined).join.samples_of(5)
+        rows, views = prepare(settings(cache_path, tmp_path / "other"), *joined).join.step_samples(5)
     assert (said["rows"], said["views"]) == (rows.tolist(), views.tolist())
     assert said["keys"] == open_cache(cache_path).samples.keys(rows)
     assert f"(rows {', '.join(map(str, rows[:8].tolist()))}, ...; all of them" in str(stopped.value)
