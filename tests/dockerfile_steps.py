@@ -1,4 +1,4 @@
-"""The steps of the Dockerfile in a clean root, where no container engine is at hand; then its command.
+"""Run the steps of the Dockerfile, then its command, in a clean root without a container engine.
 
 The root stands for the FROM line: the same release of Debian with its own Python, made by debootstrap.
 `python` and `pip` are those of a virtual environment in it, since Debian's own Python takes no packages. As
@@ -22,7 +22,7 @@ PYTHON = "/usr/local/python"
 
 
 def main() -> None:
-    """Do every step, and say how long it took."""
+    """Run every step and print how long it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("context", type=Path, help="the build's context: the folder of the Dockerfile")
@@ -65,20 +65,20 @@ def main() -> None:
 
 
 def inside(root: Path, unshared: list[str], *options: str) -> list[str]:
-    """What runs a command in the root, with /proc and /dev there as in a container."""
+    """Return the command that runs another one in the root, with /proc and /dev as in a container."""
     mounts = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$@"'
     return ["unshare", "--mount", *unshared, "sh", "-c", mounts, str(root), *options, str(root)]
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Instructions in order, continued lines joined, comments left out."""
+    """Return the instructions in order, with continued lines joined, without comments."""
     lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in joined)]
 
 
 def copy(source: Path, target: Path) -> None:
-    """As COPY does: a folder's content into the target, a file into it."""
+    """Copy as COPY does: the content of a folder, or a file, into the target."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     else:
@@ -86,7 +86,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:
-    """Run it, or end with its exit code."""
+    """Run a command; exit with its code if it fails."""
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(f"exit code {done.returncode}: {shlex.join(command)}")

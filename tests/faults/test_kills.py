@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: of builds, of their Dask workers, of runs."""
+"""SIGKILL of builds, Dask workers and runs at random moments."""
 
 import json
 import random
@@ -19,12 +19,12 @@ EXACT = ("step", "loss", "hard_loss", "soft_loss", "accuracy", "lr", "gradient_n
 
 
 def committed(cache: Path) -> dict[str, int]:
-    """When the record of each part was written."""
+    """Return the modification time of each part's record."""
     return {path.name: path.stat().st_mtime_ns for path in (cache / "parts").glob("*.json")}
 
 
 def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
-    """What was committed before a kill is not computed again, and the end is the same."""
+    """Committed parts are not computed again, and the result is the same."""
     record = Record(
         "SIGKILL of a build", "the same call goes on; no committed part is computed again; same arrays"
     )
@@ -41,7 +41,7 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
             kept = now
             if ended.code == 0:
                 break
-            assert ended.code == -9, ended.said
+            assert ended.code == -9, ended.stderr
             kills, in_round = kills + 1, in_round + 1
         assert not verify_store(CacheStore.open(out))
         assert_same_arrays(out, undisturbed)
@@ -49,7 +49,7 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
 
 
 def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
-    """A build whose workers die ends all the same, or says that they do, and the next one ends."""
+    """A build whose workers die completes, or reports it and the next build completes."""
     record = Record(
         "SIGKILL of a Dask worker", "the build goes on, or one sentence and a second call; same arrays"
     )
@@ -61,7 +61,7 @@ def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp
         ended = attempts.call(*command, kill_workers=[when])
         assert not ended.left
         if ended.code != 0:
-            assert ended.is_one_sentence, ended.said
+            assert ended.is_one_line_error, ended.stderr
             assert attempts.call(*inputs.build, f"--out={out}").code == 0
         assert_same_arrays(out, undisturbed)
         record(
@@ -70,14 +70,14 @@ def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp
 
 
 def figures(run: Path) -> list[list[Any]]:
-    """The lines of a run's log, but for the clock."""
+    """Return the lines of a run's log without times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [[line[name] for name in EXACT] for line in lines]
 
 
 @pytest.mark.parametrize("mode", ["text", "both"])
 def test_runs(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path, mode: str) -> None:
-    """From features, and from images that two other processes decode: same tensors, same figures."""
+    """In feature mode, and in image mode with two decoding processes: same tensors, same figures."""
     record = Record(
         f"SIGKILL of a run, {'cached features' if mode == 'text' else 'images, 2 decoding processes'}",
         "`--resume` goes on; same tensors, same metrics; no process is left behind",
@@ -95,7 +95,7 @@ def test_runs(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: P
             assert not ended.left
             if ended.code == 0:
                 break
-            assert ended.code == -9, ended.said
+            assert ended.code == -9, ended.stderr
             kills, in_round, begun = kills + 1, in_round + 1, (out / "settings.json").exists()
         ours, theirs = (
             load_file(out / "student.safetensors"),
