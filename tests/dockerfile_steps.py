@@ -36,7 +36,7 @@ def main() -> None:
     subprocess.run([*chroot, "python3", "-m", "venv", PYTHON], env=environment, check=True)
     user, folder, entry, command = "0", "/", [""], [""]
     for name, rest in instructions(asked.context / "Dockerfile"):
-        begun = time.monotonic()
+        started = time.monotonic()
         if name == "ENV":
             environment |= dict(pair.split("=", 1) for pair in shlex.split(rest))
         elif name == "WORKDIR":
@@ -56,12 +56,12 @@ def main() -> None:
             )
         elif name != "FROM":
             sys.exit(f"no step for {name}")
-        print(f"{time.monotonic() - begun:6.1f} s  {name} {rest[:80]}", flush=True)
-    begun = time.monotonic()
+        print(f"{time.monotonic() - started:6.1f} s  {name} {rest[:80]}", flush=True)
+    started = time.monotonic()
     words = shlex.join(entry + (asked.command or command))
     isolated = inside(root, ["--net"] if asked.network == "none" else [], f"--userspec={user}:{user}")
     run([*isolated, "sh", "-c", f"cd {folder} && id -u && {words}"], environment)
-    print(f"{time.monotonic() - begun:6.1f} s  {words}")
+    print(f"{time.monotonic() - started:6.1f} s  {words}")
 
 
 def inside(root: Path, unshared: list[str], *options: str) -> list[str]:
@@ -94,5 +94,5 @@ def run(command: list[str], environment: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     if os.getuid() != 0:
-        sys.exit("a root can be changed by root alone")
+        sys.exit("only root can change the root folder")
     main()

@@ -160,7 +160,7 @@ def test_two_calls_at_the_same_time(
             assert 0 in [ended.code for ended in ends], [ended.stderr for ended in ends]
             assert all(ended.code == 0 or ended.is_one_line_error for ended in ends), ends
             done = [ended.code for ended in ends].count(0)
-            record("one worked, one said so" if done == 1 else "the second found all done")
+            record("one worked, the other was refused" if done == 1 else "the second found all done")
         assert_same_arrays(out, undisturbed)
         assert_same_run(run, trained)
 
@@ -180,12 +180,12 @@ def test_missing_permission_to_write(
 ) -> None:
     """A complete read-only cache can be used; an incomplete one is not changed."""
     record = Record("a store without the right to write", "a finished cache serves; else one sentence")
-    whole, begun = tmp_path / "whole.zarr", tmp_path / "begun.zarr"
+    whole, unfinished = tmp_path / "whole.zarr", tmp_path / "unfinished.zarr"
     for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)
     shutil.copytree(undisturbed, whole)
-    shutil.copytree(undisturbed, begun)
-    (begun / "parts" / "000003.json").unlink()
+    shutil.copytree(undisturbed, unfinished)
+    (unfinished / "parts" / "000003.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for path in tmp_path.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -195,14 +195,14 @@ def test_missing_permission_to_write(
     try:
         assert build(whole, no_rights=True).code == 0
         record("build of a finished cache: all there")
-        ended = build(begun, no_rights=True)
+        ended = build(unfinished, no_rights=True)
         assert ended.is_one_line_error, ended.stderr
         record("build of an unfinished one: one sentence")
         ended = train(whole, free / "run", no_rights=True)
         assert ended.code == 0, ended.stderr
         assert_same_run(free / "run", trained)
         record("run from it: same result")
-        ended = train(whole, begun / "run", no_rights=True)
+        ended = train(whole, unfinished / "run", no_rights=True)
         assert ended.is_one_line_error, ended.stderr
         record("run into it: one sentence")
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -381,7 +381,7 @@ def test_an_object_store_that_fails_and_is_slow(
             if ended.code != 0:
                 assert ended.is_one_line_error, ended.stderr
                 again = build(url, "--part-size=240", "--views=1", environment=aws())
-                assert again.code == 0, again.said
+                assert again.code == 0, again.stderr
             group = zarr.open_group(url, mode="r")
             for name, values in decoded_arrays(undisturbed).items():
                 values = values[:, :1] if name in ("image_features", "crops") else values

@@ -26,7 +26,7 @@ def committed(cache: Path) -> dict[str, int]:
 def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
     """Committed parts are not computed again, and the result is the same."""
     record = Record(
-        "SIGKILL of a build", "the same call goes on; no committed part is computed again; same arrays"
+        "SIGKILL of a build", "the same call continues; no committed part is computed again; same arrays"
     )
     chance, kills, number = random.Random(SEED), 0, 0
     usual = attempts.call(*inputs.build, f"--out={tmp_path / 'first.zarr'}").seconds
@@ -51,7 +51,8 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
 def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
     """A build whose workers die completes, or reports it and the next build completes."""
     record = Record(
-        "SIGKILL of a Dask worker", "the build goes on, or one sentence and a second call; same arrays"
+        "SIGKILL of a Dask worker",
+        "the build continues, or ends with one line and a second call completes; same arrays",
     )
     chance = random.Random(SEED)
     for number in range(max(1, KILLS // 5)):
@@ -80,23 +81,23 @@ def test_runs(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: P
     """In feature mode, and in image mode with two decoding processes: same tensors, same figures."""
     record = Record(
         f"SIGKILL of a run, {'cached features' if mode == 'text' else 'images, 2 decoding processes'}",
-        "`--resume` goes on; same tensors, same metrics; no process is left behind",
+        "`--resume` continues; same tensors, same metrics; no process is left behind",
     )
     others = [f"--towers={mode}", "--workers=2"]
     first = attempts.call(*inputs.train(undisturbed, tmp_path / "first", *others))
-    assert first.code == 0, first.said
+    assert first.code == 0, first.stderr
     chance, kills, number = random.Random(SEED), 0, 0
     while kills < KILLS:
-        out, number, in_round, begun = tmp_path / str(number), number + 1, 0, False
+        out, number, in_round, was_started = tmp_path / str(number), number + 1, 0, False
         while True:
             after = chance.uniform(0, first.seconds) if in_round < KILLS_A_ROUND and kills < KILLS else None
-            again = ["--resume"] if begun else []
+            again = ["--resume"] if was_started else []
             ended = attempts.call(*inputs.train(undisturbed, out, *others, *again), kill_after=after)
             assert not ended.left
             if ended.code == 0:
                 break
             assert ended.code == -9, ended.stderr
-            kills, in_round, begun = kills + 1, in_round + 1, (out / "settings.json").exists()
+            kills, in_round, was_started = kills + 1, in_round + 1, (out / "settings.json").exists()
         ours, theirs = (
             load_file(out / "student.safetensors"),
             load_file(tmp_path / "first/student.safetensors"),

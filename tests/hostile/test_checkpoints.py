@@ -54,7 +54,7 @@ class Run:
         self.optimizer.step()
 
     def resume(self) -> None:
-        """Take the checkpoint up and go on: what it holds has to serve."""
+        """Resume from the checkpoint: its content must be usable."""
         try:
             step = self.folder.resume(STEPS)
             assert 0 <= step <= STEPS
