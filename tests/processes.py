@@ -206,7 +206,7 @@ class ForkServer:
             cwd: its working directory; unset: that of the tests.
             environment: all of its variables; unset: those of the tests.
             stdin: a file descriptor, which stays open here, too; None: nothing can be read.
-            stdout: the same; PIPE: it is read; None: it is discarded or inherited.
+            stdout: the same; PIPE: it is read; None: its output is dropped.
             stderr: as stdout.
             kept: further file descriptors, which have the same numbers there.
             before: `MODULE:FUNCTION` and its keyword arguments, called in the fork before the command.

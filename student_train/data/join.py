@@ -19,15 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student_train.data.order import Order, select_rows, subset_classes
+from student_train.data.order import Order
 from student_train.data.pixels import PixelWorkers, ViewRequests
 from student_train.data.readers import LoadedWindow, StoredArrays, make_reader
-from student_train.data.settings import ClassSubset, ReaderName
+from student_train.data.settings import ReaderName
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.softlabels import TeacherCache
-
-__all__ = ["Batch", "ClassSubset", "Join", "locate_images", "select_rows", "subset_classes"]
 
 # With two, neither side waits for the other thread to wake up.
 BATCHES_AHEAD = 2

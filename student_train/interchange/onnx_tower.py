@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from student_train.compat.onnxruntime import failures
-from student_train.interchange.preflight import ONNX_PACKAGES, onnx_packages_missing
+from student_train.interchange.preflight import require_onnx
 from student_train.interchange.settings import OnnxSettings
 from student_train.model.stored import StoredStudent, read_student
 from student_train.model.student import PromptedCLIP
@@ -62,7 +62,7 @@ def export_onnx(settings: OnnxSettings) -> OnnxFile:
         RppError: the tower cannot be traced, its features differ by more than 1e-4, or the disk is full. No
             file is left.
     """
-    require_packages()
+    require_onnx()
     out = settings.out
     if os.path.isdir(out):
         raise UsageError(f"--out {out} is a folder; give a file such as {out / 'image.onnx'}")
@@ -91,22 +91,6 @@ def export_onnx(settings: OnnxSettings) -> OnnxFile:
     except OSError as error:
         raise RppError(f"{out} cannot be written: {error.strerror or error}") from error
     return OnnxFile(out, data, difference)
-
-
-def require_packages() -> None:
-    """Import the packages of the extra `onnx`.
-
-    Raises:
-        UsageError: some cannot be imported; says what to install.
-    """
-    missing = []
-    for name in ONNX_PACKAGES:
-        try:
-            import_module(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise onnx_packages_missing(missing)
 
 
 class ImageTower(nn.Module):

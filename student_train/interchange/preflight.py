@@ -1,6 +1,5 @@
 """Checks of imports and exports that run before torch and open_clip are imported, which takes seconds."""
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 
 from teacher_cache.errors import UsageError
@@ -15,9 +14,5 @@ def require_onnx() -> None:
         UsageError: some are missing; says how to install them.
     """
     if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        raise onnx_packages_missing(missing)
-
-
-def onnx_packages_missing(names: Sequence[str]) -> UsageError:
-    """Return the error for missing packages of the extra `onnx`."""
-    return UsageError(f"an export to ONNX needs {', '.join(names)}: pip install 'rpp-clip[onnx]'")
+        packages = ", ".join(missing)
+        raise UsageError(f"an export to ONNX needs {packages}: pip install 'rpp-clip[onnx]'")

@@ -311,30 +311,11 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
                 weights.
             RppError: it could not be fetched.
         """
-        # The mixin's `from_pretrained` would read arguments of the class from `config.json`.
-        return cls._from_pretrained(
-            model_id=str(pretrained_model_name_or_path),
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            model=model,
-            pretrained=pretrained,
-            device=device,
-        )
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        model: str | None = None,
-        pretrained: str | None = None,
-        device: torch.device | str = "cpu",
-        **fetching: Any,
-    ) -> Self:
-        folder = Path(model_id) if os.path.isdir(model_id) else fetch_folder(model_id, **fetching)
+        # The mixin's own method would read arguments of the class from `config.json`.
+        folder = Path(pretrained_model_name_or_path)
+        if not os.path.isdir(folder):
+            repository = str(pretrained_model_name_or_path)
+            folder = fetch_folder(repository, revision, cache_dir, force_download, local_files_only, token)
         return cls.from_stored(read_student(folder), model, pretrained, device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
