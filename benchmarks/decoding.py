@@ -22,7 +22,7 @@ import typer
 from open_clip.transform import PreprocessCfg
 from timing import machine
 
-from student_train.data.pixels import PixelWorkers, ShownViews
+from student_train.data.pixels import PixelWorkers, ViewRequests
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.cores import usable_cores
@@ -32,13 +32,13 @@ from teacher_cache.views import ViewRenderer, draw_crop
 BATCH = 64
 
 
-def endless(samples: SampleTable) -> Iterator[ShownViews]:
+def endless(samples: SampleTable) -> Iterator[ViewRequests]:
     """Batches of random crops in random order."""
     random, policy, number = np.random.default_rng(0), ViewPolicy(views=2), 0
     while True:
         rows = random.integers(0, len(samples), BATCH)
         crops = np.stack([draw_crop(policy, number * BATCH + i, 1, 500, 400) for i in range(BATCH)])
-        yield ShownViews(rows, np.ones(BATCH, dtype=np.int64), crops)
+        yield ViewRequests(rows, np.ones(BATCH, dtype=np.int64), crops)
         number += 1
 
 

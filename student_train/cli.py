@@ -34,7 +34,7 @@ def train_command(settings: TrainSettings, as_json: Json = False, version: Versi
     except AgreedError as error:
         if is_main_process():
             raise
-        time.sleep(1)  # torchrun ends all processes when one has ended: the first one says the line before
+        time.sleep(1)  # torchrun ends all processes when one ends; let the main process print its error first
         raise typer.Exit(error.exit_code) from error
     if not is_main_process():
         return
@@ -44,7 +44,9 @@ def train_command(settings: TrainSettings, as_json: Json = False, version: Versi
     console = Console(soft_wrap=True)
     record = read_settings(result.out)
     if (samples := record.get("samples_per_step", settings.batch_size)) < settings.batch_size:
-        console.print(f"note: the run has {samples} samples, fewer than --batch-size: a step had all of them")
+        console.print(
+            f"note: the run has {samples} samples, fewer than --batch-size; every step used all of them"
+        )
     for line in record.get("never_read", []):
         console.print(f"note: {line}", markup=False)
     console.print(
@@ -60,5 +62,5 @@ def main() -> None:
     run_app(app)
 
 
-if __name__ == "__main__":  # as torchrun starts it
+if __name__ == "__main__":  # for torchrun
     main()

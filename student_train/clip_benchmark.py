@@ -1,7 +1,7 @@
 """CLIP_benchmark with students: `python -m student_train.clip_benchmark eval --model_type rpp --model RUN`.
 
-Takes the arguments of `clip_benchmark` and leaves data sets, metrics and output to it. Knows how a run
-becomes a model there, and that its tokenizer has to be told each data set's templates.
+Takes the arguments of `clip_benchmark`, which provides data sets, metrics and output. This module loads runs
+as models for it and gives their tokenizer each data set's templates.
 """
 
 import os
@@ -27,23 +27,23 @@ NONE = "none"
 def load_rpp(
     model_name: str, pretrained: str, cache_dir: str | None = None, device: torch.device | str = "cpu"
 ) -> tuple[PromptedCLIP, Any, PromptTokenizer]:
-    """A student as CLIP_benchmark loads models.
+    """Load a student as CLIP_benchmark loads models.
 
     Args:
-        model_name: a run's folder, one in Hugging Face's layout, or a safetensors file of either.
-        pretrained: where the student's frozen model is now: a folder or `hf-hub:ORG/REPO`, or the tag or the
-            weights file of the model that was trained with; `none` for where it was at training.
+        model_name: a run's folder, a folder in Hugging Face's layout, or a safetensors file of either.
+        pretrained: the student's frozen model: a folder or `hf-hub:ORG/REPO`, or the tag or weights file of
+            the model used in training; `none` for its place at training.
         cache_dir: not used; a student is a file.
-        device: where it goes.
+        device: device of the student.
 
     Returns:
-        The student, open_clip's evaluation transform of its frozen model, and a tokenizer that reads texts as
-        they stand: templates are told to it by the data set.
+        The student, open_clip's evaluation transform of its frozen model, and a tokenizer that reads texts
+        unchanged until it gets the data set's templates.
 
     Raises:
         UsageError: as `load_student`.
     """
-    read_student(model_name)  # what is wrong with the run is said without a word about its frozen model
+    read_student(model_name)  # errors of the run do not mention its frozen model
     model, weights = None, None
     if pretrained not in (NONE, ""):
         if pretrained.startswith((LOCAL_DIR, HF_HUB)) or os.path.isdir(Path(pretrained).expanduser()):
@@ -53,23 +53,25 @@ def load_rpp(
     try:
         student = load_student(model_name, model, weights, device)
     except UsageError as error:
-        asked = f"--pretrained {pretrained}" if pretrained else "no --pretrained"
-        remedy = "--pretrained says where the run's frozen model is now: a folder, a tag or a weights file"
-        if model or weights:  # perhaps CLIP_benchmark's own default, which nobody gave
-            remedy = f"give --pretrained {NONE} for the frozen model where it was at training; else {remedy}"
-        raise UsageError(f"{remedy}. With {asked}: {error}") from error
+        given = f"--pretrained {pretrained}" if pretrained else "no --pretrained"
+        remedy = "give the run's frozen model with --pretrained: a folder, a tag or a weights file"
+        if model or weights:  # may be CLIP_benchmark's own default
+            remedy = (
+                f"give --pretrained {NONE} if the frozen model is where it was at training; else {remedy}"
+            )
+        raise UsageError(f"{remedy}. With {given}: {error}") from error
     transform = evaluation_transform(student.base.preprocess)
     return student, transform, student.tokenizer.for_templates([])
 
 
 def register() -> Any:
-    """Make CLIP_benchmark know students, in this process; a second call changes nothing.
+    """Add students to CLIP_benchmark's model types, in this process; a second call changes nothing.
 
     Returns:
-        Its module `clip_benchmark.cli`.
+        The module `clip_benchmark.cli`.
 
     Raises:
-        UsageError: the package cannot be imported, or is of a version that is not known here.
+        UsageError: the package cannot be imported, or its version is not supported.
     """
     return add_model_type(
         MODEL_TYPE,
@@ -82,15 +84,17 @@ def register() -> Any:
 def _tokenizer_for(tokenizer: Any, templates: Any) -> Any:
     if not isinstance(tokenizer, PromptTokenizer):
         return tokenizer
-    # A dict holds finished texts of each class (CuPL): no template made them.
+    # A dict has complete texts of each class (CuPL), without templates.
     return tokenizer.for_templates(templates if isinstance(templates, list) else [])
 
 
 def file_pattern(output: str, model: str, pretrained: str) -> str:
-    """CLIP_benchmark's pattern of the output file with model and pretrained filled in so that a file can be
-    called that. It would put in paths as they are, and fail to write the result when all its work is done."""
+    """Fill model and pretrained into CLIP_benchmark's pattern of the output file as parts of a file name.
+
+    CLIP_benchmark would insert paths unchanged, and fail to write the result at the end of its work.
+    """
     fields = {"{model}": model}
-    if not os.path.isfile(pretrained):  # of files CLIP_benchmark takes the name
+    if not os.path.isfile(pretrained):  # CLIP_benchmark uses the name of a file
         fields |= {"{pretrained}": pretrained, "{pretrained_full_path}": pretrained}
     for field, name in fields.items():
         part = re.sub(r"[/\\:]+", "_", name).strip("_")
@@ -99,7 +103,7 @@ def file_pattern(output: str, model: str, pretrained: str) -> str:
 
 
 def main() -> None:
-    """Entry point: CLIP_benchmark's own, with students."""
+    """Run CLIP_benchmark's own command line with students."""
     run_app(lambda: register().main())
 
 

@@ -1,8 +1,8 @@
-"""How many cores there are for this process: what taskset, Slurm and containers leave it of the machine's."""
+"""The number of cores that taskset, Slurm and containers leave to this process."""
 
 from dask.system import cpu_count
 
 
 def usable_cores() -> int:
-    """The cores that this process may use now, by its affinity and its container's quota; at least one."""
+    """Return the number of cores that this process may use, by its affinity and its container's quota."""
     return int(cpu_count())

@@ -1,22 +1,22 @@
-"""Errors that a user can act on. Each carries the exit code that the commands end with.
+"""Errors that a user can act on. Each has the exit code that the commands end with.
 
-A message says what was wrong, where, and what to do. The command line prints it without a traceback;
-any other exception is a defect of this project and keeps its traceback.
+A message says what is wrong, where, and what to do. The command line prints it without a traceback, unless
+`RPP_DEBUG` is set. Any other exception is a defect of this project and keeps its traceback.
 """
 
 import re
 
-# What ends a line, commands a terminal, turns the direction of writing or cannot be encoded.
+# Line ends, control characters, changes of writing direction, and surrogates, which cannot be encoded.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """The text for a terminal, in one line: names in it may come from anyone."""
+    """Return the text as one line that is safe for a terminal: names in it may come from anyone."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class RppError(Exception):
-    """Something failed that is not a mistake of the user (disk full, a damaged cache, a lost worker)."""
+    """Something failed without a mistake of the user: a full disk, a damaged cache, a lost worker."""
 
     exit_code = 1
 
@@ -25,17 +25,17 @@ class RppError(Exception):
 
 
 class UsageError(RppError):
-    """The user asked for something that cannot be done as asked."""
+    """The user requested something that cannot be done."""
 
     exit_code = 2
 
 
 class UnsupportedTowerError(UsageError):
-    """The model has a tower that the asked operation does not know how to run."""
+    """The model has a tower that the requested operation does not support."""
 
 
 class CacheMismatchError(UsageError):
-    """A cache was begun with another teacher, vocabulary, view policy or sample table."""
+    """A cache was created with another teacher, vocabulary, view policy or sample table."""
 
 
 class CacheBusyError(UsageError):
@@ -43,8 +43,8 @@ class CacheBusyError(UsageError):
 
 
 class CacheDamagedError(RppError):
-    """Stored arrays or records of a cache cannot be trusted."""
+    """Stored arrays or records of a cache are damaged."""
 
 
 class CacheUnreachableError(RppError):
-    """The store that a cache lies in does not answer."""
+    """The store of a cache does not answer."""

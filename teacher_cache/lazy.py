@@ -1,6 +1,6 @@
-"""Names of a package (PEP 562) and entries of a registry that are imported when they are first used.
+"""Names of a package (PEP 562) and entries of a registry, imported at their first use.
 
-A package's `__init__` would otherwise import every file of it, and with them torch, which takes seconds.
+Otherwise a package's `__init__` would import all of its files, and with them torch, which takes seconds.
 """
 
 import sys
@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 def lazy_names(
     package: str, files: Mapping[str, tuple[str, ...]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package's `__init__`.
+    """Return `__getattr__` and `__dir__` for a package's `__init__`.
 
     Args:
         package: its `__name__`.
-        files: names by the module below the package that defines them; none is called as such a module is.
+        files: names by the module of the package that defines them. No name may equal a module's.
     """
     modules = {name: f"{package}.{file}" for file, names in files.items() for name in names}
 
@@ -37,7 +37,7 @@ Kind = TypeVar("Kind")
 
 
 class Registry(Mapping[str, Kind]):
-    """Objects by name, each imported when it is first asked for."""
+    """Objects by name, each imported at its first lookup."""
 
     def __init__(self, places: Mapping[str, str]) -> None:
         """Args:
@@ -51,7 +51,7 @@ class Registry(Mapping[str, Kind]):
         return found
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places  # a Mapping would ask for the object
+        return name in self._places  # Mapping would import the object
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

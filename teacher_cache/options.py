@@ -1,8 +1,9 @@
-"""Settings classes as command-line options, and errors as exit codes."""
+"""Command-line options made from settings classes, and exit codes made from errors."""
 
 import inspect
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -17,32 +18,42 @@ from teacher_cache.distribution import versions
 from teacher_cache.errors import RppError, printable
 from teacher_cache.settings import Settings, flat_fields, from_flat, panels_of
 
-INTERRUPTED = 130  # the exit code of Ctrl-C
-LONGEST_SAID = 200  # letters of a file's name in an error
+DEBUG = "RPP_DEBUG"  # environment variable; if it is set, errors show their traceback
+INTERRUPTED_EXIT_CODE = 130
+LONGEST_FILE_NAME = 200  # characters of it in an error
+NARROW_COLUMNS = 100  # a narrower terminal has no room for a column of types in the help
 
 
-class _PlainFlags:
-    """Help without `<bool>` beside options that take no value, typer's own among them."""
+class _HelpColumns:
+    """Adapt the columns of typer's help.
+
+    Flags show no type. In a narrow terminal no option shows its type, so that rich does not truncate the
+    names of options; choices are put before the description instead.
+    """
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The parameters as typer has them, flags without a type."""
+        """Return typer's parameters with the types that the help shows."""
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        narrow = Console().width < NARROW_COLUMNS
         for parameter in parameters:
             if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+            elif narrow and hasattr(parameter, "is_flag"):
+                parameter.help = " ".join(filter(None, [escape(parameter.metavar or ""), parameter.help]))
                 parameter.metavar = ""
         return parameters
 
 
-class OneCommand(_PlainFlags, TyperCommand):
+class OneCommand(_HelpColumns, TyperCommand):
     """A command of a `command_line`."""
 
 
-class ManyCommands(_PlainFlags, TyperGroup):
+class ManyCommands(_HelpColumns, TyperGroup):
     """A `command_line` with several commands."""
 
 
 def command_line(text: str, **more: Any) -> typer.Typer:
-    """A program, or a group of its commands; `text` is the first line of its help."""
+    """Make a program, or a group of its commands; `text` is the first line of its help."""
     return typer.Typer(
         help=text, cls=ManyCommands, context_settings={"help_option_names": ["-h", "--help"]}, **more
     )
@@ -56,16 +67,16 @@ def _print_versions(wanted: bool) -> None:
 
 
 def flag(name: str, text: str, panel: str | None = None, **more: Any) -> Any:
-    """An option that is there or not."""
+    """Declare an option without a value."""
     return typer.Option(name, help=text, rich_help_panel=panel, show_default=False, **more)
 
 
-OUTPUT = "Output"  # the panel of what is printed and where results go
+OUTPUT = "Output"  # help panel of options about printed and written results
 Version = Annotated[
     bool,
     flag(
         "--version",
-        "print the versions of rpp and of what it runs on, and exit",
+        "print the versions of rpp and of the libraries it uses, and exit",
         callback=_print_versions,
         is_eager=True,
     ),
@@ -74,9 +85,9 @@ Json = Annotated[bool, flag("--json", "print JSON on standard output", OUTPUT)]
 
 
 def settings_options(settings: type[Settings]) -> Callable[..., Any]:
-    """Decorator: a command `f(settings, **others)` gets one option for each field of the settings class.
+    """Decorate a command `f(settings, **others)` so that each field of the settings class is an option.
 
-    Nested settings are flattened. The class's `PANELS` say in which panel of the help an option stands.
+    Fields of nested settings become options too. The class's `PANELS` name each option's panel in the help.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,73 +111,84 @@ def settings_options(settings: type[Settings]) -> Callable[..., Any]:
 
 
 def _parameter(name: str, field: Any, panel: str) -> inspect.Parameter:
-    annotation = field.annotation
-    alternatives = [a for a in typing.get_args(annotation) if a is not type(None)]
-    if len(alternatives) == 1 and typing.get_origin(alternatives[0]) is Annotated:  # `Place | None`
-        annotation = typing.get_args(alternatives[0])[0] | None
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union) and len(alternatives) > 1:
-        annotation = str  # the settings class parses it ("all" or a number)
-        if type(None) in typing.get_args(field.annotation):
-            annotation = str | None
-    choices: tuple[str, ...] = ()
-    if typing.get_origin(annotation) is tuple:  # may be repeated; the settings class knows what
-        choices = typing.get_args(typing.get_args(annotation)[0])
-        annotation = list[str]
-    named = bool(choices) and all(isinstance(choice, str) for choice in choices)
-    # "... [default: X]" says in words what happens without the option
-    text, _, in_words = (field.description or "").removesuffix("]").partition(" [default: ")
+    annotation, completions = _option_type(field.annotation)
+    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+    # a description that ends in "[default: X]" says in words what happens without the option
+    text, _, default_in_words = (field.description or "").removesuffix("]").partition(" [default: ")
     option = typer.Option(
         help=escape(text),
-        autocompletion=(lambda: choices) if named else None,
+        metavar=f"<{' | '.join(choices)}>" if choices else None,
+        autocompletion=(lambda: completions) if completions else None,
         rich_help_panel=panel,
-        show_default=in_words or annotation is not bool,
+        show_default=default_in_words or annotation is not bool,
     )
     default = inspect.Parameter.empty if field.is_required() else field.default
-    if annotation is str and default is not inspect.Parameter.empty:
+    if annotation is str and not field.is_required():
         default = str(default)
     return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        annotation=Annotated[annotation, option],
-        default=default,
+        name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[annotation, option], default=default
     )
+
+
+def _option_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the type that typer parses a field as, and the texts that complete it.
+
+    typer takes plain types and `X | None`. Unions of several types (`int | "all"`) become texts, tuples
+    become options that may be repeated; the settings class parses both.
+    """
+    if typing.get_origin(annotation) is tuple:
+        items = typing.get_args(typing.get_args(annotation)[0])
+        return list[str], items if all(isinstance(item, str) for item in items) else ()
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        members = typing.get_args(annotation)
+        kinds = [kind for kind in members if kind is not type(None)]
+        kind: Any = kinds[0] if len(kinds) == 1 else str
+        if typing.get_origin(kind) is Annotated:  # `Place`
+            kind = typing.get_args(kind)[0]
+        return (kind | None if type(None) in members else kind), ()
+    return annotation, ()
 
 
 def run_app(app: Callable[[], Any]) -> None:
-    """Run a command line; errors that a user can act on become one line and their exit code."""
+    """Run a command line. An error that a user can act on is printed as one line and ends with its exit code.
+
+    With the environment variable `RPP_DEBUG` set, its traceback is printed as well. Any other exception is a
+    defect and keeps its traceback.
+    """
     try:
         try:
             app()
-        except SystemExit:  # as typer ends; what is printed may not be written yet
+        except SystemExit:  # typer's normal end; printed text may not be written yet
             sys.stdout.flush()
             raise
     except (RppError, OSError) as error:
-        _give_up_output()
-        if not isinstance(error, BrokenPipeError):  # which is how `| head` ends a command
-            Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(_sentence(error))}")
+        _drop_unwritten_output()
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        if not isinstance(error, BrokenPipeError):  # `| head` ends a command so
+            Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(_message(error))}")
         sys.exit(getattr(error, "exit_code", RppError.exit_code))
     except (KeyboardInterrupt, SystemExit) as ended:
-        # typer makes an exit of an interrupt, and says nothing
-        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED:
+        # typer turns an interrupt into an exit without a message
+        if isinstance(ended, SystemExit) and ended.code != INTERRUPTED_EXIT_CODE:
             raise
         Console(stderr=True).print("stopped")
-        sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED_EXIT_CODE)
 
 
-def _give_up_output() -> None:
-    """Drop what standard output does not take: Python would fail at it again at its end."""
+def _drop_unwritten_output() -> None:
+    """Drop what standard output does not accept; Python would fail on it again when it exits."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _sentence(error: RppError | OSError) -> str:
-    """What a user is told. An error of the system is said where it happens, by what it prevents; what is
-    left of them is said here, by the file's name."""
+def _message(error: RppError | OSError) -> str:
+    """Return the line for a user. Most system errors are reworded where they happen; the rest are here."""
     if isinstance(error, RppError):
         return str(error)
-    name = "a file, or standard output," if error.filename is None else str(error.filename)
-    name = name if len(name) <= LONGEST_SAID else f"{name[:LONGEST_SAID]}..."
+    name = "a file or standard output" if error.filename is None else str(error.filename)
+    name = name if len(name) <= LONGEST_FILE_NAME else f"{name[:LONGEST_FILE_NAME]}..."
     reason = error.strerror or str(error).partition("\n")[0] or type(error).__name__
-    return printable(f"{name} cannot be read or written: {reason}")
+    return printable(f"cannot read or write {name}: {reason}")

@@ -1,6 +1,6 @@
 """Progress of long work on standard error: a bar in a terminal, plain lines elsewhere.
 
-A plain line is `WHAT DONE/TOTAL  RATE/s  left H:MM:SS` and any number of `NAME VALUE`, two spaces between.
+A plain line is `WHAT DONE/TOTAL  RATE/s  left H:MM:SS` and any number of `NAME VALUE`, two spaces apart.
 """
 
 import os
@@ -20,7 +20,7 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class Counter:
-    """Counts work that is done; call it with the amount, from any thread."""
+    """Count finished work; call it with the amount, from any thread."""
 
     def __init__(self, what: str, total: int, bar: Progress | None) -> None:
         self.what, self.total, self.done = what, total, 0
@@ -29,19 +29,19 @@ class Counter:
         self._task = bar.add_task(what, total=total, rate="", more="") if bar else None
         self._started = self._printed = time.monotonic()
         self._before = 0
-        self._news = False  # since the last line
+        self._changed = False  # since the last line
 
     def start_at(self, done: int) -> None:
-        """Say what was done before: it is shown, but not counted in the rate."""
+        """Set what was done before: it is displayed, but not counted in the rate."""
         self.done = self._before = done
 
     def __call__(self, amount: int = 1, **fields: str) -> None:
-        """Count `amount`; `fields` are shown beside it as `name value`."""
+        """Count `amount`; `fields` are displayed beside it as `name value`."""
         self.reach(self.done + amount, **fields)
 
     def reach(self, done: int, **fields: str) -> None:
-        """Say how much is done in all; work that was lost makes it less. `fields` as above."""
-        self.done, self._news = done, True
+        """Set how much is done in total; it decreases when work is lost. `fields` as above."""
+        self.done, self._changed = done, True
         self.fields.update(fields)
         if self._bar and self._task is not None:
             rate = f"{self._rate():,.1f} {self.what}/s"
@@ -50,10 +50,10 @@ class Counter:
             self.print_line()
 
     def print_line(self) -> None:
-        """Print how far it is, if that was not said yet."""
-        if not self._news:
+        """Print the progress if it changed since the last line."""
+        if not self._changed:
             return
-        self._news, self._printed = False, time.monotonic()
+        self._changed, self._printed = False, time.monotonic()
         rate = self._rate()
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
         line = f"{self.what} {self.done}/{self.total}  {rate:.1f}/s  left {left}  {self._more()}"
@@ -67,7 +67,7 @@ class Counter:
 
 
 class _TwoLines(Progress):
-    """The bar, and below it what belongs to it: on one line, 80 columns would not hold both."""
+    """A bar with its fields on a second line: 80 columns do not have room for both."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -78,9 +78,9 @@ class _TwoLines(Progress):
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Counter]:
-    """Show progress of `total` pieces of work while the block runs."""
+    """Display progress of `total` units of work while the block runs."""
     console = Console(stderr=True)
-    if not console.is_interactive:  # no terminal, or one that cannot move its cursor
+    if not console.is_interactive:  # not a terminal, or one that cannot move its cursor
         counter = Counter(what, total, None)
         try:
             yield counter
@@ -100,10 +100,10 @@ def counting(what: str, total: int) -> Iterator[Counter]:
 
 @contextmanager
 def loading(what: str = "torch and open_clip") -> Iterator[None]:
-    """Say in a terminal that packages are imported while the block runs; the line is gone afterwards.
+    """Display in a terminal that packages are being imported; the line is removed when the block ends.
 
     Raises:
-        RppError: a package of others cannot be imported.
+        RppError: a third-party package cannot be imported.
     """
     console = Console(stderr=True)
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun starts several processes on one terminal
@@ -112,5 +112,5 @@ def loading(what: str = "torch and open_clip") -> Iterator[None]:
             yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("teacher_cache", "student_train", "pipeline"):
-            raise  # a defect
-        raise RppError(f"cannot import {what}: {error}; reinstall what is named") from error
+            raise  # a defect of this project
+        raise RppError(f"cannot import {what}: {error}; reinstall the named package") from error

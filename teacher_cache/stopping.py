@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one line, and not as a traceback."""
+"""Ctrl-C and SIGTERM end a command with one line instead of a traceback."""
 
 import signal
 import threading
@@ -7,18 +7,22 @@ from contextlib import contextmanager
 
 from teacher_cache.errors import RppError
 
-STOPPED = "stopped; what is committed is safe: run the same command again to go on"
+STOPPED = "stopped; what is committed is safe: run the same command again to continue"
 
 
 @contextmanager
 def stoppable(line: str = STOPPED) -> Iterator[None]:
-    """Ctrl-C and SIGTERM (a batch system's time limit, `docker stop`) end the block with one line."""
-    ours = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if ours else None
+    """End the block with one line on Ctrl-C or SIGTERM (a batch system's time limit, `docker stop`).
+
+    Raises:
+        RppError: `line`, after either signal.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others cannot set handlers
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
     try:
         yield
     except KeyboardInterrupt as error:
         raise RppError(line) from error
     finally:
-        if ours:
+        if in_main_thread:
             signal.signal(signal.SIGTERM, before)

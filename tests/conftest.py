@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Fixtures and settings of all tests."""
 
 import fcntl
 import json
@@ -16,20 +16,20 @@ from pipeline import sweep_jobs
 from tests.models import share_vocabulary
 from tests.processes import ForkServer, fork_runs
 
-# The models here are tiny: one thread is several times faster than two that wait for each other, also in the
-# processes that tests begin.
+# The models are tiny: one thread is several times faster than two that wait for each other, also in the
+# processes that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 share_vocabulary()
 
-# Tests read what commands print: the terminal in which pytest was started must not change it.
+# Tests read the output of commands, which must not depend on the terminal that pytest was started in.
 for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
     os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_process_is_left_behind() -> Iterator[None]:
-    """Python waits for its children before it ends: a forgotten one is a run that never ends."""
+    """Fail if a module leaves child processes: Python would wait for them forever at its exit."""
     yield
     left = multiprocessing.active_children()
     for process in left:
@@ -42,7 +42,7 @@ Shared = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
-    """Make a folder by its name, once for all workers of a session; nobody may write to it afterwards."""
+    """Make a folder by its name, once for all workers of a session; tests must not write to it."""
     base = tmp_path_factory.getbasetemp()
     root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
     root.mkdir(exist_ok=True)
@@ -65,28 +65,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
 
 
 def _files(folder: Path) -> dict[str, list[int]]:
-    """Size and time of change of each file."""
+    """Return size and modification time of each file."""
     stats = {str(path): path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
     return {path: [stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()}
 
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[ForkServer]:
-    """The server that forks for commands in processes of their own."""
+    """A server that forks a process for each command."""
     with ForkServer() as server:
         yield server
 
 
 @pytest.fixture
 def forked_runs(processes: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs of sweeps are forks, which saves the import of torch."""
-    monkeypatch.setattr(sweep_jobs, "subprocess", sweep_jobs.subprocess)  # put back at the end
+    """Fork the runs of sweeps, which saves importing torch."""
+    monkeypatch.setattr(sweep_jobs, "subprocess", sweep_jobs.subprocess)  # restored at the end
     fork_runs(processes)
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    """A local S3 server that AWS's own variables of the environment name; gives its URL."""
+    """Start a local S3 server, set AWS's environment variables to it, and return its URL."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     url = "http://{}:{}".format(*server.get_host_and_port())
@@ -106,5 +106,5 @@ def s3_server() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
-    """A place in an object store that no other test writes."""
+    """Return a URL in an object store that no other test uses."""
     return f"s3://bucket/{abs(hash(request.node.nodeid))}"

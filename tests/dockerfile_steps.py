@@ -1,4 +1,4 @@
-"""The steps of the Dockerfile in a clean root, where no container engine is at hand; then its command.
+"""Run the steps of the Dockerfile, then its command, in a clean root without a container engine.
 
 The root stands for the FROM line: the same release of Debian with its own Python, made by debootstrap.
 `python` and `pip` are those of a virtual environment in it, since Debian's own Python takes no packages. As
@@ -22,7 +22,7 @@ PYTHON = "/usr/local/python"
 
 
 def main() -> None:
-    """Do every step, and say how long it took."""
+    """Run every step and print how long it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("context", type=Path, help="the build's context: the folder of the Dockerfile")
@@ -36,7 +36,7 @@ def main() -> None:
     subprocess.run([*chroot, "python3", "-m", "venv", PYTHON], env=environment, check=True)
     user, folder, entry, command = "0", "/", [""], [""]
     for name, rest in instructions(asked.context / "Dockerfile"):
-        begun = time.monotonic()
+        started = time.monotonic()
         if name == "ENV":
             environment |= dict(pair.split("=", 1) for pair in shlex.split(rest))
         elif name == "WORKDIR":
@@ -56,29 +56,29 @@ def main() -> None:
             )
         elif name != "FROM":
             sys.exit(f"no step for {name}")
-        print(f"{time.monotonic() - begun:6.1f} s  {name} {rest[:80]}", flush=True)
-    begun = time.monotonic()
+        print(f"{time.monotonic() - started:6.1f} s  {name} {rest[:80]}", flush=True)
+    started = time.monotonic()
     words = shlex.join(entry + (asked.command or command))
     isolated = inside(root, ["--net"] if asked.network == "none" else [], f"--userspec={user}:{user}")
     run([*isolated, "sh", "-c", f"cd {folder} && id -u && {words}"], environment)
-    print(f"{time.monotonic() - begun:6.1f} s  {words}")
+    print(f"{time.monotonic() - started:6.1f} s  {words}")
 
 
 def inside(root: Path, unshared: list[str], *options: str) -> list[str]:
-    """What runs a command in the root, with /proc and /dev there as in a container."""
+    """Return the command that runs another one in the root, with /proc and /dev as in a container."""
     mounts = 'mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$@"'
     return ["unshare", "--mount", *unshared, "sh", "-c", mounts, str(root), *options, str(root)]
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Instructions in order, continued lines joined, comments left out."""
+    """Return the instructions in order, with continued lines joined, without comments."""
     lines = [line for line in dockerfile.read_text().splitlines() if line and not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in joined)]
 
 
 def copy(source: Path, target: Path) -> None:
-    """As COPY does: a folder's content into the target, a file into it."""
+    """Copy as COPY does: the content of a folder, or a file, into the target."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     else:
@@ -86,7 +86,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:
-    """Run it, or end with its exit code."""
+    """Run a command; exit with its code if it fails."""
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL)
     if done.returncode:
         sys.exit(f"exit code {done.returncode}: {shlex.join(command)}")
@@ -94,5 +94,5 @@ def run(command: list[str], environment: dict[str, str]) -> None:
 
 if __name__ == "__main__":
     if os.getuid() != 0:
-        sys.exit("a root can be changed by root alone")
+        sys.exit("only root can change the root folder")
     main()

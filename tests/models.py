@@ -75,10 +75,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def write_model(folder: Path, config_name: str, seed: int = 0) -> Path:
-    """Write the model as a folder that `load_model` takes; returns the folder.
+    """Write the model as a folder for `load_model`; return the folder.
 
-    open_clip's own initial values leave the features of two texts nearly equal, which would hide errors:
-    here matrices keep the size of their input and norms, biases and embeddings vary.
+    With open_clip's own initial values the features of two texts are nearly equal, which would hide errors.
+    Here matrices keep the norm of their input, and norms, biases and embeddings vary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIGS[config_name]
@@ -107,8 +107,10 @@ def write_model(folder: Path, config_name: str, seed: int = 0) -> Path:
 
 
 def share_vocabulary() -> None:
-    """Read the tokenizer's file once a process: open_clip takes a tenth of a second for it in each of the
-    hundreds of models that the tests load. Everything else of the tokenizers is open_clip's."""
+    """Read the tokenizer's file once per process.
+
+    open_clip takes a tenth of a second for it in each of the hundreds of models that the tests load.
+    """
     read = SimpleTokenizer.__init__
 
     @functools.cache
@@ -120,7 +122,7 @@ def share_vocabulary() -> None:
     def take(tokenizer: SimpleTokenizer, *given: Any, **named: Any) -> None:
         try:
             vars(tokenizer).update(content(*given, **named))
-        except TypeError:  # what cannot be a key, as a list
+        except TypeError:  # unhashable arguments, such as a list
             read(tokenizer, *given, **named)
 
     SimpleTokenizer.__init__ = take
@@ -128,6 +130,6 @@ def share_vocabulary() -> None:
 
 @functools.cache
 def loaded(config_name: str, seed: int = 0) -> LoadedModel:
-    """The model, loaded once; nobody may change its weights."""
+    """Load the model once; tests must not change its weights."""
     with tempfile.TemporaryDirectory() as folder:
         return load_model(f"local-dir:{write_model(Path(folder), config_name, seed)}")

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, without the seconds that importing torch takes each time.
+"""Run commands in processes of their own, without the seconds of importing torch each time.
 
 A server imports the packages and what they need, and does nothing else with it. For each call it forks, and
 the fork becomes what `rpp-cache ...`, `python -c ...` or `python -m ...` starts: it has its own arguments,
@@ -69,7 +69,7 @@ PIPE = subprocess.PIPE
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: exit code (negative: the signal that ended it), standard output and error."""
+    """How a process ended: exit code (negative for a signal), standard output and error."""
 
     code: int
     out: str
@@ -77,7 +77,7 @@ class Ended:
 
 
 class _Reader(threading.Thread):
-    """Reads a pipe to its end, so that whoever writes into it never waits."""
+    """Reads a pipe to its end, so that its writer never waits."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -158,7 +158,7 @@ class Process:
 
 
 class ForkServer:
-    """The server, as the tests see it: a context manager, at whose end what it forked is killed."""
+    """The tests' interface to the server: a context manager that kills all forked processes at its end."""
 
     def __enter__(self) -> Self:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -174,13 +174,13 @@ class ForkServer:
 
     @classmethod
     def attached(cls, number: int) -> Self:
-        """Return the server in a fork, which was given its socket by this number."""
+        """Return the server in a fork that has its socket under this number."""
         server = cls()
         server._socket = socket.socket(fileno=number)
         return server
 
     def fileno(self) -> int:
-        """Return the socket on which it is asked."""
+        """Return the socket for requests."""
         return self._socket.fileno()
 
     def __exit__(self, *error: object) -> None:
@@ -206,7 +206,7 @@ class ForkServer:
             cwd: its working directory; unset: that of the tests.
             environment: all of its variables; unset: those of the tests.
             stdin: a file descriptor, which stays open here, too; None: nothing can be read.
-            stdout: the same; PIPE: it is read; None: nobody reads it.
+            stdout: the same; PIPE: it is read; None: its output is dropped.
             stderr: as stdout.
             kept: further file descriptors, which have the same numbers there.
             before: `MODULE:FUNCTION` and its keyword arguments, called in the fork before the command.
@@ -238,7 +238,7 @@ class ForkServer:
 
 
 class Forked:
-    """A process in the place of `subprocess.Popen([sys.executable, ...])`, as far as the packages use it."""
+    """Replaces `subprocess.Popen([sys.executable, ...])`, as far as the packages use it."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ def fork_runs(server: ForkServer | int) -> None:
 
 @dataclass
 class _Request:
-    """What a fork has to become; its status is written by the server."""
+    """A request for a fork; the server writes its exit status."""
 
     command: list[str]
     cwd: str
@@ -332,7 +332,7 @@ def _serve(requests: socket.socket) -> _Request | None:
 
 
 def _answer(status: int, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # whoever asked is gone
+    with contextlib.suppress(BrokenPipeError):  # the client has ended
         os.write(status, f"{number}\n".encode())
 
 

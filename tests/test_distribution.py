@@ -1,4 +1,4 @@
-"""What is published: source archive and wheel are whole, and the wheel works where no source is."""
+"""Source archive and wheel are complete, and the wheel works without the source."""
 
 import os
 import re
@@ -23,7 +23,7 @@ LEGAL = {"LICENSE", "THIRD_PARTY.md"}
 
 
 def packaged_files() -> set[str]:
-    """All files of the packages, as they lie in the checkout."""
+    """Return all files of the packages in the checkout."""
     files = (file for package in PACKAGES for file in (ROOT / package).rglob("*") if file.is_file())
     return {file.relative_to(ROOT).as_posix() for file in files if "__pycache__" not in file.parts}
 
@@ -60,7 +60,7 @@ def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path
 
 
 def test_the_wheel_works_in_an_environment_of_its_own(archives: tuple[Path, Path], tmp_path: Path) -> None:
-    """Dependencies are those of this environment; RPP itself comes from the wheel alone."""
+    """Dependencies are those of this environment; RPP itself comes only from the wheel."""
     venv.create(tmp_path / "venv", with_pip=False)
     python = tmp_path / "venv" / "bin" / "python"
     packages = Path(
@@ -113,7 +113,7 @@ def test_the_version_and_the_licence_are_the_same_everywhere() -> None:
 
 
 def pip_installs() -> dict[str, list[str]]:
-    """What every `pip install` in messages, pages and the Dockerfile names, by where it stands."""
+    """Return the packages of every `pip install` in messages, pages and the Dockerfile, by file."""
     files = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "Dockerfile"]
     files += [file for package in PACKAGES for file in (ROOT / package).rglob("*.py")]
     found: dict[str, list[str]] = {}
@@ -129,7 +129,7 @@ def pip_installs() -> dict[str, list[str]]:
 
 
 def test_what_users_are_told_to_install_is_ours_or_known() -> None:
-    """`rpp` alone is a stranger's package on PyPI."""
+    """The package `rpp` on PyPI is somebody else's."""
     extras = PROJECT["optional-dependencies"]
     every = [line for lines in extras.values() for line in lines]
     others = {re.split(r"[<>=!\[]", line)[0] for line in [*PROJECT["dependencies"], *every]}

@@ -1,4 +1,4 @@
-"""Which Pythons and which dependencies are tested, and that pyproject.toml says the same."""
+"""The tested versions of Python and dependencies are those in pyproject.toml."""
 
 import os
 import re
@@ -18,7 +18,7 @@ NEWEST = ROOT / ".ci" / "newest-python"
 
 
 def test_classifiers_name_the_oldest_python_and_others_that_are_looked_for() -> None:
-    """A version that is looked for has a classifier once the tests ran on it."""
+    """A version has a classifier if the tests ran on it."""
     oldest = PROJECT["requires-python"].removeprefix(">=")
     (looked_for,) = re.findall(r"for version in (.+); do", NEWEST.read_text(encoding="utf-8"))
     prefix = "Programming Language :: Python :: 3."
@@ -34,13 +34,13 @@ def test_scripts_of_ci_are_clean() -> None:
 
 
 def newest(folder: Path) -> subprocess.CompletedProcess[str]:
-    """The look-up on a machine that has the Pythons in `folder`, and pyenv in the home folder beside it."""
+    """Look up Pythons on a machine that has those in `folder`, and pyenv in the home folder beside it."""
     environment = {"PATH": str(folder), "HOME": str(folder.parent)}
     return subprocess.run([NEWEST], env=environment, capture_output=True, text=True, check=False)
 
 
 def python(path: Path, line: str) -> Path:
-    """A script in the place of a Python."""
+    """Write a script that stands for a Python."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
     path.chmod(0o755)
@@ -71,13 +71,13 @@ def test_every_dependency_has_a_lowest_version() -> None:
 
 
 def test_extras_have_the_bounds_that_are_tested() -> None:
-    """All but gcs, which has no server to test it with, are in `dev`."""
+    """`dev` has all extras but gcs, for which there is no test server."""
     for name in EXTRAS.keys() - {"dev", "gcs"}:
         assert set(EXTRAS[name]) <= set(EXTRAS["dev"])
 
 
 def test_the_root_that_stands_for_the_image_is_of_its_release() -> None:
-    """The Dockerfile's steps are tried in the release of Debian that its first line names."""
+    """The Dockerfile's steps are tested in the Debian release of its first line."""
     dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     ((version, release),) = re.findall(r"^FROM python:(3\.\d+)-slim-(\w+)$", dockerfile, re.MULTILINE)
     assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]

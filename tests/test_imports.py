@@ -1,4 +1,4 @@
-"""Who imports whom: the packages' real import graph, their public names, and what is not imported at all."""
+"""The packages' import graph, their public names, and modules that must not be imported."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ FILES = {module_name(file): file for package in PACKAGES for file in sorted((ROO
 
 
 def imported_names(code: str) -> set[tuple[str, str | None]]:
-    """(module, name) of every import, those in functions and those for types alone too; None: all of it."""
+    """Return (module, name) of every import, also in functions and for types; None is the module."""
     found: set[tuple[str, str | None]] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -38,7 +38,7 @@ IMPORTS = {module: imported_names(file.read_text(encoding="utf-8")) for module, 
 
 
 def file_of(module: str, name: str | None) -> str:
-    """The file that an import reads: `from package import file` reads the file."""
+    """Return the file that an import reads; `from package import file` reads the file."""
     return f"{module}.{name}" if f"{module}.{name}" in FILES else module
 
 
@@ -54,7 +54,7 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 
 
-def test_packages_import_downwards_alone() -> None:
+def test_packages_import_only_downwards() -> None:
     floors = {package: floor for floor, package in enumerate(PACKAGES)}
     up = [
         f"{module} imports {other}"
@@ -63,13 +63,12 @@ def test_packages_import_downwards_alone() -> None:
         if floors[other.split(".")[0]] > floors[module.split(".")[0]]
     ]
     assert not up
-    # the graph is not empty: what everybody knows is in it
+    # the graph is not empty
     assert "teacher_cache.errors" in GRAPH["student_train.training.loop"]
     assert "student_train.training.loop" in GRAPH["pipeline.student_run"]
 
 
-# Rooms of a package by floor, top down; a room imports its own floor and those below. A file that lies in the
-# package itself has the floor of its name, or the lowest one.
+# Folders and files of a package by floor, top down; each imports its own floor and those below.
 FLOORS = {
     "student_train": (
         ("cli", "clip_benchmark"),
@@ -96,7 +95,7 @@ FLOORS = {
 
 
 @pytest.mark.parametrize("package", FLOORS)
-def test_rooms_import_downwards_alone(package: str) -> None:
+def test_rooms_import_only_downwards(package: str) -> None:
     floors = {room: -number for number, rooms in enumerate(FLOORS[package]) for room in rooms}
     rooms = {module: module.split(".")[1] for module in GRAPH if module.startswith(f"{package}.")}
     assert set(rooms.values()) == set(floors), "every file and folder of the package has its floor"
@@ -117,7 +116,7 @@ def test_packages_import_no_tests_and_no_benchmarks() -> None:
 
 
 def test_nothing_private_is_imported() -> None:
-    """A leading underscore is for the file alone."""
+    """A name with a leading underscore is used only in its file."""
     private = [
         f"{module} imports {other}.{name}"
         for module, names in IMPORTS.items()
@@ -128,7 +127,7 @@ def test_nothing_private_is_imported() -> None:
 
 
 def private_names(code: str) -> tuple[set[str], set[str]]:
-    """Names with a leading underscore that code defines, and those that it asks other objects for."""
+    """Return the names with a leading underscore that code defines, and those that it takes from others."""
     defined, asked = set(), set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -147,12 +146,12 @@ def private_names(code: str) -> tuple[set[str], set[str]]:
     return tuple({n for n in names if re.match(r"_[^_]", str(n))} - public for names in (defined, asked))  # type: ignore[return-value]
 
 
-def test_private_names_of_other_libraries_are_behind_fences() -> None:
+def test_private_names_of_other_libraries_are_only_in_compat() -> None:
     names = {module: private_names(file.read_text(encoding="utf-8")) for module, file in FILES.items()}
     ours = set[str]().union(*(defined for defined, _ in names.values()))
     foreign = {module: asked - ours for module, (_, asked) in names.items() if asked - ours}
     assert all(".compat." in module for module in foreign), foreign
-    assert foreign["teacher_cache.compat.fsspec"] == {"_strip_protocol"}  # the look itself works
+    assert foreign["teacher_cache.compat.fsspec"] == {"_strip_protocol"}  # the search works
     modules = {
         f"{module} imports {other}"
         for module, names in IMPORTS.items()
@@ -166,7 +165,7 @@ def test_private_names_of_other_libraries_are_behind_fences() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_public_names_are_there_and_described(package: str) -> None:
+def test_public_names_exist_and_have_docstrings(package: str) -> None:
     root = import_module(package)
     assert root.__all__ == sorted(root.__all__, key=lambda name: (not name[0].isupper(), name))
     for name in root.__all__:
@@ -177,15 +176,15 @@ def test_public_names_are_there_and_described(package: str) -> None:
         _ = root.build_cash
 
 
-def test_pages_import_public_names_alone() -> None:
+def test_pages_import_only_public_names() -> None:
     seen = set()
     for page in PAGES:
         if page.name == "contributing.md":
-            continue  # what it adds, it adds inside
+            continue  # its examples change the packages
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
             for module, name in imported_names(block):
                 if module.split(".")[0] not in PACKAGES or (module, name) == ("pipeline.demo", None):
-                    continue  # the demo's pictures lie in its folder
+                    continue  # the demo's images are in its folder
                 assert module in PACKAGES, f"{page.name} imports from {module}"
                 assert name in import_module(module).__all__, f"{page.name} imports {module}.{name}"
                 seen.add(f"{module}.{name}")
@@ -193,14 +192,14 @@ def test_pages_import_public_names_alone() -> None:
 
 
 def modules_after(code: str) -> set[str]:
-    """What a fresh process has imported after some code."""
+    """Return the modules that a new process has imported after running code."""
     code += "\nimport sys\nprint('imported', *sys.modules)"
     output = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     return set(output.splitlines()[-1].split()[1:])
 
 
 def test_a_process_of_a_sweep_imports_neither_dask_nor_the_build() -> None:
-    """Not with the public functions of stage two either, which are not the files of their names."""
+    """Also not through the public functions of stage two."""
     loaded = modules_after(
         "import pipeline.sweep_process, student_train.training.loop, student_train.evaluation.evaluate\n"
         "from student_train import evaluate, predict, train\n"

@@ -1,4 +1,4 @@
-"""What commands import before any work: help, completion and refusals need neither torch nor a store.
+"""Imports of commands before any work: help, completion and refusals import neither torch nor a store.
 
 Each command runs in a fresh process, and what it imported is looked at, not how long it took:
 `benchmarks/startup.py` measures that, over the same commands.
@@ -62,7 +62,7 @@ sys.stderr.write("\\n" + json.dumps([code or 0, sorted({name.partition(".")[0] f
 
 
 def call(words: str, folder: Path, **environment: str) -> tuple[int, set[str], str]:
-    """Exit code of a command, the packages that its process has imported, and what it printed."""
+    """Return a command's exit code, the packages that its process imported, and its output."""
     program, *arguments = words.split()
     command = [sys.executable, "-c", RUN, STARTUP.PROGRAMS[program], program, *arguments]
     env = os.environ | {"PYTHONPATH": str(ROOT)} | environment

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not OTHER, reason="RPP_OTHER_PYTHON names no oth
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Caches that this environment and the other wrote, each with what the other read from it."""
+    """The caches that both environments wrote, each with what the other one read."""
     inputs, ours, theirs = (tmp_path_factory.mktemp(name) for name in ("inputs", "ours", "theirs"))
     write_inputs(inputs)
     write_caches(inputs, ours)
@@ -32,7 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("writer", ["this", "the other"])
 def test_both_environments_read_the_same(folders: dict[str, Path], writer: str, encoding: str) -> None:
-    """What is stored is equal to the last bit; soft labels, which each computes, up to rounding."""
+    """Stored values are bit-equal; computed soft labels are equal up to rounding."""
     path = folders[writer] / encoding
     here = read_cache(path)
     with np.load(f"{path}.npz") as there:

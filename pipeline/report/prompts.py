@@ -6,7 +6,7 @@ Shapes: J prompt depth, n prompt length, W tower width.
 from dataclasses import dataclass
 from typing import Any
 
-from student_train.model.prompts import dead_query_blocks
+from student_train.model.prompts import unused_query_blocks
 from student_train.model.stored import StoredStudent
 
 # open_clip's default number of blocks.
@@ -40,7 +40,7 @@ def prompt_norms(stored: StoredStudent, config: dict[str, Any]) -> list[TowerNor
             for name, letter in names.items()
         }
         depth = len(next(iter(norms.values())))
-        dead = dead_query_blocks(stored.record.prompts, depth, tower_blocks(config, tower))
+        dead = unused_query_blocks(stored.record.prompts, depth, tower_blocks(config, tower))
         found.append(TowerNorms(tower, norms, dead))
     return found
 

@@ -1,1 +1,1 @@
-"""Fences as in `teacher_cache/compat/`, around libraries that only stage two uses: one file a library."""
+"""Access to private names of libraries that only stage two uses, one file a library."""

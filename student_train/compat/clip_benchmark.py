@@ -1,9 +1,9 @@
-"""CLIP_benchmark told of another kind of model, in this process.
+"""Add a model type to CLIP_benchmark, in this process.
 
-It has no way to register a model. Seen in 1.6.1 and 1.6.2, and changed here: the tables `models.TYPE2FUNC`
-and `models.MODEL_TYPES`, the functions `zeroshot_classification.zero_shot_classifier` (a tokenizer is told
-the data set's templates) and `cli.run` (names of output files), and `zeroshot_classification.accuracy` where
-it fails with numpy 2.4. A version without one of them is refused by name: there is no other way in.
+CLIP_benchmark has no way to register a model. In versions 1.6.1 and 1.6.2 this module changes the tables
+`models.TYPE2FUNC` and `models.MODEL_TYPES`, the functions `zeroshot_classification.zero_shot_classifier` (to
+give the tokenizer the data set's templates) and `cli.run` (names of output files), and
+`zeroshot_classification.accuracy` where it fails with numpy 2.4. Versions without these names are refused.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,19 +22,19 @@ def add_model_type(
     tokenizer_for: Callable[[Any, Any], Any],
     output_for: Callable[[Any], str],
 ) -> Any:
-    """Make CLIP_benchmark know a kind of model; a second call changes nothing.
+    """Add a model type to CLIP_benchmark; a second call changes nothing.
 
     Args:
-        name: what `--model_type` calls it.
-        load: as the functions in `models.TYPE2FUNC`: model, transform and tokenizer of a name.
-        tokenizer_for: the tokenizer for a data set, of the model's tokenizer and the data set's templates.
-        output_for: the pattern of the output file, of the parsed arguments.
+        name: its `--model_type`.
+        load: as the functions in `models.TYPE2FUNC`: returns model, transform and tokenizer.
+        tokenizer_for: returns a data set's tokenizer, from the model's tokenizer and its templates.
+        output_for: returns the pattern of the output file, from the parsed arguments.
 
     Returns:
-        Its module `clip_benchmark.cli`.
+        The module `clip_benchmark.cli`.
 
     Raises:
-        UsageError: the package cannot be imported, or has none of what is changed here.
+        UsageError: the package cannot be imported, or its version does not have these names.
     """
     try:
         from clip_benchmark import cli, models
@@ -48,8 +48,8 @@ def add_model_type(
         run, classifier = cli.run, zeroshot_classification.zero_shot_classifier
     except AttributeError as error:
         raise UsageError(
-            f"CLIP_benchmark {version('clip-benchmark')} takes no other models ({error}); versions 1.6.1 and "
-            "1.6.2 do: pip install 'clip-benchmark<1.7'"
+            f"CLIP_benchmark {version('clip-benchmark')} is not supported ({error}); install 1.6.1 or 1.6.2: "
+            "pip install 'clip-benchmark<1.7'"
         ) from error
     if name in types:
         return cli
@@ -69,21 +69,21 @@ def add_model_type(
     cli.run = run_with_file_name
     try:
         zeroshot_classification.accuracy(torch.eye(2), torch.arange(2))
-    except TypeError:  # version 1.6.2 with numpy 2.4: an array of one number is no number any more
+    except TypeError:  # version 1.6.2 with numpy 2.4, where float() of an array fails
         zeroshot_classification.accuracy = accuracy
     return cli
 
 
 def accuracy(output: Tensor, target: Tensor, topk: Sequence[int] = (1,)) -> list[float]:
-    """What CLIP_benchmark's function of this name counts.
+    """Return top-k accuracies, as CLIP_benchmark's function of this name.
 
     Args:
         output: logits [N, C].
         target: true classes, int64 [N].
-        topk: numbers k of classes that may hold the true one.
+        topk: values of k.
 
     Returns:
-        A share of 1 for each k.
+        For each k, a fraction from 0 to 1.
     """
     hits = output.topk(max(topk), dim=1).indices == target[:, None]
     return [int(hits[:, :k].sum()) / len(target) for k in topk]

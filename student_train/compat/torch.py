@@ -1,9 +1,9 @@
-"""The end of a DataLoader's worker processes, at once.
+"""End a DataLoader's worker processes immediately.
 
 Private: `_workers` and `_shutdown_workers` of the loader's iterator, seen in torch 2.6 to 2.14. Torch calls
-the second when the iterator is freed, which the traceback of an error that passed through it delays, and it
-ends a worker that hangs by SIGTERM, which ours ignore. Where they are gone, the iterator is let go of, torch
-has some seconds to end the processes that were started while it was made, and what is left is killed.
+the second when the iterator is freed, which a kept traceback delays, and ends hanging workers by SIGTERM,
+which ours ignore. Without these names the iterator is freed, torch has some seconds to end the processes, and
+those that remain are killed.
 """
 
 import multiprocessing
@@ -19,13 +19,13 @@ class WorkerProcesses:
     """The worker processes of a DataLoader's iterator, `pieces`."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
-        """Start them."""
+        """Start the processes."""
         before = set(multiprocessing.active_children())
         self.pieces: Iterator[Any] = iter(loader)
         self._started: list[BaseProcess] = [p for p in multiprocessing.active_children() if p not in before]
 
     def end(self) -> None:
-        """End them; none is left, whatever it does."""
+        """End the processes; none is left, whatever it is doing."""
         pieces, self.pieces = self.pieces, iter(())
         if hasattr(pieces, "_shutdown_workers") and getattr(pieces, "_workers", []):
             pieces._shutdown_workers()

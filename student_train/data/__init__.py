@@ -1,1 +1,1 @@
-"""What a training step reads: the order of samples, stored arrays, pixels, and their join."""
+"""Input of training steps: the order of samples, stored arrays, pixels, and their join."""

@@ -1,7 +1,7 @@
-"""Samples joined with what the teacher said of them: the batches of a run, by step number.
+"""Join samples with the teacher's soft labels: the batches of a run, by step number.
 
-The join is by row. Which rows a step has is the order's business (`order.py`), reading is the readers' and
-the pixel workers'; what is read next is read while the batch before is used.
+The join is by row. `order.py` chooses the rows of a step; readers and pixel workers read them while the batch
+before is used.
 
 Shapes: B samples of the step in this process, D embedding, H, W image size.
 """
@@ -19,33 +19,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student_train.data.order import Order, select_rows, subset_classes
-from student_train.data.pixels import PixelWorkers, ShownViews
+from student_train.data.order import Order
+from student_train.data.pixels import PixelWorkers, ViewRequests
 from student_train.data.readers import LoadedWindow, StoredArrays, make_reader
-from student_train.data.settings import ClassSubset, ReaderName
+from student_train.data.settings import ReaderName
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.softlabels import TeacherCache
 
-__all__ = ["Batch", "ClassSubset", "Join", "locate_images", "select_rows", "subset_classes"]
-
-# With two of them neither side waits for the other to wake up.
+# With two, neither side waits for the other thread to wake up.
 BATCHES_AHEAD = 2
 
 Item = TypeVar("Item")
-Arrays = dict[str, dict[str, Tensor]]  # by source and name
+Arrays = dict[str, dict[str, Tensor]]  # [B, ...] by source and name
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples, or those of them that are this process's.
+    """This process's samples of a step.
 
     Attributes:
-        rows, views: [B] int64, where they stand in the cache.
+        rows, views: [B] int64, their places in the cache.
         labels: [B] int64 hard labels in the cache's vocabulary, -1 = none.
-        step_labels: [B of all processes] int64, those of the whole step.
-        teacher: what the cache's encoding stored of each view, [B, ...] by array name; empty where a run
-            has no use for it.
+        step_labels: [B of all processes] int64 labels of the complete step.
+        teacher: arrays of the cache's encoding for each view, [B, ...] by name; empty if the run does not
+            use them.
         student_features: [B, D'] unit features of the student's own image tower (feature mode).
         pixels: [B, 3, H, W] uint8 (image mode).
     """
@@ -65,7 +63,7 @@ class Batch:
 
     @property
     def labelled_share(self) -> float:
-        """This process's share of the step's samples that have a label."""
+        """This process's share of the step's labelled samples."""
         return int((self.labels >= 0).sum()) / max(1, int((self.step_labels >= 0).sum()))
 
 
@@ -89,20 +87,20 @@ class Join:
         ranks_here: int = 1,
     ) -> None:
         """Args:
-        cache: what the teacher said.
-        rows: of the run, ascending.
-        batch_size: samples a step, of all processes.
-        seed: of the order.
-        soft_labels: whether batches need what the teacher said.
-        student_features: feature mode: a cache of the student's own features.
-        pixels: image mode: who reads and decodes.
+        cache: the teacher's cache.
+        rows: rows of the run, ascending, [N] int64.
+        batch_size: samples per step, of all processes.
+        seed: seed of the order.
+        soft_labels: whether batches have the teacher's arrays.
+        student_features: in feature mode, a cache of the student's own features.
+        pixels: in image mode, the workers that read and decode.
         reader: how stored arrays are read.
-        device: where they are wanted.
-        rank, ranks: which share of each step is this process's.
+        device: device of the stored arrays.
+        rank, ranks: number of this process, and of processes.
         ranks_here: processes on this machine.
 
         Raises:
-            UsageError: fewer samples a step than processes.
+            UsageError: a step has fewer samples than there are processes.
         """
         self.cache, self.rows = cache, rows
         self.batch_size = min(batch_size, len(rows))
@@ -131,49 +129,51 @@ class Join:
         )
 
     def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
-        """Batches of steps first_step .. last_step - 1, each read while the one before is used; to be closed.
+        """Yield the batches of steps first_step .. last_step - 1, each read while the one before is used.
+
+        The caller closes the generator.
 
         Raises:
-            RppError: an image that the teacher could read cannot be read now, or is another one.
+            RppError: an image that the teacher read cannot be read now, or is a different one.
         """
         joined = self._joined(first_step, last_step)
         if self._pixels is not None:
             return _ahead(self._with_pixels(joined, self._pixels), BATCHES_AHEAD)
         return _ahead((batch for batch, _ in joined), BATCHES_AHEAD)
 
-    def samples_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and views of a step, of all processes."""
+    def step_samples(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return rows and views of a step, of all processes, each [B of all processes] int64."""
         epoch, number = divmod(step, self.steps_per_epoch)
         return self.order.samples(epoch, number * self.batch_size, (number + 1) * self.batch_size)
 
     def _own_pieces(self, step: int) -> Iterator[tuple[tuple[int, int], slice]]:
-        """Where this process's samples of a step are: (epoch, window), and which of the window's samples."""
+        """Yield where this process's samples of a step are: (epoch, window), and a slice of its samples."""
         epoch, number = divmod(step, self.steps_per_epoch)
         start = number * self.batch_size
         for window, samples in self.order.pieces(epoch, start + self._own.start, start + self._own.stop):
             yield (epoch, window), samples
 
     def _windows(self, first_step: int, last_step: int) -> Iterator[LoadedWindow]:
-        """Each window that the steps need, once."""
+        """Load each window that the steps need once."""
         keys = (key for step in range(first_step, last_step) for key, _ in self._own_pieces(step))
         for (epoch, number), _ in groupby(keys):
             yield self.reader.load(self.order.window(epoch, number))
 
     def _joined(self, first_step: int, last_step: int) -> Iterator[tuple[Batch, Arrays]]:
-        """Each step's batch, still without pixels, and what was read for it by source."""
+        """Yield each step's batch without pixels, and the arrays read for it."""
         windows = _ahead(self._windows(first_step, last_step))
-        at: tuple[int, int] | None = None
+        loaded_key: tuple[int, int] | None = None
         for step in range(first_step, last_step):
             parts = []
             for key, samples in self._own_pieces(step):
-                if key != at:
-                    at, loaded = key, next(windows)
+                if key != loaded_key:
+                    loaded_key, loaded = key, next(windows)
                 parts.append(loaded.take(samples))
             stored = dict(zip(self._sources, map(_joined_arrays, zip(*parts, strict=True)), strict=True))
             yield self._batch(step, stored), stored
 
     def _batch(self, step: int, stored: Arrays) -> Batch:
-        rows, views = self.samples_of(step)
+        rows, views = self.step_samples(step)
         step_labels = torch.from_numpy(self.cache.labels[rows].astype(np.int64))
         features = None
         if self._student_features is not None:
@@ -191,13 +191,13 @@ class Join:
     def _with_pixels(self, joined: Iterator[tuple[Batch, Arrays]], pixels: PixelWorkers) -> Iterator[Batch]:
         waiting: deque[Batch] = deque()  # the workers are some batches ahead
 
-        def shown() -> Iterator[ShownViews]:
+        def requests() -> Iterator[ViewRequests]:
             for batch, stored in joined:
                 waiting.append(batch)
                 crops = stored["crops"]["crops"].numpy().astype(np.uint16)
-                yield ShownViews(batch.rows, batch.views, crops)
+                yield ViewRequests(batch.rows, batch.views, crops)
 
-        for decoded in pixels.decode(shown(), self._own.stop - self._own.start):
+        for decoded in pixels.decode(requests(), self._own.stop - self._own.start):
             yield replace(waiting.popleft(), pixels=decoded)
 
 
@@ -208,28 +208,28 @@ def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
 
 
 def _ahead(items: Iterator[Item], number: int = 1) -> Generator[Item, None, None]:
-    """The same items; so many of them are made, in a thread, while the one before is used.
+    """Yield the items; a thread computes up to `number` of them ahead.
 
-    One plain thread for all of them. Worker processes are forked in it, and from a thread of an executor they
-    could not end without an error (Python's executors join all of theirs at the end, and so themselves); in a
-    thread for each item torch would start its own threads anew each time.
+    One plain thread computes all items. Worker processes are forked in it: forked from an executor's thread,
+    they fail at their exit, where Python's executors join all of their threads. With a thread per item, torch
+    would start its own threads again each time.
     """
     wanted: SimpleQueue[bool] = SimpleQueue()
-    made: SimpleQueue[list[Item] | BaseException] = SimpleQueue()
+    computed: SimpleQueue[list[Item] | BaseException] = SimpleQueue()  # an empty list is the end
 
-    def make() -> None:
+    def compute() -> None:
         while wanted.get():
             try:
-                made.put(list(islice(items, 1)))
-            except BaseException as error:  # raised where the item is wanted
-                made.put(error)
+                computed.put(list(islice(items, 1)))
+            except BaseException as error:  # raised again in the caller's thread
+                computed.put(error)
 
-    thread = Thread(target=make, daemon=True)
+    thread = Thread(target=compute, daemon=True)
     thread.start()
     for _ in range(number):
         wanted.put(True)
     try:
-        while item := made.get():
+        while item := computed.get():
             if isinstance(item, BaseException):
                 raise item
             wanted.put(True)
@@ -240,19 +240,18 @@ def _ahead(items: Iterator[Item], number: int = 1) -> Generator[Item, None, None
 
 
 def locate_images(cache: TeacherCache, images: str | None) -> SampleTable:
-    """Where the images of a cache lie: where it found them, or under another source that has the same ones.
+    """Return where the images of a cache are: as recorded, or in another source with the same samples.
 
     Raises:
-        UsageError: the other source has other samples.
+        UsageError: the other source has different samples.
     """
     if images is None:
         return cache.samples
     samples, _ = index_images(images, cache.vocabulary)
     if samples.digest != cache.header.sample_table_digest:
-        ours = cache.samples.keys(slice(0, 1))
         raise UsageError(
-            f"'{images}' does not hold the samples of the cache {cache.path}: {len(samples)} samples, first "
-            f"'{samples.keys(slice(0, 1))[0]}', against {len(cache)}, first '{ours[0]}' (keys, sizes, labels "
-            "and their order must be equal)"
+            f"'{images}' does not have the samples of the cache {cache.path}: expected {len(cache)} samples, "
+            f"first '{cache.samples.keys(slice(0, 1))[0]}'; found {len(samples)}, first "
+            f"'{samples.keys(slice(0, 1))[0]}' (keys, sizes, labels and their order must be equal)"
         )
     return samples

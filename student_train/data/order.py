@@ -1,8 +1,8 @@
-"""Which rows of a cache a run trains on, in which order, and which view of each.
+"""The rows of a cache that a run trains on, their order, and the view of each.
 
-The order is a function of (seed, epoch) alone and needs no state: step k of a continued run is step k of an
-undisturbed one. It is made for reading: blocks of the cache in random order are cut into windows, and rows
-are shuffled within a window, so that whoever reads a window reads each of its blocks once.
+The order depends only on (seed, epoch) and has no state: step k of a resumed run equals step k of an
+uninterrupted one. Blocks of the cache in random order are split into windows, and rows are shuffled within a
+window, so that a reader of a window reads each of its blocks once.
 """
 
 from bisect import bisect_right
@@ -16,15 +16,15 @@ from student_train.data.settings import ClassSubset
 from teacher_cache.errors import UsageError
 from teacher_cache.store import CHUNK_ROWS
 
-# Rows shuffled among each other, and held at once by a reader of blocks (256 MB of features at D = 512).
-# Sources often come class by class: this many rows mix some 400 classes of ImageNet-21K.
+# Rows that are shuffled together, and kept in memory by a reader of blocks (256 MB of features at D = 512).
+# Sources are often sorted by class: this many rows mix some 400 classes of ImageNet-21K.
 WINDOW_ROWS = 1 << 18
-# A small cache is cut into about this many blocks, so that its batches mix rows and views all the same.
+# A small cache is split into about this many blocks, so that its batches mix rows and views.
 FEWEST_BLOCKS = 64
 
 
 def subset_classes(num_classes: int, subset: ClassSubset) -> NDArray[np.int64]:
-    """Class indices of a subset: `base` is the first half (rounded up) and `new` the rest, as in CoOp."""
+    """Return the classes of a subset, int64: `base` is the first half (rounded up), `new` the rest (CoOp)."""
     half = -(-num_classes // 2)
     bounds = {"all": (0, num_classes), "base": (0, half), "new": (half, num_classes)}
     return np.arange(*bounds[subset], dtype=np.int64)
@@ -38,16 +38,17 @@ def select_rows(
     shots: int | None = None,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Rows that a run trains on, ascending.
+    """Return the rows that a run trains on, ascending, int64.
 
     Args:
         labels: hard labels, [N] int32, -1 = none.
+        num_classes: number of classes.
         valid: whether the image could be read, [N].
-        subset: rows of these classes only; rows without a hard label belong to `all` alone.
-        shots: at most this many rows a class, drawn by the seed; rows without a hard label are left out.
+        subset: only rows of these classes; rows without a hard label belong only to `all`.
+        shots: at most this many rows per class, drawn by the seed, without rows that have no hard label.
 
     Raises:
-        UsageError: nothing is left.
+        UsageError: no row is left.
     """
     rows = np.flatnonzero(valid)
     if subset != "all":
@@ -57,7 +58,7 @@ def select_rows(
         drawn = np.random.default_rng([seed, 0]).permutation(rows)
         drawn = drawn[np.argsort(labels[drawn], kind="stable")]
         sorted_labels = labels[drawn]
-        starts = np.searchsorted(sorted_labels, sorted_labels)  # where the row's class begins
+        starts = np.searchsorted(sorted_labels, sorted_labels)  # where the row's class starts
         rows = np.sort(drawn[np.arange(len(drawn)) - starts < shots])
     if len(rows) == 0:
         raise UsageError(f"no sample to train on (class subset '{subset}', shots {shots})")
@@ -66,12 +67,12 @@ def select_rows(
 
 @dataclass(frozen=True)
 class Window:
-    """Some of an epoch's samples, which are read together.
+    """A part of an epoch's samples that is read together; n samples.
 
     Attributes:
-        positions: which of the run's rows they are, in the order of reading: by view, then ascending.
-        views: the view of each, in the same order.
-        shuffled: the order of training: the window's sample i is positions[shuffled[i]].
+        positions: indices into the run's rows, [n], in the order of reading: by view, then ascending.
+        views: the view of each, [n], in the same order.
+        shuffled: the order of training, [n]: the window's sample i is positions[shuffled[i]].
     """
 
     positions: NDArray[np.int64]
@@ -86,20 +87,22 @@ class Order:
         self, rows: NDArray[np.int64], views: int, seed: int, window_rows: int = WINDOW_ROWS
     ) -> None:
         """Args:
-        rows: the run's rows of the cache, ascending.
-        views: views a row; a block shows one of them in an epoch, the next one in the next epoch.
+        rows: the run's rows of the cache, ascending, [N].
+        views: number of views; a block has one of them in an epoch, and the next one in the next epoch.
+        seed: seed of the order.
+        window_rows: about how many rows a window has.
         """
         self.rows, self._views, self._seed, self._window_rows = rows, views, seed, window_rows
         blocks = rows // min(CHUNK_ROWS, -(-len(rows) // FEWEST_BLOCKS))
         self._begins = np.flatnonzero(np.diff(blocks, prepend=-1))
         self._lengths = np.diff(self._begins, append=len(rows))
         self._first_views = np.random.default_rng([seed, 2]).integers(0, views, len(self._begins))
-        # an epoch and some windows are asked for again and again
+        # each step uses the same epoch and one of few windows
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
         self.window = lru_cache(maxsize=4)(self._make_window)
 
     def pieces(self, epoch: int, start: int, stop: int) -> list[tuple[int, slice]]:
-        """Where samples start .. stop - 1 of an epoch are: numbers of windows, and which of their samples."""
+        """Return where samples start .. stop - 1 of an epoch are: numbers of windows and slices of them."""
         bounds = self._epoch(epoch)[2]
         number, pieces = bisect_right(bounds, start) - 1, []
         while bounds[number] < stop:
@@ -109,18 +112,18 @@ class Order:
         return pieces
 
     def samples(self, epoch: int, start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and views of samples start .. stop - 1 of an epoch."""
+        """Return rows and views of samples start .. stop - 1 of an epoch, each [stop - start]."""
         rows, views = [], []
-        for number, of_window in self.pieces(epoch, start, stop):
+        for number, samples in self.pieces(epoch, start, stop):
             window = self.window(epoch, number)
-            at = window.shuffled[of_window]
-            rows.append(self.rows[window.positions[at]])
-            views.append(window.views[at])
-        return (rows[0], views[0]) if len(rows) == 1 else (np.concatenate(rows), np.concatenate(views))
+            index = window.shuffled[samples]
+            rows.append(self.rows[window.positions[index]])
+            views.append(window.views[index])
+        return np.concatenate(rows), np.concatenate(views)
 
     def _make_epoch(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64], list[int]]:
-        """Blocks in the epoch's order; of each window, its first block in that order and its first sample,
-        and behind these the number of samples."""
+        """Return the blocks in the epoch's order, and each window's first block and first sample; behind the
+        latter, the number of samples."""
         blocks = np.random.default_rng([self._seed, 1, epoch]).permutation(len(self._begins))
         starts = np.cumsum(self._lengths[blocks]) - self._lengths[blocks]
         first_blocks = np.flatnonzero(np.diff(starts // self._window_rows, prepend=-1))

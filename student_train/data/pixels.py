@@ -1,8 +1,8 @@
-"""Pixels of samples, read and decoded in worker processes: the crops that the teacher saw.
+"""Read and decode pixels of samples in worker processes: the crops that the teacher saw.
 
-Decoding in threads of the training process would hold up the launch of the towers' kernels; torch's
-DataLoader keeps the processes. What they get and give are plain values: no cache is open in them, and
-arrays come through a pipe, so that no shared memory is needed.
+Decoding in threads of the training process would delay the launch of the towers' kernels; torch's DataLoader
+manages the processes. They exchange plain values through pipes: no cache is open in them, and no shared
+memory is needed.
 """
 
 import atexit
@@ -36,21 +36,21 @@ from teacher_cache.images import (
 from teacher_cache.images.decode import MAX_PIXELS
 from teacher_cache.views import ViewRenderer
 
-PIECE = 16  # images that a worker decodes at a time; a batch is spread over all of them
-LOOK_FOR_PARENT_SECONDS = 1.0
+PIECE = 16  # images that a worker decodes at a time; a batch is spread over all workers
+PARENT_CHECK_SECONDS = 1.0
 TAR_BLOCK = 512
-WHOLE_NAME = 90  # a tar header holds names up to 100 bytes whole, with their extension
+FULL_KEY = 90  # characters; a tar header has names of up to 100 bytes untruncated, extension included
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One view of one sample to be read.
+class ViewRequest:
+    """A view of a sample to read.
 
     Attributes:
-        key: of the sample, as the sample table has it.
+        key: key of the sample in the sample table.
         location: path, byte offset, byte length.
-        view, crop: as the cache has them; crop is [5] uint16.
-        check: whether to look if the sample of that key is what lies there.
+        view, crop: as in the cache; the crop is [5] uint16.
+        check: whether to compare the key with the name of what is at the location.
     """
 
     key: str
@@ -61,8 +61,8 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class ShownViews:
-    """B views to be read: rows and views [B] int64, crops [B, 5] uint16."""
+class ViewRequests:
+    """B views to read: rows and views [B] int64, crops [B, 5] uint16."""
 
     rows: NDArray[np.int64]
     views: NDArray[np.int64]
@@ -70,40 +70,43 @@ class ShownViews:
 
 
 def read_pixels(
-    samples: Iterable[Shown], renderer: ViewRenderer, reader: ImageReader, max_pixels: int = MAX_PIXELS
+    requests: Iterable[ViewRequest],
+    renderer: ViewRenderer,
+    reader: ImageReader,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """Pixels of the views, [n, 3, H, W] uint8.
+    """Return the pixels of n views, [n, 3, H, W] uint8.
 
     Raises:
         RppError: an image cannot be read.
-        UsageError: another sample lies where the table says that this one does.
+        UsageError: another sample is at the location of this one.
     """
     pixels = []
-    for shown in samples:
+    for request in requests:
         try:
-            if shown.check:
-                check_key(shown, reader)
-            image = decode_image(reader.read(*shown.location), max_pixels=max_pixels)
+            if request.check:
+                check_key(request, reader)
+            image = decode_image(reader.read(*request.location), max_pixels=max_pixels)
         except UsageError:
             raise
         except (UnreadableImageError, RppError) as error:
             raise RppError(
-                f"{shown.key} in {shown.location[0]} cannot be read now, though the teacher could: {error}; "
-                "if the images moved, say where with --images"
+                f"{request.key} in {request.location[0]} cannot be read now, although the teacher could read "
+                f"it: {error}; if the images moved, give their new place with --images"
             ) from error
-        pixels.append(renderer.render(image, shown.view, shown.crop))
+        pixels.append(renderer.render(image, request.view, request.crop))
     return np.stack(pixels)
 
 
-def check_key(shown: Shown, reader: ImageReader) -> None:
-    """Compare a sample's key with the name of what lies at its place: a tar member, or a file.
+def check_key(request: ViewRequest, reader: ImageReader) -> None:
+    """Compare a sample's key with the name of the tar member or file at its location.
 
-    Of a name that a tar header cannot hold whole, the size alone is compared.
+    If a tar header truncates the name, only the size is compared.
 
     Raises:
         UsageError: they differ.
     """
-    path, offset, length = shown.location
+    path, offset, length = request.location
     found = None
     if path.endswith(".tar"):
         try:
@@ -115,20 +118,20 @@ def check_key(shown: Shown, reader: ImageReader) -> None:
         else:
             folder, _, name = header.name.rpartition("/")
             stem = f"{folder}/{name.partition('.')[0]}".lstrip("/")
-            whole = shown.key.isascii() and len(shown.key) <= WHOLE_NAME
-            if (whole and stem != shown.key) or header.size != length:
+            is_full = request.key.isascii() and len(request.key) <= FULL_KEY
+            if (is_full and stem != request.key) or header.size != length:
                 found = f"{header.name} ({header.size} bytes)"
-    elif PurePath(path).suffix.lower() in IMAGE_SUFFIXES and not path.endswith(shown.key):
+    elif PurePath(path).suffix.lower() in IMAGE_SUFFIXES and not path.endswith(request.key):
         found = path
     if found is not None:
         raise UsageError(
-            f"{path} holds {found} at byte {offset}, where the cache has {shown.key} ({length} bytes): the "
-            "images changed since the cache was built; name the ones that it was built from with --images"
+            f"{path} has {found} at byte {offset}, but the cache has {request.key} ({length} bytes) there: "
+            "the images changed since the cache was built; give the original ones with --images"
         )
 
 
 class PixelWorkers:
-    """Reads and decodes batches in worker processes, some batches ahead of whoever takes them."""
+    """Read and decode batches in worker processes, some batches ahead of the caller."""
 
     def __init__(
         self,
@@ -140,51 +143,51 @@ class PixelWorkers:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Args:
-        samples: keys and places of all rows.
-        part_size: rows of a part; keys are checked in the first batch that has rows of it.
-        renderer: of the student's preprocessing.
-        workers: processes; with 0 the caller's thread decodes.
-        pin: give page-locked memory, from which a GPU copies without waiting.
-        max_pixels: of an image, as the cache was built with.
+        samples: keys and locations of all rows.
+        part_size: rows of a part; keys are checked in the first batch that has rows of a part.
+        renderer: renders views with the student's preprocessing.
+        workers: number of processes; with 0 the caller's thread decodes.
+        pin: return page-locked memory, from which copies to a GPU are asynchronous.
+        max_pixels: largest number of pixels of an image, as in the cache.
         """
-        # one chunk a column: rows are taken out of many chunks a hundred times more slowly
+        # one chunk a column: taking rows from many chunks is a hundred times slower
         self._samples = SampleTable(samples.table.combine_chunks())
         self._part_size, self._renderer = part_size, renderer
         self._workers, self._pin, self._max_pixels = workers, pin, max_pixels
 
-    def decode(self, batches: Iterable[ShownViews], batch_size: int) -> Iterator[Tensor]:
-        """Pixels of each batch, [B, 3, H, W] uint8.
+    def decode(self, batches: Iterable[ViewRequests], batch_size: int) -> Iterator[Tensor]:
+        """Yield the pixels of each batch, [B, 3, H, W] uint8.
 
         Args:
-            batches: taken as far ahead as the workers need to be busy.
-            batch_size: the largest batch, in samples.
+            batches: views to read; consumed as far ahead as keeps the workers busy.
+            batch_size: size of the largest batch.
 
         Raises:
-            RppError, UsageError: what a worker raised, or that it died.
+            RppError, UsageError: raised by a worker, or a worker died.
         """
-        taken: deque[NDArray[np.int64]] = deque()
+        orders: deque[NDArray[np.int64]] = deque()
         pieces_per_batch = -(-batch_size // PIECE)
         loader: DataLoader[NDArray[np.uint8] | RppError] = DataLoader(
-            _Pieces(self._renderer, self._max_pixels),
+            _DecodedPieces(self._renderer, self._max_pixels),
             batch_size=None,
-            sampler=_InReadingOrder(self._named(batches), taken),
+            sampler=_PiecesInReadingOrder(self._requests(batches), orders),
             num_workers=self._workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=partial(_live_as_the_parent_does, os.getpid()),
-            # this batch and the next
+            collate_fn=_unchanged,
+            worker_init_fn=partial(_prepare_worker, os.getpid()),
+            # enough for this batch and the next
             prefetch_factor=max(2, -(-2 * pieces_per_batch // self._workers)) if self._workers else None,
         )
         pieces = _received(loader)
         height, width = self._renderer.size
         for first in pieces:
-            order = taken.popleft()
+            order = orders.popleft()
             pixels = torch.empty(len(order), 3, height, width, dtype=torch.uint8, pin_memory=self._pin)
             for begin in range(0, len(order), PIECE):
                 piece = first if begin == 0 else next(pieces)
                 pixels[torch.from_numpy(order[begin : begin + PIECE])] = torch.from_numpy(piece)
             yield pixels
 
-    def _named(self, batches: Iterable[ShownViews]) -> Iterator[list[Shown]]:
+    def _requests(self, batches: Iterable[ViewRequests]) -> Iterator[list[ViewRequest]]:
         checked = np.zeros(len(self._samples) // self._part_size + 1, dtype=bool)
         for batch in batches:
             parts = batch.rows // self._part_size
@@ -192,15 +195,14 @@ class PixelWorkers:
             checked[parts] = True
             keys, locations = self._samples.keys(batch.rows), self._samples.locations(batch.rows)
             fields = zip(keys, locations, batch.views.tolist(), batch.crops, check.tolist(), strict=True)
-            yield [Shown(*of_sample) for of_sample in fields]
+            yield [ViewRequest(*values) for values in fields]
 
 
 def _received(
     loader: DataLoader[NDArray[np.uint8] | RppError],
 ) -> Iterator[NDArray[np.uint8]]:
     workers = WorkerProcesses(loader)
-    # A caller that never closes this generator may stay in an error's traceback until the interpreter's exit,
-    # where worker processes are waited for.
+    # An error's traceback may keep this generator open until the interpreter exits, which waits for workers.
     atexit.register(workers.end)
     try:
         for piece in workers.pieces:
@@ -209,7 +211,7 @@ def _received(
             yield piece
     except RuntimeError as error:  # torch's: a worker was killed
         raise RppError(
-            f"a process that decodes images ended ({str(error).splitlines()[0]}); if memory ran out, take "
+            f"a process that decodes images ended ({str(error).splitlines()[0]}); if memory ran out, use "
             "fewer --workers"
         ) from error
     finally:
@@ -217,48 +219,47 @@ def _received(
         atexit.unregister(workers.end)
 
 
-class _InReadingOrder(Sampler[list[Shown]]):
-    """The pieces of every batch, front to back through its shards; notes which samples of the batch each
-    piece holds, batch by batch, in `taken`."""
+class _PiecesInReadingOrder(Sampler[list[ViewRequest]]):
+    """Splits each batch into pieces, in the order of their bytes in the shards, and appends this order of the
+    batch's samples to `orders`."""
 
-    def __init__(self, batches: Iterable[list[Shown]], taken: deque[NDArray[np.int64]]) -> None:
-        self._batches, self._taken = batches, taken
+    def __init__(self, batches: Iterable[list[ViewRequest]], orders: deque[NDArray[np.int64]]) -> None:
+        self._batches, self._orders = batches, orders
 
-    def __iter__(self) -> Iterator[list[Shown]]:
+    def __iter__(self) -> Iterator[list[ViewRequest]]:
         for batch in self._batches:
             order = sorted(range(len(batch)), key=lambda i: batch[i].location)
-            self._taken.append(np.array(order))
+            self._orders.append(np.array(order))
             for begin in range(0, len(order), PIECE):
                 yield [batch[i] for i in order[begin : begin + PIECE]]
 
 
-class _Pieces(Dataset[NDArray[np.uint8] | RppError]):
-    """What a worker does. Errors are values here: torch would wrap their message in a stack trace."""
+class _DecodedPieces(Dataset[NDArray[np.uint8] | RppError]):
+    """Decodes pieces in a worker. Returns errors: torch would put a traceback into a raised one's message."""
 
     def __init__(self, renderer: ViewRenderer, max_pixels: int) -> None:
         self._renderer, self._max_pixels = renderer, max_pixels
         self._reader = ImageReader()
 
-    def __getitem__(self, piece: list[Shown]) -> NDArray[np.uint8] | RppError:
+    def __getitem__(self, piece: list[ViewRequest]) -> NDArray[np.uint8] | RppError:
         try:
             return read_pixels(piece, self._renderer, self._reader, self._max_pixels)
         except RppError as error:
             return error
 
 
-def _as_it_is(piece: Any) -> Any:
+def _unchanged(piece: Any) -> Any:
     return piece
 
 
-def _live_as_the_parent_does(parent: int, worker: int) -> None:
-    """A signal to the whole process group must not take the workers from a step that is to be finished; but
-    where the parent is gone, nobody will ever take what they still want to send."""
+def _prepare_worker(parent: int, worker: int) -> None:
+    """Ignore signals so that the current step can finish; exit if the parent dies."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    Thread(target=_end_after, args=(parent,), daemon=True).start()
+    Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _end_after(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
-        time.sleep(LOOK_FOR_PARENT_SECONDS)
+        time.sleep(PARENT_CHECK_SECONDS)
     os._exit(1)

@@ -1,7 +1,7 @@
-"""What a cache stored of the samples of a run, read by windows of the run's order.
+"""Read a run's stored arrays from a cache, window by window of the run's order.
 
-Two readers with the same results: one holds the rows of the run, all views of them, from the start; the
-other reads the window's blocks, each once and whole. What is chosen follows from the size.
+Two readers give the same results: one loads all views of the run's rows at the start, the other reads the
+blocks of a window, each once and completely. The size decides which is used.
 """
 
 import os
@@ -21,38 +21,40 @@ from student_train.data.settings import ReaderName
 from student_train.data.shards import ShardedArray
 from teacher_cache.softlabels import SIGNED, TeacherCache
 
-# Share of the free memory, of the machine or of a GPU, that the features of a run may take.
+# Share of the free memory of the machine or a GPU that the arrays of a run may take.
 MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class StoredArrays:
-    """Some per-view arrays of a cache, by name."""
+    """Per-view arrays of a cache, by name."""
 
     cache: TeacherCache
     names: tuple[str, ...]
 
     @cached_property
     def _direct(self) -> dict[str, ShardedArray | None]:
-        return {name: ShardedArray.of(self.cache.store.array(name)) for name in self.names}
+        return {name: ShardedArray.open(self.cache.store.array(name)) for name in self.names}
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one view of one row."""
-        return sum(_held_as(values).itemsize * values[0].size for values in self.room(1).values())
+        return sum(_torch_dtype(values).itemsize * values[0].size for values in self.room(1).values())
 
     def room(self, rows: int) -> dict[str, NDArray[Any]]:
-        """Uninitialised arrays for so many rows."""
+        """Return uninitialised arrays for this many rows, each [rows, ...]."""
         arrays = {name: self.cache.store.array(name) for name in self.names}
         return {name: np.empty((rows, *array.shape[2:]), array.dtype) for name, array in arrays.items()}
 
     def read(
         self, rows: NDArray[np.int64], views: NDArray[np.int64], room: dict[str, NDArray[Any]]
     ) -> dict[str, Tensor]:
-        """Rows as they are stored, each [len(rows), ...]. They come by view and ascend within each.
+        """Return stored rows, each [len(rows), ...].
 
         Args:
-            room: what `room` gave, for at least as many rows; the result lies in it.
+            rows: rows of the cache, sorted by view, then ascending, [n].
+            views: the view of each, [n].
+            room: arrays from `room` for at least n rows; they become the memory of the result.
         """
         begins = np.flatnonzero(np.diff(views, prepend=-1)).tolist()
         spans = list(zip(begins, [*begins[1:], len(rows)], strict=True))
@@ -69,22 +71,23 @@ class StoredArrays:
                     values[span] = self.cache.crops(rows[span], view)
                 else:
                     values[span] = self.cache.stored(rows[span], view)[name].numpy()
-            read[name] = torch.from_numpy(values.astype(_held_as(values), copy=False))
+            read[name] = torch.from_numpy(values.astype(_torch_dtype(values), copy=False))
         return read
 
 
-def _held_as(stored: NDArray[Any]) -> np.dtype[Any]:
-    """torch can hardly do a thing with unsigned integers: here, too, they are what `stored` makes them."""
+def _torch_dtype(stored: NDArray[Any]) -> np.dtype[Any]:
+    """Return the dtype for torch, which supports few operations on unsigned integers: as `stored` does."""
     return np.dtype(SIGNED.get(stored.dtype.name, stored.dtype))
 
 
 @dataclass(frozen=True)
 class LoadedWindow:
-    """A window whose arrays are at hand.
+    """A window with its arrays.
 
     Attributes:
-        stored: of each source, its arrays by name.
-        index: where sample start + i stands in them, int64.
+        window: the window.
+        stored: arrays of each source, by name.
+        index: row in these arrays of the window's sample i, int64 [n].
     """
 
     window: Window
@@ -92,28 +95,28 @@ class LoadedWindow:
     index: Tensor
 
     def take(self, samples: slice) -> list[dict[str, Tensor]]:
-        """The arrays of some of the window's samples, each [B, ...], in the order of training."""
-        at = self.index[samples]
-        return [{name: _rows(values, at) for name, values in arrays.items()} for arrays in self.stored]
+        """Return the arrays of some of the window's samples, each [B, ...], in the order of training."""
+        index = self.index[samples]
+        return [{name: _rows(values, index) for name, values in arrays.items()} for arrays in self.stored]
 
 
-def _rows(values: Tensor, at: Tensor) -> Tensor:
-    """values[at]. On a CPU not by torch: its threads would hold up those of the towers for copying memory."""
+def _rows(values: Tensor, index: Tensor) -> Tensor:
+    """Return values[index]. NumPy does it on a CPU: torch's threads would delay those of the towers."""
     if values.device.type != "cpu":
-        return values.index_select(0, at)
-    return torch.from_numpy(values.numpy().take(at.numpy(), axis=0))
+        return values.index_select(0, index)
+    return torch.from_numpy(values.numpy().take(index.numpy(), axis=0))
 
 
 class Reader(Protocol):
-    """Loads windows."""
+    """Load windows."""
 
     def load(self, window: Window) -> LoadedWindow:
-        """The arrays of a window's samples."""
+        """Return a window with its arrays."""
         ...
 
 
 class MemoryReader:
-    """Holds what was stored of every row of the run, all views: on the device if there is room."""
+    """Keep the arrays of all views of the run's rows in memory: on the device if they fit."""
 
     def __init__(
         self, sources: list[StoredArrays], rows: NDArray[np.int64], views: int, device: torch.device
@@ -127,17 +130,16 @@ class MemoryReader:
         ]
 
     def load(self, window: Window) -> LoadedWindow:
-        """Nothing is read: where the samples stand in what is held."""
+        """Return the index of the window's samples in the loaded arrays; nothing is read."""
         index = (window.views * self._rows + window.positions)[window.shuffled]
-        at = torch.from_numpy(index)
-        return LoadedWindow(window, self._stored, at if self._device is None else at.to(self._device))
+        return LoadedWindow(window, self._stored, torch.from_numpy(index).to(self._device))
 
 
 class BlockReader:
-    """Reads each block of a window once, whole, and brings the window to the device in one piece.
+    """Read each block of a window once and completely, and copy the window to the device at once.
 
-    Two windows may be in use: the third is read into the room of the first. Memory that is touched for the
-    first time costs a third of the reading speed.
+    Up to two windows are in use: the third is read into the memory of the first, because touching fresh
+    memory costs a third of the reading speed.
     """
 
     def __init__(self, sources: list[StoredArrays], rows: NDArray[np.int64], device: torch.device) -> None:
@@ -145,7 +147,7 @@ class BlockReader:
         self._rooms: deque[tuple[int, list[dict[str, NDArray[Any]]]]] = deque([(0, []), (0, [])])
 
     def load(self, window: Window) -> LoadedWindow:
-        """Read the window."""
+        """Read a window."""
         rows = self._rows[window.positions]
         capacity, rooms = self._rooms.popleft()
         if capacity < len(rows):
@@ -166,10 +168,15 @@ def make_reader(
     device: torch.device,
     processes: int,
 ) -> Reader:
-    """The reader of that name; `auto` is memory where the rows of the run fit.
+    """Return the reader of this name; `auto` is `memory` if the run's arrays fit, otherwise `blocks`.
 
     Args:
-        processes: how many share the machine's memory.
+        name: name of the reader.
+        sources: arrays to read.
+        rows: rows of the run, ascending, [N].
+        views: number of views.
+        device: device of the arrays.
+        processes: number of processes that share the machine's memory.
     """
     if name == "auto":
         name = "memory" if fits(sources, len(rows), views, free_memory() // processes) else "blocks"
@@ -179,14 +186,14 @@ def make_reader(
 
 
 def fits(sources: list[StoredArrays], rows: int, views: int, free: int) -> bool:
-    """Whether all views of the rows take no more than their share of the free bytes."""
+    """Return whether all views of the rows take at most MEMORY_SHARE of the free bytes."""
     return rows * views * sum(source.row_bytes for source in sources) <= MEMORY_SHARE * free
 
 
 def free_memory() -> int:
-    """Bytes of memory that this machine, or the container, can still give."""
+    """Return the free bytes of memory of this machine or container."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines("/proc/meminfo"):  # counts what the page cache can give back
+    for line in _lines("/proc/meminfo"):  # includes reclaimable page cache
         if line.startswith("MemAvailable:"):
             available = int(line.split()[1]) * 1024
     limit, used, kinds = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current", "stat"))
@@ -204,10 +211,10 @@ def _lines(path: str) -> list[str]:
 
 
 def device_memory(device: torch.device) -> int:
-    """Free bytes of a device's own memory; none on a CPU, which has no own."""
+    """Return the free bytes of a GPU; 0 for a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def to_device(arrays: dict[str, Tensor], device: torch.device | None) -> dict[str, Tensor]:
-    """The same arrays there."""
+    """Return the arrays on a device; None leaves them on the CPU."""
     return arrays if device is None else {name: values.to(device) for name, values in arrays.items()}

@@ -1,4 +1,4 @@
-"""Which samples a run reads, and how. Nothing here takes time to import."""
+"""Types of settings about which samples a run reads, and how. Importing this module is fast."""
 
 from typing import Literal
 

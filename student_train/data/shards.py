@@ -1,9 +1,8 @@
-"""Whole chunks of uncompressed sharded Zarr arrays, straight from their files.
+"""Read complete chunks of uncompressed sharded Zarr arrays directly from their files.
 
-Zarr's own reader takes about a millisecond for each chunk of a shard, more than reading its megabyte does
-(benchmarks/feature_reads.py). The bytes are laid out as the Zarr v3 sharding codec says: chunks, and behind
-them a table of (offset, length) for each chunk with a checksum. An array that is stored otherwise
-(compressed, not local) is not read here.
+Zarr's own reader takes about a millisecond for each chunk of a shard, longer than reading its megabyte
+(benchmarks/feature_reads.py). The layout is that of the Zarr v3 sharding codec: chunks, then a table of
+(offset, length) for each chunk, then a checksum of the table. Compressed or remote arrays are not read here.
 """
 
 import io
@@ -32,7 +31,7 @@ READING_THREADS = 4
 
 
 class ShardedArray:
-    """Reader of an array [N, V, ...] whose chunks hold consecutive rows of one view."""
+    """Reader of an array [N, V, ...] whose chunks have consecutive rows of one view."""
 
     def __init__(self, root: Path, array: zarr.Array[Any], separator: str) -> None:
         self.dtype = array.dtype
@@ -45,8 +44,8 @@ class ShardedArray:
         self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open_shard)
 
     @classmethod
-    def of(cls, array: zarr.Array[Any]) -> "ShardedArray | None":
-        """A reader of the array, or None if its bytes cannot be taken as they lie in its files."""
+    def open(cls, array: zarr.Array[Any]) -> "ShardedArray | None":
+        """Return a reader of the array, or None if its chunks are not plain bytes of local files."""
         if (files := local_files(array)) is None:
             return None
         root, metadata = files[0], canonical(files[1])
@@ -57,16 +56,16 @@ class ShardedArray:
                 pass
             case _:
                 return None
-        rows_alone = array.shards is not None and array.shards[1] == 1 and array.chunks[2:] == array.shape[2:]
-        if not rows_alone or not _lies_as_it_is(metadata["codecs"], array.dtype.itemsize):
+        only_rows = array.shards is not None and array.shards[1] == 1 and array.chunks[2:] == array.shape[2:]
+        if not only_rows or not _is_plain(metadata["codecs"], array.dtype.itemsize):
             return None
         return cls(root, array, separator)
 
     def read(self, rows: NDArray[np.int64], view: int, out: NDArray[Any]) -> None:
-        """Read the given ascending rows of one view into `out`, [len(rows), ...]: each chunk once, whole.
+        """Read ascending rows of one view into `out`, [len(rows), ...]; each chunk once and completely.
 
         Raises:
-            CacheDamagedError: a shard is cut.
+            CacheDamagedError: a shard is truncated, or its table of chunks is damaged.
         """
         chunks = rows // self._chunk_rows
         begins = np.flatnonzero(np.diff(chunks, prepend=-1))
@@ -77,9 +76,9 @@ class ShardedArray:
             if end - begin == count:
                 self._read_chunk(start, view, out[begin:end])
             else:
-                whole = np.empty((count, *self.shape[2:]), self.dtype)
-                self._read_chunk(start, view, whole)
-                out[begin:end] = whole[rows[begin:end] - start]
+                chunk = np.empty((count, *self.shape[2:]), self.dtype)
+                self._read_chunk(start, view, chunk)
+                out[begin:end] = chunk[rows[begin:end] - start]
 
         with ThreadPoolExecutor(READING_THREADS) as pool:
             deque(pool.map(read_rows, begins.tolist(), [*begins[1:].tolist(), len(rows)]), maxlen=0)
@@ -91,20 +90,20 @@ class ShardedArray:
         if file is None or offset == ABSENT:
             out[...] = self._fill
         elif os.preadv(file.fileno(), [out.reshape(-1).view(np.uint8).data], offset) != out.nbytes:
-            raise CacheDamagedError(f"{file.name} is cut; run rpp-cache verify")
+            raise CacheDamagedError(f"{file.name} is truncated; run rpp-cache verify")
 
     def _open_shard(self, shard: int, view: int) -> tuple[io.FileIO | None, NDArray[np.uint64]]:
-        """A shard's file and where each of its chunks begins; no file where all is the fill value."""
+        """Return a shard's file and the offset of each of its chunks; no file if all is the fill value."""
         path = self._root / self._separator.join(
             ["c", *map(str, (shard, view, *(0 for _ in self.shape[2:])))]
         )
         chunks = self._shard_rows // self._chunk_rows
         try:
-            file = io.FileIO(path)  # closed when the last reader lets go of it
+            file = io.FileIO(path)  # closed when no reader refers to it
             file.seek(-(16 * chunks + CHECKSUM_BYTES), os.SEEK_END)
             stored, checksum = file.read(16 * chunks), file.read(CHECKSUM_BYTES)
             if google_crc32c.value(stored) != int.from_bytes(checksum, "little"):
-                raise ValueError("the checksum of its table of chunks is another")
+                raise ValueError("the checksum of its table of chunks does not match")
             table = np.frombuffer(stored, np.dtype("<u8")).reshape(chunks, 2)
         except FileNotFoundError:
             return None, np.empty(0, np.uint64)
@@ -113,14 +112,14 @@ class ShardedArray:
         return file, table[:, 0]
 
 
-def _lies_as_it_is(codecs: Any, itemsize: int) -> bool:
-    """Whether these codecs store uncompressed chunks in this machine's byte order, and behind them a table of
-    chunks with a checksum; codecs as `canonical` spells them."""
+def _is_plain(codecs: Any, itemsize: int) -> bool:
+    """Return whether codecs store uncompressed chunks in this machine's byte order, followed by a table of
+    chunks with a checksum; codecs are spelled as by `canonical`."""
     little, big = ({"name": "bytes", "configuration": {"endian": end}} for end in ("little", "big"))
     native = little if sys.byteorder == "little" else big
-    as_it_is = ["bytes", little, big] if itemsize == 1 else [native]
+    plain = ["bytes", little, big] if itemsize == 1 else [native]
     match codecs:
         case [{"name": "sharding_indexed", "configuration": {"codecs": [inner]} as sharding}]:
             table = (sharding.get("index_codecs"), sharding.get("index_location", "end"))
-            return inner in as_it_is and table == ([little, "crc32c"], "end")
+            return inner in plain and table == ([little, "crc32c"], "end")
     return False

@@ -1,4 +1,4 @@
-"""A student's class features for other programs: zero-shot weights of detectors, segmenters, plain scripts.
+"""Export a student's class features as zero-shot weights for detectors, segmenters and scripts.
 
 Shapes: C classes, D embedding.
 """
@@ -27,7 +27,7 @@ def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
         Detic and ZSSeg load their zero-shot weights. `classes.json`: names and ids in the order of the rows.
 
     Raises:
-        UsageError: no such run or vocabulary, or a folder that cannot be made.
+        UsageError: no such run or vocabulary, or the folder cannot be created.
         RppError: a file cannot be written, as on a full disk.
     """
     model, vocabulary = load_with_classes(settings)

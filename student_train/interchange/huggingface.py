@@ -1,6 +1,6 @@
-"""Students exported in Hugging Face's layout.
+"""Export students in Hugging Face's layout.
 
-The folder itself is in `model/stored.py`, the text of its card in `model/model_card.py`.
+`model/stored.py` writes the folder, `model/model_card.py` the text of the card.
 """
 
 import json
@@ -17,15 +17,15 @@ from teacher_cache.files.whole_file import whole_file
 
 
 def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
-    """Write a student as a folder that `PromptedCLIP.from_pretrained` and Hugging Face's hub take.
+    """Write a student as a folder for `PromptedCLIP.from_pretrained` and Hugging Face's hub.
 
-    The prompts alone are written, not the frozen model. A model card that is there is written anew.
+    Only the prompts are written, not the frozen model. An existing model card is replaced.
 
     Returns:
         The three files by name.
 
     Raises:
-        UsageError: no such student, no figures in the results, or a folder that holds a run.
+        UsageError: no such student, no figures in the results, or the folder has a run.
         RppError: a file cannot be written, as on a full disk.
     """
     stored = read_student(settings.student)
@@ -34,7 +34,7 @@ def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
     figures = own_figures(read_figures(found), settings.student) if found else []
     if settings.results and not figures:
         raise UsageError(
-            f"{settings.results} holds no figures of {settings.student}; give what rpp eval --json printed"
+            f"{settings.results} has no figures of {settings.student}; give the output of rpp eval --json"
         )
     files = write_folder(settings.out, stored.record, stored.tensors, stored.provenance)
     card = settings.out / CARD
@@ -47,7 +47,7 @@ def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
 
 
 def read_figures(path: Path) -> list[dict[str, object]]:
-    """Evaluations in a file that `rpp eval --json` or `rpp run` wrote.
+    """Read evaluations from a file that `rpp eval --json` or `rpp run` wrote.
 
     Raises:
         UsageError: it cannot be read.
@@ -56,13 +56,15 @@ def read_figures(path: Path) -> list[dict[str, object]]:
         return figures_in(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # no JSON, or no text
-        raise UsageError(f"{path} is not what rpp eval --json prints: {error}") from error
+    except ValueError as error:  # invalid JSON or text
+        raise UsageError(f"{path} is not the output of rpp eval --json: {error}") from error
 
 
 def own_figures(figures: list[dict[str, object]], student: Path) -> list[dict[str, object]]:
-    """Those of the student and of the frozen model beside it. Of a single student they are its own under
-    whatever name: it may have moved since."""
+    """Return the figures of the student and of the frozen model.
+
+    If the file has one student only, its figures are taken whatever its path: it may have moved.
+    """
     others = {str(row["student"]) for row in figures if "student" in row} - {ZERO_SHOT}
     if len(others) < 2:
         return figures

@@ -1,7 +1,6 @@
-"""A student's image tower as an ONNX file: for programs that run images without torch.
+"""Export a student's image tower as an ONNX file, for programs without torch.
 
-Knows how the graph is traced, written and compared; what it computes is the student's business. The packages
-it needs are the extra `onnx`.
+Traces the graph, writes it, and compares its features with the student's. Needs the extra `onnx`.
 
 Shapes: B images, H height, W width, D embedding.
 """
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from student_train.compat.onnxruntime import failures
-from student_train.interchange.preflight import ONNX_PACKAGES, onnx_packages_missing
+from student_train.interchange.preflight import require_onnx
 from student_train.interchange.settings import OnnxSettings
 from student_train.model.stored import StoredStudent, read_student
 from student_train.model.student import PromptedCLIP
@@ -30,9 +29,9 @@ from teacher_cache.files.whole_file import require_writable, whole_file
 from teacher_cache.views import ViewRenderer, normalise
 
 PIXELS, FEATURES = "pixels", "image_features"
-LARGEST_DIFFERENCE = 1e-4  # of a number in a unit feature
-TRACED_BATCH, COMPARED_BATCHES = 2, (1, 3)  # none in common: a graph that knows only its own would pass
-# A file is one protobuf message, which holds 2 GiB at most; weights of more go to a file beside it.
+LARGEST_DIFFERENCE = 1e-4  # of any number of a unit feature
+TRACED_BATCH, COMPARED_BATCHES = 2, (1, 3)  # different sizes: the graph must not depend on the traced one
+# A file is one protobuf message of at most 2 GiB; larger weights go to a second file.
 LARGEST_FILE = 3 * 2**29
 
 
@@ -42,8 +41,8 @@ class OnnxFile:
 
     Attributes:
         file: the ONNX file.
-        data: its weights, where they do not fit into it; None where they do.
-        max_difference: the largest one found between a number of its features and of the student's.
+        data: the file of its weights if they do not fit into `file`; otherwise None.
+        max_difference: largest absolute difference between its features and the student's.
     """
 
     file: Path
@@ -54,24 +53,24 @@ class OnnxFile:
 def export_onnx(settings: OnnxSettings) -> OnnxFile:
     """Write a student's image tower, its prompts included, and compare it with the student.
 
-    The graph takes `pixels`, float32 [B, 3, H, W] of any B, normalised as the frozen model wants them, and
-    gives `image_features`, float32 [B, D] of unit length. What a program has to know beside it is in the
-    file's metadata (`metadata_of`).
+    The graph's input is `pixels`, float32 [B, 3, H, W] of any B, normalised as the frozen model expects. Its
+    output is `image_features`, float32 [B, D] of unit length. The file's metadata has what else a program
+    needs (`metadata_of`).
 
     Raises:
-        UsageError: packages that are missing, no such student, or a file that cannot be there.
-        RppError: a tower that cannot be traced, features that differ by more than 1e-4, or a full disk. No
-            file is left then.
+        UsageError: packages are missing, there is no such student, or the file cannot be written there.
+        RppError: the tower cannot be traced, its features differ by more than 1e-4, or the disk is full. No
+            file is left.
     """
-    require_packages()
+    require_onnx()
     out = settings.out
     if os.path.isdir(out):
-        raise UsageError(f"--out {out} is a folder; name a file, {out / 'image.onnx'} say")
+        raise UsageError(f"--out {out} is a folder; give a file such as {out / 'image.onnx'}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out {out.parent} cannot be a folder: {error.strerror}") from error
-    require_writable(out)  # before a tower is traced, which takes a minute
+    require_writable(out)  # before tracing, which takes a minute
     stored = read_student(settings.student)
     student = PromptedCLIP.from_stored(stored, settings.model, settings.pretrained)
     tower = ImageTower(student).eval()
@@ -94,36 +93,20 @@ def export_onnx(settings: OnnxSettings) -> OnnxFile:
     return OnnxFile(out, data, difference)
 
 
-def require_packages() -> None:
-    """Say what to install.
-
-    Raises:
-        UsageError: packages of the extra `onnx` that are not there.
-    """
-    missing = []
-    for name in ONNX_PACKAGES:
-        try:
-            import_module(name)
-        except ImportError:
-            missing.append(name)
-    if missing:
-        raise onnx_packages_missing(missing)
-
-
 class ImageTower(nn.Module):
-    """What the graph computes."""
+    """The module that is traced."""
 
     def __init__(self, student: PromptedCLIP) -> None:
         super().__init__()
         self.student = student
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Unit features [B, D] of normalised images [B, 3, H, W]."""
+        """Return unit features [B, D] of normalised images [B, 3, H, W]."""
         return self.student.encode_image(pixels, normalize=True)
 
 
 def random_pixels(student: PromptedCLIP, batch: int) -> Tensor:
-    """Images of noise, normalised, [B, 3, H, W] float32; the same ones every time."""
+    """Return normalised images of noise, [B, 3, H, W] float32; equal in every call."""
     preprocess = student.base.preprocess
     shape = (batch, 3, *ViewRenderer(preprocess).size)
     generator = torch.Generator().manual_seed(batch)
@@ -132,10 +115,10 @@ def random_pixels(student: PromptedCLIP, batch: int) -> Tensor:
 
 
 def traced_graph(tower: ImageTower) -> Any:
-    """The tower as a model of `onnxscript.ir`, for any number of images.
+    """Return the tower as a model of `onnxscript.ir`, for any number of images.
 
     Raises:
-        RppError: an operation in it has no form in ONNX, or cannot be traced.
+        RppError: an operation cannot be traced or has no form in ONNX.
     """
     example = random_pixels(tower.student, TRACED_BATCH)
     try:
@@ -147,7 +130,7 @@ def traced_graph(tower: ImageTower) -> Any:
                 output_names=[FEATURES],
                 dynamic_shapes={PIXELS: {0: torch.export.Dim("batch")}},
                 dynamo=True,
-                verbose=False,  # it would speak on standard output, which a program may read
+                verbose=False,  # it prints to standard output, which a program may read
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -161,7 +144,7 @@ def traced_graph(tower: ImageTower) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the optimiser left as it was, ten lines of warnings, is of no interest: the result is compared."""
+    """Silence ten lines of warnings about optimisations that were not made; the result is compared anyway."""
     log = logging.getLogger("onnxscript")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -172,7 +155,7 @@ def _quiet() -> Iterator[None]:
 
 
 def metadata_of(student: PromptedCLIP, stored: StoredStudent) -> dict[str, str]:
-    """What a program has to know beside the graph; lists are JSON.
+    """Return the metadata that a program needs beside the graph; lists are JSON.
 
     Returns:
         mean, std (of pixels from 0 to 1), image_size [H, W], interpolation, resize_mode (how open_clip makes
@@ -194,38 +177,37 @@ def metadata_of(student: PromptedCLIP, stored: StoredStudent) -> dict[str, str]:
 
 
 def weights_size(student: PromptedCLIP) -> int:
-    """Bytes of what the graph holds."""
+    """Return the bytes of the tower and its prompts."""
     parts = [student.clip.visual, *(p for p in [student.tower_prompts("vision")] if p is not None)]
     return sum(tensor.nbytes for part in parts for tensor in part.state_dict().values())
 
 
 def largest_difference(file: Path, tower: ImageTower) -> float:
-    """The largest one between a number of the file's features, as onnxruntime computes them, and the tower's.
+    """Return the largest absolute difference between features by onnxruntime and by the tower.
 
     Raises:
-        RppError: a file that does not run, or differs by more than LARGEST_DIFFERENCE.
+        RppError: the file does not run, or differs by more than LARGEST_DIFFERENCE.
     """
     runtime = import_module("onnxruntime")
-    largest = 0.0
+    images = [random_pixels(tower.student, batch) for batch in COMPARED_BATCHES]
     try:
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-        for batch in COMPARED_BATCHES:
-            pixels = random_pixels(tower.student, batch)
-            (found,) = session.run([FEATURES], {PIXELS: pixels.numpy()})
-            with torch.no_grad():
-                expected_BD = tower(pixels)
-            difference = math.inf
-            if found.shape == expected_BD.shape:
-                difference = float((torch.from_numpy(found) - expected_BD).abs().max())
-            # not a number is no small difference
-            if not difference <= LARGEST_DIFFERENCE:
-                raise RppError(
-                    f"the ONNX graph's features of {batch} images differ from the student's by "
-                    f"{difference:.2g}, more than {LARGEST_DIFFERENCE:.0e}; nothing was written. Another "
-                    "release of torch or onnxscript may do better"
-                )
-            largest = max(largest, difference)
+        features = [session.run([FEATURES], {PIXELS: pixels.numpy()})[0] for pixels in images]
     except failures(runtime) as error:
         reason = str(error).splitlines()[0]
         raise RppError(f"onnxruntime cannot run the graph ({reason}); nothing was written") from error
+    largest = 0.0
+    for pixels, found in zip(images, features, strict=True):
+        with torch.no_grad():
+            expected_BD = tower(pixels)
+        difference = math.inf
+        if found.shape == expected_BD.shape:
+            difference = float((torch.from_numpy(found) - expected_BD).abs().max())
+        if not difference <= LARGEST_DIFFERENCE:  # also if it is NaN
+            raise RppError(
+                f"the ONNX graph's features of {len(pixels)} images differ from the student's by "
+                f"{difference:.2g}, more than {LARGEST_DIFFERENCE:.0e}; nothing was written. Try another "
+                "version of torch or onnxscript"
+            )
+        largest = max(largest, difference)
     return largest

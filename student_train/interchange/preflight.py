@@ -1,6 +1,5 @@
-"""What imports and exports refuse before they import torch and open_clip, which takes seconds."""
+"""Checks of imports and exports that run before torch and open_clip are imported, which takes seconds."""
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 
 from teacher_cache.errors import UsageError
@@ -9,15 +8,11 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_onnx() -> None:
-    """Refuse an export to ONNX without the packages that it needs.
+    """Check that the packages for an export to ONNX are installed.
 
     Raises:
-        UsageError: what is missing, and how it is installed.
+        UsageError: some are missing; says how to install them.
     """
     if missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]:
-        raise onnx_packages_missing(missing)
-
-
-def onnx_packages_missing(names: Sequence[str]) -> UsageError:
-    """The error for packages of the extra `onnx` that cannot be imported."""
-    return UsageError(f"an export to ONNX needs {', '.join(names)}: pip install 'rpp-clip[onnx]'")
+        packages = ", ".join(missing)
+        raise UsageError(f"an export to ONNX needs {packages}: pip install 'rpp-clip[onnx]'")

@@ -1,9 +1,9 @@
-"""Published prompts of CoOp and POMP as students, so that peers are evaluated as our own runs are.
+"""Import published prompts of CoOp and POMP as students, to evaluate them like our own runs.
 
-Their checkpoints hold the state of a `prompt_learner`: `ctx`, the context vectors that stand between the
-start of text and the class name, without position embeddings. That is a text prompt of the structure `shared`
-at depth 1. Beside them Dassl stores the states of optimizer and scheduler, which under warm-up hold the next
-scheduler and its optimizer as objects: these are passed over, and nothing of the file runs.
+Their checkpoints store the state of a `prompt_learner`: `ctx`, the context vectors between the start of text
+and the class name, without position embeddings. That is a text prompt of structure `shared` and depth 1.
+Dassl also stores states of optimizer and scheduler, under warm-up even a scheduler and an optimizer as
+objects. Those are skipped; no code of the file runs.
 
 Shapes: n prompt length, W text tower width.
 """
@@ -28,9 +28,8 @@ from teacher_cache.teacher.checkpoint_file import load_plain
 from teacher_cache.teacher.openclip import load_model, text_parts
 
 CONTEXT = ("ctx", "prompt_learner.ctx", "module.ctx", "module.prompt_learner.ctx")
-# What the schedulers and optimizers that Dassl can be told to use are called, its figures (numpy's numbers),
-# and what optimizers keep their states in.
-PASSED_OVER = (
+# Dassl's schedulers and optimizers, its figures (numpy's numbers), and the containers of optimizers' states.
+SKIPPED = (
     *(f"torch.optim.lr_scheduler.{name}" for name in ("StepLR", "MultiStepLR", "CosineAnnealingLR")),
     *(f"torch.optim.{name}" for name in ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop")),
     *(f"dassl.optim.radam.{name}" for name in ("RAdam", "PlainRAdam", "AdamW")),
@@ -41,24 +40,24 @@ STATES = "collections.defaultdict"
 
 
 def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
-    """Write a CoOp or POMP checkpoint as `student.safetensors`; returns the file.
+    """Write a CoOp or POMP checkpoint as `student.safetensors` and return the file.
 
     The checkpoint is read with `weights_only`.
 
     Raises:
-        UsageError: no such file, one that is no checkpoint or would need code to be run, no context in it,
-            one for each class (CoOp's CSC), or of another width than the model's text tower; or the folder
-            holds a student already.
+        UsageError: the checkpoint does not exist, is not a checkpoint, needs code to be run, or has no
+            context; its context differs for each class (CoOp's CSC) or has another width than the model's
+            text tower; or the folder already has a student.
     """
     if os.path.exists(settings.out / STUDENT):
-        raise UsageError(f"{settings.out} holds a student already; choose another --out")
+        raise UsageError(f"{settings.out} already has a student; choose another --out")
     context_nW = read_context(checkpoint)
     base = load_model(settings.model, settings.pretrained)
     parts = text_parts(base.model)
     n, width = context_nW.shape
     if width != parts.positional_embedding.shape[1]:
         raise UsageError(
-            f"{checkpoint} holds vectors of {width} numbers, the text tower of {base.name} takes "
+            f"{checkpoint} has context vectors of width {width}, but the text tower of {base.name} has width "
             f"{parts.positional_embedding.shape[1]}: the prompts were trained on another model"
         )
     prompts = PromptSettings(towers="text", prompt_structure="shared", prompt_depth=1, prompt_length=n)
@@ -74,46 +73,50 @@ def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
 
 
 def read_context(checkpoint: Path) -> Tensor:
-    """The context vectors of a checkpoint, [n, W] float32.
+    """Read the context vectors of a checkpoint, [n, W] float32.
 
     Raises:
         UsageError: as `import_prompts`.
     """
     try:
-        with passing_over():
-            found: Any = load_plain(checkpoint, (*PASSED_OVER, STATES))
+        with skipping():
+            found: Any = load_plain(checkpoint, (*SKIPPED, STATES))
     except OSError as error:
         raise UsageError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # bytes that are no checkpoint fail in every way that reading one can
+    # torch's unpickler is a stack machine: on damaged bytes it raises whatever its instructions do. Only
+    # loading is inside, and the error's name is in the message.
+    except Exception as error:
         if needed := re.search(r"GLOBAL (\S+)", str(error)):
             raise UsageError(
-                f"{checkpoint} cannot be read without running code that it names ({needed[1]}), and is "
-                "therefore not read; ask its authors for the prompt learner's state_dict alone"
+                f"{checkpoint} cannot be read without running code that it names ({needed[1]}); ask its "
+                "authors for a file with only the prompt learner's state_dict"
             ) from error
-        raise UsageError(f"{checkpoint} is no checkpoint of torch.save, or is damaged") from error
+        raise UsageError(
+            f"{checkpoint} cannot be read as a checkpoint of torch.save ({type(error).__name__})"
+        ) from error
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     context = None
     if isinstance(state, dict):
         context = next((state[name] for name in CONTEXT if name in state), None)
     if not isinstance(context, Tensor) or not context.is_floating_point():
-        raise UsageError(f"{checkpoint} holds no context vectors (ctx) of a prompt learner")
-    # a view of one number can have any shape, and only contiguous ones are as large as they say
+        raise UsageError(f"{checkpoint} has no context vectors (ctx) of a prompt learner")
+    # a view of one number can have any shape; a contiguous tensor has as many numbers as its shape
     if context.layout != torch.strided or context.device.type != "cpu" or not context.is_contiguous():
-        raise UsageError(f"{checkpoint} holds context vectors that are no plain tensor")
+        raise UsageError(f"{checkpoint} has context vectors that are not a dense CPU tensor")
     if context.dim() != 2 or not len(context):
         raise UsageError(
-            f"{checkpoint} holds context vectors of shape {list(context.shape)}; those of one context for "
-            "all classes, [n, width] with n of at least 1, can be imported"
+            f"{checkpoint} has context vectors of shape {list(context.shape)}; expected [n, width] with n of "
+            "at least 1: one context for all classes"
         )
     if not context.isfinite().all():
-        raise UsageError(f"{checkpoint} holds context vectors that are not finite")
+        raise UsageError(f"{checkpoint} has context vectors that are not finite")
     return context.float()
 
 
-class _PassedOver:
-    """Stands for an object of the file: takes whatever that one would be made of, and keeps nothing."""
+class _Skipped:
+    """Stand-in for an object of the file: accepts its arguments and state, and keeps nothing."""
 
-    def __new__(cls, *arguments: object) -> "_PassedOver":
+    def __new__(cls, *arguments: object) -> "_Skipped":
         return super().__new__(cls)
 
     def __init__(self, *arguments: object) -> None:
@@ -124,12 +127,12 @@ class _PassedOver:
 
 
 def _states(*arguments: object) -> dict[Any, Any]:
-    return {}  # `weights_only` fills plain dictionaries alone
+    return {}  # `weights_only` fills only plain dictionaries
 
 
 @contextmanager
-def passing_over() -> Iterator[None]:
-    """Within it, `weights_only` puts stand-ins in the place of what is PASSED_OVER; all else it refuses."""
-    stand_ins = [(_PassedOver, name) for name in PASSED_OVER]
+def skipping() -> Iterator[None]:
+    """Make `weights_only` replace the classes in SKIPPED by stand-ins; it refuses all other code."""
+    stand_ins = [(_Skipped, name) for name in SKIPPED]
     with torch.serialization.safe_globals([*stand_ins, (_states, STATES)]):
         yield

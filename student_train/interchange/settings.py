@@ -1,4 +1,4 @@
-"""Settings of imports and exports. Nothing here takes time to import.
+"""Settings of imports and exports. Importing this module is fast.
 
 A description that ends in `[default: ...]` says in words what happens without the option.
 """

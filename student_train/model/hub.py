@@ -1,4 +1,4 @@
-"""Students fetched from Hugging Face's hub, or from its cache on this machine."""
+"""Fetch students from Hugging Face's hub, or from its cache on this machine."""
 
 from pathlib import Path
 
@@ -24,10 +24,15 @@ def fetch_folder(
     local_files_only: bool = False,
     token: str | bool | None = None,
 ) -> Path:
-    """A student's files from Hugging Face's hub, or from its cache on this machine; their folder.
+    """Fetch a student's files from Hugging Face's hub, or from its cache on this machine.
+
+    The arguments are those of `huggingface_hub.hf_hub_download`.
+
+    Returns:
+        The folder of `config.json` and `model.safetensors`.
 
     Raises:
-        UsageError: no such repository, revision or file, or no right to read it.
+        UsageError: no such repository, revision or file, or no permission to read it.
         RppError: it could not be fetched.
     """
     try:
@@ -45,13 +50,13 @@ def fetch_folder(
         )
     except LocalEntryNotFoundError as error:  # also without a network
         raise RppError(
-            f"no folder {repository}; as a repository it is not in the hub's cache and could not be fetched"
+            f"no folder {repository}, and as a repository not in the hub's cache and could not be fetched"
         ) from error
     except HFValidationError as error:
         raise UsageError(f"no student at {repository}: neither a folder nor ORG/REPO") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
         raise UsageError(
-            f"no folder {repository}, and no student on the hub that may be read from here: {_reason(error)}"
+            f"no folder {repository}, and no readable student on the hub: {_reason(error)}"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise RppError(f"{repository} could not be fetched from the hub: {_reason(error)}") from error

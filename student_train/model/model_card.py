@@ -1,7 +1,4 @@
-"""The model card of a student: what it is, how it was trained, what was measured, how it is loaded.
-
-Knows words and tables; what is known of a student comes from `stored.py`.
-"""
+"""Model card of a student: what it is, how to load it, how it was trained and what was measured."""
 
 import json
 import math
@@ -18,7 +15,7 @@ from teacher_cache.model_names import LOCAL_DIR
 from teacher_cache.teacher.openclip import hub_repository
 
 CARD = "README.md"
-# The last two are how the hub finds models that `from_pretrained` of its own package loads.
+# The last two mark models that the hub's own `from_pretrained` loads.
 TAGS = ["clip", "open_clip", "prompt-learning", "model_hub_mixin", "pytorch_model_hub_mixin"]
 PAPER = "[arXiv 2409.06166](https://arxiv.org/abs/2409.06166)"
 
@@ -33,14 +30,14 @@ ABOUT = {
 
 
 def model_card(
-    record: StudentRecord, trained: Mapping[str, Any] | None, figures: Sequence[Mapping[str, Any]] = ()
+    record: StudentRecord, training: Mapping[str, Any] | None, figures: Sequence[Mapping[str, Any]] = ()
 ) -> ModelCard:
-    """The card of a student, with its YAML head.
+    """Return the card of a student, with its YAML header.
 
     Args:
-        record: what the student is.
-        trained: its provenance; None says that nothing is known.
-        figures: evaluations, as `rpp eval --json` prints them. Numbers of known names become columns.
+        record: record of the student.
+        training: its provenance; None if unknown.
+        figures: evaluations as `rpp eval --json` prints them. Figures in FIGURES become columns.
     """
     record = record.portable()
     head = ModelCardData(
@@ -52,16 +49,16 @@ def model_card(
     name = record.model.removeprefix(LOCAL_DIR)
     weights = f" with the weights {plain(record.pretrained)}" if record.pretrained else ""
     moved = ', model="FOLDER OF THE CLIP"' if record.model.startswith(LOCAL_DIR) else ""
-    settings = {**record.prompts.model_dump(mode="json"), **_of_training(trained)}
+    settings = {**record.prompts.model_dump(mode="json"), **_training_settings(training)}
     lines = [
         f"# Prompts for {plain(name)}",
         "",
         f"A frozen CLIP, open_clip's {plain(name)}{weights}, with learned prompts in its towers: it encodes "
-        "images and texts as CLIP does. These files hold the prompts alone. CLIP's own weights are loaded as "
-        f"open_clip loads them; their digest has to be {plain(record.weights_digest)}.",
+        "images and texts as CLIP does. These files have only the prompts. open_clip loads CLIP's weights; "
+        f"their digest must be {plain(record.weights_digest)}.",
         "",
         "Written by RPP, which implements *Revisiting Prompt Pretraining of Vision-Language Models* "
-        f"({PAPER}): prompts of their own for query, key and value, learned from hard labels and from the "
+        f"({PAPER}): separate prompts for query, key and value, learned from hard labels and from the "
         "soft labels of a teacher.",
         "",
         "## Use",
@@ -70,14 +67,14 @@ def model_card(
         "from student_train import PromptedCLIP",
         "",
         f'student = PromptedCLIP.from_pretrained("THIS REPOSITORY OR FOLDER"{moved})',
-        "images = student.encode_image(pixels, normalize=True)  # as the CLIP's preprocessing makes them",
+        "images = student.encode_image(pixels, normalize=True)  # from the CLIP's preprocessing",
         'classes = student.class_features(["cat", "grand piano"])',
         "probabilities = (student.logit_scale.exp() * images @ classes.T).softmax(-1)",
         "```",
         "",
         "## Training",
         "",
-        *_training_lines(trained),
+        *_training_lines(training),
         "",
         *table(["setting", "value"], [[setting, _value(value)] for setting, value in settings.items()]),
         "",
@@ -89,8 +86,11 @@ def model_card(
 
 
 def figures_in(found: Any) -> list[dict[str, Any]]:
-    """Evaluations in what `rpp eval --json` or `rpp run --json` printed: one object, or a list of them under
-    `rows` or `evals`. What holds no known figure is left out."""
+    """Return the evaluations in the output of `rpp eval --json` or `rpp run --json`.
+
+    That is one object, or a list of objects under `rows` or `evals`. Objects without known figures are left
+    out.
+    """
     if not isinstance(found, dict):
         return []
     several = next((found[name] for name in ("rows", "evals") if isinstance(found.get(name), list)), [found])
@@ -117,26 +117,26 @@ def _figure_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(titles, rows)
 
 
-def _training_lines(trained: Mapping[str, Any] | None) -> list[str]:
-    if trained is None:
-        return ["How these prompts were trained is not known: they came without the record of a run."]
-    teacher, cache = trained["teacher"], trained["cache"]
-    name = str(teacher.get("model", "not known")).removeprefix(LOCAL_DIR)
+def _training_lines(training: Mapping[str, Any] | None) -> list[str]:
+    if training is None:
+        return ["It is unknown how these prompts were trained: they came without the record of a run."]
+    teacher, cache = training["teacher"], training["cache"]
+    name = str(teacher.get("model", "unknown")).removeprefix(LOCAL_DIR)
     weights = f", {plain(teacher['pretrained'])}" if teacher.get("pretrained") else ""
     return [
-        f"- teacher: {plain(name)}{weights}, weights {plain(teacher.get('weights_digest', 'not known'))}",
+        f"- teacher: {plain(name)}{weights}, weights {plain(teacher.get('weights_digest', 'unknown'))}",
         f"- cache: {plain(cache.get('samples', 'an unknown number of'))} samples with the digest "
-        f"{plain(cache.get('sample_table_digest', 'not known'))}, "
+        f"{plain(cache.get('sample_table_digest', 'unknown'))}, "
         f"{plain(cache.get('classes', 'an unknown number of'))} classes with the digest "
-        f"{plain(cache.get('vocabulary_digest', 'not known'))}",
+        f"{plain(cache.get('vocabulary_digest', 'unknown'))}",
     ]
 
 
-def _of_training(trained: Mapping[str, Any] | None) -> dict[str, Any]:
-    if trained is None:
+def _training_settings(training: Mapping[str, Any] | None) -> dict[str, Any]:
+    if training is None:
         return {}
     others = ("templates", "mode", "samples_per_step", "processes", "init", "software")
-    return {**trained["settings"], **{name: trained.get(name) for name in others}}
+    return {**training["settings"], **{name: training.get(name) for name in others}}
 
 
 def _value(value: Any) -> str:
@@ -146,6 +146,6 @@ def _value(value: Any) -> str:
 
 
 def _place(name: str) -> str:
-    """Of an absolute path or a URL the last name: the rest is about somebody's machine."""
+    """Return the last name of an absolute path or a URL: the rest is about somebody's machine."""
     absolute = name.startswith("~") or "://" in name or Path(name).is_absolute()
     return Path(name).name if absolute else name

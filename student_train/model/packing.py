@@ -1,14 +1,15 @@
-"""Texts laid out for the text tower: every distinct beginning once, in packs of equal size.
+"""Lay out texts for the text tower: every distinct beginning once, in packs of equal size.
 
-Attention is causal: what the tower computes at a token depends on the tokens before it alone. Texts that
-begin alike share these rows ('grand piano.' and 'grand slam.' share 'grand'), so a vocabulary is a forest,
-and a row attends to the prefix, its ancestors and itself. Trees are put into packs of equal size, so that the
-tower runs dense tensors and attention has one mask a pack. How rows are computed is in `towers.py`.
+Attention is causal: a token's row depends only on the tokens before it. Texts with the same beginning share
+its rows ('grand piano.' and 'grand slam.' share 'grand'). A vocabulary is therefore a forest, and a row
+attends to the prefix, its ancestors and itself. Trees are placed into packs of equal size, so that the tower
+runs dense tensors with one attention mask per pack. `towers.py` computes the rows.
 
 Shapes: B texts, T tokens, K packs, S rows of a pack, R rows in use.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.openclip import TextParts
 
-# Rows of a pack, or of the longest text where that is longer.
+# Rows of a pack; more if the longest text is longer.
 PACK_ROWS = 32
 
 
@@ -26,16 +27,15 @@ class PackedTexts:
     """Texts prepared for one text tower and one number of prompts. Row s of pack k has the index k · S + s.
 
     Attributes:
-        sot: the token that every text begins with, int64 [1].
+        sot: start-of-text token of every text, int64 [1].
         ids: token ids, int64 [K, S]; 0 in unused rows.
         positions: positions in the full sequence with the prompts, int64 [K, S].
-        sees: which rows of its pack a row attends to besides the prefix, bool [K, S, S]: the rows of its text
+        sees: rows of its pack that a row attends to besides the prefix, bool [K, S, S]: the rows of its text
             up to itself.
-        ends: rows of a pack that texts are pooled from, int64 [K, E]; the last one repeated up to the largest
-            number of texts in a pack.
-        slots: entries k · E + e of `ends` that a text has, ascending, int64 [B].
-        places: which of `slots` is each text's, int64 [B].
-        texts_by_pack: how many texts end in each pack.
+        ends: rows of a pack from which texts are pooled, int64 [K, E]; padded with the last one.
+        slots: entries k · E + e of `ends` that belong to a text, ascending, int64 [B].
+        places: index of each text in `slots`, int64 [B].
+        texts_by_pack: number of texts that end in each pack.
         prompts: number of prompts that the positions leave room for.
     """
 
@@ -50,31 +50,22 @@ class PackedTexts:
     prompts: int
 
     def to(self, device: torch.device) -> "PackedTexts":
-        """The same on another device."""
-        return PackedTexts(
-            sot=self.sot.to(device),
-            ids=self.ids.to(device),
-            positions=self.positions.to(device),
-            sees=self.sees.to(device),
-            ends=self.ends.to(device),
-            slots=self.slots.to(device),
-            places=self.places.to(device),
-            texts_by_pack=self.texts_by_pack,
-            prompts=self.prompts,
-        )
+        """Return the texts with their tensors on a device."""
+        tensors: dict[str, Any] = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)
 
 
 def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts:
-    """Lay out texts whose tokens behind the first one stand behind `prompts` prompts; on the CPU.
+    """Lay out texts for `prompts` prompt positions behind the first token; on the CPU.
 
     Args:
-        parts: the text tower, which says which token is pooled.
-        tokens_BT: int64 [B, T], as open_clip's tokenizer gives them: without room for prompts.
-        prompts: prompt positions behind the first token.
+        parts: the text tower, which defines the pooled token.
+        tokens_BT: int64 [B, T] from open_clip's tokenizer, without room for prompts.
+        prompts: number of prompt positions.
 
     Raises:
-        UsageError: a text has no end-of-text token, is too long for the prompts, or does not begin as the
-            others do.
+        UsageError: a text has no end-of-text token, is too long for the prompts, or has another
+            start-of-text token than the first.
     """
     tokens_BT = tokens_BT.cpu()
     lengths_B = parts.pool_positions(tokens_BT)
@@ -82,12 +73,12 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
     own_BT = np.where(
         np.arange(int(lengths_B.max())) < lengths_B.numpy()[:, None],
         tokens_BT[:, 1 : 1 + int(lengths_B.max())].numpy(),
-        -1,  # what stands behind the pooled token is not read
+        -1,  # tokens behind the pooled one are not used
     )
-    # sorted, so that texts which begin alike stand together, and cut into trees that fit a pack
+    # sort, so that equal beginnings are adjacent, and split into trees that fit a pack
     order_B = np.lexsort(own_BT.T[::-1])
     own_BT, length_B = own_BT[order_B], lengths_B.numpy()[order_B]
-    alike_B = np.zeros_like(length_B)  # tokens that a text begins with as the one before it does
+    alike_B = np.zeros_like(length_B)  # tokens shared with the text before
     alike_B[1:] = np.logical_and.accumulate(own_BT[1:] == own_BT[:-1], axis=1).sum(axis=1)
     alike_B = np.minimum(alike_B, length_B)
 
@@ -96,7 +87,7 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
     alike_B[starts] = 0
     begin_B, packs = _place(starts, rows, length_B - alike_B, size)
 
-    # every token's row: its own text's or, of a shared beginning, that of the text which brings it in
+    # every token's row: of its own text, or of the text that first has the shared beginning
     depth_T = np.arange(own_BT.shape[1])
     is_own_BT = (depth_T >= alike_B[:, None]) & (depth_T < length_B[:, None])
     owner_BT = np.maximum.accumulate(np.where(is_own_BT, np.arange(len(own_BT))[:, None], 0), axis=0)
@@ -110,7 +101,7 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
         below = depth_R >= depth
         sees_KSS.reshape(-1, size)[row_R[below], row_BT[text_R[below], depth] % size] = True
 
-    # pooled rows pack by pack, and which of them is whose
+    # pooled rows pack by pack, and the text of each
     end_B = np.empty_like(begin_B)
     end_B[order_B] = row_BT[np.arange(len(row_BT)), length_B - 1]
     by_end_B = end_B.argsort(kind="stable")
@@ -146,9 +137,9 @@ def _check_texts(tokens_BT: Tensor, lengths_B: Tensor, first: int, parts: TextPa
 
 
 def _cut(alike: list[int], lengths: list[int], size: int) -> tuple[list[int], list[int]]:
-    """Sorted texts -> trees of at most `size` rows: index of each one's first text, and its rows.
+    """Split sorted texts into trees of at most `size` rows; return each tree's first text and its rows.
 
-    A tree that is too large is cut; its parts share nothing.
+    A larger tree is split; its parts share nothing.
     """
     starts, rows = [0], [lengths[0]]
     for text in range(1, len(lengths)):
@@ -162,10 +153,10 @@ def _cut(alike: list[int], lengths: list[int], size: int) -> tuple[list[int], li
 
 
 def _place(starts: list[int], rows: list[int], added_B: np.ndarray, size: int) -> tuple[np.ndarray, int]:
-    """Row where each text's own rows begin, [B], and the number of packs.
+    """Return the index of each text's first own row, [B], and the number of packs.
 
-    Packs are filled one by one with the largest tree that leaves no gap too small for any other: hardly a row
-    stays unused.
+    Packs are filled one by one with the largest tree that leaves no gap too small for any other, so that few
+    rows are unused.
     """
     trees_by_rows: list[list[int]] = [[] for _ in range(size + 1)]
     for tree in reversed(range(len(rows))):

@@ -1,8 +1,8 @@
 """A student's tokenizer for tools that put class names into templates.
 
-Text prompts stand where a template's words would: what a tool made of 'a photo of a {}.' and 'cat' is read as
-'cat.' behind the prompts, as in training. `encode_text` sees tokens alone, so the tokenizer has to do it.
-Knows templates and which of them made a text; how a name becomes tokens is the student's business.
+Text prompts replace a template's words: a tool's 'a photo of a cat.' is read as 'cat.' behind the prompts, as
+in training. The tokenizer does this because `encode_text` sees only tokens. This module finds the template
+and the name of a text; the student makes tokens of the name.
 
 Shapes: B texts, T tokens.
 """
@@ -21,41 +21,38 @@ from torch import Tensor
 from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, TEMPLATE_SETS, template_set
 from teacher_cache.errors import UsageError
 
-# Stands for the name when a template is taken apart; of the private use area, so that no template has it.
+# Replaces the name when a template is parsed; private-use characters, so that no template has it.
 MARK = "\ue000\ue001"
-SHOWN = 80  # characters of a text in a message
+MESSAGE_CHARACTERS = 80  # of a text in a message
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Template:
-    """The literal texts around each place of the name: 'a photo of a {}.' is ('a photo of a ', '.')."""
+    """A template as the literal texts around the name: 'a photo of a {}.' is ('a photo of a ', '.')."""
 
     literals: tuple[str, ...]
 
     @classmethod
     def parse(cls, template: str | Callable[[str], str]) -> "Template":
-        """From a text with `{}` or `{c}`, or a function of the name, as tools take them.
+        """Parse a text with `{}` or `{c}`, or a function of the name.
 
         Raises:
-            UsageError: it does not say where the name goes, or names other fields.
+            UsageError: it has no place for the name, or has other fields.
         """
         if isinstance(template, str):
             try:
-                made = template.format(MARK, c=MARK)
+                text = template.format(MARK, c=MARK)
             except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
                 raise UsageError(
-                    f"the template '{template}' can hold {{}} or {{c}} for the class name and nothing else "
-                    "in braces"
+                    f"the template '{template}' must have only {{}} or {{c}}, for the class name, in braces"
                 ) from error
         else:
-            made = template(MARK)
-        literals = tuple(made.split(MARK))
+            text = template(MARK)
+        literals = tuple(text.split(MARK))
         if len(literals) == 1:
-            raise UsageError(
-                f"the template '{made}' does not say where the class name goes, with {{}} or {{c}}"
-            )
+            raise UsageError(f"the template '{text}' has no place for the class name: {{}} or {{c}}")
         return cls(literals)
 
     @cached_property
@@ -64,7 +61,7 @@ class Template:
         return sum(map(len, self.literals))
 
     def name_in(self, text: str) -> str | None:
-        """The name of which this template makes the text, if there is one. There is never a second one."""
+        """Return the only name from which this template makes the text, or None."""
         length = (len(text) - self.characters) // (len(self.literals) - 1)
         begin = len(self.literals[0])
         name = text[begin : begin + max(0, length)]
@@ -75,11 +72,11 @@ TemplateSet = tuple[Template, ...]
 
 
 def parse_templates(templates: Sequence[str | Callable[[str], str]]) -> TemplateSet:
-    """`Template.parse` of each."""
+    """Parse each template."""
     return tuple(map(Template.parse, templates))
 
 
-# The largest first: a reading by many templates is told by more than one by few.
+# The largest set first: more templates are stronger evidence.
 KNOWN = (
     *(parse_templates(template_set(name)) for name in TEMPLATE_SETS),
     parse_templates([DEFAULT_TEMPLATE]),
@@ -87,15 +84,15 @@ KNOWN = (
 
 
 def names_in(texts: Sequence[str], sets: Sequence[TemplateSet]) -> list[str | None]:
-    """Class names of which templates made texts, [B]; None for a text that no template made.
+    """Return the class names in texts that templates made, [B]; None for a text that no template made.
 
-    Tools give all templates of one class in order, one class or several in a call. Where one of the sets
-    makes all the texts so, the names are those, exactly. Otherwise each text is matched alone with the
-    template of most literal characters, which a name may deceive: 'a photo of a large cat.' may be 'cat' in
-    'a photo of a large {}.' or 'large cat' in 'a photo of a {}.'.
+    Tools pass all templates of a class in order, for one class or several. If one of the sets makes all texts
+    in this way, the names are exact. Otherwise each text is matched by itself with the template that has the
+    most literal characters, which can be wrong: 'a photo of a large cat.' may be 'cat' in 'a photo of a large
+    {}.' or 'large cat' in 'a photo of a {}.'.
     """
     for templates in sets:
-        names = _whole_classes(texts, templates)
+        names = _complete_classes(texts, templates)
         if names is not None:
             return names
     every = [template for templates in sets for template in templates]
@@ -106,8 +103,8 @@ def names_in(texts: Sequence[str], sets: Sequence[TemplateSet]) -> list[str | No
     ]
 
 
-def _whole_classes(texts: Sequence[str], templates: TemplateSet) -> list[str | None] | None:
-    """Names where text i was made by template i mod T and all T texts of a class have one name."""
+def _complete_classes(texts: Sequence[str], templates: TemplateSet) -> list[str | None] | None:
+    """Return the names if template i mod T made text i and all T texts of a class have the same name."""
     if not texts or not templates or len(texts) % len(templates):
         return None
     names: list[str | None] = []
@@ -121,12 +118,12 @@ def _whole_classes(texts: Sequence[str], templates: TemplateSet) -> list[str | N
 
 @dataclass(frozen=True)
 class PromptedReading:
-    """How a student with text prompts reads.
+    """How a student with text prompts reads texts.
 
     Attributes:
         tokenize_names: class names -> tokens [C, T] int64, `PromptedCLIP.tokenize_names`.
         ends: tokens [B, T] -> position of each text's end token, int64 [B].
-        positions: what prompts leave of the text tower's positions.
+        positions: the text tower's positions without those of the prompts.
     """
 
     tokenize_names: Callable[[Sequence[str]], Tensor]
@@ -135,14 +132,14 @@ class PromptedReading:
 
 
 class PromptTokenizer:
-    """Called as open_clip's tokenizers are, and all else that they have is passed through.
+    """A tokenizer with the interface of open_clip's; other attributes are those of the model's tokenizer.
 
-    With text prompts, what a template says is replaced by what was learnt: a text that a known template made
-    is read as 'NAME.', cut where it has no room, whatever stands before or behind the name in the template. A
-    text that no known template made is read as it stands. Known are open_clip's `OPENAI_IMAGENET_TEMPLATES`
-    and `SIMPLE_IMAGENET_TEMPLATES` and 'a photo of a {}.'; `for_templates` gives one that knows others.
+    With text prompts, the learned prompts replace a template's words: a text that a known template made is
+    read as 'NAME.' and truncated if it is too long. Other texts are read unchanged. Known templates are
+    open_clip's `OPENAI_IMAGENET_TEMPLATES` and `SIMPLE_IMAGENET_TEMPLATES` and 'a photo of a {}.';
+    `for_templates` sets others.
 
-    Without text prompts every text is read as it stands.
+    Without text prompts every text is read unchanged.
     """
 
     def __init__(
@@ -150,41 +147,41 @@ class PromptTokenizer:
     ) -> None:
         """Args:
         base: open_clip's tokenizer of the model.
-        reading: of a student with text prompts, None for one without.
-        sets: the templates that are known, set by set; None for those above.
+        reading: how the student reads texts; None without text prompts.
+        sets: the known templates, set by set; None for those above.
         """
         self.base, self.reading, self.sets = base, reading, sets
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked of copies that hold nothing yet
+        if name.startswith("__"):  # looked up while copying, before `base` is set
             raise AttributeError(name)
         return getattr(self.base, name)
 
     def for_templates(self, templates: Sequence[str | Callable[[str], str]]) -> "PromptTokenizer":
-        """The tokenizer that knows these templates and no others; with none, every text is read as it stands.
+        """Return a tokenizer that knows only these templates; without any, every text is read unchanged.
 
         Args:
             templates: all templates of a class in the order in which the tool uses them: texts with `{}` or
                 `{c}`, or functions of the name.
 
         Raises:
-            UsageError: a template does not say where the name goes, or one text stands for the list.
+            UsageError: a template has no place for the name, or `templates` is a single text.
         """
         if isinstance(templates, str):
-            raise UsageError(f"templates are a list of texts; for one, give ['{shown(templates)}']")
+            raise UsageError(f"templates must be a list of texts: ['{shortened(templates)}']")
         if self.reading is None:
             return self
         return PromptTokenizer(self.base, self.reading, [parse_templates(templates)] if templates else [])
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """Tokens [B, T] int64 of one text or several.
+        """Return tokens [B, T] int64 of one text or several.
 
         Args:
-            texts: as a tool makes them.
-            context_length: T, if not the model's.
+            texts: texts, with or without a template.
+            context_length: T; by default the model's.
 
         Raises:
-            UsageError: a text that is read as it stands is too long for the room that the prompts leave.
+            UsageError: a text that is read unchanged is too long for the positions behind the prompts.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if self.reading is None or not texts:
@@ -194,37 +191,32 @@ class PromptTokenizer:
         readings = [
             (text, True) if name is None else (name, False) for text, name in zip(texts, names, strict=True)
         ]
-        # A class has one reading and many templates; it is cut, and warned of, once.
+        # Many templates of a class have one reading: it is truncated, and warned of, once.
         distinct = sorted(dict.fromkeys(readings), key=lambda reading: reading[1])
-        known = [text for text, as_it_stands in distinct if not as_it_stands]
-        strange = [text for text, as_it_stands in distinct if as_it_stands]
-        if strange and self.sets:  # who names templates has made all texts of them
+        class_names = [text for text, is_unchanged in distinct if not is_unchanged]
+        unchanged = [text for text, is_unchanged in distinct if is_unchanged]
+        if unchanged and self.sets:  # the caller named all templates
             log.warning(
-                "%d of %d texts were made by none of the templates and are read as they stand, first '%s'",
+                "%d of %d texts match none of the templates and are read unchanged, first '%s'",
                 names.count(None),
                 len(texts),
-                shown(strange[0]),
+                shortened(unchanged[0]),
             )
-        tokens_BT = torch.cat(
-            [
-                read(group)
-                for read, group in ((self.reading.tokenize_names, known), (self.base, strange))
-                if group
-            ]
-        )
+        read = [self.reading.tokenize_names(class_names)] if class_names else []
+        tokens_BT = torch.cat([*read, self.base(unchanged)] if unchanged else read)
         length = context_length or tokens_BT.shape[1]
         positions = min(self.reading.positions, length)
         for (text, _), end in zip(distinct, self.reading.ends(tokens_BT).tolist(), strict=True):
             if end >= positions:
                 raise UsageError(
-                    f"the text '{shown(text)}' is too long: there is room for {positions - 2} tokens of it; "
-                    "shorten it, or, if a template made it, name the templates (tokenizer.for_templates)"
+                    f"the text '{shortened(text)}' is too long: there is room for {positions - 2} tokens; "
+                    "shorten it or, if a template made it, name the templates (tokenizer.for_templates)"
                 )
         tokens_BT = F.pad(tokens_BT, (0, max(0, length - tokens_BT.shape[1])))[:, :length]
         row_of = {reading: row for row, reading in enumerate(distinct)}
         return tokens_BT[[row_of[reading] for reading in readings]]
 
 
-def shown(text: str) -> str:
-    """A text for a message, cut where it is long."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+def shortened(text: str) -> str:
+    """Return a text for a message, truncated if it is long."""
+    return text if len(text) <= MESSAGE_CHARACTERS else f"{text[:MESSAGE_CHARACTERS]}..."

@@ -1,6 +1,6 @@
-"""The learnable tensors of a prompted tower, and nothing else.
+"""The learnable tensors of a prompted tower: initial values, and which of them can learn.
 
-Settings, initial values, and which of the tensors can learn at all. How a tower reads them is in `towers.py`.
+`towers.py` computes with them.
 
 Shapes: J prompt depth, n prompt length, W tower width, L blocks of the tower.
 """
@@ -13,12 +13,12 @@ from student_train.model.settings import PromptSettings
 INIT_STD = 0.02
 
 
-def dead_query_blocks(settings: PromptSettings, depth: int, blocks: int) -> list[int]:
-    """Blocks (1-based) whose query prompts nothing reads, so that their gradient is exactly zero.
+def unused_query_blocks(settings: PromptSettings, depth: int, blocks: int) -> list[int]:
+    """Return the blocks (1-based) whose query prompts are never used: their gradient is exactly zero.
 
-    A query prompt acts only through what its block writes at the prompt positions. That is read if a later
-    block reads these rows: under `replace` block l + 1 does not for l < J, and behind the last block nobody
-    does under either carry. A shared prompt is key and value as well and never dead.
+    A query prompt affects only its block's output at the prompt positions. Under `replace`, block l + 1
+    overwrites these for l < J. The last block's output at them is not used under either carry. A shared
+    prompt is also key and value, and always used.
     """
     if settings.prompt_structure == "shared":
         return []
@@ -33,10 +33,10 @@ class Prompts(nn.Module):
     """P_q, P_k and P_v of the first J blocks of one tower.
 
     Attributes:
-        q, k, v: learnable, float32 [J, n, W]; one and the same parameter in the structure `shared`. The text
-            prompts of block 1 include the position embeddings of positions 1..n.
-        start: float32 [n, W], what stands at the prompt positions before block 1 under carry `residual`;
-            None under `replace`.
+        q, k, v: learnable, float32 [J, n, W]; the same parameter in the structure `shared`. Text prompts of
+            block 1 include the position embeddings of positions 1..n.
+        start: float32 [n, W], input of block 1 at the prompt positions under carry `residual`; None under
+            `replace`.
     """
 
     start: Tensor | None
@@ -47,9 +47,9 @@ class Prompts(nn.Module):
         """Args:
         settings: structure and carry.
         depth: J, at least 1.
-        first_nW: the shared prompt of block 1. Under `replace` q, k and v of block 1 begin equal to it and
-            deeper blocks with normal(0, 0.02), equal for q, k and v: both structures start from the same
-            function. Under `residual` it is `start`, and q, k and v begin at zero.
+        first_nW: initial prompt of block 1, float32 [n, W]. Under `replace`, q, k and v of block 1 start from
+            it, and those of deeper blocks from normal(0, 0.02), equal for q, k and v: both structures start
+            as the same function. Under `residual` it is `start`, and q, k and v start at zero.
         generator: source of the random values, on the CPU.
         """
         super().__init__()
@@ -74,9 +74,9 @@ class Prompts(nn.Module):
         return self.q.shape[1]
 
     def by_block(self) -> Tensor:
-        """P_q, P_k, P_v of every block, [J, 3, n, W]; a prompt that is not read gets a gradient of zeros."""
+        """Return P_q, P_k, P_v of every block, [J, 3, n, W]; unused prompts get a gradient of zeros."""
         return torch.stack([self.q, self.k, self.v], dim=1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What has to be stored, by name, each tensor once (`shared` stores `q` alone)."""
+        """Return the tensors to store, by name; `shared` stores only `q`."""
         return {name: tensor.detach() for name, tensor in [*self.named_parameters(), *self.named_buffers()]}

@@ -1,4 +1,4 @@
-"""Settings of a student's prompts. Nothing here takes time to import."""
+"""Settings of a student's prompts. Importing this module is fast."""
 
 from typing import Literal
 
@@ -7,12 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from teacher_cache.errors import UsageError
 
 DEFAULT_DEPTH = 9  # as in MaPLe and PromptSRC
-LONGEST_PROMPT = 4096  # a student's file says how long; memory for any number is not asked for
+LONGEST_PROMPT = 4096  # bounds the memory that a student's file can request
 Tower = Literal["text", "vision"]
 
 
 class PromptSettings(BaseModel):
-    """What prompts a student has."""
+    """Settings of a student's prompts.
+
+    A new field needs a default: stored students and runs are read through this class.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +41,7 @@ class PromptSettings(BaseModel):
     )
 
     def depth_of(self, tower: Tower, blocks: int) -> int:
-        """Prompt depth J in a tower of `blocks` blocks.
+        """Return the prompt depth J in a tower of `blocks` blocks; 0 without prompts.
 
         Raises:
             UsageError: deeper than the tower.

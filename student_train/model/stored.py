@@ -1,8 +1,7 @@
-"""Stored students: the prompts and what they belong to, in one safetensors file.
+"""Read and write stored students: one safetensors file with the prompts and their record.
 
-Such a file lies in a run's folder (`student.safetensors`, beside what the run wrote down of itself), in a
-folder of Hugging Face's layout (`model.safetensors`, with `config.json` beside it), or alone. What a student
-computes is in `student.py`.
+The file is in a run's folder (`student.safetensors`), in a folder of Hugging Face's layout
+(`model.safetensors` with `config.json`), or anywhere else. `student.py` computes with it.
 """
 
 import hashlib
@@ -37,15 +36,16 @@ from teacher_cache.files.whole_file import whole_file
 from teacher_cache.model_names import portable_model, portable_pretrained
 
 FORMAT, FORMAT_VERSION = "rpp-student", 1
+FLOATS = ("F16", "BF16", "F32", "F64")  # dtypes of prompts, as safetensors names them
 
 
 class StudentRecord(BaseModel):
-    """What a student is, beside its tensors.
+    """Record of a student beside its tensors. Options that did not exist when it was written get defaults.
 
     Attributes:
-        prompts: what prompts it has.
-        model, pretrained: where the frozen model was at training.
-        weights_digest: of the frozen model.
+        prompts: settings of its prompts.
+        model, pretrained: open_clip's name and tag, or folder and file, of the frozen model at training.
+        weights_digest: digest of the frozen model's weights.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,13 +57,13 @@ class StudentRecord(BaseModel):
     weights_digest: str
 
     def portable(self) -> "StudentRecord":
-        """The same without places of this machine: folders and files go by their last name."""
+        """Return the record without paths of this machine: of folders and files only the last name."""
         model, pretrained = portable_model(self.model), portable_pretrained(self.pretrained)
         return self.model_copy(update={"model": model, "pretrained": pretrained})
 
 
 class FolderRecord(StudentRecord):
-    """What `config.json` holds: the record of `model.safetensors`, its digest, and how it was trained."""
+    """Content of `config.json`: the record of `model.safetensors`, its digest, and its training."""
 
     safetensors_digest: str
     training: dict[str, Any] | None
@@ -71,14 +71,14 @@ class FolderRecord(StudentRecord):
 
 @dataclass(frozen=True)
 class StoredStudent:
-    """A student as it was stored.
+    """A student as stored.
 
     Attributes:
         path: the safetensors file.
-        record: what it is.
-        tensors: by 'TOWER.NAME', as `Prompts.tensors` names them.
-        digest: of the file.
-        provenance: what `run_record.provenance` says of the run that trained it; None if it is not known.
+        record: its record.
+        tensors: [J, n, W] or [n, W] floating point by 'TOWER.NAME', named as in `Prompts.tensors`.
+        digest: digest of the file.
+        provenance: `record.provenance` of the run that trained it; None if unknown.
     """
 
     path: Path
@@ -89,45 +89,48 @@ class StoredStudent:
 
 
 def write_student(path: Path, record: StudentRecord, tensors: dict[str, Tensor]) -> Path:
-    """Write the prompts and what they belong to, complete or not at all.
+    """Write the prompts and their record, completely or not at all.
 
     Raises:
-        RppError: it cannot be written, as on a full disk.
+        RppError: it cannot be written, for example because the disk is full.
     """
-    # one key: safetensors writes several in any order, and equal students should be equal files
+    # one key, because safetensors does not sort keys and equal students should be equal files
     metadata = {"student": json.dumps(record.model_dump())}
     try:
         with whole_file(path) as temporary:
             save_file({name: x.cpu().contiguous() for name, x in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise RppError(
-            f"{path} cannot be written ({error}); make room and run the same command again, a training with "
-            "--resume"
+            f"{path} cannot be written ({error}); free disk space and run the same command again, "
+            "rpp-train with --resume"
         ) from error
     return path
 
 
 def write_folder(
-    folder: Path, record: StudentRecord, tensors: dict[str, Tensor], trained: dict[str, Any] | None
+    folder: Path, record: StudentRecord, tensors: dict[str, Tensor], training: dict[str, Any] | None
 ) -> dict[str, Path]:
-    """Write `model.safetensors` and `config.json`, each complete or not at all; both by name.
+    """Write `model.safetensors` and `config.json`, each completely or not at all.
 
     Args:
-        trained: the student's provenance.
+        training: the student's provenance.
+
+    Returns:
+        Both files by name.
 
     Raises:
-        UsageError: the folder holds a run, or cannot be one.
-        RppError: a file cannot be written, as on a full disk.
+        UsageError: the folder has a run, or cannot be created.
+        RppError: a file cannot be written, for example because the disk is full.
     """
     if os.path.exists(folder / STUDENT) or os.path.exists(folder / SETTINGS):
-        raise UsageError(f"{folder} holds a run or its student; choose another folder")
+        raise UsageError(f"{folder} has a run or its student; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder} cannot be a folder: {error.strerror}") from error
     portable = record.portable()
     model = write_student(folder / MODEL, portable, tensors)
-    config = FolderRecord(**portable.model_dump(), safetensors_digest=_digest(model), training=trained)
+    config = FolderRecord(**portable.model_dump(), safetensors_digest=_digest(model), training=training)
     try:
         with whole_file(folder / CONFIG) as temporary:
             temporary.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -137,10 +140,10 @@ def write_folder(
 
 
 def read_student(path: str | Path) -> StoredStudent:
-    """Read a student: a run's folder, one of Hugging Face's layout, or a safetensors file of either.
+    """Read a student from a run's folder, a folder in Hugging Face's layout, or a safetensors file of either.
 
     Raises:
-        UsageError: no student there, a file that is none, or files of one folder that disagree.
+        UsageError: no student there, a file that is not a student, or files of a folder that disagree.
     """
     path = Path(path)
     require_student(path)
@@ -152,10 +155,10 @@ def read_student(path: str | Path) -> StoredStudent:
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """How the student of a folder was trained, see `run_record.provenance`; None if nothing is known.
+    """Read how the student of a folder was trained (`record.provenance`); None if unknown.
 
     Raises:
-        UsageError: a record that is damaged.
+        UsageError: the record is damaged.
     """
     if _is_layout(path):
         return _read_config(path / CONFIG).training
@@ -178,8 +181,8 @@ def _read_layout(folder: Path) -> StoredStudent:
         differ = ["safetensors_digest"]
     if differ:
         raise UsageError(
-            f"{CONFIG} and {MODEL} in {folder} disagree ({', '.join(differ)}): one of them was changed or is "
-            "another student's; fetch or export the folder again"
+            f"{CONFIG} and {MODEL} in {folder} disagree ({', '.join(differ)}): one of them was changed or "
+            "belongs to another student; fetch or export the folder again"
         )
     return stored
 
@@ -200,19 +203,23 @@ def _check_training(training: dict[str, Any]) -> None:
     check_teacher(training["teacher"], training["templates"])
 
 
-def _read_file(path: Path, trained: dict[str, Any] | None) -> StoredStudent:
+def _read_file(path: Path, training: dict[str, Any] | None) -> StoredStudent:
     with _damage(path), safe_open(path, framework="pt") as file:
         found = parse_json((file.metadata() or {}).get("student", "{}"))
         record = StudentRecord(**_checked_format(path, found))
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        _check_numbers(tensors)
-        return StoredStudent(path, record, tensors, _digest(path), trained)
+        tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return StoredStudent(path, record, tensors, _digest(path), training)
 
 
-def _check_numbers(tensors: dict[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
-            raise ValueError(f"its prompts {name} are not finite numbers")
+def _tensor(file: Any, name: str) -> Tensor:
+    """Read a tensor of a safetensors file whose dtype and shape torch can represent."""
+    header = file.get_slice(name)
+    shape = header.get_shape()
+    if header.get_dtype() in FLOATS and len(shape) <= 3 and 0 not in shape:  # [J, n, W] or [n, W]
+        tensor: Tensor = file.get_tensor(name)
+        if tensor.isfinite().all():
+            return tensor
+    raise ValueError(f"its prompts {name} are not finite numbers")
 
 
 def _checked_format(path: Path, record: Any) -> dict[str, Any]:
@@ -235,12 +242,10 @@ def _digest(path: Path) -> str:
 
 @contextmanager
 def _damage(path: Path) -> Iterator[None]:
+    """Raise a UsageError that names the file for whatever reading a damaged one raises."""
     try:
         yield
-    except (
-        *(SafetensorError, OSError, ValidationError, ValueError),
-        *(LookupError, TypeError, AttributeError, RuntimeError, MemoryError),
-    ) as error:
-        found = first_problem(error) if isinstance(error, ValidationError) else str(error)
-        reason = (found or type(error).__name__).splitlines()[0]
+    except (SafetensorError, OSError, ValueError) as error:  # a ValidationError is a ValueError
+        text = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        reason = (text or type(error).__name__).splitlines()[0]
         raise UsageError(f"{path} is damaged or not a student: {reason}") from error

@@ -1,7 +1,7 @@
-"""PromptedCLIP: a frozen open_clip model with prompts in its towers, used as one uses open_clip's CLIP.
+"""PromptedCLIP: a frozen open_clip model with prompts in its towers and the interface of open_clip's CLIP.
 
-Knows how prompts begin, how names become tokens, and what of a student is stored. How the towers run is in
-`towers.py`, how files look in `stored.py`.
+Initialises prompts, makes tokens of names, and selects what is stored. `towers.py` runs the towers,
+`stored.py` reads and writes files.
 
 Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower width.
 """
@@ -22,64 +22,73 @@ from student_train.model.hub import fetch_folder
 from student_train.model.model_card import model_card
 from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompt_tokenizer import PromptedReading, PromptTokenizer
-from student_train.model.prompts import INIT_STD, Prompts, dead_query_blocks
+from student_train.model.prompts import INIT_STD, Prompts, unused_query_blocks
 from student_train.model.settings import PromptSettings, Tower
 from student_train.model.stored import StoredStudent, StudentRecord, read_student, write_folder, write_student
 from student_train.runs.record import STUDENT
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.teacher.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
+from teacher_cache.teacher.openclip import LoadedModel, load_model, text_parts, vision_transformer
+
+TOWERS: tuple[Tower, ...] = ("text", "vision")
 
 log = logging.getLogger(__name__)
 
 
 class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
-    """A student: the frozen CLIP and, as its only learnable parameters, the prompts.
+    """A student: a frozen CLIP whose only learnable parameters are prompts (RPP, arXiv 2409.06166).
 
     Attributes:
         base: the frozen model with its tokenizer and preprocessing.
-        settings: what prompts it has.
+        settings: settings of its prompts.
         prompts: `Prompts` by tower, "text" and "vision"; a tower without prompts is missing.
-        provenance: how it was trained, as `stored.StoredStudent` has it; None for one that was not loaded.
+        provenance: how it was trained, as in `stored.StoredStudent`; None if it was not loaded.
     """
 
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
-        """Not the mixin's, which would make a configuration of the arguments by copying the frozen model."""
+        """Skip the mixin's `__new__`, which would copy the frozen model into a configuration."""
         return nn.Module.__new__(cls)
 
     def __init__(self, base: LoadedModel, settings: PromptSettings, seed: int = 0) -> None:
         """Args:
         base: the model; its weights are frozen here.
         settings: towers, structure, carry, depth, length, first words.
-        seed: of the random initial values.
+        seed: seed of the random initial values.
 
         Raises:
-            UnsupportedTowerError: a tower that is to be prompted is not one that can be.
-            UsageError: a prompt depth or length that the tower has no room for.
+            UnsupportedTowerError: a tower to be prompted does not support prompts.
+            UsageError: the prompts are deeper or longer than the tower allows.
         """
         super().__init__()
         self.base, self.settings = base, settings
         self.provenance: dict[str, Any] | None = None
         self.clip = base.model.eval().requires_grad_(False)
         self.prompts = nn.ModuleDict()
-        device = self.logit_scale.device
-        if settings.towers != "vision":
-            parts = text_parts(self.clip)
-            if depth := settings.depth_of("text", len(parts.blocks)):
-                generator = torch.Generator().manual_seed(2 * seed)
-                first_nW = self._first_text_prompt(parts, generator)
-                self.prompts["text"] = Prompts(settings, depth, first_nW, generator)
-        if settings.towers != "text":
-            visual = vision_transformer(self.clip)
-            if depth := settings.depth_of("vision", len(visual.transformer.resblocks)):
-                generator = torch.Generator().manual_seed(2 * seed + 1)
-                width = visual.class_embedding.shape[0]
-                first_nW = INIT_STD * torch.randn(settings.prompt_length, width, generator=generator)
-                self.prompts["vision"] = Prompts(settings, depth, first_nW, generator)
-        self.prompts.to(device)
+        for number, tower in enumerate(TOWERS):
+            if settings.towers not in ("both", tower):
+                continue
+            generator = torch.Generator().manual_seed(2 * seed + number)
+            if depth := settings.depth_of(tower, len(self.blocks(tower))):
+                first_nW = self._first_prompt(tower, generator)
+                self.prompts[tower] = Prompts(settings, depth, first_nW, generator)
+        self.prompts.to(self.logit_scale.device)
 
-    def _first_text_prompt(self, parts: TextParts, generator: torch.Generator) -> Tensor:
-        """Embeddings of the settings' first words at positions 1..n, random ones behind them; [n, W]."""
+    def blocks(self, tower: Tower) -> Sequence[nn.Module] | nn.ModuleList:
+        """Return the blocks of a tower.
+
+        Raises:
+            UnsupportedTowerError: the tower does not support prompts.
+        """
+        if tower == "text":
+            return text_parts(self.clip).blocks
+        return cast(nn.ModuleList, vision_transformer(self.clip).transformer.resblocks)
+
+    def _first_prompt(self, tower: Tower, generator: torch.Generator) -> Tensor:
+        """Return the initial prompt of block 1, [n, W] float32."""
         n = self.settings.prompt_length
+        if tower == "vision":
+            width = vision_transformer(self.clip).class_embedding.shape[0]
+            return INIT_STD * torch.randn(n, width, generator=generator)
+        parts = text_parts(self.clip)
         room = parts.positional_embedding.shape[0] - 3  # SOT, one token of a name, EOT
         if n > room:
             raise UsageError(
@@ -89,7 +98,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         words_T = tokens_T[1 : int(parts.pool_positions(tokens_T[None]))][:n]
         embedding = parts.token_embedding.weight
         first_nW = INIT_STD * torch.randn(n, embedding.shape[1], generator=generator)
-        first_nW[: len(words_T)] = embedding[words_T.to(embedding.device)].cpu()
+        first_nW[: len(words_T)] = embedding[words_T.to(embedding.device)].cpu()  # random behind the words
         return first_nW + parts.positional_embedding[1 : 1 + n].cpu()
 
     @classmethod
@@ -101,10 +110,10 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         device: torch.device | str = "cpu",
         load: Callable[[str, str | None, torch.device | str], LoadedModel] = load_model,
     ) -> Self:
-        """A student as `read_student` found it, in evaluation mode; the arguments are `load_student`'s.
+        """Return a stored student in evaluation mode; the arguments are those of `load_student`.
 
         Raises:
-            UsageError: a frozen model that is not there or has other weights.
+            UsageError: the frozen model is not found or has other weights.
         """
         record = stored.record
         now_pretrained = pretrained if model else pretrained or record.pretrained
@@ -112,8 +121,8 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             base = load(model or record.model, now_pretrained, device)
         except UsageError as error:
             raise UsageError(
-                f"the frozen model of the student {stored.path}: {error}; if it moved, say where it is now "
-                "with --model or --pretrained"
+                f"cannot load the frozen model of the student {stored.path}: {error}; if it moved, give its "
+                "new place with --model or --pretrained"
             ) from error
         student = cls(base, record.prompts)
         student.take_prompts(stored)
@@ -121,10 +130,10 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         return student.eval()
 
     def take_prompts(self, stored: StoredStudent) -> None:
-        """Take a stored student's prompts in place of one's own.
+        """Replace this student's prompts by those of a stored student.
 
         Raises:
-            UsageError: they belong to another frozen model, or are others than this student's settings say.
+            UsageError: they belong to another frozen model, or their shapes differ from this student's.
         """
         if self.base.digest != stored.record.weights_digest:
             raise UsageError(
@@ -134,45 +143,42 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         own = self.prompt_tensors()
         if {n: x.shape for n, x in own.items()} != {n: x.shape for n, x in stored.tensors.items()}:
             differ = [
-                f"--{name.replace('_', '-')} {theirs} there, {getattr(self.settings, name)} here"
+                f"--{name.replace('_', '-')} stored {theirs}, requested {getattr(self.settings, name)}"
                 for name, theirs in stored.record.prompts
                 if theirs != getattr(self.settings, name) and name != "prompt_init"
             ]
-            raise UsageError(
-                f"{stored.path} holds other prompts than are asked for: {'; '.join(differ)}"
-                if differ
-                else f"{stored.path} does not hold the prompts that its settings name: "
-                f"{', '.join(sorted(stored.tensors))}"
-            )
+            if differ:
+                raise UsageError(f"{stored.path} has prompts with different settings: {'; '.join(differ)}")
+            names = ", ".join(sorted(stored.tensors))
+            raise UsageError(f"{stored.path} does not have the prompts of its own settings, but {names}")
         for name, tensor in own.items():
             tensor.copy_(stored.tensors[name])
 
     def prompt_tensors(self) -> dict[str, Tensor]:
-        """What has to be stored, by 'TOWER.NAME', each tensor once."""
+        """Return the tensors to store, by 'TOWER.NAME': [J, n, W] or [n, W], float32, detached."""
         return {f"{t}.{n}": x for t, p in self.prompts.items() for n, x in cast(Prompts, p).tensors().items()}
 
     def describe(self) -> StudentRecord:
-        """What this student is, beside its tensors."""
+        """Return the record that is stored beside the tensors."""
         base = self.base
         return StudentRecord(
             prompts=self.settings, model=base.name, pretrained=base.pretrained, weights_digest=base.digest
         )
 
     def train(self, mode: bool = True) -> "PromptedCLIP":
-        """As any module's, but the frozen towers stay in evaluation mode (no dropout of patches)."""
+        """Set the training mode; the frozen towers stay in evaluation mode (no patch dropout)."""
         super().train(mode)
         self.clip.eval()
         return self
 
     @property
     def logit_scale(self) -> Tensor:
-        """Natural logarithm of s, as open_clip keeps it; frozen."""
+        """Natural logarithm of the factor s, as in open_clip's CLIP: float32 scalar, frozen."""
         return cast(Tensor, self.clip.logit_scale)
 
     @property
     def tokenizer(self) -> PromptTokenizer:
-        """open_clip's tokenizer of the model, for tools: with text prompts, what a template made is read as
-        `tokenize_names` reads its name."""
+        """The model's tokenizer. With text prompts, it reads a template's text as its class name."""
         prompts = self.tower_prompts("text")
         if prompts is None:
             return PromptTokenizer(self.base.tokenizer, None)
@@ -182,15 +188,20 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
 
     @property
     def context_length(self) -> int:
-        """Positions of the text tower; the prompts take n of them."""
+        """Positions of the text tower, those of the prompts included."""
         return self.base.context_length
 
     def tower_prompts(self, tower: Tower) -> Prompts | None:
-        """The prompts of one tower, or None."""
+        """Return the prompts of a tower, or None."""
         return cast(Prompts, self.prompts[tower]) if tower in self.prompts else None
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Image features [B, D] of images [B, 3, H, W], normalised as the model's preprocessing does."""
+        """Return image features [B, D].
+
+        Args:
+            images: float [B, 3, H, W], from the model's preprocessing.
+            normalize: whether the features get unit length.
+        """
         prompts = self.tower_prompts("vision")
         if prompts is None:
             features: Tensor = self.clip.encode_image(images)
@@ -199,26 +210,29 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, tokens: Tensor | PackedTexts, normalize: bool = False) -> Tensor:
-        """Text features [B, D] of tokens [B, T] int64, as `tokenizer` gives them.
+        """Return text features [B, D].
 
-        The prompts are put behind the start-of-text token. `pack_texts` prepares tokens for many calls.
+        Args:
+            tokens: int64 [B, T] from `tokenizer` or `tokenize_names`, or the result of `pack_texts`. The
+                prompts are inserted behind the start-of-text token.
+            normalize: whether the features get unit length.
 
         Raises:
-            UsageError: a text has no room for the prompts; `tokenize_names` makes tokens that have.
+            UsageError: a text leaves no room for the prompts.
         """
         try:
             parts = text_parts(self.clip)
-        except UnsupportedTowerError:  # without prompts any text tower serves
+        except UnsupportedTowerError:  # without prompts, any text tower works
             features: Tensor = self.clip.encode_text(tokens)
         else:
             features = towers.encode_text(parts, self.tower_prompts("text"), tokens)
         return F.normalize(features, dim=-1) if normalize else features
 
     def pack_texts(self, tokens: Tensor) -> PackedTexts:
-        """Tokens [B, T] prepared for `encode_text`, on the model's device: for texts that are encoded often.
+        """Prepare tokens int64 [B, T] for many calls of `encode_text`, on the model's device.
 
         Raises:
-            UnsupportedTowerError: a text tower that `encode_text` can only give tokens.
+            UnsupportedTowerError: the text tower supports only tokens.
             UsageError: as `encode_text`.
         """
         prompts = self.tower_prompts("text")
@@ -228,17 +242,19 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
     def forward(
         self, image: Tensor | None = None, text: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Unit image features, unit text features and the factor s, as open_clip's CLIP returns them; None
-        for what is not given (open_clip's own zero-shot evaluation gives images alone)."""
+        """Return unit image and text features [B, D] and the factor s, like open_clip's CLIP.
+
+        Features without an input are None: open_clip's own zero-shot evaluation passes only images.
+        """
         image_features = None if image is None else self.encode_image(image, normalize=True)
         text_features = None if text is None else self.encode_text(text, normalize=True)
         return image_features, text_features, self.logit_scale.exp()
 
     def tokenize_names(self, names: Sequence[str]) -> Tensor:
-        """Tokens [C, T] int64 of 'NAME.' for each class name, with room for the prompts (as CoOp).
+        """Return tokens int64 [C, T] of 'NAME.' for each class name, with room for the prompts (as in CoOp).
 
-        Without text prompts `prompt_init` stands before the name. A name that is too long loses
-        its last tokens before the full stop; how many names did is logged as a warning.
+        Without text prompts `prompt_init` precedes the name. A name that is too long loses its last tokens
+        before the full stop; a warning reports how many names did.
         """
         prompts = self.tower_prompts("text")
         before = "" if prompts else f"{self.settings.prompt_init} "
@@ -249,11 +265,13 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         except UnsupportedTowerError:
             return tokens_CT
         ends_C = parts.pool_positions(tokens_CT)
-        # The tokenizer itself cuts at the context length: a text that fills it may have lost its full stop.
+        # The tokenizer truncates at the context length: a text that fills it may have lost its full stop.
         long_C = (ends_C >= length) | (ends_C == self.context_length - 1)
         if long_C.any():
             log.warning(
-                "%d of %d class names are too long for the text tower and are cut", long_C.sum(), len(names)
+                "%d of %d class names are too long for the text tower and are truncated",
+                long_C.sum(),
+                len(names),
             )
             full_stop, end = self.base.tokenizer(["."])[0, 1:3].tolist()
             tokens_CT[long_C, length - 2 :] = 0
@@ -263,11 +281,11 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def class_features(self, names: Sequence[str]) -> Tensor:
-        """Unit class features [C, D] of class names."""
+        """Return unit class features [C, D] of class names, without gradients."""
         return self.encode_text(self.tokenize_names(names).to(self.logit_scale.device), normalize=True)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]  # the mixin takes any argument, a misspelled one as well
+    def from_pretrained(  # type: ignore[override]  # the mixin accepts any argument, also misspelled ones
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
@@ -285,79 +303,60 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         Args:
             pretrained_model_name_or_path: the folder, or 'ORG/REPO'.
             force_download, token, cache_dir, local_files_only, revision: as the hub's own `from_pretrained`.
-            model, pretrained, device: as for `load_student`; a frozen model that was a folder or a weights
-                file on another machine has to be named.
+            model, pretrained, device: as for `load_student`; needed if the frozen model was a folder or a
+                weights file on another machine.
 
         Raises:
             UsageError: no student there, files that are damaged or disagree, or a frozen model with other
                 weights.
             RppError: it could not be fetched.
         """
-        # The mixin's own way here reads arguments of the class from `config.json`; ours come from the file.
-        return cls._from_pretrained(
-            model_id=str(pretrained_model_name_or_path),
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-            model=model,
-            pretrained=pretrained,
-            device=device,
-        )
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        model: str | None = None,
-        pretrained: str | None = None,
-        device: torch.device | str = "cpu",
-        **fetching: Any,
-    ) -> Self:
-        folder = Path(model_id) if os.path.isdir(model_id) else fetch_folder(model_id, **fetching)
+        # The mixin's own method would read arguments of the class from `config.json`.
+        folder = Path(pretrained_model_name_or_path)
+        if not os.path.isdir(folder):
+            repository = str(pretrained_model_name_or_path)
+            folder = fetch_folder(repository, revision, cache_dir, force_download, local_files_only, token)
         return cls.from_stored(read_student(folder), model, pretrained, device)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """What `save_pretrained` and `push_to_hub` write: the prompts, never the frozen model."""
+        """Write the prompts, never the frozen model, for `save_pretrained` and `push_to_hub`."""
         write_folder(save_directory, self.describe(), self.prompt_tensors(), self.provenance)
 
     def generate_model_card(self, figures: Sequence[Mapping[str, Any]] = ()) -> ModelCard:
-        """The card that `save_pretrained` writes where there is none yet.
+        """Return the card that `save_pretrained` writes if there is none.
 
         Args:
-            figures: evaluations, as `rpp eval --json` prints them; `model_card_kwargs={"figures": [...]}` of
-                `save_pretrained` and `push_to_hub`.
+            figures: evaluations as `rpp eval --json` prints them, from the argument
+                `model_card_kwargs={"figures": [...]}` of `save_pretrained` and `push_to_hub`.
         """
         return model_card(self.describe(), self.provenance, figures)
 
-    def describe_dead(self) -> list[str]:
-        """One line a tower about query prompts that nothing reads and that therefore learn nothing."""
+    def describe_unused(self) -> list[str]:
+        """Return a line for each tower with learnable query prompts that are never used."""
         lines = []
-        for name in self.prompts:
-            prompts = cast(Prompts, self.prompts[name])
-            if not prompts.q.requires_grad:  # frozen: nothing of it was to learn, and nothing moves it
+        for tower in TOWERS:
+            prompts = self.tower_prompts(tower)
+            if prompts is None or not prompts.q.requires_grad:
                 continue
-            tower: Any = (
-                text_parts(self.clip).blocks if name == "text" else self.clip.visual.transformer.resblocks
-            )
-            dead = dead_query_blocks(self.settings, prompts.depth, len(tower))
-            if dead:
-                blocks = f"block {dead[0]}" if len(dead) == 1 else f"blocks {dead[0]} to {dead[-1]}"
+            unused = unused_query_blocks(self.settings, prompts.depth, len(self.blocks(tower)))
+            if unused:
+                blocks = f"block {unused[0]}" if len(unused) == 1 else f"blocks {unused[0]} to {unused[-1]}"
                 lines.append(
-                    f"{name}: nothing reads the query prompts of {blocks} (of {prompts.depth} prompted) "
-                    f"under carry {self.settings.carry}; their gradient is zero, weight decay alone moves "
+                    f"{tower}: the query prompts of {blocks} (of {prompts.depth} prompted) are never used "
+                    f"under carry {self.settings.carry}; their gradient is zero, only weight decay changes "
                     "them"
                 )
         return lines
 
 
 def save_student(student: PromptedCLIP, folder: Path) -> Path:
-    """Write the prompts and what they belong to as `student.safetensors`, complete or not at all.
+    """Write the prompts and their record as `student.safetensors`, completely or not at all.
+
+    Returns:
+        The file.
 
     Raises:
-        RppError: it cannot be written, as on a full disk.
+        RppError: it cannot be written, for example because the disk is full.
     """
     return write_student(folder / STUDENT, student.describe(), student.prompt_tensors())
 
@@ -372,13 +371,16 @@ def load_student(
     """Load a student that `rpp-train` or `save_pretrained` has written.
 
     Args:
-        path: a run's folder, one of Hugging Face's layout, or a safetensors file of either.
-        model: where the frozen model is now, if not where it was at training.
-        pretrained: its tag or weights file now, likewise.
-        device: where the student goes.
-        load: loads the frozen model; one that keeps what it has loaded lets students share it.
+        path: a run's folder, a folder in Hugging Face's layout, or a safetensors file of either.
+        model: open_clip's name or the folder of the frozen model, if it differs from that at training.
+        pretrained: its tag or weights file, if it differs.
+        device: device of the student.
+        load: loads the frozen model; with a function that caches, students share it.
+
+    Returns:
+        The student in evaluation mode.
 
     Raises:
-        UsageError: no student there, a file that is none, or a frozen model with other weights.
+        UsageError: no student there, a file that is not a student, or a frozen model with other weights.
     """
     return PromptedCLIP.from_stored(read_student(path), model, pretrained, device, load)

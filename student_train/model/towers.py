@@ -1,7 +1,7 @@
-"""The frozen towers of open_clip, run with prompts and without computing what nothing reads.
+"""Run the frozen towers of open_clip with prompts, without computing what is not used.
 
-Both results equal the plain computation over all positions in value and in gradient; what is left out is
-what texts have in common (text), what no later row reads (both), and padding (text).
+Values and gradients equal the plain computation over all positions. Left out are repeated beginnings of
+texts, padding, and rows that no later block uses.
 
 Shapes: B images or texts, T tokens, S rows before the prompts or of a pack, K packs, n prompts, P prefix rows
 (1 + n), W tower width, N heads, H head width, J prompt depth, D embedding.
@@ -21,22 +21,22 @@ from teacher_cache.compat.open_clip import embedded_rows, pooled_features
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.openclip import TextParts
 
-# Rows of class tokens that run through the text tower together (`benchmarks/full_softmax.py`).
+# Rows of class tokens that run through the text tower at a time (`benchmarks/full_softmax.py`).
 CHUNK_ROWS = 4096
-# Activations of the text tower that a step may keep for its backward pass; the rest is computed again.
+# Bytes of the text tower's activations kept for the backward pass; the rest is recomputed.
 KEPT_BYTES = 2 * 2**30
-# What a block keeps of a row, in tower widths: both norms' inputs, q, k, v, attention, the MLP's hidden row.
+# Activations of a block per row, in tower widths: inputs of norms, q, k, v, attention, hidden row of the MLP.
 WIDTHS_PER_BLOCK = 12
 
 
-# --- one frozen block, taken apart where prompts enter it ------------------------------------------------
+# --- one frozen block, split where prompts enter ---------------------------------------------------------
 
 
 def _project(block: Any, x_BTW: Tensor, part: str) -> tuple[Tensor, ...]:
-    """Query, key or value ('q', 'k', 'v' or neighbours such as 'kv') of normed rows, each [..., N, H].
+    """Project normed rows to query, key or value, each [..., N, H]; `part` is 'q', 'kv' or 'qkv' for example.
 
-    `block` is a ResidualAttentionBlock or a CustomResidualAttentionBlock: both keep the three projections
-    under one another in `in_proj_weight`.
+    `block` is a ResidualAttentionBlock or a CustomResidualAttentionBlock: both stack the three projections in
+    `in_proj_weight`.
     """
     attn, width = block.attn, x_BTW.shape[-1]
     begin = "qkv".index(part) * width
@@ -51,7 +51,7 @@ def _project(block: Any, x_BTW: Tensor, part: str) -> tuple[Tensor, ...]:
 
 
 def _norm_heads(attn: Any, x_BTNH: Tensor, name: str) -> Tensor:
-    """What open_clip's own `Attention` does to queries and keys before they meet."""
+    """Normalise queries and keys as open_clip's own `Attention` does."""
     if name == "v":
         return x_BTNH
     if getattr(attn, "logit_scale", None) is not None:  # scaled cosine attention
@@ -64,7 +64,7 @@ def _norm_heads(attn: Any, x_BTNH: Tensor, name: str) -> Tensor:
 
 
 def _attend(block: Any, q_BTNH: Tensor, k_BTNH: Tensor, v_BTNH: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention before its output projection, [B, T, W]. `mask` (true = sees) broadcasts to [B, N, T, T']."""
+    """Return attention before its output projection, [B, T, W]; `mask` broadcasts to [B, N, T, T']."""
     attn = block.attn
     scale = 1.0 if getattr(attn, "logit_scale", None) is not None else None
     q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
@@ -75,7 +75,7 @@ def _attend(block: Any, q_BTNH: Tensor, k_BTNH: Tensor, v_BTNH: Tensor, mask: Te
 
 
 def _finish(block: Any, x_BTW: Tensor, attended_BTW: Tensor) -> Tensor:
-    """The rest of the block: Y = X + W_o · attention, X' = Y + MLP(LN2(Y))."""
+    """Compute the rest of the block: Y = X + W_o · attention, X' = Y + MLP(LN2(Y))."""
     custom = hasattr(block, "ln_attn")
     out = block.attn.out_proj(block.attn.ln_inner(attended_BTW) if custom else attended_BTW)
     y_BTW = x_BTW + block.ls_1(block.ln_attn(out) if custom else out)
@@ -87,12 +87,11 @@ def _finish(block: Any, x_BTW: Tensor, attended_BTW: Tensor) -> Tensor:
 
 
 class _PromptedRows:
-    """The rows of one tower on their way through its blocks: S rows, behind them the prompts.
+    """Rows of a tower between its blocks: S rows, and behind them the prompts.
 
     Block l, for s in q, k, v: X_s = LN1(Rep(X, P_s[l])), Y = Rep(X, P_q[l]) + W_o · Attention (RPP, arXiv
-    2409.06166); under carry `residual` X_s = LN1(X + P_s[l]) at the prompts and Y's residual is X. Prompt
-    rows exist only where a later block reads them; their keys and values, only once where the batch shares
-    them.
+    2409.06166). Under carry `residual`, X_s = LN1(X + P_s[l]) at the prompts and Y's residual is X. Prompt
+    rows exist only if a later block uses them. Keys and values that the batch shares exist once.
     """
 
     def __init__(self, x_BSW: Tensor, prompts: Prompts | None, blocks: int) -> None:
@@ -110,12 +109,12 @@ class _PromptedRows:
         return prompt_nW.to(self.x.dtype).expand(self.x.shape[0], -1, -1)
 
     def rows_after(self, number: int) -> int:
-        """Rows that are read of what block `number` (1-based) writes, at most."""
+        """Return how many output rows of block `number` (1-based) are used."""
         carried = number < self.blocks and (self.residual or number >= self.depth)
         return self.rows + self.length * carried
 
     def attention_inputs(self, block: Any, number: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Residual [B, rows, W] and query [B, rows, N, H] of the first `rows` rows, key and value of all."""
+        """Return residual [B, rows, W] and query [B, rows, N, H] of the first rows, key and value of all."""
         own = self.own[number - 1] if self.own is not None and number <= self.depth else None
         tokens = self.x if own is None else self.x[:, : self.rows]
         normed = block.ln_1(tokens)
@@ -124,7 +123,7 @@ class _PromptedRows:
         k, v = _project(block, normed, "kv")
         if own is None:
             return residual, q, k, v
-        carried = self.x[:, self.rows :]  # without rows under `replace`
+        carried = self.x[:, self.rows :]  # empty under `replace`
         prompt_rows = carried + own[:, None] if self.residual else own[:, None]  # [3, B or 1, n, W]
         (prompt_k,), (prompt_v,) = (_project(block, block.ln_1(prompt_rows["qkv".index(s)]), s) for s in "kv")
         batch = self.x.shape[0]
@@ -141,18 +140,21 @@ class _PromptedRows:
 
 
 def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor:
-    """Image features [B, D] of a frozen open_clip vision tower with prompts behind the patches.
+    """Return image features [B, D] of a frozen open_clip vision tower with prompts behind the patches.
 
     Args:
         visual: the tower, in evaluation mode.
-        prompts: its prompts, or None for none.
-        images: [B, 3, height, width], normalised as the model wants them.
+        prompts: its prompts, or None.
+        images: float [B, 3, height, width], normalised as the model expects.
+
+    Returns:
+        float32 [B, D], not normalised.
     """
     blocks = visual.transformer.resblocks
     stream = _PromptedRows(embedded_rows(visual, images), prompts, len(blocks))
-    class_token_alone = visual.attn_pool is None and visual.pool_type == "tok"
+    only_class_token = visual.attn_pool is None and visual.pool_type == "tok"
     for number, block in enumerate(blocks, start=1):
-        rows = 1 if class_token_alone and number == len(blocks) else stream.rows_after(number)
+        rows = 1 if only_class_token and number == len(blocks) else stream.rows_after(number)
         residual, q, k, v = stream.attention_inputs(block, number, rows)
         stream.x = _finish(block, residual, _attend(block, q, k, v))
     with torch.autocast(images.device.type, enabled=False):  # as for text
@@ -163,7 +165,7 @@ def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor
 
 
 def text_prefix(parts: TextParts, prompts: Prompts | None, sot_1: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Key and value of SOT and prompts in every block, each [1, P, N, H]: the same for every class."""
+    """Return key and value of SOT and prompts in every block, each [1, P, N, H]; all classes share them."""
     x_1SW = (parts.token_embedding(sot_1) + parts.positional_embedding[:1])[None]
     stream = _PromptedRows(x_1SW, prompts, len(parts.blocks))
     causal = torch.ones(1 + stream.length, 1 + stream.length, dtype=torch.bool, device=sot_1.device).tril()
@@ -180,28 +182,31 @@ def text_prefix(parts: TextParts, prompts: Prompts | None, sot_1: Tensor) -> lis
 def encode_text(
     parts: TextParts, prompts: Prompts | None, texts: Tensor | PackedTexts, segment: int | None = None
 ) -> Tensor:
-    """Text features [B, D] of a frozen causal text tower with prompts behind SOT.
+    """Return text features [B, D] of a frozen causal text tower with prompts behind SOT.
 
-    SOT and the prompts run once, as a batch of one. Of the texts every distinct beginning runs once, up to
-    the pooled token, attending to that prefix and to the rows before it (`packing.py`). Position embeddings
+    SOT and the prompts run once, as a batch of one. Every distinct beginning of the texts runs once, up to
+    the pooled token, and attends to that prefix and to the rows before it (`packing.py`). Position embeddings
     are those of the full sequence.
 
     Args:
         parts: the text tower.
-        prompts: its prompts, or None for none.
-        texts: int64 [B, T], as open_clip's tokenizer gives them: without room for prompts; or what
-            `pack_texts` made of them for this number of prompts.
-        segment: with gradients, what is computed inside of so many blocks is computed again in the backward
-            pass; 0 keeps everything, None decides by KEPT_BYTES.
+        prompts: its prompts, or None.
+        texts: int64 [B, T] from open_clip's tokenizer, without room for prompts; or the result of
+            `pack_texts` for this number of prompts.
+        segment: number of blocks whose inner activations are recomputed together in the backward pass; 0
+            keeps all, None decides by KEPT_BYTES.
+
+    Returns:
+        float32 [B, D], not normalised.
 
     Raises:
-        UsageError: see `pack_texts`; or texts that were prepared for another number of prompts.
+        UsageError: as `pack_texts`; or the texts were packed for another number of prompts.
     """
     length = prompts.length if prompts else 0
     if isinstance(texts, Tensor):
         texts = pack_texts(parts, texts, length)
     if texts.prompts != length:
-        raise UsageError(f"the texts were prepared for {texts.prompts} prompts, but the tower has {length}")
+        raise UsageError(f"the texts were packed for {texts.prompts} prompts, but the tower has {length}")
     texts = texts.to(parts.positional_embedding.device)
     prefix = text_prefix(parts, prompts, texts.sot)
     packs, size = texts.ids.shape
@@ -220,15 +225,15 @@ def encode_text(
 
 
 def _segment(rows: int, blocks: int, width: int) -> int:
-    """Blocks whose inner activations are computed again, so that KEPT_BYTES suffice; 0 = all are kept."""
-    inputs_bytes = 4 * rows * width * blocks  # of every block
+    """Return how many blocks are recomputed together, so that KEPT_BYTES suffice; 0 keeps all activations."""
+    inputs_bytes = 4 * rows * width * blocks  # inputs of all blocks, float32
     if inputs_bytes * WIDTHS_PER_BLOCK <= KEPT_BYTES:
         return 0
     return min(blocks, -(-inputs_bytes // KEPT_BYTES))
 
 
 def _chunks(packs: int, size: int) -> list[slice]:
-    """Packs that run together, in as equal pieces as there are."""
+    """Split the packs into chunks of about equal size with at most CHUNK_ROWS rows."""
     pieces = min(packs, -(-packs * size // CHUNK_ROWS))
     bounds = [piece * packs // pieces for piece in range(pieces + 1)]
     return [slice(begin, end) for begin, end in pairwise(bounds)]
@@ -243,27 +248,30 @@ def _own_rows(
     slots_B: Tensor,
     segment: int,
 ) -> Tensor:
-    """Features [B, D] of the texts of some packs; T = P + S, `ends_KE` and `slots_B` as in `PackedTexts`."""
+    """Return features [B, D] of texts of some packs; T = P + S, `ends_KE`, `slots_B` as in `PackedTexts`."""
     blocks = list(zip(parts.blocks, prefix, strict=True))
     x = x_KSW
     pooled = (ends_KE, slots_B)
     if segment and torch.is_grad_enabled():
         *firsts, last = range(0, len(blocks), segment)
         kept = x.new_empty(len(firsts), *x.shape)
-        # `.data`: views of one tensor share the version by which autograd knows of changes; these do not
+        # `.data` gives views with version counters of their own, so that autograd allows the writes
         for begin, place in zip(firsts, kept.unbind(), strict=True):
-            x = _Kept.apply(_computed_again(blocks[begin : begin + segment], x, sees_KST), place.data)
-        x = _computed_again(blocks[last:], x, sees_KST, pooled)
+            x = _Preallocated.apply(_recomputed(blocks[begin : begin + segment], x, sees_KST), place.data)
+        x = _recomputed(blocks[last:], x, sees_KST, pooled)
     else:
         x = _own_blocks(blocks, x, sees_KST, pooled)
-    # float32 under autocast too: rounded features cost more than half precision in all blocks
+    # float32 also under autocast: rounding the features costs more than half precision in all blocks
     with torch.autocast(x.device.type, enabled=False):
         return parts.project(parts.ln_final(x.float()))
 
 
-class _Kept(torch.autograd.Function):
-    """Rows, moved to a place that was set aside for them. What is kept of one block after the other, between
-    all that is freed, would otherwise scatter the C library's heap over twice the memory."""
+class _Preallocated(torch.autograd.Function):
+    """Copy rows into preallocated memory.
+
+    Otherwise the rows that each block keeps, allocated between others that are freed, fragment the C
+    library's heap to twice its size.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, place: Tensor) -> Tensor:
@@ -275,8 +283,8 @@ class _Kept(torch.autograd.Function):
         return gradients[0], None
 
 
-def _computed_again(*arguments: Any) -> Tensor:
-    """`_own_blocks`, of which the backward pass keeps what goes in."""
+def _recomputed(*arguments: Any) -> Tensor:
+    """Run `_own_blocks`; the backward pass recomputes it from its inputs."""
     rows: Tensor = run_checkpointed(_own_blocks, *arguments, use_reentrant=False, preserve_rng_state=False)
     return rows
 
@@ -287,7 +295,7 @@ def _own_blocks(
     sees_KST: Tensor,
     pooled: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Some blocks over the rows of packs; with `pooled` rows the last one writes these alone, [B, W]."""
+    """Run blocks over the rows of packs; with `pooled`, the last one returns only these rows, [B, W]."""
     x = x_KSW
     for number, (block, (prefix_k, prefix_v)) in enumerate(blocks, start=1):
         normed = block.ln_1(x)
@@ -296,7 +304,7 @@ def _own_blocks(
             q, k, v = _project(block, normed, "qkv")
         else:
             k, v = _project(block, normed, "kv")
-            # repeated ends get a gradient of zero: adding them up in any order gives the same
+            # repeated ends have a gradient of zero, so the order of summation does not matter
             x, normed = (rows.take_along_dim(ends[..., None], 1) for rows in (x, normed))
             (q,) = _project(block, normed, "q")
             sees_KST = sees_KST.take_along_dim(ends[..., None], 1)

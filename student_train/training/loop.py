@@ -197,7 +197,7 @@ class Run:
         kept = "no checkpoint was written" if last is None else f"the last good checkpoint has {last} steps"
         if fault is not None:
             bad, what = fault
-            rows, views = self.join.samples_of(bad - 1)
+            rows, views = self.join.step_samples(bad - 1)
             samples = {"rows": rows.tolist(), "views": views.tolist(), "keys": self.cache.samples.keys(rows)}
             self.folder.write_bad_step({"step": bad, "what": what, **samples})
             raise AgreedError(

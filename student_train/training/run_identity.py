@@ -42,7 +42,7 @@ def describe_run(
         "init": None if init is None else init.digest,
         "processes": processes,
         "samples_per_step": samples_per_step,
-        "never_read": student.describe_dead(),
+        "never_read": student.describe_unused(),
         "software": f"rpp {rpp_version()}, torch {torch.__version__}",
     }
 

@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from teacher_cache.settings import reason
+
 Typed = TypeVar("Typed")
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # making one takes ten times as long as what it checks
 
@@ -25,7 +27,7 @@ def parse_json(content: str | bytes) -> Any:
 def first_problem(error: ValidationError) -> str:
     """Which field is wrong, and why, in one line."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {reason(first)}"
 
 
 def typed_record(kind: type[Typed], record: dict[str, Any]) -> Typed:

@@ -1,7 +1,9 @@
-"""What becomes of a build and of a run when something goes wrong under them.
+"""Faults during builds and runs: kills, full disks, failing reads and others.
 
-Each ends in one of two ways: finished, after a second call where the first one ended, with the very arrays,
-tensors and figures of an undisturbed one; or one sentence. RPP_KILLS says how many kills each kind of process
-gets (5 in `make test`, 100 in `make faults`), RPP_FAULTS_SEED which moments and places are drawn (0 if unset:
-always the same), RPP_FAULTS_TABLE where a table of what was tried is written.
+Each build or run must end in one of two ways: complete (after a second call if the first one was stopped),
+with the same arrays, tensors and figures as an undisturbed one; or with one line of error.
+
+Environment variables: RPP_KILLS is the number of kills of each kind of process (5 in `make test`, 100 in
+`make faults`), RPP_FAULTS_SEED the seed of random moments and places (default 0), RPP_FAULTS_TABLE a file for
+a table of all faults that were tried.
 """

@@ -1,4 +1,4 @@
-"""Commands called in processes of their own, and disturbed there."""
+"""Call commands in processes of their own, and disturb them there."""
 
 import ctypes
 import errno
@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.processes import END_SECONDS, ForkServer
 
-LOOK_SECONDS = 0.002
+POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -22,30 +22,31 @@ class Ended:
     """How a call ended.
 
     Attributes:
-        code: its exit code; negative: the signal that ended it.
-        said: its standard error.
-        left: command lines of processes that it began and that live on without it.
+        code: exit code, or the negative number of the signal that ended it.
+        seconds: how long it took.
+        stderr: standard error.
+        left: command lines of processes that it started and that outlived it.
     """
 
     code: int
     seconds: float
-    said: str
+    stderr: str
     left: list[str]
 
     @property
     def last_line(self) -> str:
-        """What the user reads at the end."""
-        lines = [line for line in self.said.splitlines() if line.strip()]
+        """The last line of standard error."""
+        lines = [line for line in self.stderr.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 
     @property
-    def is_one_sentence(self) -> bool:
-        """An error as the commands print them: its exit code, one line, no traceback."""
-        return self.code in (1, 2) and self.last_line.startswith("error: ") and "Traceback" not in self.said
+    def is_one_line_error(self) -> bool:
+        """Whether it ended with an error for the user: an exit code and one line, no traceback."""
+        return self.code in (1, 2) and self.last_line.startswith("error: ") and "Traceback" not in self.stderr
 
 
 class Attempts:
-    """Calls of the commands, each in a process of its own."""
+    """Calls commands, each in a process of its own."""
 
     def __init__(self, processes: ForkServer) -> None:
         self._processes = processes
@@ -61,12 +62,13 @@ class Attempts:
         """Call `rpp-cache ...` or `rpp-train ...` in a process of its own.
 
         Args:
-            kill_after: seconds until it is killed, if it has not ended by then.
-            kill_workers: seconds after which one of its worker processes is killed, each.
-            environment: variables that are set there.
-            disturbed: what is in its way, as arguments of `disturb`.
+            command: the command line.
+            kill_after: seconds after which it is killed if it has not ended.
+            kill_workers: times, in seconds, at each of which one of its worker processes is killed.
+            environment: additional environment variables.
+            disturbed: arguments of `disturb`.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         process = self._processes.start(
             *command,
             stdout=None,
@@ -74,14 +76,14 @@ class Attempts:
             before=("tests.faults.attempts:disturb", disturbed) if disturbed else None,
         )
         until, waiting = END_SECONDS if kill_after is None else kill_after, sorted(kill_workers)
-        while process.wait(LOOK_SECONDS, required=False) is None:
-            seconds = time.monotonic() - begun
+        while process.wait(POLL_SECONDS, required=False) is None:
+            seconds = time.monotonic() - started
             if seconds > until:
                 process.kill()
             elif waiting and seconds > waiting[0] and (workers := workers_of(process.pid)):
                 del waiting[0]
                 os.kill(random.Random(seconds).choice(workers), signal.SIGKILL)
-        took, left = time.monotonic() - begun, left_of(process.pid)
+        took, left = time.monotonic() - started, left_of(process.pid)
         ended = process.ended()
         return Ended(ended.code, took, ended.err, left)
 
@@ -92,39 +94,39 @@ def disturb(
     clock: int | None = None,
     failing_read: int | None = None,
 ) -> None:
-    """Put something in the way of this process.
+    """Disturb this process.
 
     Args:
-        largest_file: bytes beyond which no file can be written.
-        no_rights: without the capabilities of root.
-        clock: seed of a clock that jumps, once, by up to a day to or fro.
-        failing_read: which read of an image (the first is 1) fails with an I/O error, as on a bad disk.
+        largest_file: limit of a file's size in bytes.
+        no_rights: drop the capabilities of root.
+        clock: seed of a clock that jumps once, by up to a day forward or back.
+        failing_read: number, from 1, of the read of an image that fails with an I/O error.
     """
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if no_rights:
-        without_rights()
+        drop_capabilities()
     if clock is not None:
-        jumping(random.Random(clock))
+        make_clock_jump(random.Random(clock))
     if failing_read is not None:
-        failing(failing_read)
+        make_read_fail(failing_read)
 
 
-def jumping(chance: random.Random) -> None:
-    """The clock that people read jumps once, at some moment; the monotonic one does not, as anywhere."""
-    real, begun = time.time, time.monotonic()
+def make_clock_jump(chance: random.Random) -> None:
+    """Make the wall clock jump once at a random moment; the monotonic clock continues."""
+    real, started = time.time, time.monotonic()
     when, by = chance.uniform(0, 2), chance.uniform(-86_400, 86_400)
-    time.time = lambda: real() + (by if time.monotonic() - begun > when else 0)
+    time.time = lambda: real() + (by if time.monotonic() - started > when else 0)
 
 
-def without_rights() -> None:
-    """Root may write everywhere; without its capabilities it may what the rights of a file say."""
+def drop_capabilities() -> None:
+    """Drop root's capabilities, so that file permissions apply."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     assert ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()) == 0
 
 
-def failing(number: int) -> None:
-    """One read at a place in a file fails."""
+def make_read_fail(number: int) -> None:
+    """Make the read of this number fail."""
     real, count = os.pread, iter(range(1, 1_000_000))
 
     def read(*arguments: Any) -> bytes:
@@ -136,13 +138,13 @@ def failing(number: int) -> None:
 
 
 def processes() -> list[tuple[int, int, int, str]]:
-    """Of each process that has not ended: number, parent, session, command line."""
+    """Return process id, parent, session and command line of each running process."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             state, parent, _, session = (folder / "stat").read_text().rpartition(") ")[2].split()[:4]
             words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
         if state != "Z":
             found.append((int(folder.name), int(parent), int(session), words))
@@ -150,12 +152,12 @@ def processes() -> list[tuple[int, int, int, str]]:
 
 
 def workers_of(process: int) -> list[int]:
-    """Dask workers that it began."""
+    """Return the Dask workers that a process started."""
     return [pid for pid, parent, _, words in processes() if parent == process and "spawn_main" in words]
 
 
 def left_of(session: int) -> list[str]:
-    """Command lines of processes of a session that are still there some seconds later."""
+    """Return the command lines of processes of a session that still run after some seconds."""
     until = time.monotonic() + 15
     while left := [(pid, words) for pid, _, of, words in processes() if of == session]:
         if time.monotonic() > until:

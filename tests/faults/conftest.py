@@ -1,4 +1,4 @@
-"""Inputs of the faults, and the table of what was tried."""
+"""Inputs of the fault tests, and the table of the faults that were tried."""
 
 import os
 from dataclasses import dataclass, field
@@ -13,21 +13,21 @@ from tests.processes import ForkServer
 from tests.teacher_cache.inputs import write_names, write_shards
 
 KILLS = int(os.environ.get("RPP_KILLS", "5"))
-SEED = int(os.environ.get("RPP_FAULTS_SEED", "0"))  # decides all moments and places
+SEED = int(os.environ.get("RPP_FAULTS_SEED", "0"))  # of all random moments and places
 SAMPLES = 240
 TRIED: dict[str, "Tried"] = {}
 
 
 @dataclass
 class Tried:
-    """One fault: what is promised of it, and how each try ended."""
+    """One fault: the promised result, and the result of each try."""
 
     promised: str
     ends: list[str] = field(default_factory=list)
 
 
 class Record:
-    """Takes down what was tried."""
+    """Records the results of a fault."""
 
     def __init__(self, fault: str, promised: str) -> None:
         self._tried = TRIED.setdefault(fault, Tried(promised))
@@ -37,7 +37,7 @@ class Record:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table for docs/reliability.md, of what was really tried in this run."""
+    """Write the table for docs/reliability.md of the faults in this session."""
     if TRIED and (path := os.environ.get("RPP_FAULTS_TABLE")):
         rows = [
             [
@@ -56,20 +56,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def attempts(processes: ForkServer) -> Attempts:
-    """Calls in processes of their own."""
+    """Call commands in processes of their own."""
     return Attempts(processes)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of a build and of runs on its cache."""
+    """Inputs of a build and of runs on its cache."""
 
     folder: Path
     shards: Path
     build: list[str]
 
     def train(self, cache: Path, out: Path, *others: str) -> list[str]:
-        """A run of 120 steps with a checkpoint every seven."""
+        """Return the command of a run of 120 steps with a checkpoint every seven."""
         options = {
             "cache": cache,
             "out": out,
@@ -84,10 +84,10 @@ class Inputs:
 
 @pytest.fixture(scope="session")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    """Two shards of 120 pictures; a build of them has 24 parts."""
+    """Two shards of 120 images; a build of them has 24 parts."""
     folder = tmp_path_factory.mktemp("faults")
     folder.chmod(0o755)
-    for above in folder.parents[:2]:  # a process without rights has to come here
+    for above in folder.parents[:2]:  # a process without root's capabilities must get here
         above.chmod(0o755)
     shards = write_shards(folder / "shards", shards=2, samples=SAMPLES // 2)
     teacher = write_model(folder / "teacher", "gelu")
@@ -100,7 +100,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 @pytest.fixture(scope="session")
 def undisturbed(inputs: Inputs, attempts: Attempts) -> Path:
-    """The cache of a build that nothing befell."""
+    """The cache of an undisturbed build."""
     out = inputs.folder / "undisturbed.zarr"
     assert attempts.call(*inputs.build, f"--out={out}").code == 0
     return out

@@ -1,4 +1,5 @@
-"""All but kills: full disks, failing reads, jumping clocks, two at once, no rights, missing and cut files."""
+"""Faults other than kills: full disks, failing reads, jumping clocks, concurrent calls, missing permissions,
+missing and truncated files."""
 
 import os
 import random
@@ -29,16 +30,16 @@ ONE_SENTENCE = "one sentence, second call, same result"
 
 @pytest.fixture(scope="module")
 def trained(attempts: Attempts, inputs: Inputs, undisturbed: Path) -> Path:
-    """A run that nothing befell."""
+    """An undisturbed run."""
     out = inputs.folder / "trained"
     ended = attempts.call(*inputs.train(undisturbed, out, "--towers=both", "--epochs=3"))
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.stderr
     return out
 
 
 @pytest.fixture
 def build(attempts: Attempts, inputs: Inputs) -> Callable[..., Ended]:
-    """Call the build with another `--out`, disturbed."""
+    """Return a call of the build with another `--out`, disturbed."""
 
     def call(out: Path | str, *others: str, **disturbed: object) -> Ended:
         return attempts.call(*inputs.build, f"--out={out}", *others, **disturbed)
@@ -48,7 +49,7 @@ def build(attempts: Attempts, inputs: Inputs) -> Callable[..., Ended]:
 
 @pytest.fixture
 def train(attempts: Attempts, inputs: Inputs) -> Callable[..., Ended]:
-    """Call the training of `trained`, disturbed."""
+    """Return a call of the training of `trained`, disturbed."""
 
     def call(cache: Path, out: Path, *others: str, **disturbed: object) -> Ended:
         return attempts.call(*inputs.train(cache, out, "--towers=both", "--epochs=3", *others), **disturbed)
@@ -67,14 +68,14 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def go_on(train: Call, cache: Path, run: Path, trained: Path) -> None:
-    """Once what was wrong is gone, the run ends as one that nothing befell."""
+    """Assert that the run, once the fault is gone, ends like an undisturbed one."""
     ended = train(cache, run, *(["--resume"] if (run / "settings.json").exists() else []))
-    assert ended.code == 0, ended.said
+    assert ended.code == 0, ended.stderr
     assert_same_run(run, trained)
 
 
 def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path) -> None:
-    """No file takes more than so many bytes."""
+    """Files have a size limit."""
     record = Record(
         "no room: no file takes more than N bytes (RLIMIT_FSIZE)", "one sentence; a second call ends"
     )
@@ -84,14 +85,14 @@ def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path,
         out = tmp_path / f"{number}.zarr"
         ended = build(out, largest_file=int(largest * chance.random() ** 3))
         if ended.code != 0:
-            assert ended.is_one_sentence, ended.said
+            assert ended.is_one_line_error, ended.stderr
             assert build(out).code == 0
         assert_same_arrays(out, undisturbed)
         record("build: " + ("it fitted" if ended.code == 0 else ONE_SENTENCE))
         run = tmp_path / f"run-{number}"
         most = (trained / "checkpoint.safetensors").stat().st_size
         ended = train(undisturbed, run, largest_file=int(most * chance.random()))
-        assert ended.is_one_sentence, ended.said
+        assert ended.is_one_line_error, ended.stderr
         go_on(train, undisturbed, run, trained)
         record(f"run: {ONE_SENTENCE}")
 
@@ -99,20 +100,20 @@ def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path,
 def test_a_read_that_fails(
     build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """In the middle of a shard: not one picture's damage, so no picture is left out for it."""
+    """A failing read in the middle of a shard is not a damaged image: no image is left out."""
     record = Record("a read of a shard fails (EIO)", "one sentence that names the shard; a second call ends")
     chance = random.Random(SEED)
     for number in range(TRIES):
         out, run = tmp_path / f"{number}.zarr", tmp_path / f"run-{number}"
         ended = build(out, failing_read=chance.randint(1, SAMPLES))
-        assert ended.is_one_sentence, ended.said
+        assert ended.is_one_line_error, ended.stderr
         assert "cannot read image shard" in ended.last_line
         assert "Input/output error" in ended.last_line
         assert build(out).code == 0
         assert_same_arrays(out, undisturbed)
         record(f"build: {ONE_SENTENCE}")
         ended = train(undisturbed, run, "--workers=1", failing_read=chance.randint(1, SAMPLES))
-        assert ended.is_one_sentence, ended.said
+        assert ended.is_one_line_error, ended.stderr
         assert "Input/output error" in ended.last_line
         go_on(train, undisturbed, run, trained)
         record(f"run: {ONE_SENTENCE}")
@@ -121,7 +122,7 @@ def test_a_read_that_fails(
 def test_a_clock_that_jumps(
     build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """Dask sends at times of day, and would stand still: a build whose clock is set back ends."""
+    """Dask schedules messages by the wall clock and would wait: a build whose clock is set back ends."""
     record = Record(
         "the clock jumps by up to a day, to or fro",
         "nothing depends on it, or a build says that it was set back, and a second call ends",
@@ -131,21 +132,21 @@ def test_a_clock_that_jumps(
         clock = 1000 * SEED + number
         ended = build(out, clock=clock)
         if ended.code != 0:
-            assert ended.is_one_sentence, ended.said
+            assert ended.is_one_line_error, ended.stderr
             assert "the clock was set back by " in ended.last_line
             assert build(out).code == 0
         assert_same_arrays(out, undisturbed)
         record("build: " + ("same arrays" if ended.code == 0 else ONE_SENTENCE))
         ended = train(undisturbed, tmp_path / f"run-{number}", clock=clock)
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.stderr
         assert_same_run(tmp_path / f"run-{number}", trained)
         record("run: same tensors and figures")
 
 
-def test_two_at_once(
+def test_two_calls_at_the_same_time(
     attempts: Attempts, inputs: Inputs, undisturbed: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """Both begin at the same moment, or one somewhat later."""
+    """Both start at the same moment, or one a little later."""
     record = Record(
         "two processes on one cache, or one run's folder", "one works, the other says so or finds all done"
     )
@@ -156,10 +157,10 @@ def test_two_at_once(
         running = inputs.train(undisturbed, run, "--towers=both", "--epochs=3")
         for command in (building, running):
             ends = at_once(command, attempts, chance.uniform(0, 0.5))
-            assert 0 in [ended.code for ended in ends], [ended.said for ended in ends]
-            assert all(ended.code == 0 or ended.is_one_sentence for ended in ends), ends
+            assert 0 in [ended.code for ended in ends], [ended.stderr for ended in ends]
+            assert all(ended.code == 0 or ended.is_one_line_error for ended in ends), ends
             done = [ended.code for ended in ends].count(0)
-            record("one worked, one said so" if done == 1 else "the second found all done")
+            record("one worked, the other was refused" if done == 1 else "the second found all done")
         assert_same_arrays(out, undisturbed)
         assert_same_run(run, trained)
 
@@ -174,17 +175,17 @@ def at_once(command: list[str], attempts: Attempts, later: float) -> list[Ended]
     return ends
 
 
-def test_no_right_to_write(
+def test_missing_permission_to_write(
     build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """A finished cache of somebody else serves; an unfinished one is not touched."""
+    """A complete read-only cache can be used; an incomplete one is not changed."""
     record = Record("a store without the right to write", "a finished cache serves; else one sentence")
-    whole, begun = tmp_path / "whole.zarr", tmp_path / "begun.zarr"
+    whole, unfinished = tmp_path / "whole.zarr", tmp_path / "unfinished.zarr"
     for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)
     shutil.copytree(undisturbed, whole)
-    shutil.copytree(undisturbed, begun)
-    (begun / "parts" / "000003.json").unlink()
+    shutil.copytree(undisturbed, unfinished)
+    (unfinished / "parts" / "000003.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for path in tmp_path.rglob("*"):
         path.chmod(0o555 if path.is_dir() else 0o444)
@@ -194,15 +195,15 @@ def test_no_right_to_write(
     try:
         assert build(whole, no_rights=True).code == 0
         record("build of a finished cache: all there")
-        ended = build(begun, no_rights=True)
-        assert ended.is_one_sentence, ended.said
+        ended = build(unfinished, no_rights=True)
+        assert ended.is_one_line_error, ended.stderr
         record("build of an unfinished one: one sentence")
         ended = train(whole, free / "run", no_rights=True)
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.stderr
         assert_same_run(free / "run", trained)
         record("run from it: same result")
-        ended = train(whole, begun / "run", no_rights=True)
-        assert ended.is_one_sentence, ended.said
+        ended = train(whole, unfinished / "run", no_rights=True)
+        assert ended.is_one_line_error, ended.stderr
         record("run into it: one sentence")
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     finally:
@@ -210,10 +211,10 @@ def test_no_right_to_write(
             path.chmod(0o755)
 
 
-def test_a_part_that_somebody_deleted(
+def test_a_deleted_part(
     attempts: Attempts, build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """Its record: the cache is unfinished. A stored array of it: nothing is trained on a gap."""
+    """Without its record the cache is incomplete; without one of its arrays no run trains on the gap."""
     record = Record(
         "a part deleted by hand", "never a gap: one sentence; `verify` names it, a build mends it"
     )
@@ -231,7 +232,7 @@ def test_a_part_that_somebody_deleted(
             shutil.copytree(undisturbed, cache)
             (cache / gone).unlink()
             ended = train(cache, run)
-            assert ended.is_one_sentence, ended.said
+            assert ended.is_one_line_error, ended.stderr
             verified = attempts.call("rpp-cache", "verify", cache)
             assert verified.code == 1
             assert build(cache).code == 0
@@ -243,10 +244,10 @@ def test_a_part_that_somebody_deleted(
             shutil.rmtree(run)
 
 
-def test_a_cache_that_was_copied_half_way(
+def test_an_incomplete_copy_of_a_cache(
     attempts: Attempts, build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
 ) -> None:
-    """Files are missing, and one is cut."""
+    """Files are missing, and one is truncated."""
     record = Record(
         "a cache copied half-way", "one sentence or the right result, never another; a build mends it"
     )
@@ -267,14 +268,14 @@ def test_a_cache_that_was_copied_half_way(
             assert_same_run(run, trained)
             record("a run: right, what was cut it does not read")
         else:
-            assert ended.is_one_sentence, ended.said
+            assert ended.is_one_line_error, ended.stderr
             record("a run: one sentence")
         attempts.call("rpp-cache", "verify", cache)
         ended = build(cache)
         if ended.code != 0:
-            assert ended.is_one_sentence, ended.said
+            assert ended.is_one_line_error, ended.stderr
             headers = [path for path in (cache / "zarr.json", cache / "header.json") if path.exists()]
-            assert headers in ([], [cut]), (cut, ended.said)
+            assert headers in ([], [cut]), (cut, ended.stderr)
             record("a build: one sentence, no cache is recognised there")
         else:
             assert not verify_store(CacheStore.open(cache))
@@ -283,7 +284,7 @@ def test_a_cache_that_was_copied_half_way(
 
 
 class Flaky(ThreadingHTTPServer):
-    """In front of an object store: answers some requests with 500, and others late."""
+    """A proxy of an object store that answers some requests with status 500, and others late."""
 
     def __init__(self, store: str, share: float, seed: int) -> None:
         super().__init__(("127.0.0.1", 0), FlakyHandler)
@@ -296,7 +297,7 @@ class Flaky(ThreadingHTTPServer):
 
 
 class FlakyHandler(BaseHTTPRequestHandler):
-    """Passes a request on, or does not."""
+    """Forward a request, or fail."""
 
     protocol_version = "HTTP/1.1"
     server: Flaky
@@ -347,7 +348,7 @@ class FlakyHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def flaky(s3_server: str) -> Iterator[Callable[[float, int], Flaky]]:
-    """A flaky store, in front of the tests' own."""
+    """A flaky proxy of the tests' object store."""
     servers: list[Flaky] = []
 
     def begin(share: float, seed: int) -> Flaky:
@@ -361,7 +362,7 @@ def flaky(s3_server: str) -> Iterator[Callable[[float, int], Flaky]]:
         server.server_close()
 
 
-def test_an_object_store_that_answers_500_and_late(
+def test_an_object_store_that_fails_and_is_slow(
     build: Call, bucket: str, flaky: Callable[[float, int], Flaky], undisturbed: Path
 ) -> None:
     record = Record(
@@ -378,9 +379,9 @@ def test_an_object_store_that_answers_500_and_late(
             ended = build(url, "--part-size=240", "--views=1", environment=disturbed)
             assert server.failed
             if ended.code != 0:
-                assert ended.is_one_sentence, ended.said
+                assert ended.is_one_line_error, ended.stderr
                 again = build(url, "--part-size=240", "--views=1", environment=aws())
-                assert again.code == 0, again.said
+                assert again.code == 0, again.stderr
             group = zarr.open_group(url, mode="r")
             for name, values in decoded_arrays(undisturbed).items():
                 values = values[:, :1] if name in ("image_features", "crops") else values
@@ -391,5 +392,5 @@ def test_an_object_store_that_answers_500_and_late(
 
 
 def aws() -> dict[str, str]:
-    """What the environment says of the store."""
+    """Return the environment variables of the store."""
     return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: of builds, of their Dask workers, of runs."""
+"""SIGKILL of builds, Dask workers and runs at random moments."""
 
 import json
 import random
@@ -19,14 +19,14 @@ EXACT = ("step", "loss", "hard_loss", "soft_loss", "accuracy", "lr", "gradient_n
 
 
 def committed(cache: Path) -> dict[str, int]:
-    """When the record of each part was written."""
+    """Return the modification time of each part's record."""
     return {path.name: path.stat().st_mtime_ns for path in (cache / "parts").glob("*.json")}
 
 
 def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
-    """What was committed before a kill is not computed again, and the end is the same."""
+    """Committed parts are not computed again, and the result is the same."""
     record = Record(
-        "SIGKILL of a build", "the same call goes on; no committed part is computed again; same arrays"
+        "SIGKILL of a build", "the same call continues; no committed part is computed again; same arrays"
     )
     chance, kills, number = random.Random(SEED), 0, 0
     usual = attempts.call(*inputs.build, f"--out={tmp_path / 'first.zarr'}").seconds
@@ -41,7 +41,7 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
             kept = now
             if ended.code == 0:
                 break
-            assert ended.code == -9, ended.said
+            assert ended.code == -9, ended.stderr
             kills, in_round = kills + 1, in_round + 1
         assert not verify_store(CacheStore.open(out))
         assert_same_arrays(out, undisturbed)
@@ -49,9 +49,10 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
 
 
 def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
-    """A build whose workers die ends all the same, or says that they do, and the next one ends."""
+    """A build whose workers die completes, or reports it and the next build completes."""
     record = Record(
-        "SIGKILL of a Dask worker", "the build goes on, or one sentence and a second call; same arrays"
+        "SIGKILL of a Dask worker",
+        "the build continues, or ends with one line and a second call completes; same arrays",
     )
     chance = random.Random(SEED)
     for number in range(max(1, KILLS // 5)):
@@ -61,7 +62,7 @@ def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp
         ended = attempts.call(*command, kill_workers=[when])
         assert not ended.left
         if ended.code != 0:
-            assert ended.is_one_sentence, ended.said
+            assert ended.is_one_line_error, ended.stderr
             assert attempts.call(*inputs.build, f"--out={out}").code == 0
         assert_same_arrays(out, undisturbed)
         record(
@@ -70,33 +71,33 @@ def test_dask_workers(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp
 
 
 def figures(run: Path) -> list[list[Any]]:
-    """The lines of a run's log, but for the clock."""
+    """Return the lines of a run's log without times."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [[line[name] for name in EXACT] for line in lines]
 
 
 @pytest.mark.parametrize("mode", ["text", "both"])
 def test_runs(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path, mode: str) -> None:
-    """From features, and from images that two other processes decode: same tensors, same figures."""
+    """In feature mode, and in image mode with two decoding processes: same tensors, same figures."""
     record = Record(
         f"SIGKILL of a run, {'cached features' if mode == 'text' else 'images, 2 decoding processes'}",
-        "`--resume` goes on; same tensors, same metrics; no process is left behind",
+        "`--resume` continues; same tensors, same metrics; no process is left behind",
     )
     others = [f"--towers={mode}", "--workers=2"]
     first = attempts.call(*inputs.train(undisturbed, tmp_path / "first", *others))
-    assert first.code == 0, first.said
+    assert first.code == 0, first.stderr
     chance, kills, number = random.Random(SEED), 0, 0
     while kills < KILLS:
-        out, number, in_round, begun = tmp_path / str(number), number + 1, 0, False
+        out, number, in_round, was_started = tmp_path / str(number), number + 1, 0, False
         while True:
             after = chance.uniform(0, first.seconds) if in_round < KILLS_A_ROUND and kills < KILLS else None
-            again = ["--resume"] if begun else []
+            again = ["--resume"] if was_started else []
             ended = attempts.call(*inputs.train(undisturbed, out, *others, *again), kill_after=after)
             assert not ended.left
             if ended.code == 0:
                 break
-            assert ended.code == -9, ended.said
-            kills, in_round, begun = kills + 1, in_round + 1, (out / "settings.json").exists()
+            assert ended.code == -9, ended.stderr
+            kills, in_round, was_started = kills + 1, in_round + 1, (out / "settings.json").exists()
         ours, theirs = (
             load_file(out / "student.safetensors"),
             load_file(tmp_path / "first/student.safetensors"),

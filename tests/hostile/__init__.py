@@ -1,13 +1,12 @@
-"""Input that somebody made to do harm, or that broke on its way: it is read right, or refused in one line.
+"""Malicious or damaged input: it is read correctly, or refused with one line.
 
-Valid files are made here, then bytes and fields of them are changed, and what comes out is given to the
-functions that the commands call. What has to hold of each call stands in `contract.py`, how files are changed
-in `mutations.py`.
+The tests make valid files, change bytes and fields of them, and pass them to the functions that the commands
+call. `contract.py` checks each call, `mutations.py` changes files.
 
-`make test` tries each fuzzer some tens of times, with the same files every time. The long form takes fresh
-ones for as many seconds as it is told, shared among the fuzzers, and prints how often each was tried:
+`make test` runs each fuzzer some tens of times, always with the same files. The long form takes new files for
+the given number of seconds, shared among the fuzzers, and prints how often each ran:
 
     make fuzz RPP_FUZZ_SECONDS=600
 
-A failure prints the smallest input that hypothesis finds, and how to repeat it.
+A failure prints the smallest input that hypothesis finds, and how to reproduce it.
 """

@@ -1,4 +1,4 @@
-"""How often each fuzzer is tried: some tens of times, or for the seconds that RPP_FUZZ_SECONDS says."""
+"""How often each fuzzer runs: some tens of times, or for RPP_FUZZ_SECONDS seconds in total."""
 
 import os
 import time
@@ -16,14 +16,14 @@ from tests.teacher_cache.inputs import settings as build_settings
 from tests.teacher_cache.inputs import write_names, write_shards
 
 SECONDS = float(os.environ.get("RPP_FUZZ_SECONDS", "0"))
-ROUND = 200  # inputs between two looks at the clock
+ROUND = 200  # inputs between two checks of the time
 
-_tried: dict[str, tuple[int, int, float]] = {}  # of each fuzzer: read, refused, seconds
+_tried: dict[str, tuple[int, int, float]] = {}  # of each fuzzer: inputs read, inputs refused, seconds
 _fuzzers = 0
 
 
 def fuzzed(examples: int) -> Callable[[Any], Any]:
-    """Decorator of a property: so many inputs, the same each time; in the long form fresh ones."""
+    """Decorate a property: the number of inputs, always the same ones; in the long form new ones."""
     bounded = settings(
         max_examples=ROUND if SECONDS else examples,
         derandomize=not SECONDS,
@@ -73,13 +73,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a small teacher."""
+    """The folder of a small teacher."""
     return write_model(tmp_path_factory.mktemp("teacher") / "gelu", "gelu")
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
-    """A finished cache of twelve samples in two parts; nobody may write to it."""
+    """A complete cache of twelve samples in two parts; tests must not write to it."""
     folder = tmp_path_factory.mktemp("cache")
     shards, names = write_shards(folder / "shards"), write_names(folder / "animals.txt")
     build_cache(build_settings(shards, names, folder / "zarr", teacher, part_size=6))

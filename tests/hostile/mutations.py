@@ -1,4 +1,4 @@
-"""How valid files are changed: bytes of any file, fields of JSON."""
+"""Mutations of valid files: bytes of any file, fields of JSON."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ BYTES = [
     b"../",
     b"\x1b[2J",
 ]
-DEEP = "[" * 100_000  # more than any parser goes down
+DEEP = "[" * 100_000  # deeper than any parser goes
 
 VALUES: list[Any] = [
     *(
@@ -49,7 +49,7 @@ VALUES: list[Any] = [
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes, most: int = 6) -> bytes:
-    """The bytes with some of them changed, taken away, doubled or put in."""
+    """Bytes with some of them changed, removed, repeated or inserted."""
     changed = bytearray(content)
     for _ in range(draw(st.integers(1, most))):
         at = draw(st.integers(0, max(0, len(changed) - 1)))
@@ -77,7 +77,7 @@ def damaged(draw: st.DrawFn, content: bytes, most: int = 6) -> bytes:
 
 @st.composite
 def changed_json(draw: st.DrawFn, value: Any, most: int = 3) -> Any:
-    """The decoded JSON with some of its fields replaced, removed, renamed or doubled."""
+    """Decoded JSON with some fields replaced, removed, renamed or nested."""
     root = {"": copy.deepcopy(value)}
     for _ in range(draw(st.integers(1, most))):
         holder, key = draw(st.sampled_from(_places(root)))
@@ -104,7 +104,7 @@ def changed_json(draw: st.DrawFn, value: Any, most: int = 3) -> Any:
 
 @st.composite
 def damaged_json(draw: st.DrawFn, value: Any) -> bytes:
-    """JSON as bytes: with changed fields, with changed bytes, or too deep to be read."""
+    """JSON as bytes: with changed fields, with changed bytes, or nested too deeply."""
     kind = draw(st.sampled_from(["fields"] * 6 + ["bytes"] * 3 + ["deep"]))
     if kind == "deep":
         text = json.dumps(value)
@@ -116,7 +116,7 @@ def damaged_json(draw: st.DrawFn, value: Any) -> bytes:
 
 
 def _places(value: Any) -> list[tuple[Any, Any]]:
-    """Every field within, as its holder and its key."""
+    """Return the container and key of every field."""
     places, todo = [], [value]
     while todo:
         holder = todo.pop()

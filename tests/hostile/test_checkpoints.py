@@ -353,7 +353,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(earlier: tuple[Run, dict[str, A
     assert torch.load(run.out / EARLIER_CHECKPOINT, weights_only=True)["step"] == 1
     with pytest.raises(UsageError, match=r"(entries are|is) compressed"):
         run.resume()
-    with pytest.raises(UsageError, match=r"is no checkpoint of torch.save, or is damaged"):
+    with pytest.raises(UsageError, match=r"cannot be read as a checkpoint of torch.save"):
         read_context(run.out / EARLIER_CHECKPOINT)
 
 
@@ -418,5 +418,8 @@ def test_context_vectors_that_are_larger_than_their_file_are_refused(
     context: torch.Tensor, tmp_path: Path
 ) -> None:
     torch.save({"state_dict": {"ctx": context}}, tmp_path / "context.pt")
-    with bounded(), pytest.raises(UsageError, match=r"no plain tensor|code that it names \(torch\._utils\."):
+    with (
+        bounded(),
+        pytest.raises(UsageError, match=r"not a dense CPU tensor|code that it names \(torch\._utils\."),
+    ):
         read_context(tmp_path / "context.pt")

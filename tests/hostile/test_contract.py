@@ -1,4 +1,4 @@
-"""The watch itself: what would leave the folder is noticed, what stays in it is not."""
+"""The checks themselves: they notice writes outside of the folder, and only those."""
 
 import os
 import subprocess
@@ -37,12 +37,12 @@ def places(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("what", list(ESCAPES))
-def test_an_escape_is_noticed(what: str, places: tuple[Path, Path]) -> None:
+def test_writes_outside_of_the_folder_are_noticed(what: str, places: tuple[Path, Path]) -> None:
     with pytest.raises(AssertionError), watched(places[0]):
         ESCAPES[what](*places)
 
 
-def test_work_in_the_folder_is_not(places: tuple[Path, Path]) -> None:
+def test_writes_in_the_folder_are_allowed(places: tuple[Path, Path]) -> None:
     inside, outside = places
     with watched(inside):
         (inside / "new").write_text((outside / "file").read_text())

@@ -1,4 +1,4 @@
-"""Model folders and weights files: configurations and weights that are none."""
+"""Model folders and weights files with invalid configurations and weights."""
 
 import json
 import zipfile
@@ -24,7 +24,7 @@ def model(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refused(folder: Path) -> str:
-    """Why a model folder is refused, in one line."""
+    """Return the one line with which a model folder is refused."""
     with bounded(), watched(), pytest.raises(UsageError, match="cannot load") as error:
         load_model(str(folder))
     assert is_one_line(str(error.value))
@@ -34,7 +34,7 @@ def refused(folder: Path) -> str:
 @pytest.mark.parametrize(
     "weights", [{}, [], 3, {"state_dict": {}}, {"a": 3}, {"text_projection": torch.ones(1).expand(1 << 40)}]
 )
-def test_weights_that_are_none(weights: Any, model: Path) -> None:
+def test_invalid_weights(weights: Any, model: Path) -> None:
     torch.save(weights, model / "open_clip_pytorch_model.bin")
     assert "cannot load" in refused(model)
 
@@ -63,6 +63,6 @@ def test_compressed_weights_are_not_unpacked(model: Path) -> None:
         json.dumps({"model_cfg": {**CONFIGS["gelu"], "vision_cfg": []}}),
     ],
 )
-def test_a_configuration_that_is_none(config: str, tmp_path: Path) -> None:
+def test_an_invalid_configuration(config: str, tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text(config)
     assert "cannot load" in refused(tmp_path)

@@ -1,4 +1,4 @@
-"""Parquet files of images: paths that lead elsewhere, footers that promise what is not there."""
+"""Parquet files of images with paths to other folders, and footers that do not match the file."""
 
 from contextlib import suppress
 from functools import lru_cache
@@ -62,7 +62,7 @@ def test_fuzz_parquet_images(tmp_path_factory: pytest.TempPathFactory, data: st.
 @pytest.mark.parametrize(
     "name", ["../outside.jpg", "/etc/passwd", "a/../../b.jpg", "file:///etc/passwd", "a\0b"]
 )
-def test_a_path_in_a_row_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+def test_a_path_in_a_row_is_not_followed(name: str, tmp_path: Path) -> None:
     (tmp_path / "outside.jpg").write_bytes(jpeg(0))
     path = write_parquet(tmp_path / "in" / "a.parquet", [{"bytes": None, "path": name}])
     samples, _ = index_images(str(path), ANIMAL_VOCABULARY)
@@ -71,8 +71,8 @@ def test_a_path_in_a_row_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     assert is_one_line(str(refused.value))
 
 
-def test_more_rows_than_bytes_are_no_images(tmp_path: Path) -> None:
-    """Three million empty rows take 12 KB there, and all of them memory here."""
+def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
+    """Three million empty rows take 12 KB in the file, but much memory when read."""
     path = write_parquet(tmp_path / "a.parquet", [None] * 3_000_000, rows_a_group=3_000_000)
     assert path.stat().st_size < 100_000
     with bounded(), pytest.raises(UsageError, match=r"says that [\d,]+ bytes hold 3,000,000 images"):

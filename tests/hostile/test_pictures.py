@@ -1,4 +1,4 @@
-"""Picture files: bombs, formats that programs are started for, damaged pictures of every format."""
+"""Image files: decompression bombs, formats that start programs, damaged images of every format."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def valid_pictures() -> list[bytes]:
     return [*made, encoded(small.convert("P"), "PNG"), encoded(small.convert("I;16"), "PNG")]
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, on damaged tags
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged tags
 @given(content=st.sampled_from(range(13)).flatmap(lambda n: damaged(valid_pictures()[n])))
 @fuzzed(200)
 def test_fuzz_pictures(content: bytes) -> None:
@@ -57,7 +57,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
 
 
 def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow gives EPS, whatever the file is called, to Ghostscript: a language with files and loops."""
+    """Pillow passes EPS, whatever the file's name, to Ghostscript, whose language has files and loops."""
     ghostscript = tmp_path / "bin" / "gs"
     ghostscript.parent.mkdir()
     ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\necho 10\n")
@@ -71,7 +71,7 @@ def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "JPEG2000", "TGA"])
-def test_what_the_web_calls_jpg_is_read(kind: str) -> None:
+def test_formats_that_the_web_names_jpg_are_read(kind: str) -> None:
     assert decode_image(encoded(picture(0, 32, 32), kind)).size == (32, 32)
 
 
@@ -84,8 +84,8 @@ def test_a_picture_above_the_limit_is_never_decoded(monkeypatch: pytest.MonkeyPa
             read(content, max_pixels=1199)
 
 
-def test_an_icon_is_not_decoded_to_find_out_how_large_it_is() -> None:
-    """Its header says 16 x 16, and Pillow opens what is in it."""
+def test_an_icon_is_not_decoded_to_find_its_size() -> None:
+    """Its header has 16 x 16, and Pillow opens the image in it."""
     inside = encoded(picture(0, 90, 70), "PNG")
     icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
     assert Image.open(io.BytesIO(icon)).size == (90, 70)
@@ -109,7 +109,7 @@ def test_a_jpeg_has_no_more_scans_than_a_picture_needs(kind: str) -> None:
 
 
 def test_text_in_a_png_that_unpacks_to_64_mb_is_not_unpacked() -> None:
-    """By a limit of Pillow's own, which anyone may move."""
+    """Pillow has a limit of its own, which other code may change."""
     bomb = zlib.compress(bytes(1 << 26), 1)
     content = encoded(picture(0), "PNG")
     chunk = b"zTXt" + b"comment\0\0" + bomb
@@ -122,13 +122,13 @@ def test_text_in_a_png_that_unpacks_to_64_mb_is_not_unpacked() -> None:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """Five small pictures, and a large one in their midst."""
+    """Five small images and a large one between them."""
     members = [(f"{n}.cls", str(n).encode()) for n in range(5)]
     members += [(f"{n}.jpg", jpeg(n, *((90, 70) if n == 2 else (40, 30)))) for n in range(5)]
     return write_shard(tmp_path / "s.tar", sorted(members))
 
 
-def test_a_cache_is_of_its_limit(shard: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_cache_keeps_its_limit(shard: Path, teacher: Path, tmp_path: Path) -> None:
     names, out = write_names(tmp_path / "animals.txt"), tmp_path / "zarr"
     asked = build_settings(shard, names, out, teacher, max_pixels=1200, part_size=5)
     assert build_cache(asked).skipped == 1
@@ -140,14 +140,14 @@ def test_a_cache_is_of_its_limit(shard: Path, teacher: Path, tmp_path: Path) -> 
         build_cache(asked.model_copy(update={"max_pixels": MAX_PIXELS}))
 
 
-def test_a_cache_that_does_not_say_has_the_limit_that_was(cache: Path, tmp_path: Path) -> None:
+def test_a_cache_without_a_limit_has_the_former_one(cache: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(cache, tmp_path / "zarr"))
     for name in ("zarr.json", "header.json"):
         write_sealed(old / name, lambda record: {k: v for k, v in record.items() if k != "max_pixels"})
     assert open_cache(old).header == open_cache(cache).header
 
 
-def test_training_decodes_as_the_cache_was_built(cache: Path, tmp_path: Path) -> None:
+def test_training_decodes_with_the_limit_of_the_cache(cache: Path, tmp_path: Path) -> None:
     """No picture of this cache is so small: they were put there since."""
     changed = Path(shutil.copytree(cache, tmp_path / "zarr"))
     write_sealed(changed / "zarr.json", lambda record: {**record, "max_pixels": 100})

@@ -1,4 +1,4 @@
-"""Recipes: broken TOML, settings of other types, sizes and places that nobody means."""
+"""Recipes with broken TOML, settings of other types, and absurd sizes and places."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +35,7 @@ VALUES = [
 
 @st.composite
 def hostile_tomls(draw: st.DrawFn, files: list[Path]) -> bytes:
-    """One of the files with values exchanged, or with changed bytes."""
+    """One of the files with replaced values, or with changed bytes."""
     lines = draw(st.sampled_from(files)).read_text(encoding="utf-8").splitlines()
     for _ in range(draw(st.integers(0, 3))):
         given = [number for number, line in enumerate(lines) if "=" in line and not line.startswith("#")]
@@ -48,7 +48,7 @@ def hostile_tomls(draw: st.DrawFn, files: list[Path]) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def places() -> Iterator[None]:
-    """The variables that the recipes name: without them none is read further."""
+    """Set the environment variables of the recipes; without them recipes are refused."""
     with pytest.MonkeyPatch.context() as patched:
         for name in ("EMOJI", "IMAGENET21K", "IMAGENET21K_VAL"):
             patched.setenv(name, "/data")
@@ -82,7 +82,7 @@ def test_fuzz_suites(tmp_path_factory: pytest.TempPathFactory, content: bytes) -
         ("0.1\nstudent_features = 3", "--student-features 3: Input should be a valid string"),
     ],
 )
-def test_a_recipe_that_is_none_is_refused_in_one_line(value: str, reason: str, tmp_path: Path) -> None:
+def test_an_invalid_recipe_is_refused_in_one_line(value: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(f'[train]\ncache = "zarr"\nout = "run"\nlr = {value}\n')
     with pytest.raises(UsageError, match=reason) as refused:

@@ -137,17 +137,17 @@ def all_shapes(shape: list[int]) -> Any:
     ("change", "reason"),
     [
         (prompts_of(prompt_length=10**9), "prompts.prompt_length"),
-        (prompts_of(prompt_length=5), r"holds other prompts than|does not hold the prompts"),
+        (prompts_of(prompt_length=5), r"has prompts with different settings|does not have the prompts"),
         (prompts_of(prompt_depth=10**9), "prompt depth 1000000000 is more than the 3 blocks"),
-        (prompts_of(towers="text"), r"does not hold the prompts"),
+        (prompts_of(towers="text"), r"does not have the prompts"),
         (all_shapes([10**12, 10**12]), "is damaged or not a student"),
-        (all_shapes([64, 2, 4]), r"is damaged or not a student|does not hold the prompts"),
+        (all_shapes([64, 2, 4]), r"is damaged or not a student|does not have the prompts"),
         (lambda header, record: (header, []), "it has no record"),
         (lambda header, record: (header, DEEP), "nested too deeply"),
         (lambda header, record: (header, {**record, "model": 3}), "model"),
     ],
 )
-def test_a_student_of_other_shapes_is_refused_before_memory_is_asked_for(
+def test_a_student_of_other_shapes_is_refused_before_allocation(
     folder: Path, change: Any, reason: str
 ) -> None:
     path = changed_student(folder, change)
@@ -166,7 +166,7 @@ def test_prompts_that_are_not_finite_are_refused(folder: Path, value: float) -> 
         load_student(folder / "nan.safetensors", load=load)
 
 
-def test_prompts_that_are_no_fractions_are_refused(folder: Path) -> None:
+def test_integer_prompts_are_refused(folder: Path) -> None:
     tensors = {name: tensor.to(torch.int32) for name, tensor in load_file(folder / STUDENT).items()}
     with safe_open(folder / STUDENT, framework="pt") as file:
         save_file(tensors, folder / "int.safetensors", file.metadata())
@@ -175,7 +175,7 @@ def test_prompts_that_are_no_fractions_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["settings.json", "results.json"])
-def test_records_that_are_nested_without_end_are_damaged(name: str, run: Path) -> None:
+def test_records_that_are_nested_too_deeply_are_damaged(name: str, run: Path) -> None:
     copy = run.with_name("deep")
     shutil.copytree(run, copy, dirs_exist_ok=True)
     (copy / name).write_text(DEEP)
@@ -183,7 +183,7 @@ def test_records_that_are_nested_without_end_are_damaged(name: str, run: Path) -
         compare_runs([run, copy])
 
 
-def test_a_line_of_metrics_that_is_nested_without_end_is_left_out(run: Path) -> None:
+def test_a_line_of_metrics_that_is_nested_too_deeply_is_left_out(run: Path) -> None:
     copy = run.with_name("metrics")
     shutil.copytree(run, copy, dirs_exist_ok=True)
     lines = list(read_metrics(run))

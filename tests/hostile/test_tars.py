@@ -1,4 +1,4 @@
-"""Tars: names that lead elsewhere, links and devices, sizes that no file has, headers that never end."""
+"""Tars with names in other folders, links and devices, absurd sizes, and endless headers."""
 
 import io
 import tarfile
@@ -78,7 +78,7 @@ def valid_tars() -> list[bytes]:
 
 @st.composite
 def hostile_tars(draw: st.DrawFn) -> bytes:
-    """A valid tar with changed fields in its headers, under right checksums, or with changed bytes."""
+    """A valid tar with changed header fields and valid checksums, or with changed bytes."""
     content = bytearray(draw(st.sampled_from(valid_tars())))
     for _ in range(draw(st.integers(0, 3))):
         headers = [at for at in range(0, len(content), BLOCK) if content[at + 257 : at + 262] == b"ustar"]
@@ -121,14 +121,14 @@ def test_fuzz_labels(tmp_path_factory: pytest.TempPathFactory, content: bytes, s
 
 
 def tar_of(name: str, size: int, kind: bytes = tarfile.REGTYPE, content: bytes = b"") -> bytes:
-    """A header that says what it is told to, and what follows it."""
+    """Return a header with the given fields, and the content behind it."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.type, entry.linkname = size, kind, "/etc/passwd"
     header = entry.tobuf(tarfile.GNU_FORMAT)
     return header + content + bytes(-len(content) % BLOCK)
 
 
-def test_names_that_lead_elsewhere_links_and_devices_are_neither_followed_nor_written(tmp_path: Path) -> None:
+def test_outside_names_links_and_devices_are_neither_followed_nor_written(tmp_path: Path) -> None:
     kinds = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE]
     names = ["../outside.jpg", "/etc/passwd.jpg", "a/../../b.jpg"]
     content = b"".join(tar_of(f"{number}.jpg", 0, kind) for number, kind in enumerate(kinds))
@@ -145,7 +145,7 @@ def test_names_that_lead_elsewhere_links_and_devices_are_neither_followed_nor_wr
 
 
 def test_control_characters_in_names_reach_no_terminal(tmp_path: Path) -> None:
-    """The name stands in a note, which the commands print."""
+    """The name is in a note that the commands print."""
     (tmp_path / "s.tar").write_bytes(tar_of("\x1b[2J\n\r0.jpg", 0) + tar_of("\x1b]0;title\x07\n1.jpg", 5000))
     samples, notes = index_images(str(tmp_path / "s.tar"), ANIMAL_VOCABULARY)
     assert samples.keys(slice(None)) == ["\x1b[2J\n\r0"]
@@ -165,7 +165,7 @@ def test_a_size_beyond_the_end_costs_the_tail_and_no_memory(size: int, tmp_path:
 
 
 class Counted(io.BytesIO):
-    """Remembers the largest read that was asked for; one of all that is there counts as endless."""
+    """Records the largest requested read; a read to the end counts as endless."""
 
     largest = 0
 
@@ -177,7 +177,7 @@ class Counted(io.BytesIO):
 @pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
 @pytest.mark.parametrize("size", [b"\xff" * 12, b"-0000000001\0", b"77777777777\0"])
 def test_a_header_of_a_negative_or_absurd_size_is_damage(kind: bytes, size: bytes) -> None:
-    """-1 was asked of the file as it stood there, which means all of it, at every such header."""
+    """A size of -1 was passed to the file, which read all of it, at every such header."""
     header = bytearray(tar_of("a", 0, kind))
     header[124:136] = size
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:BLOCK]))
@@ -187,8 +187,8 @@ def test_a_header_of_a_negative_or_absurd_size_is_damage(kind: bytes, size: byte
     assert file.largest == BLOCK
 
 
-def test_a_megabyte_of_short_records_is_read_in_no_time(tmp_path: Path) -> None:
-    """It was copied for each of them: more than five seconds of processor time a megabyte."""
+def test_a_megabyte_of_short_records_is_read_fast(tmp_path: Path) -> None:
+    """A copy for each record took more than five seconds of processor time per megabyte."""
     records = b"6 a=b\n" * ((1 << 20) // 6)
     header = tar_of("pax", len(records), tarfile.XHDTYPE, records)
     (tmp_path / "s.tar").write_bytes(header * 4 + tar_of("a.jpg", 3, content=b"abc") + bytes(2 * BLOCK))
@@ -206,7 +206,7 @@ def test_a_megabyte_of_short_records_is_read_in_no_time(tmp_path: Path) -> None:
         (b"\xff\xfe", "label is not readable"),
     ],
 )
-def test_a_label_that_is_none_is_named(content: bytes, reason: str, tmp_path: Path) -> None:
+def test_an_invalid_label_is_named(content: bytes, reason: str, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", [("a.json", content), ("a.jpg", jpeg(0))])
     with pytest.raises(UsageError, match=rf"s\.tar:a\.json: .*{reason}") as refused:
         index_images(str(shard), ANIMAL_VOCABULARY)
@@ -214,7 +214,7 @@ def test_a_label_that_is_none_is_named(content: bytes, reason: str, tmp_path: Pa
 
 
 def test_a_label_of_64_gb_is_not_read(tmp_path: Path) -> None:
-    """A file with a hole: it takes no room on the disk."""
+    """A sparse file, which takes no space on the disk."""
     size = 64 << 30
     with open(tmp_path / "s.tar", "wb") as file:
         file.write(tar_of("a.json", size))
@@ -232,10 +232,10 @@ def test_a_label_of_64_gb_is_not_read(tmp_path: Path) -> None:
         (0, -7, "no place in a file"),
     ],
 )
-def test_a_place_that_a_file_does_not_have_is_unreadable(
+def test_a_location_outside_of_a_file_is_unreadable(
     offset: int, length: int, reason: str, tmp_path: Path
 ) -> None:
-    """The places stand in a cache's table, which may be anyone's; memory is asked for what is there alone."""
+    """Locations come from a cache's table, which may be hostile; only existing bytes are allocated."""
     (tmp_path / "a.tar").write_bytes(b"eleven here")
     with bounded(), pytest.raises(UnreadableImageError, match=reason):
         ImageReader().read(str(tmp_path / "a.tar"), offset, length)

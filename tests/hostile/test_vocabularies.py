@@ -1,4 +1,4 @@
-"""Vocabularies, templates and lists of images: broken JSON and CSV, odd numbers, texts that are none."""
+"""Vocabularies, templates and lists of images with broken JSON and CSV, odd numbers and invalid texts."""
 
 import json
 from collections.abc import Callable
@@ -126,7 +126,7 @@ def test_fuzz_lists(tmp_path_factory: pytest.TempPathFactory, form: tuple[str, b
         ("a.txt", b"cat\n\xff", "is not UTF-8"),
     ],
 )
-def test_a_vocabulary_that_is_none_is_refused_in_one_line(
+def test_an_invalid_vocabulary_is_refused_in_one_line(
     name: str, content: bytes, reason: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -145,7 +145,7 @@ def test_ids_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "template", ["{:{}}", "{:>999999999}{{}}", "{!r}{{}}", "{0.__class__}", "{} {}", "{", "a \ud800 {}"]
 )
-def test_a_template_has_one_place_and_no_other_order(template: str, tmp_path: Path) -> None:
+def test_a_template_has_only_places_for_the_name(template: str, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps([template]))
     with pytest.raises(UsageError, match=r"exactly one \{\}|is no text") as refused:
         load_templates(str(tmp_path / "t.json"))
@@ -174,7 +174,7 @@ def test_a_class_of_a_split_is_a_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("long", ["x" * 300, "y/" * 3000])
-def test_a_place_that_is_too_long_for_a_file_is_no_image(long: str, tmp_path: Path) -> None:
+def test_a_path_that_is_too_long_is_not_an_image(long: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text(f"{long}.jpg cat\n")
     with pytest.raises(UsageError, match="which is neither in"):
         index_images(f"{tmp_path}/list.txt", ANIMAL_VOCABULARY)
@@ -188,7 +188,7 @@ def test_a_place_that_is_too_long_for_a_file_is_no_image(long: str, tmp_path: Pa
         ("recipe.toml", load_recipe, "cannot read the recipe .*: it has more than 256 MB"),
     ],
 )
-def test_a_file_without_end_is_not_read_to_its_end(
+def test_an_endless_file_is_not_read_to_its_end(
     name: str, read: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name

@@ -211,7 +211,7 @@ def test_zero_bytes_in_the_build_are_refused(recipe: Path, name: str) -> None:
     recipe.write_text(
         re.sub(rf'{name} = "', lambda found: found[0] + "a\\u0000", recipe.read_text(), count=1)
     )
-    with pytest.raises(UsageError, match=rf"\[build\]: --{name} .*no text for it has control characters"):
+    with pytest.raises(UsageError, match=rf"\[build\]: --{name} .*must not contain control characters"):
         load_recipe(recipe)
 
 

@@ -159,7 +159,7 @@ def test_the_frozen_model_may_have_moved(small_run: Path) -> None:
     expected = load_student(small_run).class_features(["cat"])
     moved = shutil.move(small_run.parent / "model", small_run.parent / "moved")
     with pytest.raises(
-        UsageError, match=r"^--pretrained says where the run's frozen model is now.*none: .*no model folder"
+        UsageError, match=r"^give the run's frozen model with --pretrained.*none: .*no model folder"
     ):
         load_rpp(str(small_run), "none")
     for place in (str(moved), f"local-dir:{moved}"):
@@ -228,7 +228,7 @@ def test_a_template_without_a_name_is_one_line(
         clip_benchmark(monkeypatch, own, *rpp(small_run))
     assert ended.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: the template 'a photo' does not say where the class name goes")
+    assert said.startswith("error: the template 'a photo' has no place for the class name")
 
 
 def test_without_the_package_one_line_says_what_to_install(

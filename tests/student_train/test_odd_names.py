@@ -95,5 +95,5 @@ def test_sixty_tokens_fit_beside_four_prompts_and_are_cut_beside_sixteen(
     student = load_student(tmp_path / "long")
     tokens = student.tokenize_names([SIXTY, "cat"])
     assert int(tokens[0].argmax()) == 77 - 16 - 1
-    assert "1 of 2 class names are too long for the text tower and are cut" in caplog.text
+    assert "1 of 2 class names are too long for the text tower and are truncated" in caplog.text
     assert student.class_features([SIXTY]).isfinite().all()

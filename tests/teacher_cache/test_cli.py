@@ -245,7 +245,7 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
     code, _, err = run("build", *flat(arguments))
     assert code == 1
     assert err.splitlines()[-1] == (
-        "error: stopped; what is committed is safe: run the same command again to go on"
+        "error: stopped; what is committed is safe: run the same command again to continue"
     )
     monkeypatch.undo()
     # part 2 may have been computed while part 1 was written

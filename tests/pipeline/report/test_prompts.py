@@ -43,7 +43,7 @@ def test_norms_and_dead_prompts_are_the_students(structure: str, carry: str, dep
                 for block in letters[name].detach()
             ]
             assert values == pytest.approx(plain, rel=1e-5)
-    dead = {line.split(":")[0]: line for line in student.describe_dead()}
+    dead = {line.split(":")[0]: line for line in student.describe_unused()}
     for tower in towers:
         assert bool(tower.dead) == (tower.tower in dead)
         if tower.dead:

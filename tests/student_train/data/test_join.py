@@ -93,7 +93,7 @@ def test_feature_batches_are_the_same_however_they_are_read(
 
     batches = list(join().batches(first, 90))
     assert len(batches) == 90 - first
-    rows_then, views_then = join().samples_of(first)
+    rows_then, views_then = join().step_samples(first)
     assert np.array_equal(batches[0].rows, rows_then)
     assert np.array_equal(batches[0].views, views_then)
     for batch in batches:

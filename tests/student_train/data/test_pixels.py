@@ -1,21 +1,17 @@
-"""Pixels: the crops that the teacher saw, of the samples that the cache means."""
+"""Pixels: the crops that the teacher saw, of the samples in the cache."""
 
 import multiprocessing
 import os
 import signal
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
-from student_train.compat.torch import WorkerProcesses
-from student_train.data.pixels import PixelWorkers, Shown, ShownViews, check_key, read_pixels
+from student_train.data.pixels import PixelWorkers, ViewRequest, ViewRequests, check_key, read_pixels
 from student_train.training import inputs
 from student_train.training.distributed import Processes
 from student_train.training.loop import prepare
@@ -42,8 +38,8 @@ def teacher(cache: TeacherCache) -> Teacher:
     return Teacher(load_model(cache.teacher["model"]), torch.device("cpu"))
 
 
-def shown(cache: TeacherCache, rows: np.ndarray, view: int) -> ShownViews:
-    return ShownViews(rows, np.full(len(rows), view), cache.crops(rows, view))
+def requests(cache: TeacherCache, rows: np.ndarray, view: int) -> ViewRequests:
+    return ViewRequests(rows, np.full(len(rows), view), cache.crops(rows, view))
 
 
 def test_replayed_crops_are_the_pixels_that_the_teacher_got(cache: TeacherCache, teacher: Teacher) -> None:
@@ -53,7 +49,7 @@ def test_replayed_crops_are_the_pixels_that_the_teacher_got(cache: TeacherCache,
     policy = ViewPolicy(**cache.header.view_policy)
     workers = PixelWorkers(cache.samples, 100, teacher.renderer, workers=0)
     for view in range(cache.num_views):
-        (replayed,) = workers.decode([shown(cache, rows, view)], len(rows))
+        (replayed,) = workers.decode([requests(cache, rows, view)], len(rows))
         for row, pixels in zip(rows.tolist(), replayed, strict=True):
             image = decode_image(reader.read(*cache.samples.locations(np.array([row]))[0]))
             crop = draw_crop(policy, row, view, image.width, image.height)
@@ -65,7 +61,7 @@ def test_replayed_crops_are_the_pixels_that_the_teacher_got(cache: TeacherCache,
 def test_workers_give_what_one_thread_gives(cache: TeacherCache, teacher: Teacher) -> None:
     """Batches of several sizes, in no order of the shard."""
     random = np.random.default_rng(0)
-    batches = [shown(cache, random.permutation(300)[:n], view) for view, n in enumerate((40, 16, 1))]
+    batches = [requests(cache, random.permutation(300)[:n], view) for view, n in enumerate((40, 16, 1))]
     several, alone = (
         list(PixelWorkers(cache.samples, 100, teacher.renderer, workers).decode(batches, 40))
         for workers in (2, 0)
@@ -81,7 +77,7 @@ def test_workers_give_what_one_thread_gives(cache: TeacherCache, teacher: Teache
 
 
 def test_a_killed_worker_is_one_clear_line(cache: TeacherCache, teacher: Teacher) -> None:
-    batches = (shown(cache, np.arange(300), 0) for _ in range(1000))
+    batches = (requests(cache, np.arange(300), 0) for _ in range(1000))
     decoded = PixelWorkers(cache.samples, 100, teacher.renderer, workers=1).decode(batches, 300)
     next(decoded)
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -99,8 +95,8 @@ def test_an_error_ends_the_workers_though_its_traceback_is_kept(
     table = cache.samples.table
     others = SampleTable(table.set_column(0, "key", table["key"].take(np.arange(len(table))[::-1])))
     before = set(multiprocessing.active_children())
-    batches = (shown(cache, np.arange(300), 0) for _ in range(1000))
-    with pytest.raises(UsageError, match="where the cache has") as kept:
+    batches = (requests(cache, np.arange(300), 0) for _ in range(1000))
+    with pytest.raises(UsageError, match="but the cache has") as kept:
         list(PixelWorkers(others, 100, teacher.renderer, workers=2).decode(batches, 300))
     assert kept.tb is not None
     assert set(multiprocessing.active_children()) <= before
@@ -109,14 +105,14 @@ def test_an_error_ends_the_workers_though_its_traceback_is_kept(
 ABANDONED = """
 import sys
 import numpy as np
-from student_train.data.pixels import PixelWorkers, ShownViews
+from student_train.data.pixels import PixelWorkers, ViewRequests
 from teacher_cache import open_cache
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.views import ViewRenderer
 cache = open_cache(sys.argv[1])
 renderer = ViewRenderer(load_model(cache.teacher["model"]).preprocess)
 rows = np.arange(300)
-views = ShownViews(rows, np.zeros(300, np.int64), cache.crops(rows))
+views = ViewRequests(rows, np.zeros(300, np.int64), cache.crops(rows))
 decoded = PixelWorkers(cache.samples, 100, renderer, workers=2).decode((views for _ in range(1000)), 300)
 next(decoded)
 """
@@ -148,12 +144,12 @@ class TestKeys:
 
     NAMES = ("cat", "dog")
 
-    def table(self, source: Path) -> list[Shown]:
+    def table(self, source: Path) -> list[ViewRequest]:
         samples, _ = index_images(str(source), Vocabulary(self.NAMES, self.NAMES, ("{}",)))
         every = slice(0, len(samples))
         crop = np.zeros(5, dtype=np.uint16)
         return [
-            Shown(key, location, 0, crop, check=True)
+            ViewRequest(key, location, 0, crop, check=True)
             for key, location in zip(samples.keys(every), samples.locations(every), strict=True)
         ]
 
@@ -174,7 +170,7 @@ class TestKeys:
         table = self.table(tmp_path / "a.tar")
         write_shard(tmp_path / "a.tar", [("dog/2.jpg", content), ("cat/1.jpg", content)])
         with pytest.raises(
-            UsageError, match=r"a.tar holds dog/2.jpg \(\d+ bytes\) at byte 512, where the cache has cat/1"
+            UsageError, match=r"a.tar has dog/2.jpg \(\d+ bytes\) at byte 512, but the cache has cat/1"
         ):
             check_key(table[0], ImageReader())
 
@@ -182,20 +178,18 @@ class TestKeys:
         write_shard(tmp_path / "a.tar", [("cat/1.jpg", jpeg(1)), ("dog/2.jpg", jpeg(2))])
         table = self.table(tmp_path / "a.tar")
         write_shard(tmp_path / "a.tar", [("cat/1.jpg", jpeg(1) + b"more"), ("dog/2.jpg", jpeg(2))])
-        with pytest.raises(UsageError, match="where the cache has cat/1"):
+        with pytest.raises(UsageError, match="but the cache has cat/1"):
             check_key(table[0], ImageReader())
         write_shard(tmp_path / "a.tar", [("cat/1.jpg", jpeg(1, width=200)), ("dog/2.jpg", jpeg(2))])
-        with pytest.raises(
-            UsageError, match=r"holds no tar member at byte .* name the ones that it was built from"
-        ):
+        with pytest.raises(UsageError, match=r"has no tar member at byte .* give the original ones"):
             check_key(table[1], ImageReader())
 
     def test_files_of_a_folder(self, tmp_path: Path) -> None:
         table = self.table(write_folder(tmp_path / "images", self.NAMES))
         for sample in table:
             check_key(sample, ImageReader())
-        wrong = Shown("cat/7.jpg", table[0].location, 0, table[0].crop, check=True)
-        with pytest.raises(UsageError, match=r"images/cat/0.jpg at byte 0, where the cache has cat/7.jpg"):
+        wrong = ViewRequest("cat/7.jpg", table[0].location, 0, table[0].crop, check=True)
+        with pytest.raises(UsageError, match=r"images/cat/0.jpg at byte 0, but the cache has cat/7.jpg"):
             read_pixels([wrong], None, ImageReader())  # type: ignore[arg-type]
 
     def test_the_first_batch_of_each_part_is_checked(
@@ -205,8 +199,8 @@ class TestKeys:
         workers = PixelWorkers(cache.samples, 100, teacher.renderer, workers=0)
         flags = [
             [sample.check for sample in batch]
-            for batch in workers._named(
-                [shown(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 250, 130], [1, 2, 299])]
+            for batch in workers._requests(
+                [requests(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 250, 130], [1, 2, 299])]
             )
         ]
         assert flags == [[True, True, True], [False, True, False], [False, False, False]]
@@ -222,30 +216,3 @@ def test_workers_are_as_many_as_the_cores_that_may_be_used(
         run = prepare(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
         assert run.join._pixels is not None
         assert run.join._pixels._workers == of_each
-
-
-class Plain:
-    """An iterator without torch's private names, which lets go of torch's when it is freed."""
-
-    def __init__(self, pieces: Iterator[Any]) -> None:
-        self.inner = pieces
-
-    def __iter__(self) -> "Plain":
-        return self
-
-    def __next__(self) -> Any:
-        return next(self.inner)
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_workers_end_with_and_without_torchs_private_names(private: bool) -> None:
-    before = set(multiprocessing.active_children())
-    workers = WorkerProcesses(DataLoader(list(range(8)), num_workers=2))
-    if not private:
-        workers.pieces = Plain(workers.pieces)
-    assert next(workers.pieces) == 0
-    started = set(multiprocessing.active_children()) - before
-    assert len(started) == 2
-    workers.end()
-    assert not set(multiprocessing.active_children()) - before
-    assert all(process.exitcode == 0 for process in started), "none had to be killed"

@@ -38,7 +38,7 @@ TRAINING = {
     "cache": {},
     "templates": [],
 }
-UNKNOWN = "How these prompts were trained is not known"
+UNKNOWN = "It is unknown how these prompts were trained"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ class TestRoundTrip:
         monkeypatch.chdir(tmp_path)
         assert PromptedCLIP.from_pretrained("saved").base.name == f"local-dir:{tmp_path / 'model'}"
         monkeypatch.chdir(folder)
-        with pytest.raises(UsageError, match=r"no model folder .*say where it is now with --model"):
+        with pytest.raises(UsageError, match=r"no model folder .*give its new place with --model"):
             PromptedCLIP.from_pretrained(folder)
 
     def test_other_weights_are_refused(self, folder: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ class TestRoundTrip:
             again = PromptedCLIP.from_pretrained("org/repo", **here)
             images = torch.randn(2, 3, 32, 32)
             assert torch.equal(again.encode_image(images), student.encode_image(images))
-            with pytest.raises(UsageError, match=r"no folder org/none, and no student on the hub"):
+            with pytest.raises(UsageError, match=r"no folder org/none, and no readable student on the hub"):
                 PromptedCLIP.from_pretrained("org/none", **here)
             server.files = {"pytorch_model.bin": b"", "config.json": server.files["config.json"]}
             with pytest.raises(UsageError, match=r"Entry Not Found .*model.safetensors"):
@@ -334,12 +334,12 @@ class TestCard:
         rows = rows_of(exported(trained / "run", tmp_path / "out", results))
         assert rows[-2:] == [["zero-shot", "50.00"], ["run", "50.00"]]
         results.write_text(json.dumps({"rows": [{"student": name, "top1": 0.5} for name in "ab"]}))
-        with pytest.raises(UsageError, match="holds no figures of"):
+        with pytest.raises(UsageError, match="has no figures of"):
             exported(trained / "run", tmp_path / "other", results)
 
     @pytest.mark.parametrize(
         ("content", "said"),
-        [("{", "is not what rpp eval"), ("[]", "holds no figures"), ('{"loss": 1}', "holds no figures")],
+        [("{", "is not the output of rpp eval"), ("[]", "has no figures"), ('{"loss": 1}', "has no figures")],
     )
     def test_results_without_figures(self, trained: Path, tmp_path: Path, content: str, said: str) -> None:
         (tmp_path / "eval.json").write_text(content)
@@ -434,9 +434,9 @@ class TestWrongFolders:
 
     def test_a_runs_folder_is_not_written_into(self, trained: Path, tmp_path: Path) -> None:
         run = Path(shutil.copytree(trained / "run", tmp_path / "run"))
-        with pytest.raises(UsageError, match="holds a run or its student"):
+        with pytest.raises(UsageError, match="has a run or its student"):
             exported(run, run)
-        with pytest.raises(UsageError, match="holds a run or its student"):
+        with pytest.raises(UsageError, match="has a run or its student"):
             load_student(run).save_pretrained(run)
         assert not (run / "model.safetensors").exists()
 

@@ -228,7 +228,7 @@ def test_a_refused_graph_leaves_the_one_before_it(student: Path) -> None:
 
 
 def test_places_that_are_no_files(student: Path) -> None:
-    with pytest.raises(UsageError, match=r"is a folder; name a file"):
+    with pytest.raises(UsageError, match=r"is a folder; give a file"):
         export_onnx(OnnxSettings(student=student, out=student))
     (student / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be a folder"):

@@ -92,7 +92,7 @@ def test_templates_that_are_named_are_known_and_no_others(caplog: pytest.LogCapt
     assert not caplog.text
     only = student.tokenizer.for_templates(["ein {c}, der {c}", "a big {c}"])
     assert torch.equal(only(["a photo of a cat."]), student.base.tokenizer(["a photo of a cat."]))
-    assert "1 of 1 texts were made by none of the templates" in caplog.text
+    assert "1 of 1 texts match none of the templates" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["cat.", "a photo of the cat", "", "an emu in the rain"])
@@ -198,7 +198,7 @@ def test_a_long_text_that_stands_as_it_is_is_refused(towers: str) -> None:
 
 @pytest.mark.parametrize("towers", ["text", "vision"])
 def test_one_text_is_no_list_of_templates(towers: str) -> None:
-    with pytest.raises(UsageError, match=r"a list of texts; for one, give \['a photo of a \{\}\.'\]"):
+    with pytest.raises(UsageError, match=r"a list of texts: \['a photo of a \{\}\.'\]"):
         student_with(towers).tokenizer.for_templates("a photo of a {}.")
 
 

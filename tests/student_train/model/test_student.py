@@ -163,7 +163,7 @@ class TestWrongStudents:
         }
         metadata = {"student": json.dumps(record)}
         save_file(load_file(run / STUDENT), run / STUDENT, metadata=metadata)
-        with pytest.raises(UsageError, match="does not hold the prompts that its settings name"):
+        with pytest.raises(UsageError, match="does not have the prompts of its own settings"):
             load_student(run)
 
 

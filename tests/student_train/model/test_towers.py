@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from student_train.model import packing, towers
-from student_train.model.prompts import Prompts, dead_query_blocks
+from student_train.model.prompts import Prompts, unused_query_blocks
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
 from student_train.training.losses import StepLogits, TotalLoss
@@ -155,7 +155,7 @@ def test_texts_are_prepared_once_and_encoded_again() -> None:
 
 def test_texts_prepared_for_other_prompts_are_refused() -> None:
     packed = student_of("gelu", "text").pack_texts(loaded("gelu").tokenizer(NAMES))
-    with pytest.raises(UsageError, match="prepared for 4 prompts, but the tower has 5"):
+    with pytest.raises(UsageError, match="packed for 4 prompts, but the tower has 5"):
         student_of("gelu", "text", prompt_length=5).encode_text(packed)
 
 
@@ -270,7 +270,7 @@ def test_text_starts_as_clip_with_the_first_words(carry: str) -> None:
 @pytest.mark.parametrize("tower", ["text", "vision"])
 @pytest.mark.parametrize("carry", CARRIES)
 @pytest.mark.parametrize("depth", [1, 2, BLOCKS])
-def test_dead_and_living_query_prompts(tower: str, carry: str, depth: int) -> None:
+def test_used_and_unused_query_prompts(tower: str, carry: str, depth: int) -> None:
     """Design §4: dead means a gradient of exactly zero, alive means one that is not."""
     student = student_of("gelu", tower, prompt_structure="qkv", carry=carry, prompt_depth=depth)
     prompts = student.tower_prompts(tower)
@@ -280,22 +280,24 @@ def test_dead_and_living_query_prompts(tower: str, carry: str, depth: int) -> No
     else:
         features = student.encode_image(torch.randn(3, 3, 32, 32))
     gradients(prompts, features)
-    dead = dead_query_blocks(student.settings, depth, BLOCKS)
+    unused = unused_query_blocks(student.settings, depth, BLOCKS)
     if carry == "replace":
-        assert dead == [*range(1, depth), *([depth] if depth == BLOCKS else [])]
+        assert unused == [*range(1, depth), *([depth] if depth == BLOCKS else [])]
     else:
-        assert dead == ([BLOCKS] if depth == BLOCKS else [])  # behind the last block nothing reads
+        assert unused == (
+            [BLOCKS] if depth == BLOCKS else []
+        )  # the last block's output at the prompts is not used
     assert prompts.q.grad is not None
     for block in range(1, depth + 1):
         size = prompts.q.grad[block - 1].abs().max()
-        assert (size == 0) if block in dead else (size > 1e-6)
+        assert (size == 0) if block in unused else (size > 1e-6)
         for other in (prompts.k, prompts.v):
             assert other.grad is not None
             assert other.grad[block - 1].abs().max() > 1e-6
-    assert bool(student.describe_dead()) == bool(dead)
+    assert bool(student.describe_unused()) == bool(unused)
 
 
-def test_dead_query_prompts_are_dead_in_the_plain_tower_too() -> None:
+def test_unused_query_prompts_are_unused_in_the_plain_tower_too() -> None:
     student = student_of("gelu", "text", prompt_structure="qkv", carry="replace", prompt_depth=BLOCKS)
     prompts = student.tower_prompts("text")
     assert prompts is not None

@@ -95,7 +95,7 @@ def test_a_batch_larger_than_the_data_is_the_data_with_a_note(
     options = ["--cache", str(cache_path), "--towers", "text", "--epochs", "1", "--device", "cpu"]
     for size, has_note in (("301", True), ("300", False)):
         assert run_main(monkeypatch, *options, "--batch-size", size, "--out", str(tmp_path / size)) == 0
-        line = "note: the run has 300 samples, fewer than --batch-size: a step had all of them"
+        line = "note: the run has 300 samples, fewer than --batch-size; every step used all of them"
         assert (line in capsys.readouterr().out.replace("\n", " ")) == has_note
         assert metrics(tmp_path / size)[-1]["step"] == 1
 
@@ -145,7 +145,7 @@ class TestModes:
         images.unlink()
         done = train(settings(cache, tmp_path / "text"))
         assert done.mode == "features"
-        with pytest.raises(RppError, match=r"noto/.* cannot be read now.*say where with --images"):
+        with pytest.raises(RppError, match=r"noto/.* cannot be read now.*give their new place with --images"):
             train(settings(cache, tmp_path / "both", towers="both"))
         done = train(
             settings(cache, tmp_path / "moved", towers="both", max_steps=1, images=str(PICTURES / "noto.tar"))
@@ -185,7 +185,7 @@ class TestModes:
         assert prepared.join.rows.tolist() == list(range(10, 300))
 
     def test_other_images_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="does not hold the samples of the cache"):
+        with pytest.raises(UsageError, match="does not have the samples of the cache"):
             train(settings(cache_path, tmp_path / "run", towers="both", images=str(PICTURES / "noto-v1.tar")))
 
 

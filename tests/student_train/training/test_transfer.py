@@ -108,9 +108,9 @@ def test_prompts_that_do_not_fit_are_refused_with_the_reason(
     pretrained: Path, cache_path: Path, tmp_path: Path
 ) -> None:
     other = PromptSettings(prompt_length=5)
-    with pytest.raises(UsageError, match="--prompt-length 3 there, 5 here"):
+    with pytest.raises(UsageError, match="--prompt-length stored 3, requested 5"):
         train(TrainSettings(cache=str(cache_path), out=tmp_path / "a", init=pretrained, prompts=other))
-    with pytest.raises(UsageError, match="--towers both there, text here"):
+    with pytest.raises(UsageError, match="--towers stored both, requested text"):
         train(settings(cache_path, tmp_path / "b", towers="text", init=pretrained))
     with pytest.raises(UsageError, match="no student at"):
         train(settings(cache_path, tmp_path / "c", towers="both", init=tmp_path / "nowhere"))

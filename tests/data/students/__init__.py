@@ -1,0 +1,1 @@
+"""Students that earlier versions of rpp wrote, and the script that writes them."""

@@ -1,0 +1,62 @@
+"""Settings from flat values, and the messages of those that are refused."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, Field, field_validator
+
+from teacher_cache.errors import UsageError
+from teacher_cache.settings import Place, flat_fields, from_flat, to_flat, validated
+
+
+class Inner(BaseModel):
+    length: int = Field(default=4, ge=1)
+
+
+class Options(BaseModel):
+    cache: Place
+    other: Place | None = None
+    metric: str = "accuracy"
+    inner: Inner = Inner()
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric != "accuracy":
+            raise ValueError("is none of accuracy")
+        return metric
+
+
+def test_flat_values_become_nested_settings_and_come_back() -> None:
+    options = from_flat(Options, {"cache": Path("a"), "length": 7})
+    assert (options.cache, options.inner.length) == ("a", 7)
+    flat = {"cache": "a", "other": None, "metric": "accuracy", "length": 7}
+    assert to_flat(options) == flat
+    assert from_flat(Options, flat) == options
+    assert list(flat_fields(Options)) == ["cache", "other", "metric", "length"]
+
+
+def test_each_invalid_option_is_named_in_one_line() -> None:
+    with pytest.raises(
+        UsageError, match=r"^--cache: Field required; --length 0: Input should be greater than or equal to 1$"
+    ):
+        from_flat(Options, {"length": 0})
+
+
+def test_an_unknown_name_suggests_a_near_one() -> None:
+    with pytest.raises(UsageError, match=r"^no such setting: lenght \(did you mean length\?\)$"):
+        from_flat(Options, {"cache": "a", "lenght": 2})
+
+
+@pytest.mark.parametrize("value", ["a\0b", Path("a\nb"), ["fine", "a\x1bb"], "a\udcffb"])
+def test_control_characters_are_refused(value: object) -> None:
+    with pytest.raises(
+        UsageError, match=r"^--cache .*a.*b.*: must not contain control characters$"
+    ) as refused:
+        from_flat(Options, {"cache": value})
+    assert "\n" not in str(refused.value)
+
+
+def test_messages_of_our_own_validators_have_no_prefix() -> None:
+    with pytest.raises(UsageError, match=r"^--metric 'foo': is none of accuracy$"):
+        validated(Options, {"cache": "a", "metric": "foo"})
