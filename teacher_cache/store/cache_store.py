@@ -27,7 +27,6 @@ from teacher_cache.store.layout import (
 )
 from teacher_cache.store.local_folder import LocalFolder
 from teacher_cache.store.lock import LOCK, build_lock
-from teacher_cache.store.older import Format1Folder
 from teacher_cache.store.parts import StoredParts
 from teacher_cache.store.places import folder_at
 from teacher_cache.store.presence import GROUP, HEADER_COPY
@@ -89,13 +88,11 @@ class CacheStore(StoredParts):
         """Open a cache: one small object is read.
 
         Raises:
-            UsageError: no cache there, one of a newer format, or one of an older format to write to.
+            UsageError: no cache there, or a cache of another format.
             CacheDamagedError: neither its header nor the copy of it is readable.
         """
         folder = folder_at(path)
-        header, samples_checksum, version = read_header(folder)
-        if version == 1:
-            folder = Format1Folder(folder, header)
+        header, samples_checksum = read_header(folder)
         return cls(folder, header, samples_checksum, writable)
 
     @cached_property
@@ -118,11 +115,8 @@ class CacheStore(StoredParts):
         return found
 
     def samples_are_sound(self) -> bool:
-        """Whether `samples.parquet` is, to the last byte, what was written; in format 1, without a checksum
-        of it, whether its rows are those of the header's digest."""
+        """Whether `samples.parquet` is, to the last byte, what was written."""
         try:
-            if not self.samples_checksum:
-                return StoredSamples(self.folder.open(SAMPLES)).digest == self.header.sample_table_digest
             return file_checksum(self.folder.open(SAMPLES)) == self.samples_checksum
         except (OSError, ValueError, CacheDamagedError):
             return False
@@ -243,7 +237,7 @@ class CacheStore(StoredParts):
         """
         with build_lock(self.folder):
             # who held it before may have changed it
-            self.header, self.samples_checksum, _ = read_header(self.folder)
+            self.header, self.samples_checksum = read_header(self.folder)
             yield
 
 

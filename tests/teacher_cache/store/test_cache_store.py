@@ -20,6 +20,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
 from teacher_cache.images import SampleTable, index_images
+from teacher_cache.info import describe
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore, cache_store, part_rows, verify_store
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
@@ -208,20 +209,24 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
     [
         (None, UsageError, "no cache at"),
         ("{", CacheDamagedError, "not readable"),
-        ({}, UsageError, "a Zarr group, but not written by rpp-cache"),
+        ({}, UsageError, "a Zarr group, but was not written by rpp-cache"),
         (
             {"format": "rpp-cache", "format_version": 3, "software": "rpp 9.1"},
             UsageError,
-            r"has cache format 3, written by rpp 9\.1; rpp 0\.\S+ reads formats 1 to 2: install .* rpp-clip$",
+            r"has cache format 3, written by rpp 9\.1; rpp 0\.\S+ reads format 2: install .* rpp-clip$",
         ),
         (
             {"format": "rpp-cache"},
             CacheDamagedError,
-            "names cache format None, which no version of rpp writes",
+            "has cache format None, which no version of rpp writes; copy or build the cache again",
         ),
         ({"format": "rpp-cache", "format_version": "2"}, CacheDamagedError, "format '2', which no version"),
         ({"format": "rpp-cache", "format_version": 0}, CacheDamagedError, "format 0, which no version"),
-        ({"format": "rpp-cache", "format_version": 1}, CacheDamagedError, "does not describe a cache: 'enc"),
+        (
+            {"format": "rpp-cache", "format_version": 1},
+            UsageError,
+            "cache format 1, written by a development version of rpp; build the cache again in another --out",
+        ),
     ],
 )
 def test_what_is_no_cache_of_this_version_is_refused(
@@ -234,6 +239,15 @@ def test_what_is_no_cache_of_this_version_is_refused(
         (tmp_path / "zarr" / "zarr.json").write_text(attributes)
     with pytest.raises(error, match=reason):
         CacheStore.open(tmp_path / "zarr")
+
+
+@pytest.mark.parametrize("key", ["parts/000001.json", "vocabularies/animals/zarr.json", "zarr.json"])
+def test_deeply_nested_json_is_damage(key: str, cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(cache, tmp_path / "zarr"))
+    (copy / "header.json").unlink()
+    (copy / key).write_text("[" * 100_000)
+    with pytest.raises(CacheDamagedError, match=rf"{key} is not readable: it is nested too deeply"):
+        describe(CacheStore.open(copy))
 
 
 def test_headers_that_differ_in_what_is_computed_do_not_mix(table: SampleTable) -> None:
