@@ -114,7 +114,9 @@ def load_inputs(
     if vocabulary.duplicate_names:
         shared = sum(vocabulary.duplicate_names.values())
         notes.append(f"{shared} classes share their name with another and cannot be told apart by it")
-    notes += encoding_of(settings.encoding_record).notes(len(vocabulary))
+    encoding = encoding_of(settings.encoding_record)
+    encoding.require_classes(len(vocabulary))
+    notes += encoding.notes(len(vocabulary))
     for note in notes:
         on_note(note)
     return vocabulary, samples, notes

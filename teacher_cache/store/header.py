@@ -93,10 +93,7 @@ class CacheHeader:
         scale = teacher["logit_scale"]
         if isinstance(scale, bool) or not 0 < scale <= sys.float_info.max:
             raise ValueError(f"its teacher's logit scale is {str(scale)[:40]}, not a number above zero")
-        kept = header.encoding.get("k", 1)
-        if not (type(kept) is int and 1 <= kept <= header.classes):
-            raise ValueError(f"its encoding keeps {str(kept)[:40]} of {header.classes} classes")
-        encoding_of(header.encoding)
+        encoding_of(header.encoding).require_classes(header.classes)
         return header
 
     @property

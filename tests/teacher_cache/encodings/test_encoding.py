@@ -118,9 +118,10 @@ def test_image_features_are_kept_or_refused(encoding: Encoding) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"name": "fp4"}, r"no encoding 'fp4'; known: factored, factored-int8, topk, dense"),
-        ({"name": "topk"}, r"'topk' has other options than \{\}"),
-        ({"name": "dense", "k": 3}, r"'dense' has other options than \{'k': 3\}"),
+        ({"name": "fp4"}, r"unknown encoding 'fp4'; known: factored, factored-int8, topk, dense"),
+        ({"name": "topk", "k": 0}, r"'topk': k: Input should be greater than or equal to 1"),
+        ({"name": "topk", "k": True}, r"'topk': k: Input should be a valid integer"),
+        ({"name": "dense", "k": 3}, r"'dense': k: Extra inputs are not permitted"),
     ],
 )
 def test_unknown_records_are_refused(record: dict[str, object], reason: str) -> None:
