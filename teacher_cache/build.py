@@ -173,7 +173,7 @@ def header_of(
     try:
         return CacheHeader.from_record(asdict(header))
     except ValueError as error:  # nobody could open it
-        raise UsageError(f"no cache can be so: {error}") from error
+        raise UsageError(f"cannot create a cache with these settings: {error}") from error
 
 
 def _embedding_width(teacher: Teacher) -> int:

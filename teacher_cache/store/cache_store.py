@@ -19,7 +19,7 @@ from teacher_cache.images import SampleTable
 from teacher_cache.store.checksums import file_checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
-from teacher_cache.store.header_objects import header_objects, read_header
+from teacher_cache.store.header_objects import header_is_intact, header_objects, read_header
 from teacher_cache.store.layout import (
     array_metadata,
     group_metadata,
@@ -146,27 +146,29 @@ class CacheStore(StoredParts):
     # What is a function of the header
 
     def _metadata(self) -> dict[str, bytes]:
-        """The metadata objects by key, as they should be."""
+        """Return the expected metadata objects by key, without the header's."""
         return {
-            **header_objects(self.header, self.samples_checksum),
             f"{VOCABULARIES}/{GROUP}": group_metadata({}),
             **array_metadata(self.header),
         }
 
     def damaged_metadata(self) -> list[str]:
-        """Keys of the metadata objects that are not what the header says."""
+        """Return the keys of the metadata objects that do not agree with the header."""
 
-        def sound(key: str, expected: bytes) -> bool:
+        def is_intact(key: str, expected: bytes) -> bool:
             try:
                 return same_metadata(self.folder.read(key), expected)
             except (FileNotFoundError, NotADirectoryError, CacheDamagedError):
                 return False
 
-        return [key for key, expected in self._metadata().items() if not sound(key, expected)]
+        header = self.header, self.samples_checksum
+        damaged = [k for k in (GROUP, HEADER_COPY) if not header_is_intact(self.folder, k, *header)]
+        return damaged + [key for key, expected in self._metadata().items() if not is_intact(key, expected)]
 
     def mend_metadata(self) -> list[str]:
         """Write the damaged of them again; returns their keys."""
-        damaged, expected = self.damaged_metadata(), self._metadata()
+        damaged = self.damaged_metadata()
+        expected = {**header_objects(self.header, self.samples_checksum), **self._metadata()}
         for key in damaged:
             self.folder.write(key, expected[key])
         self._arrays.clear()

@@ -13,7 +13,7 @@ from teacher_cache.files.json_text import parse_json
 from teacher_cache.store.checksums import sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import CacheHeader
-from teacher_cache.store.layout import group_metadata
+from teacher_cache.store.layout import canonical, group_metadata
 from teacher_cache.store.presence import GROUP, HEADER_COPY, no_cache
 
 FORMAT = "rpp-cache"
@@ -64,6 +64,20 @@ def read_header_object(folder: Folder, key: str) -> tuple[CacheHeader, str]:
         return CacheHeader.from_record(attributes), str(attributes["samples_checksum"])
     except (KeyError, ValueError) as error:
         raise CacheDamagedError(f"{what} does not describe a cache: {error}") from error
+
+
+def header_is_intact(folder: Folder, key: str, header: CacheHeader, samples_checksum: str) -> bool:
+    """Return whether one of the two stored objects describes this header. A stored header may lack options
+    that were added later and have their defaults here."""
+    try:
+        if read_header_object(folder, key) != (header, samples_checksum):
+            return False
+        if key == HEADER_COPY:
+            return True
+        group = {**parse_json(folder.read(key)), "attributes": {}}
+        return bool(canonical(group) == canonical(parse_json(group_metadata({}))))
+    except (FileNotFoundError, NotADirectoryError, CacheDamagedError, UsageError):
+        return False
 
 
 def _require_known_format(attributes: dict[str, Any], url: str, what: str) -> None:

@@ -328,14 +328,14 @@ def test_a_second_build_at_the_same_time_is_refused(
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ("teacher", r"teacher\.weights_digest: blake2b:\w+ there, blake2b:\w+ asked"),
-        ("vocabulary", r"vocabulary_digest: blake2b:\w+ there, blake2b:\w+ asked"),
-        ("templates", r"vocabulary_digest: blake2b:\w+ there, blake2b:\w+ asked"),
-        ("views", r"view_policy\.views: 1 there, 2 asked"),
-        ("view seed", r"view_policy\.view_seed: 0 there, 3 asked"),
-        ("sample table", r"samples: 12 there, 13 asked.*sample_table_digest: blake2b:\w+ there"),
-        ("precision", r"teacher\.precision: fp32 there, bf16 asked"),
-        ("part size", r"part_size: 3 there, 4 asked"),
+        ("teacher", r"teacher\.weights_digest: stored blake2b:\w+, requested blake2b:\w+"),
+        ("vocabulary", r"vocabulary_digest: stored blake2b:\w+, requested blake2b:\w+"),
+        ("templates", r"vocabulary_digest: stored blake2b:\w+, requested blake2b:\w+"),
+        ("views", r"view_policy\.views: stored 1, requested 2"),
+        ("view seed", r"view_policy\.view_seed: stored 0, requested 3"),
+        ("sample table", r"samples: stored 12, requested 13.*sample_table_digest: stored blake2b:\w+"),
+        ("precision", r"teacher\.precision: stored fp32, requested bf16"),
+        ("part size", r"part_size: stored 3, requested 4"),
     ],
 )
 def test_a_cache_of_something_else_is_refused_naming_both_and_stays_as_it_is(

@@ -169,7 +169,7 @@ def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) 
         (_other_labels, r"5 classes"),
         (_empty, r"no image"),
         (_tar_without_images, r"no image"),
-        (_begun_with_another, r"teacher\.weights_digest: \S+ there, \S+ asked"),
+        (_begun_with_another, r"teacher\.weights_digest: stored \S+, requested \S+"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -340,7 +340,7 @@ def test_an_encoding_is_recorded_and_another_refused(
     assert opened.header.encoding == expected
     code, _, err = run("build", *flat(arguments | {"--encoding": "topk", "--topk": 3}))
     assert code == 2
-    assert re.search(r"was begun otherwise \(encoding\..*(there|None), .*asked", err)
+    assert re.search(r"was created with different settings \(encoding\..*: stored .*, requested ", err)
 
 
 def test_topk_of_too_many_classes_is_refused_before_anything_is_done(

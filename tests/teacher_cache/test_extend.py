@@ -80,7 +80,7 @@ def test_an_extended_cache_equals_one_build_with_that_many_views(
     assert found.num_views == 5
     torch.testing.assert_close(found.logits([7, 2], view=4), open_cache(many).logits([7, 2], view=4))
     assert build_cache(settings(shards, names, copy, teacher, **views(5))).parts_computed == 0
-    with pytest.raises(CacheMismatchError, match=r"view_policy\.views: 5 there, 2 asked"):
+    with pytest.raises(CacheMismatchError, match=r"view_policy\.views: stored 5, requested 2"):
         build_cache(settings(shards, names, copy, teacher, **views(2)))
 
 
