@@ -58,9 +58,9 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         store = open_or_create(settings, teacher, vocabulary, samples)
         computed = 0
         # a finished cache may be another's, shared for reading alone
-        if store.missing() or store.folder.is_writable():
+        if store.parts.missing() or store.folder.is_writable():
             with disk_errors(store.path), store.locked():
-                store.mend_metadata()
+                store.repair_metadata()
                 ensure_vocabulary(store, store.header.vocabulary, vocabulary, teacher)
                 store.locate_images(samples, absolute_source(settings.images))
                 computed = compute_missing(store, settings, teacher, on_note)
@@ -69,7 +69,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         samples=len(samples),
         parts_total=store.header.parts,
         parts_computed=computed,
-        skipped=len(store.skipped()),
+        skipped=len(store.parts.skipped()),
         seconds=time.monotonic() - started,
         notes=notes,
     )
@@ -127,7 +127,7 @@ def _known_samples(out: str) -> SampleTable | None:
     with suppress(CacheDamagedError):
         if CacheStore.exists(out):
             store = CacheStore.open(out)
-            return store.samples if store.samples_are_sound() else None
+            return store.samples if store.samples_are_intact() else None
     return None
 
 

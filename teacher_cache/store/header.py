@@ -24,6 +24,7 @@ CROPS = {"crops": ArraySpec((("box", 5),), "uint16")}
 # Upper bounds: a forged header must not make a reader allocate without limit.
 MOST_SAMPLES, MOST_PARTS = 1 << 31, 1 << 22
 MOST_CLASSES, WIDEST_EMBEDDING = 1 << 22, 1 << 16
+MOST_VIEWS = 1024
 LONGEST_NAME = 255  # bytes of a folder's name
 # Fields that may differ between two builds of one cache.
 NOT_COMPARED = ("images", "software", "passes")

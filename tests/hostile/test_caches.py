@@ -53,7 +53,7 @@ def read_everything(path: Path) -> None:
     cache.soft_labels([0, len(cache) - 1])
     assert cache.labels.nbytes + cache.valid.nbytes + cache.crops(0).nbytes < 1000
     cache.vocabulary.index_of("cat")
-    cache.store.skipped()
+    cache.store.parts.skipped()
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_metadata_that_ask_for_terabytes_are_damage_and_nothing_is_asked_for(
     rewrite(copy / array / "zarr.json", change)
     opened = open_cache(copy)
     with bounded(), pytest.raises(CacheDamagedError, match=rf"{array}/zarr\.json is not"):
-        opened.store.array(array)
+        opened.store.parts.array(array)
     assert verify_store(CacheStore.open(copy)).tables == [f"{array}/zarr.json"]
 
 
@@ -307,7 +307,7 @@ def test_labels_of_classes_that_are_not_there_are_damage(copy: Path, cache: Path
     write_sealed(
         copy / "parts/000000.json", lambda record: {**record, "checksums": record["checksums"] | sums}
     )
-    with pytest.raises(CacheDamagedError, match=r"labels of .* are not those of 5 classes"):
+    with pytest.raises(CacheDamagedError, match=r"labels of .* are outside its 5 classes"):
         _ = open_cache(copy).labels
 
 

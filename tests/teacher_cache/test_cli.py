@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from teacher_cache import open_cache
-from teacher_cache.store import CacheStore
+from teacher_cache.store import CacheStore, StoredParts
 from tests.models import write_model
 from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import (
@@ -232,7 +232,7 @@ def interruptible() -> Iterator[None]:
 def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
     sign: signal.Signals, run: Run, arguments: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = CacheStore.commit
+    commit = StoredParts.commit
 
     def commit_and_interrupt(self: CacheStore, part: int, *rest: Any) -> Any:
         record = commit(self, part, *rest)
@@ -241,7 +241,7 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
             time.sleep(2)  # the worker's thread is here; the interrupt is the main thread's
         return record
 
-    monkeypatch.setattr(CacheStore, "commit", commit_and_interrupt)
+    monkeypatch.setattr(StoredParts, "commit", commit_and_interrupt)
     code, _, err = run("build", *flat(arguments))
     assert code == 1
     assert err.splitlines()[-1] == (
@@ -316,7 +316,7 @@ def test_export_writes_a_parquet_file(run: Run, cache: Path, tmp_path: Path) -> 
 def test_an_unfinished_cache_is_refused(command: str, run: Run, cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "zarr"
     shutil.copytree(cache, copy)
-    CacheStore.open(copy).withdraw(3)
+    CacheStore.open(copy).parts.withdraw(3)
     options = ["--out", tmp_path / "soft.parquet"] if command == "export" else []
     code, out, err = run(command, copy, *options)
     assert (code, out) == (2, "")

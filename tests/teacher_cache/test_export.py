@@ -1,5 +1,6 @@
 """The Parquet file that other trainers read."""
 
+import json
 import os
 import resource
 import signal
@@ -14,7 +15,7 @@ from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.export import export_soft_labels, read_metadata
+from teacher_cache.export import METADATA, export_soft_labels
 from tests.teacher_cache.inputs import ANIMALS, settings, webdataset_members, write_shard
 
 
@@ -69,7 +70,7 @@ def test_it_holds_the_likeliest_classes(
 def test_it_opens_in_pandas_and_says_what_it_is(opened: TeacherCache, tmp_path: Path) -> None:
     out = tmp_path / "soft.parquet"
     export_soft_labels(opened, out, 2, 0.5)
-    said = read_metadata(out)
+    said = json.loads(pq.read_schema(out).metadata[METADATA])
     assert {name: said[name] for name in ("temperature", "top", "view", "vocabulary")} == {
         "temperature": 0.5,
         "top": 2,
@@ -88,9 +89,9 @@ def test_it_opens_in_pandas_and_says_what_it_is(opened: TeacherCache, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"top": 6}, "the top 6 classes asked of a vocabulary of 5"),
+        ({"top": 6}, "the top 6 classes requested from a vocabulary of 5"),
         ({"temperature": 0.0}, "the temperature must be above zero"),
-        ({"view": 2}, "view 2 is not in the cache, which has 2"),
+        ({"view": 2}, "view 2 is not in the cache, which has views 0 to 1"),
         ({"out": Path("/proc/none/soft.parquet")}, "cannot write /proc/none/soft.parquet"),
     ],
 )

@@ -40,36 +40,36 @@ def opened(cache: Path) -> TeacherCache:
     ],
 )
 def test_rows_come_in_the_order_asked_for(rows: Rows, expected: list[int], opened: TeacherCache) -> None:
-    stored = np.asarray(opened.store.array("image_features")[:])[:, 0]
+    stored = np.asarray(opened.store.parts.array("image_features")[:])[:, 0]
     found = opened.image_features(rows)
     assert found.dtype == torch.float16
     np.testing.assert_array_equal(found.numpy(), stored[list(expected)])
-    crops = np.asarray(opened.store.array("crops")[:])[:, 0]
+    crops = np.asarray(opened.store.parts.array("crops")[:])[:, 0]
     np.testing.assert_array_equal(opened.crops(rows), crops[list(expected)])
     assert opened.logits(rows).shape == (len(expected), 5)
 
 
 @pytest.mark.parametrize("rows", [[12], [-1], [0, 99], torch.tensor([12])])
 def test_rows_beyond_the_cache_are_refused(rows: Rows, opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match="asked of a cache of 12 samples"):
+    with pytest.raises(UsageError, match="requested from a cache of 12 samples"):
         opened.image_features(rows)
 
 
 @pytest.mark.parametrize("rows", [[1.7], np.array([True, False]), ["a"]])
 def test_rows_that_are_no_whole_numbers_are_refused(rows: Rows, opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match="rows are whole numbers, a slice or a mask of all 12"):
+    with pytest.raises(UsageError, match="expected integers, a slice or a mask of all 12 samples"):
         opened.logits(rows)
 
 
 @pytest.mark.parametrize("view", [-1, 1])
 def test_views_beyond_the_cache_are_refused(view: int, opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match=rf"view {view} is not in the cache, which has 1"):
+    with pytest.raises(UsageError, match=rf"view {view} is not in the cache, which has views 0 to 0"):
         opened.logits([0], view)
 
 
 @pytest.mark.parametrize("classes", [[], [5], [0, -1]])
 def test_classes_beyond_the_vocabulary_are_refused(classes: list[int], opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match=r"classes \[.*\] asked of a vocabulary of 5 classes"):
+    with pytest.raises(UsageError, match=r"classes \[.*\] requested from a vocabulary of 5 classes"):
         opened.soft_labels([0], classes=torch.tensor(classes, dtype=torch.int64))
 
 
@@ -128,7 +128,8 @@ def test_a_cache_whose_files_are_gone_is_not_read_as_zeros(gone: str, cache: Pat
     store = CacheStore.open(tmp_path / "zarr")
     for read in (lambda: open_cache(tmp_path / "zarr"), lambda: describe(store)):
         with pytest.raises(
-            CacheDamagedError, match=rf"{1 if '2' in gone else 4} stored files .* are gone, the first {gone}"
+            CacheDamagedError,
+            match=rf"{1 if '2' in gone else 4} stored files .* are missing, the first is {gone}",
         ):
             read()
 
@@ -140,7 +141,7 @@ def test_a_link_to_a_shard_is_one_and_a_link_to_nowhere_is_none(cache: Path, tmp
     shard.symlink_to(tmp_path / "elsewhere")
     assert (open_cache(tmp_path / "zarr").labels == open_cache(cache).labels).all()
     (tmp_path / "elsewhere").unlink()
-    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are gone, the first labels/c/2"):
+    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are missing, the first is labels/c/2"):
         open_cache(tmp_path / "zarr")
 
 
@@ -234,7 +235,7 @@ def test_a_cut_shard_is_one_line_that_says_what_to_do(cache: Path, tmp_path: Pat
 def test_a_cache_that_is_not_complete_is_refused_with_what_to_do(cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "zarr"
     shutil.copytree(cache, copy)
-    CacheStore.open(copy).withdraw(3)
+    CacheStore.open(copy).parts.withdraw(3)
     with pytest.raises(UsageError, match=r"not complete: 1 of 4 parts are missing; run rpp-cache build"):
         open_cache(copy)
 

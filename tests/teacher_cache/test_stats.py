@@ -116,9 +116,9 @@ def test_wrong_use(opened: TeacherCache) -> None:
         teacher_statistics(opened, [])
     with pytest.raises(UsageError, match="above zero, not -1"):
         teacher_statistics(opened, [1.0, -1.0])
-    with pytest.raises(UsageError, match="view 2 is not in the cache, which has 2"):
+    with pytest.raises(UsageError, match="view 2 is not in the cache, which has views 0 to 1"):
         teacher_statistics(opened, [1.0], view=2)
     opened_without = open_cache(opened.path)
     opened_without.valid[:] = False
-    with pytest.raises(UsageError, match="nothing to take statistics of"):
+    with pytest.raises(UsageError, match="nothing to compute statistics from"):
         teacher_statistics(opened_without, [1.0])

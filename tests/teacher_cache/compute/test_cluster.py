@@ -24,7 +24,7 @@ from teacher_cache.compute.cluster import PartProgress
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
-from teacher_cache.store import CacheStore
+from teacher_cache.store import CacheStore, StoredParts
 from tests.processes import LIBRARIES, ForkServer, Process
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
@@ -277,7 +277,7 @@ def test_a_clock_that_is_set_back_ends_the_build_and_the_next_one_goes_on(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dask sends at times of day, and would stand still for six hours."""
-    commit, now = CacheStore.commit, time.time
+    commit, now = StoredParts.commit, time.time
 
     def commit_and_set_back(self: CacheStore, part: int, *rest: Any) -> Any:
         record = commit(self, part, *rest)
@@ -285,7 +285,7 @@ def test_a_clock_that_is_set_back_ends_the_build_and_the_next_one_goes_on(
         return record
 
     with monkeypatch.context() as patched:
-        patched.setattr(CacheStore, "commit", commit_and_set_back)
+        patched.setattr(StoredParts, "commit", commit_and_set_back)
         patched.setattr(cluster, "PARTS_AHEAD", 1)
         with pytest.raises(
             RppError, match=r"^the clock was set back by 21600 s, .* run the same command again$"

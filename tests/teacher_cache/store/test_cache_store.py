@@ -21,7 +21,15 @@ from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.info import describe
-from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore, cache_store, part_rows, verify_store
+from teacher_cache.store import (
+    CHUNK_ROWS,
+    CacheHeader,
+    CacheStore,
+    StoredParts,
+    cache_store,
+    part_rows,
+    verify_store,
+)
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
 VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
@@ -91,7 +99,7 @@ def test_whatever_is_committed_is_read_back_to_the_last_bit(
         shape = (rows.stop - rows.start, views, 6)
         bits = data.draw(arrays_of.arrays(np.uint16, shape))
         arrays = random_arrays(made, part) | {"image_features": bits.view(np.float16)}
-        made.commit(part, arrays, {}, [])
+        made.parts.commit(part, arrays, {}, [])
         committed[part] = arrays
     for part in range(made.header.parts):
         for name, values in committed[part].items():
@@ -103,9 +111,9 @@ def test_whatever_is_committed_is_read_back_to_the_last_bit(
         assert stored.dtype == expected.dtype
         np.testing.assert_array_equal(stored.view(np.uint8), expected.view(np.uint8))
     again = CacheStore.open(path)
-    assert again.missing() == []
+    assert again.parts.missing() == []
     assert verify_store(again).tables == []
-    assert all(again.part_is_sound(part) for part in again.committed())
+    assert all(again.parts.is_intact(part) for part in again.parts.committed())
 
 
 @pytest.mark.parametrize("asked", [1, 7, 1023, 1024, 1025, 5000, 8192])
@@ -138,17 +146,17 @@ def test_a_part_exists_only_once_its_record_is_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(CacheStore, "write_record", interrupted)
+        patched.setattr(StoredParts, "write_record", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            made.commit(1, random_arrays(made, 1), {}, [])
-    assert made.committed() == []
-    assert made.missing() == [0, 1, 2]
+            made.parts.commit(1, random_arrays(made, 1), {}, [])
+    assert made.parts.committed() == []
+    assert made.parts.missing() == [0, 1, 2]
     first = random_arrays(made, 1, seed=1)
-    made.commit(1, first, {"forward": 1.25}, [{"row": 5, "key": "k", "reason": "r"}])
-    record = made.record(1)
+    made.parts.commit(1, first, {"forward": 1.25}, [{"row": 5, "key": "k", "reason": "r"}])
+    record = made.parts.record(1)
     assert (record.part, record.rows, record.seconds["forward"]) == (1, (5, 10), 1.25)
-    assert made.part_is_sound(1)
-    assert made.missing() == [0, 2]
+    assert made.parts.is_intact(1)
+    assert made.parts.missing() == [0, 2]
 
 
 def damage_bit(path: Path) -> None:
@@ -168,22 +176,22 @@ def test_damage_of_any_array_is_found_in_its_part_alone(
 ) -> None:
     made = create(tmp_path / "zarr", table)
     for part in range(3):
-        made.commit(part, random_arrays(made, part), {}, [])
+        made.parts.commit(part, random_arrays(made, part), {}, [])
     shards = sorted(path for path in (Path(made.path) / name / "c" / "1").rglob("*") if path.is_file())
     damage(shards[0] if shards else Path(made.path) / name / "c" / "1")
-    assert [made.part_is_sound(part) for part in range(3)] == [True, False, True]
+    assert [made.parts.is_intact(part) for part in range(3)] == [True, False, True]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"part": 1}', "\x00"])
 def test_a_broken_record_is_a_damaged_part(content: str, table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
-    made.commit(1, random_arrays(made, 1), {}, [])
+    made.parts.commit(1, random_arrays(made, 1), {}, [])
     (Path(made.path) / "parts" / "000001.json").write_text(content)
-    assert not made.part_is_sound(1)
+    assert not made.parts.is_intact(1)
     with pytest.raises(CacheDamagedError, match=r"000001\.json is not readable"):
-        made.record(1)
-    made.withdraw(1)
-    assert made.missing() == [0, 1, 2]
+        made.parts.record(1)
+    made.parts.withdraw(1)
+    assert made.parts.missing() == [0, 1, 2]
 
 
 def test_damage_of_what_belongs_to_no_part_is_found(table: SampleTable, tmp_path: Path) -> None:
@@ -201,7 +209,7 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     shutil.rmtree(Path(made.path) / "crops")
     with pytest.raises(CacheDamagedError, match="the array 'crops' is missing"):
-        CacheStore.open(made.path).array("crops")
+        CacheStore.open(made.path).parts.array("crops")
 
 
 @pytest.mark.parametrize(
@@ -300,20 +308,20 @@ def test_a_view_of_512_features_costs_at_most_1100_bytes(tmp_path: Path) -> None
     table, _ = index_images(str(source), VOCABULARY)
     made = create(tmp_path / "zarr", table, part_size=CHUNK_ROWS, embedding=512)
     for part in range(made.header.parts):
-        made.commit(part, random_arrays(made, part), {"forward": 1.0}, [])
+        made.parts.commit(part, random_arrays(made, part), {"forward": 1.0}, [])
     files = [p for p in Path(made.path).rglob("*") if p.is_file() and "vocabularies" not in p.parts]
     whole = sum(p.stat().st_size for p in files if p.name not in ("zarr.json", "header.json", "build.lock"))
-    assert made.bytes_per_view() == pytest.approx(whole / 2048)
-    assert 1024 + 10 + 1 + 4 < made.bytes_per_view() <= 1100
+    assert made.parts.bytes_per_view() == pytest.approx(whole / 2048)
+    assert 1024 + 10 + 1 + 4 < made.parts.bytes_per_view() <= 1100
 
 
 def test_bytes_a_view_do_not_depend_on_how_far_the_build_is(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table, part_size=4)
-    assert made.bytes_per_view() == 0
+    assert made.parts.bytes_per_view() == 0
     sizes = []
     for part in range(3):
-        made.commit(part, random_arrays(made, part), {}, [])
-        sizes.append(made.bytes_per_view())
+        made.parts.commit(part, random_arrays(made, part), {}, [])
+        sizes.append(made.parts.bytes_per_view())
     assert sizes == pytest.approx([sizes[0]] * 3, rel=0.01)
 
 

@@ -13,6 +13,7 @@ from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ExtendSettings, ViewPolicy
 from teacher_cache.compute import part
+from teacher_cache.encodings import registry
 from teacher_cache.encodings.topk import TopK
 from teacher_cache.errors import CacheMismatchError
 from teacher_cache.extend import extend_cache
@@ -54,7 +55,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(header, "ViewPolicy", LaterPolicy)
     monkeypatch.setattr(part, "ViewPolicy", LaterPolicy)
     monkeypatch.setattr(header, "TeacherRecord", LaterTeacher)
-    monkeypatch.setattr(TopK, "__new__", lambda kind, **options: object.__new__(LaterTopK))
+    monkeypatch.setattr(registry, "ENCODINGS", {**registry.ENCODINGS, "topk": LaterTopK})
 
 
 @pytest.fixture(params=["zarr-3.1", "zarr-3.4"])
@@ -79,15 +80,15 @@ def test_a_cache_of_before_is_completed_and_extended(stored: Path) -> None:
     store = CacheStore.open(stored, writable=True)
     store.header.require_equal(requested(), str(stored))
     assert store.header.view_policy["view_jitter"] == 0.0
-    assert verify_store(store).tables == store.mend_metadata() == []
+    assert verify_store(store).tables == store.repair_metadata() == []
     assert {path: path.read_bytes() for path in stored.rglob("*") if path.is_file()} == before
     rows = store.header.rows(2)
-    store.commit(2, {name: values[rows] for name, values in arrays_of("factored").items()}, {}, [])
+    store.parts.commit(2, {name: values[rows] for name, values in arrays_of("factored").items()}, {}, [])
     assert not verify_store(store)
     store.add_views(3)
     extended = CacheStore.open(stored)
     assert extended.header.view_policy == {**LaterPolicy(views=3).model_dump()}
-    assert extended.missing() == [3, 4, 5]
+    assert extended.parts.missing() == [3, 4, 5]
     assert not verify_store(extended).tables
 
 

@@ -27,8 +27,8 @@ from tests.teacher_cache.inputs import decoded_arrays, settings
 
 KILLED_BUILD = """
 import os, signal, time
-from teacher_cache.store import CacheStore
-write_record = CacheStore.write_record
+from teacher_cache.store import StoredParts
+write_record = StoredParts.write_record
 
 def kill_before_record(self, record):
     if record.part == 2:
@@ -37,7 +37,7 @@ def kill_before_record(self, record):
         os.kill(os.getpid(), signal.SIGKILL)
     write_record(self, record)
 
-CacheStore.write_record = kill_before_record
+StoredParts.write_record = kill_before_record
 from teacher_cache.cli import main
 main()
 """
@@ -64,7 +64,7 @@ def test_a_build_that_was_killed_goes_on(
     killed = processes.call("python", "-c", KILLED_BUILD, "build", *arguments)
     assert killed.code == -signal.SIGKILL, killed.err
     store = CacheStore.open(asked.out)
-    committed = store.committed()
+    committed = store.parts.committed()
     assert committed in ([0, 1], [0, 1, 3])  # the part behind the killed one may have been faster
     with pytest.raises(UsageError, match=rf"not complete: {4 - len(committed)} of 4 parts"):
         open_cache(asked.out)
@@ -102,8 +102,8 @@ def test_a_flipped_bit_is_found_and_mended(
     store = CacheStore.open(copy)
     damage = verify_store(store)
     assert (damage.parts, damage.tables) == ([2], ["crops/zarr.json", "samples.parquet"])
-    store.withdraw(2)
-    assert store.missing() == [2]
+    store.parts.withdraw(2)
+    assert store.parts.missing() == [2]
     assert build_cache(settings(shards, names, copy, teacher)).parts_computed == 1
     assert not verify_store(CacheStore.open(copy))
     assert_equals(copy, cache)
@@ -115,7 +115,7 @@ def test_what_is_read_there_is_what_is_read_on_a_disk(remote: str, cache: Path) 
     np.testing.assert_array_equal(there.labels, here.labels)
     np.testing.assert_array_equal(there.crops([3]), here.crops([3]))
     assert there.samples.keys(slice(None)) == here.samples.keys(slice(None))
-    assert CacheStore.open(remote).bytes_per_view() > 0
+    assert CacheStore.open(remote).parts.bytes_per_view() > 0
 
 
 def test_views_and_vocabularies_are_added(copy: str, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_creation_that_was_cut_is_made_again(
     assert build_cache(asked).parts_computed == 4
     assert_equals(bucket, cache)
     objects().pipe_file(f"{bucket}-other/somebodys.txt", b"hello")
-    with pytest.raises(UsageError, match=r"-other exists and is no cache; choose another --out"):
+    with pytest.raises(UsageError, match=r"-other exists and is not a cache; choose another --out"):
         build_cache(asked.model_copy(update={"out": f"{bucket}-other"}))
 
 
@@ -216,7 +216,7 @@ def test_a_lock_is_renewed_while_it_is_held(copy: str, monkeypatch: pytest.Monke
     [
         ("s3://bucket/none", "no cache at s3://bucket/none"),
         ("s3://no-bucket/none", "no cache at s3://no-bucket/none"),
-        ("teapot://bucket/none", "teapot://bucket/none is no place that fsspec knows"),
+        ("teapot://bucket/none", "cannot open teapot://bucket/none: "),
         ("adl://bucket/none", "adl://bucket/none needs a package that is not installed"),
     ],
 )
@@ -238,9 +238,9 @@ def test_a_store_that_does_not_answer_is_no_damage(copy: str, monkeypatch: pytes
     async def lost(*_: Any, **__: Any) -> bytes:
         raise ConnectionResetError("connection reset by peer")
 
-    monkeypatch.setattr(type(store._zarr.fs), "_cat_file", lost)
+    monkeypatch.setattr(type(store.parts._zarr.fs), "_cat_file", lost)
     lines = r"cannot reach .* \(ConnectionResetError: connection reset by peer\); what is committed is safe"
     with pytest.raises(CacheUnreachableError, match=lines):
         verify_store(store)
     with pytest.raises(CacheUnreachableError, match=lines):
-        store.array("crops")[:]
+        store.parts.array("crops")[:]

@@ -63,7 +63,7 @@ def test_a_flipped_bit_is_found_named_and_mended(
         part = [named] if isinstance(named, int) else []
         assert (damage.parts, damage.tables) == (part, [] if part else [named])
         for number in damage.parts:
-            store.withdraw(number)
+            store.parts.withdraw(number)
     result = build_cache(settings(shards, names, out, teacher))
     assert result.parts_computed == len(part)
     assert not verify_store(CacheStore.open(out))

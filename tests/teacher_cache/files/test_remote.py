@@ -8,15 +8,17 @@ import fsspec
 import pytest
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files import remote
 from teacher_cache.images import (
     ImageReader,
     UnreadableImageError,
     absolute_source,
     expand_source,
     index_images,
-    remote,
 )
 from tests.teacher_cache.images.conftest import WebServer, upload
+from tests.teacher_cache.images.conftest import memory as memory
+from tests.teacher_cache.images.conftest import web as web
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     ANIMALS,
