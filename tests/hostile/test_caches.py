@@ -1,4 +1,4 @@
-"""Caches: metadata that ask for terabytes, headers and records that were changed and sealed again, NaN."""
+"""Caches: metadata of terabytes, headers and records that were changed and sealed again, NaN."""
 
 import json
 import shutil
@@ -32,12 +32,12 @@ from tests.teacher_cache.inputs import settings as build_settings
 
 
 def write_sealed(path: Path, change: Any) -> None:
-    """Change what a sealed JSON says, and seal it again: who writes a hostile cache can do that."""
+    """Change a sealed JSON and seal it again, as the author of a malicious cache can."""
     record = json.loads(path.read_text())
     holder = record.get("attributes", record)
     holder.pop("checksum")
     changed = change(holder)
-    with suppress(UnicodeEncodeError):  # halves of characters have no checksum
+    with suppress(UnicodeEncodeError):  # surrogates have no checksum
         changed = sealed(changed) if isinstance(changed, dict) else changed
     if "attributes" in record:
         changed = {**record, "attributes": changed}
@@ -45,7 +45,7 @@ def write_sealed(path: Path, change: Any) -> None:
 
 
 def read_everything(path: Path) -> None:
-    """What commands read of a cache."""
+    """Read what the commands read of a cache."""
     describe(CacheStore.open(path))
     cache = open_cache(path)
     cache.samples.keys(slice(0, 3))
@@ -58,7 +58,7 @@ def read_everything(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def copy(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy that a fuzzer damages; `fresh` mends it."""
+    """A copy that a fuzzer damages; `fresh` restores it."""
     return Path(shutil.copytree(cache, tmp_path_factory.mktemp("copy") / "zarr"))
 
 
@@ -78,7 +78,7 @@ def test_fuzz_cache_metadata(cache: Path, copy: Path, data: st.DataObject) -> No
     files = sorted(path.relative_to(cache).as_posix() for path in cache.rglob("*.json"))
     for name in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=2, unique=True)):
         if name == "zarr.json":
-            (copy / "header.json").unlink()  # it would serve in its place
+            (copy / "header.json").unlink()  # it would be read instead
         if name in SEALED and data.draw(st.integers(0, 4)):
             write_sealed(copy / name, lambda record: data.draw(changed_json(record)))
         else:
@@ -142,7 +142,7 @@ def codec(name: str) -> Any:
         ("image_features", lambda record: record.clear()),
     ],
 )
-def test_metadata_that_ask_for_terabytes_are_damage_and_nothing_is_asked_for(
+def test_metadata_of_terabytes_are_damage_and_nothing_is_allocated(
     array: str, change: Any, copy: Path, cache: Path
 ) -> None:
     fresh(cache, copy)
@@ -154,7 +154,7 @@ def test_metadata_that_ask_for_terabytes_are_damage_and_nothing_is_asked_for(
 
 
 @pytest.mark.parametrize("change", [shape(10**9, 10**9), shape(5, 48, 1), shape(4, 48), chunks(10**9, 48)])
-def test_so_are_those_of_class_features(change: Any, copy: Path, cache: Path) -> None:
+def test_metadata_of_huge_class_features_are_damage(change: Any, copy: Path, cache: Path) -> None:
     fresh(cache, copy)
     rewrite(copy / "vocabularies/animals/class_features/zarr.json", change)
     opened = open_cache(copy)
@@ -202,9 +202,7 @@ def test_so_are_those_of_class_features(change: Any, copy: Path, cache: Path) ->
         ({"max_pixels": 10**12}, r"max_pixels: Input should be less than"),
     ],
 )
-def test_a_header_that_describes_no_cache_is_refused(
-    changes: dict[str, Any], reason: str, copy: Path, cache: Path
-) -> None:
+def test_an_invalid_header_is_refused(changes: dict[str, Any], reason: str, copy: Path, cache: Path) -> None:
     """Sealed again, so that its checksum is right."""
     fresh(cache, copy)
     for name in ("zarr.json", "header.json"):
@@ -225,7 +223,7 @@ def test_a_header_that_describes_no_cache_is_refused(
         ("vocabularies/animals/zarr.json", {"templates": ["{0.__class__}"]}, "do not belong together"),
     ],
 )
-def test_so_are_records_of_other_types(
+def test_records_with_wrong_types_are_refused(
     name: str, changes: dict[str, Any], reason: str, copy: Path, cache: Path
 ) -> None:
     fresh(cache, copy)
@@ -259,32 +257,28 @@ def samples_table(change: Any) -> Any:
         ),
     ],
 )
-def test_a_sample_table_that_is_none_is_damage(change: Any, reason: str, copy: Path, cache: Path) -> None:
+def test_an_invalid_sample_table_is_damage(change: Any, reason: str, copy: Path, cache: Path) -> None:
     fresh(cache, copy)
     samples_table(change)(copy / "samples.parquet")
     with pytest.raises(CacheDamagedError, match=reason):
         open_cache(copy).samples.locations(slice(0, 3))
 
 
-def test_row_groups_of_millions_of_rows_are_not_read(
-    copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_row_groups_are_not_read(copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "LARGEST_GROUP", 11)
     with pytest.raises(CacheDamagedError, match="its largest row group has 12 rows"):
         open_cache(cache).samples.keys(slice(0, 1))
 
 
 def damage_array(path: Path, name: str, value: Any, part: int = 0) -> None:
-    """Write values as whoever may write the folder can; the checksums in the records stay as they are."""
+    """Write values without updating the checksums in the records."""
     group = zarr.open_group(path, mode="r+")
     array = group[name]
     array[:3] = np.full((3, *array.shape[1:]), value, array.dtype)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_features_that_are_not_finite_give_no_figures(
-    value: float, copy: Path, cache: Path, tmp_path: Path
-) -> None:
+def test_nonfinite_features_are_refused(value: float, copy: Path, cache: Path, tmp_path: Path) -> None:
     fresh(cache, copy)
     damage_array(copy, "image_features", value)
     opened = open_cache(copy)
@@ -300,7 +294,7 @@ def test_features_that_are_not_finite_give_no_figures(
     assert verify_store(CacheStore.open(copy)).parts == [0]
 
 
-def test_labels_of_classes_that_are_not_there_are_damage(copy: Path, cache: Path) -> None:
+def test_labels_outside_the_classes_are_damage(copy: Path, cache: Path) -> None:
     fresh(cache, copy)
     damage_array(copy, "labels", 10**6)
     sums = {"labels": checksum(zarr.open_array(copy / "labels", mode="r")[:6])}
@@ -311,7 +305,7 @@ def test_labels_of_classes_that_are_not_there_are_damage(copy: Path, cache: Path
         _ = open_cache(copy).labels
 
 
-def test_a_teacher_whose_features_are_not_finite_makes_no_cache(cache: Path, tmp_path: Path) -> None:
+def test_a_teacher_with_nonfinite_features_is_refused(cache: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", "gelu")
     weights = {
         name: tensor.clone() for name, tensor in load_file(model / "open_clip_model.safetensors").items()

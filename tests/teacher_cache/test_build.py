@@ -299,7 +299,7 @@ def test_strict_stops_at_an_unreadable_image_and_names_it(teacher: Path, names: 
     with pytest.raises(RppError, match=r"000004 .*bad\.tar.*not an image"):
         build_cache(settings(source, names, tmp_path / "zarr", teacher, strict=True))
     # the part before may have been on its way still
-    assert set(CacheStore.open(tmp_path / "zarr").committed()) <= {0}
+    assert set(CacheStore.open(tmp_path / "zarr").parts.committed()) <= {0}
 
 
 def test_a_part_without_any_readable_image_is_not_committed(
@@ -312,7 +312,7 @@ def test_a_part_without_any_readable_image_is_not_committed(
         image.write_bytes(b"x" * image.stat().st_size)
     with pytest.raises(RppError, match="none of the 5 images of part 0 could be read"):
         build_cache(asked)
-    assert CacheStore.open(tmp_path / "zarr").committed() == []
+    assert CacheStore.open(tmp_path / "zarr").parts.committed() == []
 
 
 def test_a_second_build_at_the_same_time_is_refused(
@@ -485,7 +485,7 @@ def test_a_full_disk_stops_cleanly_and_the_next_build_goes_on(
         pytest.raises(RppError, match=r"no space to write .* run the same command"),
     ):
         build_cache(asked)
-    assert CacheStore.open(tmp_path / "zarr").committed() == []
+    assert CacheStore.open(tmp_path / "zarr").parts.committed() == []
     assert build_cache(asked).parts_computed == 2
     assert open_cache(tmp_path / "zarr").valid.all()
 

@@ -234,7 +234,7 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
 ) -> None:
     commit = StoredParts.commit
 
-    def commit_and_interrupt(self: CacheStore, part: int, *rest: Any) -> Any:
+    def commit_and_interrupt(self: StoredParts, part: int, *rest: Any) -> Any:
         record = commit(self, part, *rest)
         if part == 1:
             os.kill(os.getpid(), sign)
@@ -249,7 +249,7 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
     )
     monkeypatch.undo()
     # part 2 may have been computed while part 1 was written
-    assert CacheStore.open(arguments["--out"]).committed() in ([0, 1], [0, 1, 2])
+    assert CacheStore.open(arguments["--out"]).parts.committed() in ([0, 1], [0, 1, 2])
     assert run("build", *flat(arguments))[0] == 0
     assert_same_arrays(arguments["--out"], cache)
 

@@ -67,7 +67,7 @@ def test_it_holds_the_likeliest_classes(
         assert line["probabilities"] == pytest.approx(expected.values.tolist(), abs=1e-6)
 
 
-def test_it_opens_in_pandas_and_says_what_it_is(opened: TeacherCache, tmp_path: Path) -> None:
+def test_it_opens_in_pandas_and_has_metadata(opened: TeacherCache, tmp_path: Path) -> None:
     out = tmp_path / "soft.parquet"
     export_soft_labels(opened, out, 2, 0.5)
     said = json.loads(pq.read_schema(out).metadata[METADATA])
@@ -102,7 +102,7 @@ def test_wrong_use(opened: TeacherCache, tmp_path: Path, change: dict[str, objec
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_exists_is_left_alone(opened: TeacherCache, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(opened: TeacherCache, tmp_path: Path) -> None:
     out = tmp_path / "soft.parquet"
     out.write_text("mine")
     with pytest.raises(UsageError, match="exists; choose another --out"):
@@ -110,7 +110,7 @@ def test_a_file_that_exists_is_left_alone(opened: TeacherCache, tmp_path: Path) 
     assert out.read_text() == "mine"
 
 
-def test_without_room_nothing_is_left(opened: TeacherCache, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_file(opened: TeacherCache, tmp_path: Path) -> None:
     """A limit on file sizes stands for the full disk: the system answers both with an error of writing."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Statistics out of core are those of a plain computation over everything at once."""
+"""Statistics computed block by block equal a plain computation over all rows."""
 
 import shutil
 from pathlib import Path
@@ -62,7 +62,7 @@ def plain_statistics(
 
 
 @pytest.mark.parametrize("view", [0, 1])
-def test_they_are_those_of_a_plain_computation(opened: TeacherCache, view: int) -> None:
+def test_statistics_equal_a_plain_computation(opened: TeacherCache, view: int) -> None:
     temperatures, done = [0.5, 1.0, 4.0], []
     found = teacher_statistics(opened, temperatures, view, pairs=99, on_rows=done.append)
     rows = np.flatnonzero(opened.valid)

@@ -1,4 +1,4 @@
-"""What the tests of every encoding need: random teachers' features, and the way to a store and back."""
+"""Inputs for the tests of every encoding: random features, encoded and read back."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Top-k: the kept probabilities at every temperature, and what the other classes share."""
+"""Top-k: probabilities of the kept classes at every temperature, and of the others."""
 
 import math
 from itertools import pairwise
@@ -87,14 +87,14 @@ def test_temperatures_beyond_the_knots_are_refused(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("classes", [4, 3])
-def test_something_must_be_left_beside_the_kept(classes: int) -> None:
+def test_topk_needs_more_classes_than_it_keeps(classes: int) -> None:
     with pytest.raises(UsageError, match=f"topk of 4 needs a vocabulary of more than its {classes} classes"):
         TopK(k=4).require_classes(classes)
     TopK(k=4).require_classes(5)
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(65536, "uint16"), (65537, "uint32")])
-def test_classes_are_as_narrow_as_they_can_be(classes: int, dtype: str) -> None:
+def test_classes_are_uint16_if_possible(classes: int, dtype: str) -> None:
     features_BD = F.normalize(torch.randn(1, 2, generator=torch.Generator().manual_seed(0)), dim=1)
     head = ClassHead(torch.zeros(classes, 2), 1.0)
     head.class_features_CD[-1] = features_BD[0]

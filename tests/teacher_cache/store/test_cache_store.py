@@ -83,7 +83,7 @@ def random_arrays(made: CacheStore, part: int, seed: int = 0) -> dict[str, np.nd
 
 @given(data=st.data())
 @example_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_is_committed_is_read_back_to_the_last_bit(
+def test_committed_arrays_are_read_back_bit_equal(
     data: st.DataObject, table: SampleTable, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Every float16 bit pattern (NaN, infinities, -0), any order of commits, parts and views of any size."""
@@ -171,9 +171,7 @@ def damage_bit(path: Path) -> None:
     [damage_bit, lambda p: p.write_bytes(p.read_bytes()[:-5]), lambda p: p.write_bytes(b""), Path.unlink],
     ids=["bit", "cut", "empty", "gone"],
 )
-def test_damage_of_any_array_is_found_in_its_part_alone(
-    name: str, damage: Any, table: SampleTable, tmp_path: Path
-) -> None:
+def test_damage_is_found_only_in_its_part(name: str, damage: Any, table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     for part in range(3):
         made.parts.commit(part, random_arrays(made, part), {}, [])
@@ -194,7 +192,7 @@ def test_a_broken_record_is_a_damaged_part(content: str, table: SampleTable, tmp
     assert made.parts.missing() == [0, 1, 2]
 
 
-def test_damage_of_what_belongs_to_no_part_is_found(table: SampleTable, tmp_path: Path) -> None:
+def test_damaged_tables_are_found(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     assert verify_store(made).tables == []
     damage_bit(Path(made.path) / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0")
@@ -237,7 +235,7 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_cache_of_this_version_is_refused(
+def test_other_groups_and_formats_are_refused(
     attributes: Any, error: type[Exception], reason: str, tmp_path: Path
 ) -> None:
     if isinstance(attributes, dict):
@@ -258,7 +256,7 @@ def test_deeply_nested_json_is_damage(key: str, cache: Path, tmp_path: Path) -> 
         describe(CacheStore.open(copy))
 
 
-def test_headers_that_differ_in_what_is_computed_do_not_mix(table: SampleTable) -> None:
+def test_different_headers_are_refused(table: SampleTable) -> None:
     one = header(table)
     one.require_equal(replace(one, images="elsewhere", software="newer"), "zarr")
     one.require_equal(replace(one, teacher={**one.teacher, "model": "moved"}), "zarr")
@@ -272,9 +270,7 @@ def test_headers_that_differ_in_what_is_computed_do_not_mix(table: SampleTable) 
             one.require_equal(replace(one, teacher={**one.teacher, key: value}), "zarr")
 
 
-def test_vocabularies_are_told_apart_and_listed_with_the_default_first(
-    table: SampleTable, tmp_path: Path
-) -> None:
+def test_the_default_vocabulary_is_listed_first(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     tiere = Vocabulary(("Katze", "Hund"), ("cat", "dog"), ("ein Bild von {}",))
     features = np.eye(2, 8, dtype=np.float32)
@@ -337,7 +333,7 @@ def test_the_sample_table_is_that_of_the_images(cache: Path, shards: Path, names
     assert stored.keys(slice(None)) == indexed.keys(slice(None))
 
 
-def test_a_record_says_where_the_time_went(teacher: Path, tmp_path: Path) -> None:
+def test_a_record_has_the_seconds_of_each_stage(teacher: Path, tmp_path: Path) -> None:
     source = write_shards(tmp_path / "shards", shards=1)
     build_cache(settings(source, write_names(tmp_path / "names.txt"), tmp_path / "zarr", teacher))
     record = json.loads((tmp_path / "zarr" / "parts" / "000000.json").read_text())
