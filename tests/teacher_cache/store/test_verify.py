@@ -2,13 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store import CacheStore, parts, verify_store
 from tests.teacher_cache.inputs import assert_same_arrays, settings
 
 # object of the cache of `conftest.py` -> what verify names: a part or a table
@@ -101,3 +102,14 @@ def test_damaged_metadata_do_not_damage_parts(cache: Path, tmp_path: Path) -> No
     (out / "image_features" / "zarr.json").write_text("")
     damage = verify_store(CacheStore.open(out))
     assert (damage.parts, damage.tables) == ([], ["image_features/zarr.json"])
+
+
+def test_an_error_of_a_library_is_not_damage(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` would withdraw intact parts."""
+
+    def changed(array: Any, selection: Any) -> Any:
+        raise TypeError("unexpected keyword argument")
+
+    monkeypatch.setattr(parts, "read", changed)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        verify_store(CacheStore.open(cache))
