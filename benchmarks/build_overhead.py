@@ -135,7 +135,7 @@ def main(
             store = open_or_create(asked, teacher, vocabulary, samples)
             forwards.append(seconds(forward))
             builds.append(seconds(partial(compute_missing, store, asked, teacher)))
-        stages = store.record(0).seconds
+        stages = store.parts.record(0).seconds
     wall_build, wall_forward = (statistics.median(wall for wall, _ in runs) for runs in (builds, forwards))
     busy_build, busy_forward = (statistics.median(busy for _, busy in runs) for runs in (builds, forwards))
     found = {

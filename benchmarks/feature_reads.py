@@ -87,7 +87,7 @@ def measure(cache: TeacherCache, folder: Path, batch: int, rounds: int) -> dict[
     (folder / "files").mkdir()
     for row in of_files.tolist():
         torch.save(cache.image_features(row)[0], folder / "files" / f"{keys[row]}.pt")
-    array = cache.store.array("image_features")
+    array = cache.store.parts.array("image_features")
 
     def an_epoch(join: Join) -> None:
         for _ in join.batches(0, join.steps_per_epoch):

@@ -95,7 +95,7 @@ def lay_out(path: Path, samples: int) -> None:
                 "valid": np.ones(count, np.bool_),
                 "labels": labels[rows],
             }
-            record = store.commit(part, arrays, seconds, [])
+            record = store.parts.commit(part, arrays, seconds, [])
             first = first or arrays
         else:
             for name in header.arrays_of(part):
@@ -104,7 +104,7 @@ def lay_out(path: Path, samples: int) -> None:
                 shard.parent.mkdir(parents=True, exist_ok=True)
                 os.link(path / name / "c" / f"0{inner}", shard)
             sums = record.checksums | {name: checksum(first[name][:count]) for name in SAMPLE_ARRAYS}
-            store.write_record(PartRecord(part, (rows.start, rows.stop), sums, seconds, []))
+            store.parts.write_record(PartRecord(part, (rows.start, rows.stop), sums, seconds, []))
 
 
 def peak_mb() -> float:

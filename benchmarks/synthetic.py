@@ -97,7 +97,7 @@ def write_cache(
             "labels": labels[here],
             "valid": np.ones(shape[0], dtype=bool),
         }
-        store.commit(part, arrays, {}, [])
+        store.parts.commit(part, arrays, {}, [])
     return path
 
 

@@ -14,7 +14,7 @@ from pipeline.recipe import read_toml
 from student_train.evaluation.dataset_layouts import check_layout
 from student_train.evaluation.settings import DataSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.images.remote import is_remote
+from teacher_cache.files.remote import is_remote
 from teacher_cache.settings import from_flat
 
 READY = Path(__file__).parent / "suites"

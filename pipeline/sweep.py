@@ -247,7 +247,7 @@ def ensure_cache(recipe: Recipe, on_note: Callable[[str], None]) -> None:
     """
     if recipe.build is not None and recipe.train.cache == recipe.build.out:
         try:
-            if not CacheStore.open(recipe.build.out).missing():
+            if not CacheStore.open(recipe.build.out).parts.missing():
                 return
         except UsageError:
             pass  # there is no cache yet, or the build reports what is wrong with it

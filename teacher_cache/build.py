@@ -58,9 +58,9 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         store = open_or_create(settings, teacher, vocabulary, samples)
         computed = 0
         # a finished cache may be another's, shared for reading alone
-        if store.missing() or store.folder.is_writable():
+        if store.parts.missing() or store.folder.is_writable():
             with disk_errors(store.path), store.locked():
-                store.mend_metadata()
+                store.repair_metadata()
                 ensure_vocabulary(store, store.header.vocabulary, vocabulary, teacher)
                 store.locate_images(samples, absolute_source(settings.images))
                 computed = compute_missing(store, settings, teacher, on_note)
@@ -69,7 +69,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         samples=len(samples),
         parts_total=store.header.parts,
         parts_computed=computed,
-        skipped=len(store.skipped()),
+        skipped=len(store.parts.skipped()),
         seconds=time.monotonic() - started,
         notes=notes,
     )
@@ -114,7 +114,9 @@ def load_inputs(
     if vocabulary.duplicate_names:
         shared = sum(vocabulary.duplicate_names.values())
         notes.append(f"{shared} classes share their name with another and cannot be told apart by it")
-    notes += encoding_of(settings.encoding_record).notes(len(vocabulary))
+    encoding = encoding_of(settings.encoding_record)
+    encoding.require_classes(len(vocabulary))
+    notes += encoding.notes(len(vocabulary))
     for note in notes:
         on_note(note)
     return vocabulary, samples, notes
@@ -125,7 +127,7 @@ def _known_samples(out: str) -> SampleTable | None:
     with suppress(CacheDamagedError):
         if CacheStore.exists(out):
             store = CacheStore.open(out)
-            return store.samples if store.samples_are_sound() else None
+            return store.samples if store.samples_are_intact() else None
     return None
 
 
@@ -171,7 +173,7 @@ def header_of(
     try:
         return CacheHeader.from_record(asdict(header))
     except ValueError as error:  # nobody could open it
-        raise UsageError(f"no cache can be so: {error}") from error
+        raise UsageError(f"cannot create a cache with these settings: {error}") from error
 
 
 def _embedding_width(teacher: Teacher) -> int:

@@ -132,7 +132,7 @@ def info(
     store = CacheStore.open(cache)
     facts = describe(store)
     if skipped:
-        facts["skipped_samples"] = store.skipped()
+        facts["skipped_samples"] = store.parts.skipped()
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
@@ -164,11 +164,11 @@ def verify(cache: Cache, as_json: Json = False) -> None:
     from teacher_cache.store import CacheStore, verify_store
 
     store = CacheStore.open(cache)
-    with counting("parts", len(store.committed())) as counter:
+    with counting("parts", len(store.parts.committed())) as counter:
         damage = verify_store(store, on_part=counter)
     for part in damage.parts:
         try:
-            store.withdraw(part)
+            store.parts.withdraw(part)
         except (OSError, RppError) as error:
             remarks.print(f"note: part {part} stays recorded: {error}", markup=False)
     if as_json:

@@ -4,18 +4,17 @@ What they do with it is in the files of these names. Nothing here takes time to 
 ends in `[default: ...]` says in words what happens without the option.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma
+from teacher_cache.encodings import EncodingSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.settings import MOST_PROCESSES, Panels, Place
 
 Precision = Literal["fp32", "bf16", "fp16"]
-
-DEFAULT_TOPK = 100
 
 COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict")
 
@@ -71,14 +70,14 @@ class ComputeSettings(BaseModel):
         return self
 
 
-class BuildSettings(ComputeSettings):
+class BuildSettings(ComputeSettings, EncodingSettings):
     """Settings of stage one."""
 
     PANELS: ClassVar[Panels] = {
         "Data": ("images", "classes", "templates", "lemma", "duplicates", "max_pixels"),
         "Teacher": ("teacher", "pretrained", "precision"),
         "Views": tuple(ViewPolicy.model_fields),
-        "Cache": ("out", "encoding", "topk", "part_size"),
+        "Cache": ("out", *EncodingSettings.model_fields, "part_size"),
         "Compute": COMPUTE,
     }
 
@@ -100,14 +99,6 @@ class BuildSettings(ComputeSettings):
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
     view_policy: ViewPolicy = ViewPolicy()
-    encoding: Literal["factored", "factored-int8", "topk", "dense"] = Field(
-        default="factored", description="how logits are stored; docs/format.md says what each loses"
-    )
-    topk: int | None = Field(
-        default=None,
-        ge=1,
-        description=f"classes per view that --encoding topk keeps [default: {DEFAULT_TOPK}]",
-    )
     max_pixels: int = Field(
         default=MAX_PIXELS,
         ge=1,
@@ -120,18 +111,6 @@ class BuildSettings(ComputeSettings):
         ge=1,
         description="samples per part, above 1024 in steps of 1024; a kill loses at most one part",
     )
-
-    @property
-    def encoding_record(self) -> dict[str, Any]:
-        """The encoding with its options, as the header records it."""
-        options = {"k": self.topk or DEFAULT_TOPK} if self.encoding == "topk" else {}
-        return {"name": self.encoding} | options
-
-    @model_validator(mode="after")
-    def _topk_of_topk(self) -> "BuildSettings":
-        if self.topk is not None and self.encoding != "topk":
-            raise UsageError(f"--topk {self.topk} belongs to --encoding topk, not to {self.encoding}")
-        return self
 
 
 class ExtendSettings(ComputeSettings):

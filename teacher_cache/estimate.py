@@ -82,7 +82,7 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
         if begun:
             begun.header.require_equal(header, settings.out)
             header = begun.header
-        missing = begun.missing() if begun else range(header.parts)
+        missing = begun.parts.missing() if begun else range(header.parts)
         workers = number_of_workers(settings)
         rows = sum(
             (header.rows(part).stop - header.rows(part).start) * len(header.views_of(part))

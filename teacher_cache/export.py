@@ -1,4 +1,4 @@
-"""A cache's soft labels as one Parquet file, for trainers that know nothing of this project.
+"""Export of a cache's soft labels to one Parquet file, for other trainers.
 
 Shapes: B rows, C classes, K classes kept.
 """
@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,23 +31,23 @@ def export_soft_labels(
     view: int = 0,
     on_rows: Callable[[int], object] = lambda rows: None,
 ) -> int:
-    """Write the `top` likeliest classes of every readable sample; returns the number of rows.
+    """Write the `top` likeliest classes of every readable sample; return the number of rows.
 
     Columns: key; label (int32 class index, -1 = none); label_id (the class's id, null = none); classes
     (list of int32, likeliest first); probabilities (list of float32, of the softmax over all classes, so
-    that they sum to less than 1). The file appears complete or not at all.
+    they sum to less than 1). The file appears complete or not at all.
 
     Args:
-        on_rows: called with the number of rows that are done now.
+        on_rows: called with the number of rows of each finished chunk.
 
     Raises:
-        UsageError: more classes than there are, a temperature or view that the cache does not have, a file
-            that exists or cannot be written.
+        UsageError: more classes than the vocabulary has, a temperature or view that the cache does not have,
+            or a file that exists or cannot be written.
     """
     cache.encoding.require_temperature(temperature)
     cache.require_view(view)
     if not 1 <= top <= len(cache.vocabulary):
-        raise UsageError(f"the top {top} classes asked of a vocabulary of {len(cache.vocabulary)}")
+        raise UsageError(f"the top {top} classes requested from a vocabulary of {len(cache.vocabulary)}")
     if os.path.exists(out):
         raise UsageError(f"{out} exists; choose another --out")
     temporary = out.with_name(f".{out.name}.new-{os.getpid()}")
@@ -69,17 +68,11 @@ def export_soft_labels(
         os.replace(temporary, out)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's own texts are longer
+        reason = os.strerror(error.errno) if error.errno else error  # pyarrow's texts are longer
         raise (RppError if full else UsageError)(f"cannot write {out}: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
     return written
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """What an exported file says of itself: temperature, top, view, teacher, vocabulary."""
-    record: dict[str, Any] = json.loads(pq.read_schema(path).metadata[METADATA])
-    return record
 
 
 def _schema(cache: TeacherCache, top: int, temperature: float, view: int) -> pa.Schema:
@@ -108,7 +101,7 @@ def _schema(cache: TeacherCache, top: int, temperature: float, view: int) -> pa.
 def _batch(
     cache: TeacherCache, rows: NDArray[np.int64], schema: pa.Schema, top: int, temperature: float, view: int
 ) -> pa.RecordBatch:
-    """The given rows of one chunk of the store."""
+    """Return the given rows, which are in one chunk of the store."""
     classes_BK = np.empty((len(rows), top), dtype=np.int32)
     probabilities_BK = np.empty((len(rows), top), dtype=np.float32)
     for at, stored in cache.stored_pieces(rows, view):

@@ -40,7 +40,7 @@ def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
     teacher = recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
     with stoppable(), disk_errors(path), store.locked():
         _require_extensible(store, settings.views)
-        store.mend_metadata()
+        store.repair_metadata()
         if settings.images is not None:
             _locate_images(store, settings.images)
         if settings.views > store.header.views:
@@ -56,7 +56,7 @@ def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
 
 
 def _require_extensible(store: CacheStore, views: int) -> None:
-    header, missing = store.header, store.missing()
+    header, missing = store.header, store.parts.missing()
     if views < header.views or (views == header.views and not missing):
         raise UsageError(f"the cache {store.path} has {header.views} views a sample already")
     first_pass = missing and missing[0] < header.parts_per_pass

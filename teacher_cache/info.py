@@ -1,33 +1,33 @@
-"""What a cache holds, how far its build is, and which stage of the build took the time."""
+"""What `rpp-cache info` prints: the content of a cache, its progress and the slowest stage of its build."""
 
 from collections import Counter
 from typing import Any
 
 from teacher_cache.store import CacheStore
 
-# What to do, by the stage that sets the pace of a build.
+# Remedies by the slowest stage of a build.
 REMEDIES = {
-    "read": "the images' storage is what a build waits for",
-    "decode": "more --threads, or more workers, decode more images at a time",
-    "forward": "the teacher is what a build waits for: a faster --device or a --precision of 16 bits",
-    "write": "the cache's storage is what a build waits for",
+    "read": "the build waits for the images' storage",
+    "decode": "use more --threads or more workers to decode more images at a time",
+    "forward": "the build waits for the teacher: use a faster --device or a --precision of 16 bits",
+    "write": "the build waits for the cache's storage",
 }
 
 
 def slowest_stage(seconds: dict[str, float]) -> str:
-    """Which stage sets the pace, from the seconds of one or more parts: `read`, `decode`, `forward` or
-    `write`."""
-    if seconds["wait"] > seconds["forward"]:  # most of the time the teacher had no pixels
+    """Return the slowest stage (`read`, `decode`, `forward` or `write`) from the seconds of one or more
+    parts."""
+    if seconds["wait"] > seconds["forward"]:  # the teacher was idle most of the time
         return "read" if seconds["read"] > seconds["decode"] else "decode"
     # a part is written while the next one is computed
     return "write" if seconds["write"] > seconds["wall"] else "forward"
 
 
 def describe(store: CacheStore) -> dict[str, Any]:
-    """What `rpp-cache info` shows."""
+    """Return what `rpp-cache info` prints."""
     header = store.header
-    store.require_whole()
-    records = store.records()
+    store.parts.require_all_shards()
+    records = store.parts.records()
     seconds: dict[str, float] = {}
     for record in records:
         for stage, value in record.seconds.items():
@@ -41,7 +41,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "valid": sum(record.rows[1] - record.rows[0] for record in first_pass) - skipped,
         "skipped": skipped,
         "views": header.views,
-        "finished_views": store.finished_views(),
+        "finished_views": store.parts.finished_views(),
         "passes": [
             {"views": views, "parts_committed": per_pass[number], "parts_total": header.parts_per_pass}
             for number, views in enumerate(header.passes)
@@ -49,7 +49,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "parts_total": header.parts,
         "parts_committed": len(records),
         "complete": len(records) == header.parts,
-        "bytes_per_view": round(store.bytes_per_view(), 1),
+        "bytes_per_view": round(store.parts.bytes_per_view(), 1),
         "encoding": header.encoding["name"],
         "encoding_options": {key: value for key, value in header.encoding.items() if key != "name"},
         "teacher": header.teacher,

@@ -11,7 +11,7 @@ from teacher_cache.classes.vocabulary import TEMPLATE_SETS, load_templates, requ
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
-from teacher_cache.images.remote import is_remote
+from teacher_cache.files.remote import is_remote
 from teacher_cache.images.sources import find_source
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR, canonical_model_name, require_model_folder
 from teacher_cache.store.presence import require_cache

@@ -84,7 +84,7 @@ def ensure_vocabulary(store: CacheStore, name: str, vocabulary: Vocabulary, teac
 
 
 def _is_there(store: CacheStore, name: str, vocabulary: Vocabulary) -> bool:
-    if not store.vocabulary_is_sound(name):
+    if not store.vocabulary_is_intact(name):
         return False  # absent, or damaged
     if vocabulary_digest(store.vocabulary(name)) != vocabulary_digest(vocabulary):
         raise UsageError(

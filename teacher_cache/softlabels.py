@@ -1,6 +1,6 @@
-"""Stored arrays -> teacher logits and soft labels.
+"""Teacher logits and soft labels from a finished cache.
 
-Knows which rows and views are read; what the stored arrays mean is the encoding's business.
+Selects rows and views and checks what is read; the encoding decodes the stored arrays.
 
 Shapes: B rows, C classes (C' a subset of them), D embedding.
 """
@@ -21,7 +21,7 @@ from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images import SampleTable
 from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
 
-PIECE_ROWS = 256  # rows whose logits stand in memory together: 22 MB with 21,841 classes
+PIECE_ROWS = 256  # rows whose logits are in memory at a time: 22 MB with 21,841 classes
 SIGNED = {"uint16": "int32", "uint32": "int64"}
 Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 
@@ -29,34 +29,34 @@ Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
 class TeacherCache:
     """A finished cache, read only, in one of its vocabularies. `len(cache)` is the number of samples.
 
-    While views are added to it, it has those that every sample has: `num_views` says how many.
+    While views are added, `num_views` counts those that every sample has.
     """
 
     def __init__(self, store: CacheStore, vocabulary: str | None = None) -> None:
         self.store = store
         self.vocabulary_name = vocabulary or store.header.vocabulary
-        self.num_views = store.finished_views()
+        self.num_views = store.parts.finished_views()
         if not self.num_views:
             raise UsageError(
-                f"the cache {store.path} is not complete: {len(store.missing())} of {store.header.parts} "
-                "parts are missing; run rpp-cache build again, it goes on where it stopped"
+                f"the cache {store.path} is not complete: {len(store.parts.missing())} of "
+                f"{store.header.parts} parts are missing; run rpp-cache build again to resume it"
             )
-        store.require_whole()
-        self._compared = set[tuple[str, int]]()  # arrays of parts that hold zeros where they may
+        store.parts.require_all_shards()
+        self._compared = set[tuple[str, int]]()  # (array, part) pairs whose zeros are as recorded
         if vocabulary is not None and vocabulary not in store.vocabulary_names():
-            store.vocabulary(vocabulary)  # says which there are
+            store.vocabulary(vocabulary)  # raises, with the names of those that exist
 
     def __len__(self) -> int:
         return self.store.header.samples
 
     @property
     def path(self) -> str:
-        """Where the cache lies, a path or a URL."""
+        """Path or URL of the cache."""
         return self.store.path
 
     @property
     def header(self) -> CacheHeader:
-        """What the cache is of."""
+        """What the cache was created from."""
         return self.store.header
 
     @property
@@ -71,7 +71,7 @@ class TeacherCache:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary that the cache was opened with: the one that labels and logits index."""
+        """The vocabulary that labels and logits index."""
         return self.store.vocabulary(self.vocabulary_name)
 
     @cached_property
@@ -88,13 +88,13 @@ class TeacherCache:
     def labels(self) -> NDArray[np.int32]:
         """Hard labels in the vocabulary, [N]; -1 = none.
 
-        They are stored in the vocabulary of the build. In another one a label is the class of the same id.
+        They are stored in the vocabulary of the build. In another one, a label is the class with the same id.
         """
         stored = self._sample_arrays["labels"]
         if len(stored) and not (stored.min() >= -1 and stored.max() < self.header.classes):
             raise CacheDamagedError(
-                f"the labels of {self.path} are not those of {self.header.classes} classes; rpp-cache verify "
-                "finds the part, build computes it again"
+                f"the labels of {self.path} are outside its {self.header.classes} classes; rpp-cache verify "
+                "finds the part, rpp-cache build computes it again"
             )
         if self.vocabulary_name == self.header.vocabulary:
             return stored
@@ -103,16 +103,16 @@ class TeacherCache:
 
     @cached_property
     def valid(self) -> NDArray[np.bool_]:
-        """Which samples could be read, [N]."""
+        """Whether each sample's image could be read, [N]."""
         return self._sample_arrays["valid"]
 
     @cached_property
     def _sample_arrays(self) -> dict[str, NDArray[Any]]:
-        return self.store.sample_arrays(range(self.header.parts_per_pass))
+        return self.store.parts.sample_arrays(range(self.header.parts_per_pass))
 
     @cached_property
     def encoding(self) -> Encoding:
-        """How the logits are stored."""
+        """The encoding of the stored logits."""
         return encoding_of(self.header.encoding)
 
     @cached_property
@@ -122,22 +122,22 @@ class TeacherCache:
 
     @property
     def keeps_image_features(self) -> bool:
-        """Whether the encoding keeps the teacher's image features, or only its logits."""
+        """Whether the encoding keeps the teacher's image features."""
         return self.encoding.keeps_image_features
 
     def require_view(self, view: int) -> None:
         """Refuse a view that the cache does not have.
 
         Raises:
-            UsageError: it has not.
+            UsageError: such a view.
         """
         if not 0 <= view < self.num_views:
-            raise UsageError(f"view {view} is not in the cache, which has {self.num_views} (0 to n - 1)")
+            raise UsageError(f"view {view} is not in the cache, which has views 0 to {self.num_views - 1}")
 
     def stored(self, rows: Rows, view: int = 0) -> dict[str, Tensor]:
-        """The encoding's arrays as they are stored, each [B, ...]; `encoding.logits` reads them.
+        """Return the encoding's arrays as stored, each [B, ...]; `encoding.logits` decodes them.
 
-        Unsigned integers become the next larger signed ones: torch can hardly do a thing with uint16.
+        Unsigned integers become the next larger signed type: torch supports few operations on uint16.
         """
         names = self.encoding.arrays(self.header.embedding, self.header.classes)
         arrays = {name: self._read(name, rows, view) for name in names}
@@ -147,15 +147,15 @@ class TeacherCache:
         }
 
     def stored_pieces(self, rows: Rows, view: int = 0) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """What `stored` gives, read at once and handed out with its place in `rows`, in pieces so small that
-        logits of all classes fit in memory."""
+        """Read the arrays of `stored` once and yield pieces of them with their places in `rows`. All logits
+        of a piece fit in memory."""
         stored = self.stored(rows, view)
         for first in range(0, len(next(iter(stored.values()))), PIECE_ROWS):
             at = slice(first, first + PIECE_ROWS)
             yield at, {name: values[at] for name, values in stored.items()}
 
     def image_features(self, rows: Rows, view: int = 0) -> Tensor:
-        """Unit image features of the teacher, [B, D] float16.
+        """Return the teacher's unit image features, [B, D] float16.
 
         Raises:
             UsageError: the encoding does not keep them.
@@ -165,31 +165,31 @@ class TeacherCache:
         return self.encoding.image_features(self.stored(rows, view))
 
     def crops(self, rows: Rows, view: int = 0) -> NDArray[np.uint16]:
-        """Stored crops, [B, 5] uint16; `views.py` says what they mean."""
+        """Return the stored crops, [B, 5] uint16; see `views.py` for their meaning."""
         return self._read("crops", rows, view)
 
     def logits(self, rows: Rows, view: int = 0, classes: Tensor | None = None) -> Tensor:
-        """Teacher logits of the given rows, [B, C'] float32; of `topk`, those whose softmax at temperature 1
-        is the soft label.
+        """Return teacher logits of the given rows, [B, C'] float32. With `topk`, their softmax at
+        temperature 1 is the soft label.
 
         Args:
             rows: sample rows in any order.
-            view: which view of them.
-            classes: [C'] int64 class indices; all classes without it.
+            view: number of the view.
+            classes: [C'] int64 class indices; all classes if None.
 
         Raises:
-            UsageError: a row, view or class that the cache does not have, or no class at all.
+            UsageError: a row, view or class that the cache does not have, or an empty list of classes.
         """
         return self._logits(rows, view, classes, temperature=1.0)
 
     def soft_labels(
         self, rows: Rows, temperature: float = 1.0, view: int = 0, classes: Tensor | None = None
     ) -> Tensor:
-        """softmax(z / T) over the classes asked for, [B, C'] float32; each row sums to 1.
+        """Return softmax(z / T) over the requested classes, [B, C'] float32; each row sums to 1.
 
         Raises:
-            UsageError: a temperature that is not above zero, or at which the encoding has no soft labels;
-                and what `logits` raises.
+            UsageError: a temperature that is not above zero or outside the encoding's range, and as
+                `logits`.
         """
         self.encoding.require_temperature(temperature)
         return torch.softmax(self._logits(rows, view, classes, temperature) / temperature, dim=-1)
@@ -199,32 +199,32 @@ class TeacherCache:
             len(classes) and int(classes.min()) >= 0 and int(classes.max()) < len(self.class_features)
         ):
             raise UsageError(
-                f"classes {classes.tolist()[:8]} asked of a vocabulary of {len(self.class_features)} classes "
-                "(indices from 0; at least one)"
+                f"classes {classes.tolist()[:8]} requested from a vocabulary of {len(self.class_features)} "
+                "classes; expected at least one index from 0"
             )
         return self.finite(self.encoding.logits(self.stored(rows, view), self.head, temperature, classes))
 
     def finite(self, logits: Tensor) -> Tensor:
-        """The logits, if they are numbers.
+        """Return the logits if all are finite.
 
         Raises:
-            CacheDamagedError: some are not: every figure made of them would be none.
+            CacheDamagedError: some are infinite or NaN.
         """
         if not logits.isfinite().all():
             raise CacheDamagedError(
-                f"the stored features or logits of {self.path} are not finite; rpp-cache verify says whether "
-                "they are what the teacher gave: if so, build with another --precision"
+                f"the stored features or logits of {self.path} are not finite; run rpp-cache verify: if it "
+                "finds no damage, build with another --precision"
             )
         return logits
 
     def require_filled(self, name: str, rows: NDArray[np.int64], view: int, values: NDArray[Any]) -> None:
-        """Refuse a hole in a stored file: zeros in rows whose image could be read.
+        """Refuse a hole in a stored file, which reads as zeros, in rows whose image could be read.
 
-        Where an array may hold such rows, as `topk_logits` of one class, its part is compared with its
-        checksum, once.
+        Some arrays have such rows, for example `topk_logits` with one class. A part with zeros is therefore
+        compared with its checksum, once.
 
         Args:
-            values: what was read of a per-view array for these rows, [len(rows), ...], contiguous.
+            values: values of a per-view array for these rows, [len(rows), ...], contiguous.
 
         Raises:
             CacheDamagedError: the part is not what was written.
@@ -232,37 +232,39 @@ class TeacherCache:
         if len(rows) == 0:
             return
         bytes_BX = values.reshape(len(rows), -1).view(np.uint8)
-        zero = np.flatnonzero(bytes_BX[:, 0] == 0)  # a look at one byte a row costs next to nothing
+        zero = np.flatnonzero(bytes_BX[:, 0] == 0)  # cheap: one byte a row
         zero = rows[zero[~bytes_BX[zero].any(axis=1)]]
         if len(zero) == 0:
             return
         for part in np.unique(self.header.part_of(zero[self.valid[zero]], view)).tolist():
             if (name, part) not in self._compared:
-                self.store.require_as_recorded(name, part)
+                self.store.parts.require_as_recorded(name, part)
                 self._compared.add((name, part))
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
-        """Rows of a per-view array: every chunk that is needed is read once, whole."""
+        """Return rows of a per-view array; each chunk is read once."""
         self.require_view(view)
-        # a range, not an array: 14 million numbers would cost more than the read
+        # a range: an array of 14 million numbers would take longer than the read
         wanted = np.asarray(range(len(self))[rows] if isinstance(rows, slice | int) else rows)
         wanted = np.atleast_1d(wanted)
         if wanted.dtype == np.bool_ and len(wanted) == len(self):
             wanted = np.flatnonzero(wanted)
         if len(wanted) and not np.issubdtype(wanted.dtype, np.integer):
             raise UsageError(
-                f"rows are whole numbers, a slice or a mask of all {len(self)}: not {wanted[:3]}"
+                f"invalid rows {wanted[:3]}: expected integers, a slice or a mask of all {len(self)} samples"
             )
         wanted = wanted.astype(np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise UsageError(f"rows {wanted.min()} to {wanted.max()} asked of a cache of {len(self)} samples")
-        array = self.store.array(name)
+            raise UsageError(
+                f"rows {wanted.min()} to {wanted.max()} requested from a cache of {len(self)} samples"
+            )
+        array = self.store.parts.array(name)
         result = np.empty((len(wanted), *array.shape[2:]), dtype=array.dtype)
         blocks = wanted // CHUNK_ROWS
         for block in np.unique(blocks):
             here = blocks == block
             start = int(block) * CHUNK_ROWS
-            chunk = self.store.read(name, (slice(start, start + CHUNK_ROWS), view))
+            chunk = self.store.parts.read(name, (slice(start, start + CHUNK_ROWS), view))
             result[here] = chunk[wanted[here] - start]
         self.require_filled(name, wanted, view, result)
         return result
@@ -273,9 +275,9 @@ def open_cache(path: str | os.PathLike[str], vocabulary: str | None = None) -> T
 
     Args:
         path: a path, or a URL that fsspec knows (`s3://bucket/zarr`).
-        vocabulary: one that `rpp-cache relabel` added; that of the build without it.
+        vocabulary: name of one that `rpp-cache relabel` added; the build's if None.
 
     Raises:
-        UsageError: no cache there, an unfinished one, one of another format, or no such vocabulary.
+        UsageError: no cache there, an unfinished cache, another format, or no such vocabulary.
     """
     return TeacherCache(CacheStore.open(path), vocabulary)

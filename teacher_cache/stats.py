@@ -1,4 +1,4 @@
-"""How good and how sure the teacher is: accuracy, entropy and confusions, out of core over a cache.
+"""Accuracy, entropy and confusions of the teacher, computed block by block over a cache.
 
 Shapes: B rows, C classes, T temperatures.
 """
@@ -16,7 +16,7 @@ from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.store import CHUNK_ROWS
 
-BLOCKS_AT_ONCE = 2  # one is read while the other is computed; torch itself uses all cores
+BLOCKS_AT_ONCE = 2  # one is read while the other is computed; torch uses all cores
 
 
 def teacher_statistics(
@@ -28,16 +28,16 @@ def teacher_statistics(
     pairs: int = 10,
     on_rows: Callable[[int], object] = lambda rows: None,
 ) -> dict[str, Any]:
-    """Statistics of the teacher's soft labels over the rows whose image could be read.
+    """Return statistics of the teacher's soft labels over the rows whose image could be read.
 
-    Blocks of rows go through dask.array; a block is as many chunks of the store as are read together. In
-    memory stand the logits of some hundred rows and 8 bytes for each row that the teacher got wrong.
+    Blocks of rows, one chunk of the store each, go through dask.array. Memory holds the logits of a few
+    hundred rows and 8 bytes for each row that the teacher classified wrongly.
 
     Args:
-        temperatures: at which entropy is taken; accuracy does not depend on one.
-        sample: this many rows, drawn by `seed`; all without it.
-        pairs: most confused pairs to name.
-        on_rows: called with the number of rows that are done now, from several threads.
+        temperatures: temperatures for the entropy; accuracy does not depend on them.
+        sample: number of random rows, drawn with `seed`; all rows if None.
+        pairs: number of most confused pairs to return.
+        on_rows: called with the number of rows of each finished block, from several threads.
 
     Returns:
         rows; labelled (those with a hard label); top1 and top5 (shares of the labelled rows, None without
@@ -46,10 +46,10 @@ def teacher_statistics(
         predicted_name and count, most frequent first.
 
     Raises:
-        UsageError: no temperature or one that the encoding does not serve, no such view, no row.
+        UsageError: no temperature, or one outside the encoding's range; no such view; no readable row.
     """
     if not temperatures:
-        raise UsageError("no temperature to take statistics at")
+        raise UsageError("no temperature given for the statistics")
     for temperature in temperatures:
         cache.encoding.require_temperature(temperature)
     cache.require_view(view)
@@ -102,7 +102,7 @@ def teacher_statistics(
 
 
 def sample_rows(cache: TeacherCache, sample: int | None, seed: int) -> NDArray[np.int64]:
-    """Rows that statistics are taken over, ascending: all valid ones or a random sample of them.
+    """Return the rows for the statistics, ascending: all readable ones or a random sample of them.
 
     Raises:
         UsageError: there is none.
@@ -111,12 +111,12 @@ def sample_rows(cache: TeacherCache, sample: int | None, seed: int) -> NDArray[n
     if sample is not None and sample < len(rows):
         rows = np.sort(np.random.default_rng(seed).choice(rows, sample, replace=False))
     if len(rows) == 0:
-        raise UsageError(f"no image of {cache.path} could be read: there is nothing to take statistics of")
+        raise UsageError(f"no image of {cache.path} could be read: nothing to compute statistics from")
     return rows
 
 
 def entropy(scaled_logits_BC: Tensor) -> Tensor:
-    """Entropy of each row's softmax in nats, [B]."""
+    """Return the entropy of each row's softmax in nats, [B]."""
     log_p_BC = torch.log_softmax(scaled_logits_BC, dim=1)
     return -(log_p_BC.exp() * log_p_BC).sum(dim=1)
 

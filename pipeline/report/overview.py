@@ -36,7 +36,7 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
     try:
         if cache is not None:
             unread = int((~cache.valid).sum())
-            build_seconds = sum(part.seconds.get("wall", 0.0) for part in cache.store.records())
+            build_seconds = sum(part.seconds.get("wall", 0.0) for part in cache.store.parts.records())
     except RppError as error:
         why_no_cache = str(error)
     if record is None:

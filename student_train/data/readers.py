@@ -34,7 +34,7 @@ class StoredArrays:
 
     @cached_property
     def _direct(self) -> dict[str, ShardedArray | None]:
-        return {name: ShardedArray.open(self.cache.store.array(name)) for name in self.names}
+        return {name: ShardedArray.open(self.cache.store.parts.array(name)) for name in self.names}
 
     @property
     def row_bytes(self) -> int:
@@ -43,7 +43,7 @@ class StoredArrays:
 
     def room(self, rows: int) -> dict[str, NDArray[Any]]:
         """Return uninitialised arrays for this many rows, each [rows, ...]."""
-        arrays = {name: self.cache.store.array(name) for name in self.names}
+        arrays = {name: self.cache.store.parts.array(name) for name in self.names}
         return {name: np.empty((rows, *array.shape[2:]), array.dtype) for name, array in arrays.items()}
 
     def read(

@@ -9,8 +9,8 @@ from pathlib import Path
 from student_train.evaluation.settings import DataSettings, Format
 from teacher_cache.classes.vocabulary import Vocabulary, load_templates, load_vocabulary
 from teacher_cache.errors import UsageError
+from teacher_cache.files.remote import is_remote
 from teacher_cache.files.text_file import read_text
-from teacher_cache.images.remote import is_remote
 from teacher_cache.images.sources import find_source
 from teacher_cache.preflight import require_classes
 from teacher_cache.store.presence import require_cache

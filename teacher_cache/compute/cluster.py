@@ -66,7 +66,7 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
         UsageError: no scheduler answers.
         RppError: stopped, or a part that cannot be computed. What is committed stays.
     """
-    header, missing = store.header, store.missing()
+    header, missing = store.header, store.parts.missing()
     if not missing:
         return 0
     sizes = {part: header.rows(part).stop - header.rows(part).start for part in range(header.parts)}
@@ -260,7 +260,7 @@ def _load_teacher(work: Work, store: CacheStore) -> Teacher:
 def _readable(store: CacheStore, part: int) -> NDArray[np.bool_] | None:
     """Which rows of a part of a later pass the first pass could read."""
     number, first = divmod(part, store.header.parts_per_pass)
-    return store.sample_arrays(range(first, first + 1))["valid"] if number else None
+    return store.parts.sample_arrays(range(first, first + 1))["valid"] if number else None
 
 
 def compute_part(work: Work, part: int) -> None:
@@ -270,7 +270,7 @@ def compute_part(work: Work, part: int) -> None:
     with _opening:
         opened = _opened(work)
     store, header = opened.store, opened.store.header
-    if part in store.committed():  # by a worker that died before it could say so
+    if part in store.parts.committed():  # by a worker that died before it could say so
         return
     last_report = 0.0
 
@@ -306,4 +306,4 @@ def compute_part(work: Work, part: int) -> None:
                 "at once: choose a smaller --batch-size; what is committed is safe"
             ) from error
     secede()  # the next part begins while this one is written
-    store.commit(part, computed.arrays, computed.seconds, computed.skipped)
+    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped)

@@ -1,18 +1,17 @@
 """Encoding `dense`: every logit in float16, below the row's largest one.
 
-float16 rounds a logit of 30 by up to 0.008, but one that is within 1 of the largest by 0.0003 at most: what
-has probability is nearly exact. The largest itself is kept in float32.
+float16 rounds a logit of 30 by up to 0.008, but a logit within 1 of the largest by at most 0.0003: likely
+classes are nearly exact. The largest logit is kept in float32.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 # Above this, a view takes more than 8 KB and `factored` is smaller at any width that CLIP models have.
@@ -20,12 +19,12 @@ MANY_CLASSES = 4096
 
 
 class Dense(Encoding):
-    """All logits, 2 · C + 4 bytes a view: for few classes, and for readers that know nothing of CLIP."""
+    """All logits, 2 · C + 4 bytes a view: for few classes, and for readers without CLIP."""
 
     name = "dense"
 
     def notes(self, classes: int) -> list[str]:
-        """With many classes: the size, and what is smaller."""
+        """Name the size and a smaller encoding, if there are many classes."""
         if classes <= MANY_CLASSES:
             return []
         return [
@@ -41,7 +40,7 @@ class Dense(Encoding):
         }
 
     def encode(self, features_BD: Tensor, head: ClassHead) -> dict[str, NDArray[Any]]:
-        """Subtract the largest, round to float16."""
+        """Subtract the largest logit and round to float16."""
         logits_BC = head.logits(features_BD)
         max_B1 = logits_BC.amax(dim=1, keepdim=True)
         relative_BC = (logits_BC - max_B1).half()
@@ -54,6 +53,6 @@ class Dense(Encoding):
         temperature: float = 1.0,
         classes: Tensor | None = None,
     ) -> Tensor:
-        """As stored, with the largest added again."""
+        """Add the largest logit again."""
         relative_BC = stored["logits"] if classes is None else stored["logits"][:, classes]
         return relative_BC.float() + stored["max_logit"]

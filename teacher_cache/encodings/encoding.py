@@ -1,6 +1,6 @@
-"""How teacher logits are stored: which arrays, and the way there and back.
+"""How teacher logits are stored: which arrays, how they are encoded and decoded.
 
-Knows nothing of disks: arrays in, logits out. Reading and writing is the store's business.
+Arrays in, logits out; the store reads and writes them.
 
 Shapes: B views, C classes (C' a subset of them), D embedding.
 """
@@ -12,13 +12,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from teacher_cache.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -29,7 +29,7 @@ class ArraySpec:
     Attributes:
         axes: names and sizes of the further axes.
         dtype: as numpy names it.
-        fill: what rows hold that were never written.
+        fill: value of rows that were never written.
     """
 
     axes: tuple[tuple[str, int], ...]
@@ -39,7 +39,7 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class ClassHead:
-    """What turns unit image features into teacher logits.
+    """Turns unit image features into teacher logits.
 
     Attributes:
         class_features_CD: unit class features, float32.
@@ -54,7 +54,7 @@ class ClassHead:
 
         Args:
             features_BD: unit image features, any float type.
-            classes: indices of the classes wanted, [C'] int64; all without it.
+            classes: indices of the classes, [C'] int64; all classes if None.
         """
         import torch
 
@@ -64,38 +64,57 @@ class ClassHead:
             return self.logit_scale * (features_BD.float() @ chosen_CD.T)
 
     def to(self, device: torch.device) -> ClassHead:
-        """The same on another device."""
+        """Return a copy on another device."""
         return ClassHead(self.class_features_CD.to(device), self.logit_scale)
 
 
-class Encoding(ABC):
-    """One way to store what the teacher said of a view.
+class Encoding(BaseModel, ABC):
+    """One way to store the teacher's logits of a view.
 
-    A cache's header records its name and its options, the keyword arguments of its class.
+    Options of an encoding are fields of its class, each with a default and a description. A cache's header
+    records their values; the build command offers each as an option.
+
+    Attributes:
+        name: the value of `--encoding`, and the name in a cache's header.
+        keeps_image_features: whether `image_features` works.
+        option_names: command-line names of options that are not called as their field is.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: ClassVar[str]
     keeps_image_features: ClassVar[bool] = False
+    option_names: ClassVar[dict[str, str]] = {}
 
-    def notes(self, classes: int) -> list[str]:
-        """What a user should know before C = classes are stored this way.
+    @property
+    def record(self) -> dict[str, Any]:
+        """Name and options as a cache's header records them."""
+        return {"name": self.name, **self.model_dump(mode="json")}
+
+    def require_classes(self, classes: int) -> None:
+        """Refuse a number of classes that this encoding cannot store.
 
         Raises:
-            UsageError: they cannot be.
+            UsageError: with the encodings that can.
         """
+
+    def notes(self, classes: int) -> list[str]:
+        """Return remarks for a user who is about to store this many classes."""
         return []
 
     def require_temperature(self, temperature: float) -> None:
         """Refuse a temperature at which this encoding has no soft labels.
 
         Raises:
-            UsageError: naming those that it has.
+            UsageError: with the temperatures that it has.
         """
         if not temperature > 0:
             raise UsageError(f"the temperature must be above zero, not {temperature}")
 
     def bytes_a_view(self, embedding: int, classes: int) -> int:
-        """Bytes that one view takes, for D = embedding and C = classes."""
+        """Return the bytes of one view, for D = embedding and C = classes."""
+        import numpy as np
+
         arrays = self.arrays(embedding, classes).values()
         return sum(
             np.dtype(spec.dtype).itemsize * math.prod(size for _, size in spec.axes) for spec in arrays
@@ -103,11 +122,11 @@ class Encoding(ABC):
 
     @abstractmethod
     def arrays(self, embedding: int, classes: int) -> dict[str, ArraySpec]:
-        """The stored arrays by name, for D = embedding and C = classes."""
+        """Return the stored arrays by name, for D = embedding and C = classes."""
 
     @abstractmethod
     def encode(self, features_BD: Tensor, head: ClassHead) -> dict[str, NDArray[Any]]:
-        """Unit image features [B, D] float32 -> the arrays, each [B, ...]."""
+        """Encode unit image features [B, D] float32 as the arrays, each [B, ...]."""
 
     @abstractmethod
     def logits(
@@ -117,17 +136,17 @@ class Encoding(ABC):
         temperature: float = 1.0,
         classes: Tensor | None = None,
     ) -> Tensor:
-        """Logits whose softmax at this temperature is the soft label, [B, C'] float32.
+        """Return logits whose softmax at this temperature is the soft label, [B, C'] float32.
 
         Args:
             stored: the arrays as read, each [B, ...], on one device with `head` and `classes`.
-            temperature: T; only an encoding that does not keep every logit needs it.
-            classes: indices of the classes wanted, [C'] int64; all without it.
+            temperature: T; used only by encodings that do not keep every logit.
+            classes: indices of the classes, [C'] int64; all classes if None.
 
         Raises:
-            UsageError: what `require_temperature` refuses.
+            UsageError: a temperature that `require_temperature` refuses.
         """
 
     def image_features(self, stored: dict[str, Tensor]) -> Tensor:
-        """Unit image features [B, D] float16, of an encoding that keeps them."""
+        """Return unit image features [B, D] float16, if the encoding keeps them."""
         raise TypeError(f"the encoding '{self.name}' keeps no image features")

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
 class Factored(Encoding):
-    """Features as they are, 2 · D bytes a view."""
+    """Features in float16, 2 · D bytes a view."""
 
     name = "factored"
     keeps_image_features = True
@@ -29,7 +27,7 @@ class Factored(Encoding):
 
     def encode(self, features_BD: Tensor, head: ClassHead) -> dict[str, NDArray[Any]]:
         """Round to float16."""
-        return {"image_features": features_BD.cpu().numpy().astype(np.float16)}
+        return {"image_features": features_BD.cpu().numpy().astype("float16")}
 
     def logits(
         self,
@@ -38,9 +36,9 @@ class Factored(Encoding):
         temperature: float = 1.0,
         classes: Tensor | None = None,
     ) -> Tensor:
-        """s · f·w."""
+        """Return s · f·w."""
         return head.logits(stored["image_features"], classes)
 
     def image_features(self, stored: dict[str, Tensor]) -> Tensor:
-        """As stored, float16."""
+        """Return the stored features, float16."""
         return stored["image_features"]

@@ -1,19 +1,17 @@
 """Encoding `factored-int8`: unit image features in 8 bits a component.
 
-Each row is divided by one scale of its own, its largest component / 127, and rounded. The scale need not be
-stored: features are unit, so f ≈ q / |q| gives it back, and the error along f with it.
+Each row is divided by its largest component / 127 and rounded. This scale is not stored: features are unit
+vectors, so f ≈ q / |q|.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -27,12 +25,14 @@ class FactoredInt8(Encoding):
     keeps_image_features = True
 
     def arrays(self, embedding: int, classes: int) -> dict[str, ArraySpec]:
-        """`image_features` [D] int8, unit only once they are divided by their norm."""
+        """`image_features` [D] int8, not yet divided by their norm."""
         return {"image_features": ArraySpec((("feature", embedding),), "int8")}
 
     def encode(self, features_BD: Tensor, head: ClassHead) -> dict[str, NDArray[Any]]:
-        """Scale each row to ±127 and round; a row of zeros stays one (0 / 0 has no int8)."""
-        largest_B1 = features_BD.abs().amax(dim=1, keepdim=True).clamp_min(float(np.finfo(np.float32).tiny))
+        """Scale each row to ±127 and round; a row of zeros stays zero (0 / 0 has no int8)."""
+        import torch
+
+        largest_B1 = features_BD.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return {"image_features": (features_BD / largest_B1 * 127).round().char().cpu().numpy()}
 
     def logits(
@@ -42,13 +42,13 @@ class FactoredInt8(Encoding):
         temperature: float = 1.0,
         classes: Tensor | None = None,
     ) -> Tensor:
-        """s · (q / |q|)·w."""
+        """Return s · (q / |q|)·w."""
         import torch.nn.functional as F
 
         return head.logits(F.normalize(stored["image_features"].float(), dim=1), classes)
 
     def image_features(self, stored: dict[str, Tensor]) -> Tensor:
-        """q / |q| in float16, whose own rounding is far below that of q."""
+        """Return q / |q| in float16, whose rounding is far below that of q."""
         import torch.nn.functional as F
 
         return F.normalize(stored["image_features"].float(), dim=1).half()

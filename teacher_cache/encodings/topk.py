@@ -1,23 +1,23 @@
-"""Encoding `topk`: the K largest logits of a view, and how much the others weigh at every temperature.
+"""Encoding `topk`: the K largest logits of a view, and the total weight of the others at every temperature.
 
-The weight of what is not kept, ln Σ exp((z - max) / T) over the other classes, is stored at knots of T and
-interpolated between them. That makes the kept probabilities right at any temperature in their range; which
-of the other classes is likelier is lost, they share their weight evenly.
+The weight of the other classes, ln Σ exp((z - max) / T), is stored at knots of T and interpolated between
+them. The kept probabilities are therefore right at any temperature in the range of the knots. Differences
+between the other classes are lost: they share their weight evenly.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
 from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
 from teacher_cache.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 # Three knots an octave and six of them for each interpolation keep the kept probabilities within 3e-4 of
@@ -27,7 +27,9 @@ KNOTS = tuple(2.0 ** (step / KNOTS_AN_OCTAVE) for step in range(-9, 13))  # temp
 
 
 def interpolation_weights(temperature: float) -> NDArray[np.float64]:
-    """Weights [M] of the values at the knots: Lagrange's polynomial in ln T through the nearest knots."""
+    """Return weights [M] of the values at the knots: Lagrange's polynomial in ln T through the nearest."""
+    import numpy as np
+
     knots, x = np.log(KNOTS), math.log(temperature)
     first = int(np.searchsorted(knots, x)) - NEIGHBOURS // 2
     near = np.arange(NEIGHBOURS) + min(max(first, 0), len(knots) - NEIGHBOURS)
@@ -39,9 +41,9 @@ def interpolation_weights(temperature: float) -> NDArray[np.float64]:
 
 
 def log_partitions(logits_BC: Tensor) -> Tensor:
-    """ln Σ exp(z / T) at every knot, [B, M]. Logits of -inf do not count.
+    """Return ln Σ exp(z / T) at every knot, [B, M]. Logits of -inf do not count.
 
-    An octave lower in T, every term is the square of what it was: three exponentials a logit, not 22. The
+    An octave lower in T, every term is squared: three exponentials a logit, not 22. The
     relative error of a sum grows to 1e-5 over the seven octaves.
     """
     largest_B1 = logits_BC.amax(dim=1, keepdim=True)
@@ -54,28 +56,24 @@ def log_partitions(logits_BC: Tensor) -> Tensor:
     return log_partition_BM
 
 
-@dataclass(frozen=True)
 class TopK(Encoding):
-    """K logits and classes: 4 · K + 92 bytes a view up to 65,536 classes, 6 · K + 92 above.
+    """K logits and classes: 4 · K + 92 bytes a view up to 65,536 classes, 6 · K + 92 above."""
 
-    Attributes:
-        k: classes kept of each view.
-    """
-
-    k: int
     name = "topk"
+    option_names: ClassVar = {"k": "topk"}
 
-    def notes(self, classes: int) -> list[str]:
-        """None; refuses a vocabulary that has no class beside the K."""
+    k: int = Field(default=100, ge=1, description="classes per view that --encoding topk keeps")
+
+    def require_classes(self, classes: int) -> None:
+        """Refuse a vocabulary without a class beside the K."""
         if self.k >= classes:
             raise UsageError(
                 f"topk of {self.k} needs a vocabulary of more than its {classes} classes: take a smaller "
                 "--topk, or --encoding factored or dense"
             )
-        return []
 
     def require_temperature(self, temperature: float) -> None:
-        """Only between the knots is the weight of the other classes known."""
+        """Refuse temperatures outside the knots, where the weight of the other classes is unknown."""
         super().require_temperature(temperature)
         if not KNOTS[0] <= temperature <= KNOTS[-1]:
             raise UsageError(
@@ -114,14 +112,14 @@ class TopK(Encoding):
         temperature: float = 1.0,
         classes: Tensor | None = None,
     ) -> Tensor:
-        """The kept logits; every other class has the one that gives all of them their weight at T."""
+        """Return the kept logits; the others get equal logits that add up to their weight at T."""
         self.require_temperature(temperature)
         kept_BK, num_classes = stored["topk_logits"].float(), len(head.class_features_CD)
         weights_M = kept_BK.new_tensor(interpolation_weights(temperature))
         # not as a matrix product, which autocast and TF32 would round
         log_partition_B1 = (stored["rest_log_partition"] * weights_M).sum(dim=1, keepdim=True)
         rest_B1 = temperature * (log_partition_B1 - math.log(num_classes - self.k))
-        # no other class is above a kept one, also where rounding or interpolation says so
+        # rounding or interpolation must not lift another class above a kept one
         rest_B1 = rest_B1.minimum(kept_BK[:, -1:])
         logits_BC = rest_B1.repeat(1, num_classes)
         logits_BC.scatter_(1, stored["topk_classes"].long(), kept_BK)

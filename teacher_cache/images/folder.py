@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.remote import ask, filesystem, is_remote
 from teacher_cache.images.labels import SYNSET
-from teacher_cache.images.remote import ask, filesystem, is_remote
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS
 from teacher_cache.images.table import LOOSE_FILE

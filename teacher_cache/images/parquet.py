@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
+from teacher_cache.files.remote import RemoteFile, file_info, is_remote, read_range
 from teacher_cache.images.decode import UnreadableImageError
 from teacher_cache.images.labels import LABEL_KEYS, parse_label
-from teacher_cache.images.remote import RemoteFile, file_info, is_remote, read_range
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import SourceFile
 from teacher_cache.images.table import PARQUET_ROW

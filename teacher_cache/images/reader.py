@@ -5,9 +5,9 @@ import os
 from collections import OrderedDict
 
 from teacher_cache.errors import RppError
+from teacher_cache.files.remote import is_remote, read_range
 from teacher_cache.images.decode import UnreadableImageError
 from teacher_cache.images.parquet import ParquetImages
-from teacher_cache.images.remote import is_remote, read_range
 from teacher_cache.images.sources import IMAGE_SUFFIXES
 from teacher_cache.images.table import PARQUET_ROW
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images.remote import (
+from teacher_cache.files.remote import (
     ask,
     file_info,
     filesystem,

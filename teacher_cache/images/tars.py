@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
 from teacher_cache.images.headers import DamagedTarError, TarMember, tar_members
 from teacher_cache.images.labels import SYNSET, read_label
-from teacher_cache.images.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import IMAGE_SUFFIXES, SourceFile
 

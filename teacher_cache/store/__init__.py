@@ -1,4 +1,4 @@
-"""The cache on disk or in an object store: laid out, created, opened, committed by parts and verified."""
+"""The cache on disk or in an object store: created, opened, committed by parts and verified."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from teacher_cache.store.checksums import checksum
     from teacher_cache.store.header import CHUNK_ROWS, SAMPLE_ARRAYS, CacheHeader, part_rows
     from teacher_cache.store.local_folder import disk_errors
+    from teacher_cache.store.parts import StoredParts
     from teacher_cache.store.records import PartRecord
     from teacher_cache.store.samples import SAMPLES, StoredSamples
     from teacher_cache.store.verify import Damage, verify_store
@@ -21,6 +22,7 @@ else:
             "checksums": ("checksum",),
             "header": ("CHUNK_ROWS", "SAMPLE_ARRAYS", "CacheHeader", "part_rows"),
             "local_folder": ("disk_errors",),
+            "parts": ("StoredParts",),
             "records": ("PartRecord",),
             "samples": ("SAMPLES", "StoredSamples"),
             "verify": ("Damage", "verify_store"),
@@ -36,6 +38,7 @@ __all__ = [
     "CacheStore",
     "Damage",
     "PartRecord",
+    "StoredParts",
     "StoredSamples",
     "checksum",
     "disk_errors",

@@ -1,4 +1,4 @@
-"""Checksums of arrays, files and JSON records: how damage of what is stored is found."""
+"""Checksums of arrays, files and JSON records, which find damage of stored data."""
 
 import hashlib
 import io
@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.store.folder import Sink
 
-# What a codec may raise where its bytes were cut or overwritten.
-CODEC_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, MemoryError)
+# What zarr raises when the bytes of a shard were cut or overwritten.
+READ_ERRORS = (ValueError,)
 
 
 def bytes_checksum(content: bytes | memoryview) -> str:
-    """Checksum of bytes."""
+    """Return the checksum of bytes."""
     return f"blake2b:{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 
 
 def checksum(array: NDArray[Any]) -> str:
-    """Checksum of an array's decoded bytes in row-major order."""
+    """Return the checksum of an array's values in row-major order."""
     return bytes_checksum(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def file_checksum(file: Any) -> str:
-    """Checksum of all bytes of a file; closes it."""
+    """Return the checksum of a file's bytes, and close it."""
     digest = hashlib.blake2b(digest_size=16)
     with file:
         while content := file.read(1 << 25):
@@ -35,22 +35,25 @@ def file_checksum(file: Any) -> str:
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """The record with the checksum of all that it says."""
+    """Return the record with a checksum of its content."""
     return {**record, "checksum": _seal(record)}
 
 
 def unsealed(record: Any, what: str) -> dict[str, Any]:
-    """The record without its checksum.
+    """Return the record without its checksum.
+
+    Args:
+        what: name of the record in errors.
 
     Raises:
-        CacheDamagedError: it is not what was sealed; `what` names it.
+        CacheDamagedError: it is not what `sealed` returned.
     """
     if not isinstance(record, dict) or "checksum" not in record:
         raise CacheDamagedError(f"{what} is not readable: it has no checksum")
     content = {name: value for name, value in record.items() if name != "checksum"}
     try:
         seal = _seal(content)
-    except (ValueError, RecursionError):  # what cannot be written as JSON was not read from what we wrote
+    except (ValueError, RecursionError):  # surrogates, or nested too deeply: not written by `sealed`
         seal = ""
     if seal != record["checksum"]:
         raise CacheDamagedError(f"{what} is damaged: it differs from its checksum")
@@ -62,7 +65,7 @@ def _seal(record: dict[str, Any]) -> str:
 
 
 class ChecksumWriter(io.RawIOBase):
-    """A file that is only written, and the checksum of what was written."""
+    """Passes bytes on to a file and computes their checksum."""
 
     def __init__(self, file: Sink) -> None:
         super().__init__()
@@ -70,16 +73,16 @@ class ChecksumWriter(io.RawIOBase):
         self._digest = hashlib.blake2b(digest_size=16)
 
     def writable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def write(self, content: Any) -> int:
-        """Write on."""
+        """Write bytes to the file."""
         self._digest.update(content)
         self._file.write(content)
         return len(content)
 
     @property
     def checksum(self) -> str:
-        """Checksum of all that was written so far."""
+        """Checksum of the bytes written so far."""
         return f"blake2b:{self._digest.hexdigest()}"

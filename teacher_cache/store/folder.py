@@ -1,7 +1,6 @@
-"""Where a cache lies: a folder on a disk or under a URL of an object store, behind one interface.
+"""Where a cache is stored: a folder on a disk or under a URL of an object store, behind one interface.
 
-Knows how one object is read, listed and written complete or not at all. What the objects mean is the other
-rooms' business; keys are relative, with `/`.
+Objects are read, listed and written completely or not at all. Keys are relative paths with `/`.
 """
 
 from abc import ABC, abstractmethod
@@ -13,70 +12,70 @@ from zarr.abc.store import Store
 
 
 class Sink(Protocol):
-    """Takes the bytes of an object, piece by piece."""
+    """Receives the bytes of an object piece by piece."""
 
     def write(self, content: Any, /) -> int:
-        """Write on."""
+        """Write the next bytes."""
 
 
 class Folder(ABC):
-    """A folder of objects. `url` is how the user named it, `absolute` finds it from any process."""
+    """A folder of objects. `url` is as the user gave it, `absolute` is valid in any process."""
 
     url: str
     absolute: str
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """Content of an object.
+        """Return the content of an object.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
 
     def read_many(self, keys: Sequence[str]) -> list[bytes]:
-        """Contents of several objects."""
+        """Return the contents of several objects."""
         return [self.read(key) for key in keys]
 
     @abstractmethod
     def open(self, key: str) -> Any:
-        """An object as a seekable binary file that pyarrow reads.
+        """Open an object as a seekable binary file that pyarrow reads.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
 
     @abstractmethod
     def write(self, key: str, content: bytes) -> None:
-        """Write an object, complete or not at all; one of that name is replaced."""
+        """Write an object completely or not at all; replaces one of the same name."""
 
     @abstractmethod
     def writing(self, key: str) -> AbstractContextManager["Sink"]:
-        """A file to stream an object into; it appears, complete, when the block ends without an error."""
+        """Stream an object into a file; it appears, complete, when the block ends without an error."""
 
     @abstractmethod
     def names(self, key: str = "") -> list[str]:
-        """Names directly below, of objects and folders, ascending; none if there is no such folder."""
+        """Return the names of objects and folders directly in a folder, ascending; none if it is missing."""
 
     @abstractmethod
     def objects(self, key: str = "") -> list[str]:
-        """Names directly below of objects alone, ascending."""
+        """Return the names of objects directly in a folder, ascending."""
 
     @abstractmethod
     def sizes(self, key: str = "") -> dict[str, int]:
-        """Bytes of every object below, by key."""
+        """Return the bytes of every object in a folder and its subfolders, by key."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:
-        """Whether there is such an object."""
+        """Return whether an object exists."""
 
     @abstractmethod
     def remove(self, key: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object if it exists."""
 
     def is_writable(self) -> bool:
-        """Whether objects may be written here, as far as that can be told without trying."""
+        """Return whether objects may be written, as far as is known without trying."""
         return True
 
     @abstractmethod
     def zarr_store(self, writable: bool) -> Store:
-        """The same folder for zarr."""
+        """Return the folder as a store of zarr."""

@@ -1,6 +1,5 @@
-"""What a cache is of, and how its rows and views are cut into parts."""
+"""The header of a cache: what it was created from, and how its rows and views are divided into parts."""
 
-import sys
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ArraySpec, encoding_of
@@ -17,39 +16,47 @@ from teacher_cache.files.json_text import typed_record
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.settings import validated
 
-CHUNK_ROWS = 1024  # rows a read touches at least; a part is one shard of such chunks
+CHUNK_ROWS = 1024  # the fewest rows that are read together; a part is one shard of such chunks
 
 # Arrays beside those of the encoding: one value a sample, and one box a view.
 SAMPLE_ARRAYS = {"valid": ArraySpec((), "bool", False), "labels": ArraySpec((), "int32", -1)}
-# What no cache reaches: of a header that says more, memory would be asked for until none is left.
+CROPS = {"crops": ArraySpec((("box", 5),), "uint16")}
+# Upper bounds: a forged header must not make a reader allocate without limit.
 MOST_SAMPLES, MOST_PARTS = 1 << 31, 1 << 22
 MOST_CLASSES, WIDEST_EMBEDDING = 1 << 22, 1 << 16
+MOST_VIEWS = 1024
 LONGEST_NAME = 255  # bytes of a folder's name
-CROPS = {"crops": ArraySpec((("box", 5),), "uint16")}
+# Fields that may differ between two builds of one cache.
+NOT_COMPARED = ("images", "software", "passes")
 
 
-def part_rows(asked: int, samples: int) -> int:
-    """Rows a part: what was asked for or all samples, and above `CHUNK_ROWS` the next multiple of it,
-    because a part is a shard of whole chunks."""
-    rows = min(asked, samples)
-    return rows if rows <= CHUNK_ROWS else -(-rows // CHUNK_ROWS) * CHUNK_ROWS
+class TeacherRecord(BaseModel):
+    """What a header records about the teacher. `Teacher.describe` adds more fields.
 
-
-def require_name(vocabulary: Any) -> None:
-    """Refuse a vocabulary's name that is not one of a folder.
-
-    Raises:
-        ValueError: it leads elsewhere, or no folder can have it.
+    A field that `describe` starts to record is declared here with the default that holds for older caches.
     """
-    name = vocabulary if isinstance(vocabulary, str) else ""
-    if PurePosixPath(name).name != name or name in ("", "..") or len(name.encode()) > LONGEST_NAME:
-        raise ValueError("its vocabulary has a name that leads elsewhere, or none")
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    model: str
+    pretrained: str | None
+    weights_digest: str
+    logit_scale: float = Field(gt=0, allow_inf_nan=False)
+
+
+def part_rows(requested: int, samples: int) -> int:
+    """Return the rows a part: `requested`, at most all samples; above `CHUNK_ROWS` rounded up to whole
+    chunks, because a part is a shard."""
+    rows = min(requested, samples)
+    return rows if rows <= CHUNK_ROWS else -(-rows // CHUNK_ROWS) * CHUNK_ROWS
 
 
 @dataclass(frozen=True)
 class CacheHeader:
-    """What a cache is of. Two builds may share a cache only if all but `images`, `software` and
-    `passes` are equal."""
+    """What a cache was created from. Builds of one cache agree in all fields but `NOT_COMPARED`.
+
+    A field added later needs a default: caches that were created before are read with it.
+    """
 
     samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
     part_size: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
@@ -68,36 +75,36 @@ class CacheHeader:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "CacheHeader":
-        """From what is stored, which anyone may have written; without `max_pixels` as it was before this
-        could be chosen.
+        """Create a header from stored JSON, which may be forged. Missing options get their defaults.
 
         Raises:
-            ValueError: it describes no cache.
-            UsageError: an encoding or view policy that this version does not know.
+            ValueError: it does not describe a cache.
+            UsageError: an encoding, or an option of it or of the views, that this version does not know.
         """
         fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         header = typed_record(cls, fields)
-        policy, teacher = validated(ViewPolicy, header.view_policy), header.teacher
+        policy = validated(ViewPolicy, header.view_policy)
+        encoding = encoding_of(header.encoding)
+        try:
+            teacher = typed_record(TeacherRecord, header.teacher)
+        except ValueError as error:
+            raise ValueError(f"teacher.{error}") from error
+        if "views" not in header.view_policy:
+            raise ValueError("view_policy.views: Field required")
         if header.passes != sorted(set(header.passes)) or [0, policy.views] != [0, *header.passes[-1:]]:
-            raise ValueError("its passes do not lead to its views")
-        if header.view_policy.get("views") != policy.views:
-            raise ValueError("its view policy has no views")
+            raise ValueError(f"passes: {header.passes[:8]} do not ascend to {policy.views} views")
         if header.passes[0] < 1:
-            raise ValueError("its first pass has no view")
+            raise ValueError("passes: the first pass has no view")
         if header.parts > MOST_PARTS:
-            raise ValueError(f"{header.parts:,} parts are more than a cache has")
-        require_name(header.vocabulary)
-        kinds = {"model": str, "weights_digest": str, "pretrained": str | None, "logit_scale": int | float}
-        if wrong := [name for name, kind in kinds.items() if not isinstance(teacher.get(name), kind)]:
-            raise ValueError(f"its teacher has no {wrong[0]}")
-        scale = teacher["logit_scale"]
-        if isinstance(scale, bool) or not 0 < scale <= sys.float_info.max:
-            raise ValueError(f"its teacher's logit scale is {str(scale)[:40]}, not a number above zero")
-        kept = header.encoding.get("k", 1)
-        if not (type(kept) is int and 1 <= kept <= header.classes):
-            raise ValueError(f"its encoding keeps {str(kept)[:40]} of {header.classes} classes")
-        encoding_of(header.encoding)
-        return header
+            raise ValueError(f"{header.parts:,} parts; a cache has at most {MOST_PARTS:,}")
+        _require_folder_name(header.vocabulary)
+        encoding.require_classes(header.classes)
+        return replace(
+            header,
+            encoding={**header.encoding, **encoding.record},
+            view_policy={**header.view_policy, **policy.model_dump()},
+            teacher={**header.teacher, **teacher.model_dump()},
+        )
 
     @property
     def views(self) -> int:
@@ -106,7 +113,7 @@ class CacheHeader:
 
     @property
     def parts_per_pass(self) -> int:
-        """Parts that hold all rows once, the last one possibly shorter."""
+        """Number of parts that cover all rows once; the last one may be shorter."""
         return -(-self.samples // self.part_size)
 
     @property
@@ -115,16 +122,16 @@ class CacheHeader:
         return len(self.passes) * self.parts_per_pass
 
     def part_of(self, rows: NDArray[np.int64], view: int) -> NDArray[np.int64]:
-        """The part of each row in a view."""
+        """Return the part of each row in a view."""
         return bisect_right(self.passes, view) * self.parts_per_pass + rows // self.part_size
 
     def rows(self, part: int) -> slice:
-        """Rows of a part."""
+        """Return the rows of a part."""
         first = part % self.parts_per_pass * self.part_size
         return slice(first, min(first + self.part_size, self.samples))
 
     def views_of(self, part: int) -> range:
-        """Views of a part: those of its pass. `passes` holds the number of views after each pass."""
+        """Return the views of a part: those of its pass. `passes` has the number of views after each pass."""
         number = part // self.parts_per_pass
         return range(self.passes[number - 1] if number else 0, self.passes[number])
 
@@ -134,36 +141,46 @@ class CacheHeader:
         return encoding_of(self.encoding).arrays(self.embedding, self.classes) | CROPS
 
     def arrays_of(self, part: int) -> set[str]:
-        """Arrays that a part writes; what is one value a sample is written by the first pass."""
+        """Return the arrays that a part writes; the first pass also writes those with one value a sample."""
         return {*self.per_view, *(SAMPLE_ARRAYS if part < self.parts_per_pass else ())}
 
     def extended(self, views: int) -> "CacheHeader":
-        """The header with one more pass, which brings the number of views to `views`."""
+        """Return the header with one more pass, up to `views` views."""
         policy = {**self.view_policy, "views": views}
         return replace(self, view_policy=policy, passes=[*self.passes, views])
 
-    def require_equal(self, asked: "CacheHeader", path: str) -> None:
-        """Refuse to mix two builds.
+    def require_equal(self, requested: "CacheHeader", path: str) -> None:
+        """Refuse to mix the parts of two different builds in one cache.
 
         Raises:
-            CacheMismatchError: naming what differs, as stored and as asked for.
+            CacheMismatchError: with the stored and the requested value of each difference.
         """
         differences = []
         for name, stored in asdict(self).items():
-            wanted = asdict(asked)[name]
-            if name in ("images", "software", "passes") or stored == wanted:
+            wanted = asdict(requested)[name]
+            if name in NOT_COMPARED or stored == wanted:
                 continue
             if isinstance(stored, dict):
                 keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
                 # a moved model folder with the same weights is the same teacher
                 if name == "teacher" and set(keys) <= {"model", "pretrained"}:
                     continue
-                differences += [f"{name}.{k}: {stored.get(k)} there, {wanted.get(k)} asked" for k in keys]
+                differences += [(f"{name}.{key}", stored.get(key), wanted.get(key)) for key in keys]
             else:
-                differences.append(f"{name}: {stored} there, {wanted} asked")
+                differences.append((name, stored, wanted))
         if differences:
-            more = asked.views > self.views
-            raise CacheMismatchError(
-                f"the cache {path} was begun otherwise ({'; '.join(differences)}); ask for the same or "
-                f"choose another --out{' (rpp-cache extend adds views to a finished cache)' if more else ''}"
+            values = "; ".join(f"{name}: stored {old}, requested {new}" for name, old, new in differences)
+            hint = (
+                " (rpp-cache extend adds views to a finished cache)" if requested.views > self.views else ""
             )
+            raise CacheMismatchError(
+                f"the cache {path} was created with different settings ({values}); use the stored settings "
+                f"or choose another --out{hint}"
+            )
+
+
+def _require_folder_name(vocabulary: str) -> None:
+    """Raise ValueError if the vocabulary's name is a path, empty, or too long for a folder."""
+    invalid = PurePosixPath(vocabulary).name != vocabulary or vocabulary in ("", "..")
+    if invalid or len(vocabulary.encode(errors="surrogatepass")) > LONGEST_NAME:
+        raise ValueError("vocabulary: not a folder name")

@@ -1,4 +1,4 @@
-"""A cache on a disk: files are replaced, never changed, and only files are read."""
+"""A cache on a disk: files are replaced, never changed, and only regular files are read."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ class LocalFolder(Folder):
         path = self.root / key
         with _in_the_way(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: Dask may run a part twice when it loses sight of a worker.
+        # A unique name: Dask may run a part twice when it loses contact with a worker.
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         try:
             with open(temporary, "wb") as file:
@@ -89,8 +89,8 @@ class LocalFolder(Folder):
         return _LocalStore(self.root, read_only=not writable)
 
     @contextmanager
-    def made_at_once(self) -> Iterator["LocalFolder"]:
-        """A new folder that takes this one's place, complete, when the block ends without an error."""
+    def create_atomically(self) -> Iterator["LocalFolder"]:
+        """Fill a new folder, which is renamed to this one when the block ends without an error."""
         temporary = self.root.with_name(f".{self.root.name}.new-{uuid.uuid4().hex[:8]}")
         try:
             temporary.mkdir(parents=True)
@@ -109,27 +109,27 @@ class LocalFolder(Folder):
 
 
 def _file(path: Path) -> Path:
-    """The path, if a file is there or nothing.
+    """Return the path if it is a regular file or does not exist.
 
     Raises:
-        CacheDamagedError: something else is, as a pipe, whose reading would never end.
+        CacheDamagedError: it is something else, for example a pipe, which a reader would wait for.
     """
     if path.exists() and not path.is_file():
-        raise CacheDamagedError(f"{path} is no file: take it away, or copy the cache again")
+        raise CacheDamagedError(f"{path} is not a regular file; remove it, or copy the cache again")
     return path
 
 
 @contextmanager
 def _in_the_way(path: Path) -> Iterator[None]:
-    """A file where a folder has to be, or a folder where a file has to be, as one line."""
+    """Report a file in the place of a folder, or a folder in the place of a file, in one line."""
     try:
         yield
     except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}): take away what is there") from error
+        raise UsageError(f"cannot write {path} ({error.strerror}); remove what is there") from error
 
 
 class _LocalStore(LocalStore):
-    """Zarr's store, which reads files alone."""
+    """Zarr's store, restricted to regular files."""
 
     async def get(self, key: str, *arguments: Any, **more: Any) -> Any:
         _file(self.root / key)
@@ -142,14 +142,14 @@ class _LocalStore(LocalStore):
 
 @contextmanager
 def disk_errors(place: str | os.PathLike[str]) -> Iterator[None]:
-    """A full or forbidden disk, as one line."""
+    """Report a full or read-only disk in one line."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise RppError(
-                f"no room to write {place} ({error.strerror}); what is committed is safe: make room and run "
-                "the same command again"
+                f"no space to write {place} ({error.strerror}); what is committed is safe: free some space "
+                "and run the same command again"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UsageError(f"cannot write {place}: {error.strerror}") from error

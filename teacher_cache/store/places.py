@@ -1,4 +1,4 @@
-"""Which kind of folder a path or URL names."""
+"""The kind of folder of a path or URL."""
 
 import os
 
@@ -8,10 +8,10 @@ from teacher_cache.store.remote_folder import RemoteFolder
 
 
 def folder_at(place: str | os.PathLike[str]) -> Folder:
-    """The folder that a path or URL names; it need not exist.
+    """Return the folder of a path or URL; it need not exist.
 
     Raises:
-        UsageError: a URL of a kind that is not known here.
+        UsageError: a URL with an unknown protocol.
     """
     url = os.fspath(place)
     if url.startswith("file://"):

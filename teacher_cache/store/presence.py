@@ -1,4 +1,4 @@
-"""Whether a cache is at a place, as far as its names tell: for refusals before anything heavy is imported."""
+"""Checks by file names whether a cache exists, before anything slow is imported."""
 
 import errno
 import os
@@ -10,15 +10,15 @@ HEADER_COPY = "header.json"
 
 
 def no_cache(path: str) -> UsageError:
-    """The error for a place without a cache."""
+    """Return the error for a place without a cache."""
     return UsageError(f"no cache at {path}")
 
 
 def require_nameable(path: str) -> None:
-    """Refuse a path that no file system takes; whether anything is there is another question.
+    """Refuse a path with a name that is too long for the file system.
 
     Raises:
-        UsageError: a name that is too long.
+        UsageError: such a name.
     """
     try:
         os.lstat(path)
@@ -28,10 +28,10 @@ def require_nameable(path: str) -> None:
 
 
 def require_cache(path: str | os.PathLike[str]) -> None:
-    """Refuse a local folder that holds no cache. A URL is looked at when it is opened.
+    """Refuse a local folder without a cache. A URL is checked when it is opened.
 
     Raises:
-        UsageError: nothing of a cache is there.
+        UsageError: there is no cache.
     """
     place = os.fspath(path).removeprefix("file://")
     require_nameable(place)

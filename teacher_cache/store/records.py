@@ -1,4 +1,4 @@
-"""The record of a part: what is written when it is complete. A part without its record does not exist."""
+"""The record of a part, written when the part is complete. A part without a record does not exist."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,12 +13,12 @@ PARTS = "parts"
 
 @dataclass(frozen=True)
 class PartRecord:
-    """What a part holds.
+    """What is stored of a part.
 
     Attributes:
         part: its number.
-        rows: its first row and the one behind its last.
-        checksums: of the decoded values of each array that it wrote.
+        rows: start and stop of its rows.
+        checksums: of the decoded values of each of its arrays.
         seconds: spent by stage.
         skipped: samples that could not be read: row, key and reason.
     """
@@ -30,33 +30,35 @@ class PartRecord:
     skipped: list[dict[str, Any]]
 
     def to_bytes(self) -> bytes:
-        """As it is stored, with a checksum of its own."""
+        """Return the stored form, with a checksum of the record."""
         return json.dumps(sealed(json.loads(json.dumps(asdict(self)))), indent=1).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes, what: str) -> "PartRecord":
-        """From what `to_bytes` gave.
+        """Read what `to_bytes` returned.
+
+        Args:
+            what: name of the record in errors.
 
         Raises:
-            CacheDamagedError: it is something else; `what` names it.
+            CacheDamagedError: it is something else.
         """
         try:
-            record = unsealed(parse_json(content), what)
-            typed = typed_record(cls, record)
+            typed = typed_record(cls, unsealed(parse_json(content), what))
             for entry in typed.skipped:
                 if [type(entry.get(name)) for name in ("row", "key", "reason")] != [int, str, str]:
                     raise ValueError("a skipped sample has no row, key or reason")
             return typed
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise CacheDamagedError(f"{what} is not readable: {error}") from error
 
 
 def record_key(part: int) -> str:
-    """Where the record of a part lies."""
+    """Return the key of a part's record."""
     return f"{PARTS}/{part:06d}.json"
 
 
 def recorded_part(name: str) -> int | None:
-    """The part whose record has this name; None for other files."""
+    """Return the part whose record has this name; None for other files."""
     stem, _, kind = name.partition(".")
     return int(stem) if kind == "json" and stem.isdecimal() else None

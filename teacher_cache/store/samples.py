@@ -1,4 +1,4 @@
-"""`samples.parquet`: the sample table on disk, of which only the rows that are asked for are read."""
+"""`samples.parquet`: the sample table on disk, of which only the requested rows are read."""
 
 import threading
 from collections import OrderedDict
@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.images import SampleTable
 from teacher_cache.store.checksums import ChecksumWriter
-from teacher_cache.store.folder import Sink
+from teacher_cache.store.folder import Folder, Sink
 
 SAMPLES = "samples.parquet"
-GROUP_ROWS = 8192  # a row group: what reading one row costs
-LARGEST_GROUP = 1 << 20  # rows that are taken into memory at a time: a row may take no byte in the file
-DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
-GROUPS_KEPT = 128  # an epoch's window mixes rows of 64 blocks, each in one row group
-# One type each, but for texts: they may come as a dictionary, and long ones with long offsets.
+GROUP_ROWS = 8192  # rows of a row group, which is read as a whole
+LARGEST_GROUP = 1 << 20  # rows read into memory at a time: in a forged file, a row may take no byte
+READ_ERRORS = (pa.ArrowException, OSError, ValueError)  # pyarrow's, for a file that is not valid Parquet
+GROUPS_KEPT = 128  # an epoch's window mixes rows of 64 blocks, one row group each
+# Texts may be dictionary-encoded, and have 32-bit or 64-bit offsets.
 _TEXTS = {"string", "large_string", "dictionary<values=string, indices=int32, ordered=0>"}
 _COLUMNS = {"key": _TEXTS, "path": _TEXTS, "offset": {"int64"}, "length": {"int64"}, "label": {"int32"}}
 
 
-def _sound(table: pa.Table) -> pa.Table:
-    """The table, if it is what `write_samples` may have written.
+def _checked(table: pa.Table) -> pa.Table:
+    """Return the table if its values are valid.
 
     Raises:
-        ValueError: empty values, or bytes that are no text.
+        ValueError: missing values, or texts that are not UTF-8.
     """
     table.validate(full=True)
     if empty := [name for name in table.schema.names if table[name].null_count]:
@@ -40,33 +40,51 @@ def _sound(table: pa.Table) -> pa.Table:
 
 
 def write_samples(samples: SampleTable, file: Sink) -> str:
-    """Write the table as Parquet; returns the checksum of the file."""
+    """Write the table as Parquet; return the checksum of the file."""
     sink, table = ChecksumWriter(file), samples.table
     path = table.schema.get_field_index("path")
     schema = table.schema.set(path, pa.field("path", pa.string()))
     with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
         for start in range(0, len(table), GROUP_ROWS):
-            # as plain texts: of a dictionary array every row group would hold the whole dictionary
+            # as plain texts: a dictionary array would repeat the whole dictionary in every row group
             writer.write_table(table.slice(start, GROUP_ROWS).cast(schema))
     return sink.checksum
 
 
 class StoredSamples(SampleTable):
-    """The table as `write_samples` wrote it. Opening reads the footer alone, and `table` all."""
+    """The table as `write_samples` wrote it. Opening it reads only the footer, `table` reads everything."""
 
     def __init__(self, file: Any, digest: str | None = None, what: str = SAMPLES) -> None:
         """
         Args:
-            file: seekable, binary, as pyarrow reads it.
-            digest: the table's, where it is known: computing it reads all.
-            what: how an error names it.
+            file: seekable binary file that pyarrow reads.
+            digest: the table's digest, if known: computing it reads everything.
+            what: name of the file in errors.
 
         Raises:
-            ValueError: it is no sample table; and what pyarrow raises where it is no Parquet, see `DAMAGE`.
+            CacheDamagedError: it is not a sample table.
         """
-        self.__dict__["what"] = what
-        if digest is not None:
-            self.__dict__["digest"] = digest
+        self._what, self._digest = what, digest
+        with self._damage():
+            self._open(file)
+        self._recent: OrderedDict[int, pa.Table] = OrderedDict()
+        self._reading = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Folder, digest: str) -> "StoredSamples":
+        """Open the table of a cache.
+
+        Raises:
+            CacheDamagedError: it is missing or not readable.
+        """
+        what = f"{folder.url}/{SAMPLES}"
+        try:
+            file = folder.open(SAMPLES)
+        except OSError as error:
+            raise CacheDamagedError(f"{what} is not readable: {error}") from error
+        return cls(file, digest, what)
+
+    def _open(self, file: Any) -> None:
         self._parquet = pq.ParquetFile(file, read_dictionary=["path"], pre_buffer=True)
         footer = self._parquet.metadata
         counts = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
@@ -76,32 +94,35 @@ class StoredSamples(SampleTable):
         if min(counts, default=0) < 0 or max(counts, default=0) > LARGEST_GROUP:
             raise ValueError(f"its largest row group has {max(counts):,} rows")
         self._starts = np.cumsum([0, *counts])
-        self._recent: OrderedDict[int, pa.Table] = OrderedDict()
-        self._reading = threading.Lock()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     @cached_property
+    def digest(self) -> str:
+        """Digest of keys, lengths and labels."""
+        return self._digest or SampleTable(self.table).digest
+
+    @cached_property
     def table(self) -> pa.Table:
-        """The whole table."""
+        """The complete table."""
         with self._damage():
-            return _sound(self._parquet.read())
+            return _checked(self._parquet.read())
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Hard labels, [N] int32."""
         with self._damage():
-            found = _sound(self._parquet.read(columns=["label"]))
+            found = _checked(self._parquet.read(columns=["label"]))
             return np.asarray(found["label"].to_numpy(), dtype=np.int32)
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
         try:
             yield
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             raise CacheDamagedError(
-                f"{self.__dict__['what']} is not readable ({error}); rpp-cache build writes it again"
+                f"{self._what} is not readable ({error}); rpp-cache build writes it again"
             ) from error
 
     @property
@@ -110,11 +131,11 @@ class StoredSamples(SampleTable):
         return self._parquet.schema_arrow
 
     def part(self, rows: slice) -> SampleTable:
-        """The given rows as a table of their own."""
+        """Return the given rows as a table."""
         return SampleTable(self._take(rows))
 
     def same_as(self, other: SampleTable) -> bool:
-        """Whether both hold the same samples in the same places, compared without reading all at once."""
+        """Return whether both have the same samples in the same places, comparing a row group at a time."""
         if len(self) != len(other) or self.schema.names != other.schema.names:
             return False
         if (self.schema.metadata or {}) != (other.schema.metadata or {}):
@@ -128,7 +149,7 @@ class StoredSamples(SampleTable):
         return True
 
     def _take(self, rows: slice | NDArray[np.int64]) -> pa.Table:
-        """The given rows in their order; each row group that is needed is read once."""
+        """Return the given rows in their order; each row group is read once."""
         wanted = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         wanted = wanted.astype(np.int64)
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
@@ -136,7 +157,7 @@ class StoredSamples(SampleTable):
         pieces = [self._group(int(g)).take(pa.array(wanted[groups == g] - self._starts[g])) for g in present]
         if not pieces:
             return self.schema.empty_table()
-        # the pieces stand by group: put the rows back into the order asked for
+        # the pieces are sorted by group: restore the requested order
         back = np.argsort(np.argsort(groups, kind="stable"), kind="stable")
         return pa.concat_tables(pieces).unify_dictionaries().combine_chunks().take(pa.array(back))
 
@@ -145,8 +166,8 @@ class StoredSamples(SampleTable):
             table = self._recent.pop(group, None)
             if table is None:
                 with self._damage():
-                    table = _sound(self._parquet.read_row_group(group))
-            self._recent[group] = table  # the newest stands last
+                    table = _checked(self._parquet.read_row_group(group))
+            self._recent[group] = table  # the newest is last
             while len(self._recent) > GROUPS_KEPT:
                 self._recent.popitem(last=False)
         return table

@@ -1,4 +1,4 @@
-"""Everything that is stored, compared with its checksum."""
+"""Compares everything that is stored with its checksum."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ THREADS = 8  # parts that are read at a time
 
 @dataclass(frozen=True)
 class Damage:
-    """What is not as it was written.
+    """Parts and tables that are damaged or missing.
 
     Attributes:
         parts: numbers of committed parts whose record or arrays are damaged.
-        missing: numbers of parts that were not committed.
-        tables: what belongs to no part: keys of metadata, `samples.parquet`, `vocabularies/NAME`.
+        missing: numbers of parts that are not committed.
+        tables: damage outside parts: keys of metadata, `samples.parquet`, `vocabularies/NAME`.
     """
 
     parts: list[int]
@@ -30,29 +30,29 @@ class Damage:
 
 
 def verify_store(store: CacheStore, on_part: Callable[[], object] = lambda: None) -> Damage:
-    """Read all that is stored and compare it with what was written.
+    """Read everything that is stored and compare it with its checksums.
 
     Args:
         on_part: called after each part.
 
     Raises:
-        CacheUnreachableError: the store does not answer; nothing is said about the cache then.
+        CacheUnreachableError: the store does not answer; the cache may be intact.
     """
 
-    def sound(part: int) -> bool:
-        found = store.part_is_sound(part)
+    def is_intact(part: int) -> bool:
+        found = store.parts.is_intact(part)
         on_part()
         return found
 
-    committed = store.committed()
+    committed = store.parts.committed()
     with ThreadPoolExecutor(THREADS) as pool:
         try:
-            damaged = [p for p, ok in zip(committed, pool.map(sound, committed), strict=True) if not ok]
+            damaged = [p for p, ok in zip(committed, pool.map(is_intact, committed), strict=True) if not ok]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     tables = store.damaged_metadata()
-    if not store.samples_are_sound():
+    if not store.samples_are_intact():
         tables.append(SAMPLES)
     tables += [f"{VOCABULARIES}/{name}" for name in store.damaged_vocabularies()]
-    return Damage(damaged, store.missing(), tables)
+    return Damage(damaged, store.parts.missing(), tables)

@@ -1,4 +1,4 @@
-"""The vocabularies of a cache: names, ids and templates as attributes of a group, and class features."""
+"""The vocabularies of a cache: names, ids and templates as attributes, and class features."""
 
 import json
 
@@ -10,7 +10,7 @@ from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.compat.zarr import read
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.files.json_text import parse_json
-from teacher_cache.store.checksums import CODEC_ERRORS, bytes_checksum, checksum, sealed, unsealed
+from teacher_cache.store.checksums import READ_ERRORS, bytes_checksum, checksum, sealed, unsealed
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.layout import group_metadata, objects_in_memory, same_metadata
 from teacher_cache.store.presence import GROUP
@@ -20,23 +20,23 @@ FEATURES = "class_features"
 
 
 def vocabulary_digest(vocabulary: Vocabulary) -> str:
-    """Digest of names, ids and templates."""
+    """Return a digest of names, ids and templates."""
     return bytes_checksum(json.dumps(vocabulary.to_json(), ensure_ascii=False).encode())
 
 
 class Vocabularies:
-    """Those in one folder. One whose group metadata are missing does not exist."""
+    """The vocabularies in a cache's folder. One without group metadata does not exist."""
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
 
     def names(self) -> list[str]:
-        """Names of those that exist, ascending."""
+        """Return the names of the vocabularies, ascending."""
         found = self._folder.names(VOCABULARIES)
         return [name for name in found if self._folder.exists(f"{VOCABULARIES}/{name}/{GROUP}")]
 
     def write(self, name: str, vocabulary: Vocabulary, features_CD: NDArray[np.float32]) -> None:
-        """Write one, its group metadata last; what is there under that name ceases to exist first."""
+        """Write a vocabulary, its group metadata last. One of the same name is removed first."""
         attributes = sealed({**vocabulary.to_json(), FEATURES: checksum(features_CD)})
         self._folder.remove(f"{VOCABULARIES}/{name}/{GROUP}")
         for key, content in _feature_objects(features_CD).items():
@@ -44,7 +44,7 @@ class Vocabularies:
         self._folder.write(f"{VOCABULARIES}/{name}/{GROUP}", group_metadata(attributes))
 
     def read(self, name: str) -> tuple[Vocabulary, str]:
-        """One of them, and the checksum of its class features.
+        """Return a vocabulary and the checksum of its class features.
 
         Raises:
             FileNotFoundError: it does not exist.
@@ -53,44 +53,48 @@ class Vocabularies:
         key = f"{VOCABULARIES}/{name}/{GROUP}"
         what = f"{self._folder.url}/{key}"
         try:
-            record = unsealed(parse_json(self._folder.read(key))["attributes"], what)
+            metadata = parse_json(self._folder.read(key))
+            record = unsealed(metadata.get("attributes") if isinstance(metadata, dict) else None, what)
             return Vocabulary.from_json(record), str(record[FEATURES])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError) as error:
             raise CacheDamagedError(f"{what} is not readable: {error}") from error
 
     def class_features(self, name: str, embedding: int) -> NDArray[np.float32]:
-        """Unit class features, [C, D] float32.
+        """Return the unit class features, [C, D] float32.
 
         Args:
-            embedding: D, as the header has it.
+            embedding: D of the header.
 
         Raises:
             FileNotFoundError: the vocabulary does not exist.
-            CacheDamagedError: they are not there, or not what was written.
+            CacheDamagedError: the features are missing or not what was written.
         """
         vocabulary, expected = self.read(name)
         path = f"{VOCABULARIES}/{name}/{FEATURES}"
+        what = f"{self._folder.url}/{path}"
         try:
-            if not same_metadata(self._folder.read(f"{path}/{GROUP}"), _metadata(len(vocabulary), embedding)):
-                raise ValueError(f"its {GROUP} is not what was written")
-            array = zarr.open_array(self._folder.zarr_store(writable=False), path=path, mode="r")
+            metadata = self._folder.read(f"{path}/{GROUP}")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CacheDamagedError(f"{what} is not readable: {error}") from error
+        if not same_metadata(metadata, _metadata(len(vocabulary), embedding)):
+            raise CacheDamagedError(f"{what} is not readable: its {GROUP} is not what was written")
+        array = zarr.open_array(self._folder.zarr_store(writable=False), path=path, mode="r")
+        try:
             features_CD = read(array, slice(None)).astype(np.float32, copy=False)
-        except (FileNotFoundError, *CODEC_ERRORS) as error:
-            raise CacheDamagedError(f"{self._folder.url}/{path} is not readable: {error}") from error
+        except READ_ERRORS as error:
+            raise CacheDamagedError(f"{what} is not readable: {error}") from error
         if checksum(features_CD) != expected:
-            raise CacheDamagedError(
-                f"{self._folder.url}/{path} is not what was written; rpp-cache verify says how it is mended"
-            )
+            raise CacheDamagedError(f"{what} is not what was written; rpp-cache verify names the remedy")
         if not np.isfinite(features_CD).all():
-            raise CacheDamagedError(f"{self._folder.url}/{path} holds class features that are not finite")
+            raise CacheDamagedError(f"{what} has class features that are not finite")
         return features_CD
 
-    def is_sound(self, name: str, embedding: int, digest: str | None = None) -> bool:
-        """Whether one exists and is what was written.
+    def is_intact(self, name: str, embedding: int, digest: str | None = None) -> bool:
+        """Return whether a vocabulary exists and is what was written.
 
         Args:
             embedding: D of its class features.
-            digest: what its `vocabulary_digest` has to be, if that is known.
+            digest: its `vocabulary_digest`, if known.
         """
         try:
             vocabulary, _ = self.read(name)
@@ -103,7 +107,7 @@ class Vocabularies:
 
 
 def _metadata(classes: int, embedding: int) -> bytes:
-    """What the metadata of class features have to mean."""
+    """Return the expected metadata of class features."""
     return _feature_objects(np.zeros((classes, embedding), np.float32))[f"{FEATURES}/{GROUP}"]
 
 

@@ -134,9 +134,9 @@ def test_a_cache_keeps_its_limit(shard: Path, teacher: Path, tmp_path: Path) -> 
     assert build_cache(asked).skipped == 1
     cache = open_cache(out)
     assert cache.valid.tolist() == [True, True, False, True, True]
-    assert cache.store.skipped() == [{"row": 2, "key": "2", "reason": "more than 1,200 pixels"}]
+    assert cache.store.parts.skipped() == [{"row": 2, "key": "2", "reason": "more than 1,200 pixels"}]
     assert cache.header.max_pixels == 1200
-    with pytest.raises(CacheMismatchError, match="max_pixels: 1200 there, 89478485 asked"):
+    with pytest.raises(CacheMismatchError, match="max_pixels: stored 1200, requested 89478485"):
         build_cache(asked.model_copy(update={"max_pixels": MAX_PIXELS}))
 
 

@@ -50,9 +50,9 @@ def store_anew(cache: Path, name: str, values: NDArray[Any]) -> None:
     store = CacheStore.open(cache)
     zarr.open_array(cache, path=name, mode="r+", zarr_format=3)[:] = values
     for part in range(store.header.parts_per_pass):
-        record = store.record(part)
+        record = store.parts.record(part)
         sums = record.checksums | {name: checksum(values[store.header.rows(part)])}
-        store.write_record(replace(record, checksums=sums))
+        store.parts.write_record(replace(record, checksums=sums))
 
 
 def thinned(tar: Path, out: Path) -> Path:

@@ -127,7 +127,7 @@ KILLED_BUILD = """
 import os, signal, sys, time
 from teacher_cache import store
 moment, part = sys.argv.pop(1), int(sys.argv.pop(1))
-commit, write_record = store.CacheStore.commit, store.CacheStore.write_record
+commit, write_record = store.StoredParts.commit, store.StoredParts.write_record
 
 def kill(cache):
     while cache.committed()[:part] != list(range(part)):  # they are written beside one another
@@ -147,9 +147,9 @@ def kill_at_record(self, record):
         kill(self)
 
 if moment == "between two parts":
-    store.CacheStore.commit = kill_before_commit
+    store.StoredParts.commit = kill_before_commit
 else:
-    store.CacheStore.write_record = kill_at_record
+    store.StoredParts.write_record = kill_at_record
 from teacher_cache.cli import main
 main()
 """
@@ -180,8 +180,8 @@ def test_a_build_killed_and_called_again_equals_an_undisturbed_one(
     killed = processes.call("python", "-c", KILLED_BUILD, moment, "2", "build", *arguments)
     assert killed.code == -signal.SIGKILL, killed.err
     store = CacheStore.open(out)
-    assert store.committed() == whole
-    assert all(store.part_is_sound(part) for part in whole)
+    assert store.parts.committed() == whole
+    assert all(store.parts.is_intact(part) for part in whole)
     with pytest.raises(UsageError, match=rf"not complete: {4 - len(whole)} of 4 parts"):
         open_cache(out)
     records = {part: part_record(out, part) for part in whole}
@@ -207,8 +207,8 @@ def test_a_damaged_part_is_withdrawn_and_only_it_is_computed_again(
     shard = copy / "image_features" / "c" / str(part) / "0" / "0"
     shard.write_bytes(damage(shard.read_bytes()))
     store = CacheStore.open(copy)
-    assert [p for p in store.committed() if not store.part_is_sound(p)] == [part]
-    store.withdraw(part)
+    assert [p for p in store.parts.committed() if not store.parts.is_intact(p)] == [part]
+    store.parts.withdraw(part)
     assert build_cache(settings(shards, names, copy, teacher)).parts_computed == 1
     assert_same_arrays(copy, cache)
 
@@ -225,8 +225,8 @@ def test_a_shard_that_a_part_does_not_fill_is_computed_again_after_it_was_cut(
         shard = tmp_path / "zarr" / name
         shard.write_bytes(shard.read_bytes()[:-3])
     store = CacheStore.open(tmp_path / "zarr")
-    assert not store.part_is_sound(1)
-    store.withdraw(1)
+    assert not store.parts.is_intact(1)
+    store.parts.withdraw(1)
     assert build_cache(asked).parts_computed == 1
     assert_same_arrays(tmp_path / "zarr", tmp_path / "whole")
 
@@ -288,7 +288,7 @@ def test_parts_of_nothing_but_the_fill_value_are_read(
     assert found.valid.tolist() == [True] * 6 + [False]
     assert not verify_store(found.store)
     (tmp_path / "zarr" / "crops" / "c" / "0" / "0" / "0").unlink()
-    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are gone, the first crops/c/0/0/0"):
+    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are missing, the first is crops/c/0/0/0"):
         open_cache(tmp_path / "zarr")
 
 
@@ -299,7 +299,7 @@ def test_strict_stops_at_an_unreadable_image_and_names_it(teacher: Path, names: 
     with pytest.raises(RppError, match=r"000004 .*bad\.tar.*not an image"):
         build_cache(settings(source, names, tmp_path / "zarr", teacher, strict=True))
     # the part before may have been on its way still
-    assert set(CacheStore.open(tmp_path / "zarr").committed()) <= {0}
+    assert set(CacheStore.open(tmp_path / "zarr").parts.committed()) <= {0}
 
 
 def test_a_part_without_any_readable_image_is_not_committed(
@@ -312,7 +312,7 @@ def test_a_part_without_any_readable_image_is_not_committed(
         image.write_bytes(b"x" * image.stat().st_size)
     with pytest.raises(RppError, match="none of the 5 images of part 0 could be read"):
         build_cache(asked)
-    assert CacheStore.open(tmp_path / "zarr").committed() == []
+    assert CacheStore.open(tmp_path / "zarr").parts.committed() == []
 
 
 def test_a_second_build_at_the_same_time_is_refused(
@@ -328,14 +328,14 @@ def test_a_second_build_at_the_same_time_is_refused(
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ("teacher", r"teacher\.weights_digest: blake2b:\w+ there, blake2b:\w+ asked"),
-        ("vocabulary", r"vocabulary_digest: blake2b:\w+ there, blake2b:\w+ asked"),
-        ("templates", r"vocabulary_digest: blake2b:\w+ there, blake2b:\w+ asked"),
-        ("views", r"view_policy\.views: 1 there, 2 asked"),
-        ("view seed", r"view_policy\.view_seed: 0 there, 3 asked"),
-        ("sample table", r"samples: 12 there, 13 asked.*sample_table_digest: blake2b:\w+ there"),
-        ("precision", r"teacher\.precision: fp32 there, bf16 asked"),
-        ("part size", r"part_size: 3 there, 4 asked"),
+        ("teacher", r"teacher\.weights_digest: stored blake2b:\w+, requested blake2b:\w+"),
+        ("vocabulary", r"vocabulary_digest: stored blake2b:\w+, requested blake2b:\w+"),
+        ("templates", r"vocabulary_digest: stored blake2b:\w+, requested blake2b:\w+"),
+        ("views", r"view_policy\.views: stored 1, requested 2"),
+        ("view seed", r"view_policy\.view_seed: stored 0, requested 3"),
+        ("sample table", r"samples: stored 12, requested 13.*sample_table_digest: stored blake2b:\w+"),
+        ("precision", r"teacher\.precision: stored fp32, requested bf16"),
+        ("part size", r"part_size: stored 3, requested 4"),
     ],
 )
 def test_a_cache_of_something_else_is_refused_naming_both_and_stays_as_it_is(
@@ -380,10 +380,10 @@ def test_a_begun_cache_reads_images_where_they_are_now(
     copy, moved = tmp_path / "zarr", tmp_path / "moved"
     shutil.copytree(cache, copy)
     shutil.copytree(shards, tmp_path / "first")
-    CacheStore.open(copy, writable=True).withdraw(2)
+    CacheStore.open(copy, writable=True).parts.withdraw(2)
     build_cache(settings(tmp_path / "first", names, copy, teacher))
     (tmp_path / "first").rename(moved)
-    CacheStore.open(copy, writable=True).withdraw(2)
+    CacheStore.open(copy, writable=True).parts.withdraw(2)
     assert build_cache(settings(moved, names, copy, teacher)).parts_computed == 1
     assert_same_arrays(copy, cache)
     found = open_cache(copy)
@@ -402,7 +402,7 @@ def test_a_damaged_sample_table_is_written_again(
     table.unlink()
     if damage == "cut":
         table.write_bytes(content[: len(content) // 2])
-    CacheStore.open(copy, writable=True).withdraw(1)
+    CacheStore.open(copy, writable=True).parts.withdraw(1)
     assert build_cache(settings(shards, names, copy, teacher)).parts_computed == 1
     assert not verify_store(CacheStore.open(copy))
     assert_same_arrays(copy, cache)
@@ -412,7 +412,7 @@ def test_something_that_is_no_cache_is_never_overwritten(
     teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
-    with pytest.raises(UsageError, match="exists and is no cache"):
+    with pytest.raises(UsageError, match="exists and is not a cache"):
         build_cache(settings(shards, names, tmp_path, teacher))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -482,10 +482,10 @@ def test_a_full_disk_stops_cleanly_and_the_next_build_goes_on(
     asked = settings(source, names, tmp_path / "zarr", teacher, part_size=150, batch_size=64)
     with (
         _largest_file(150 * 48 * 2),
-        pytest.raises(RppError, match=r"no room to write .* run the same command"),
+        pytest.raises(RppError, match=r"no space to write .* run the same command"),
     ):
         build_cache(asked)
-    assert CacheStore.open(tmp_path / "zarr").committed() == []
+    assert CacheStore.open(tmp_path / "zarr").parts.committed() == []
     assert build_cache(asked).parts_computed == 2
     assert open_cache(tmp_path / "zarr").valid.all()
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from teacher_cache import open_cache
-from teacher_cache.store import CacheStore
+from teacher_cache.store import CacheStore, StoredParts
 from tests.models import write_model
 from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import (
@@ -169,7 +169,7 @@ def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) 
         (_other_labels, r"5 classes"),
         (_empty, r"no image"),
         (_tar_without_images, r"no image"),
-        (_begun_with_another, r"teacher\.weights_digest: \S+ there, \S+ asked"),
+        (_begun_with_another, r"teacher\.weights_digest: stored \S+, requested \S+"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -232,16 +232,16 @@ def interruptible() -> Iterator[None]:
 def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
     sign: signal.Signals, run: Run, arguments: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = CacheStore.commit
+    commit = StoredParts.commit
 
-    def commit_and_interrupt(self: CacheStore, part: int, *rest: Any) -> Any:
+    def commit_and_interrupt(self: StoredParts, part: int, *rest: Any) -> Any:
         record = commit(self, part, *rest)
         if part == 1:
             os.kill(os.getpid(), sign)
             time.sleep(2)  # the worker's thread is here; the interrupt is the main thread's
         return record
 
-    monkeypatch.setattr(CacheStore, "commit", commit_and_interrupt)
+    monkeypatch.setattr(StoredParts, "commit", commit_and_interrupt)
     code, _, err = run("build", *flat(arguments))
     assert code == 1
     assert err.splitlines()[-1] == (
@@ -249,7 +249,7 @@ def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
     )
     monkeypatch.undo()
     # part 2 may have been computed while part 1 was written
-    assert CacheStore.open(arguments["--out"]).committed() in ([0, 1], [0, 1, 2])
+    assert CacheStore.open(arguments["--out"]).parts.committed() in ([0, 1], [0, 1, 2])
     assert run("build", *flat(arguments))[0] == 0
     assert_same_arrays(arguments["--out"], cache)
 
@@ -316,7 +316,7 @@ def test_export_writes_a_parquet_file(run: Run, cache: Path, tmp_path: Path) -> 
 def test_an_unfinished_cache_is_refused(command: str, run: Run, cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "zarr"
     shutil.copytree(cache, copy)
-    CacheStore.open(copy).withdraw(3)
+    CacheStore.open(copy).parts.withdraw(3)
     options = ["--out", tmp_path / "soft.parquet"] if command == "export" else []
     code, out, err = run(command, copy, *options)
     assert (code, out) == (2, "")
@@ -340,7 +340,7 @@ def test_an_encoding_is_recorded_and_another_refused(
     assert opened.header.encoding == expected
     code, _, err = run("build", *flat(arguments | {"--encoding": "topk", "--topk": 3}))
     assert code == 2
-    assert re.search(r"was begun otherwise \(encoding\..*(there|None), .*asked", err)
+    assert re.search(r"was created with different settings \(encoding\..*: stored .*, requested ", err)
 
 
 def test_topk_of_too_many_classes_is_refused_before_anything_is_done(

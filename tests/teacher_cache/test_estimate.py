@@ -46,7 +46,7 @@ def test_the_time_is_that_of_the_parts_which_are_missing(
     build_cache(asked)
     store = CacheStore.open(begun, writable=True)
     for part in (0, 3):
-        store.withdraw(part)
+        store.parts.withdraw(part)
     before = _paths(begun)
     found = estimate_build(asked)
     assert _paths(begun) == before

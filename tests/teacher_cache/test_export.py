@@ -1,5 +1,6 @@
 """The Parquet file that other trainers read."""
 
+import json
 import os
 import resource
 import signal
@@ -14,7 +15,7 @@ from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.export import export_soft_labels, read_metadata
+from teacher_cache.export import METADATA, export_soft_labels
 from tests.teacher_cache.inputs import ANIMALS, settings, webdataset_members, write_shard
 
 
@@ -66,10 +67,10 @@ def test_it_holds_the_likeliest_classes(
         assert line["probabilities"] == pytest.approx(expected.values.tolist(), abs=1e-6)
 
 
-def test_it_opens_in_pandas_and_says_what_it_is(opened: TeacherCache, tmp_path: Path) -> None:
+def test_it_opens_in_pandas_and_has_metadata(opened: TeacherCache, tmp_path: Path) -> None:
     out = tmp_path / "soft.parquet"
     export_soft_labels(opened, out, 2, 0.5)
-    said = read_metadata(out)
+    said = json.loads(pq.read_schema(out).metadata[METADATA])
     assert {name: said[name] for name in ("temperature", "top", "view", "vocabulary")} == {
         "temperature": 0.5,
         "top": 2,
@@ -88,9 +89,9 @@ def test_it_opens_in_pandas_and_says_what_it_is(opened: TeacherCache, tmp_path: 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"top": 6}, "the top 6 classes asked of a vocabulary of 5"),
+        ({"top": 6}, "the top 6 classes requested from a vocabulary of 5"),
         ({"temperature": 0.0}, "the temperature must be above zero"),
-        ({"view": 2}, "view 2 is not in the cache, which has 2"),
+        ({"view": 2}, "view 2 is not in the cache, which has views 0 to 1"),
         ({"out": Path("/proc/none/soft.parquet")}, "cannot write /proc/none/soft.parquet"),
     ],
 )
@@ -101,7 +102,7 @@ def test_wrong_use(opened: TeacherCache, tmp_path: Path, change: dict[str, objec
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_exists_is_left_alone(opened: TeacherCache, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(opened: TeacherCache, tmp_path: Path) -> None:
     out = tmp_path / "soft.parquet"
     out.write_text("mine")
     with pytest.raises(UsageError, match="exists; choose another --out"):
@@ -109,7 +110,7 @@ def test_a_file_that_exists_is_left_alone(opened: TeacherCache, tmp_path: Path) 
     assert out.read_text() == "mine"
 
 
-def test_without_room_nothing_is_left(opened: TeacherCache, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_file(opened: TeacherCache, tmp_path: Path) -> None:
     """A limit on file sizes stands for the full disk: the system answers both with an error of writing."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

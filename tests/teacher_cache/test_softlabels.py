@@ -1,4 +1,4 @@
-"""Soft labels of the rows that are asked for, in the order that is asked for."""
+"""Soft labels of the requested rows, in the requested order."""
 
 import shutil
 from pathlib import Path
@@ -39,37 +39,37 @@ def opened(cache: Path) -> TeacherCache:
         (np.arange(12) % 5 == 3, [3, 8]),
     ],
 )
-def test_rows_come_in_the_order_asked_for(rows: Rows, expected: list[int], opened: TeacherCache) -> None:
-    stored = np.asarray(opened.store.array("image_features")[:])[:, 0]
+def test_rows_have_the_requested_order(rows: Rows, expected: list[int], opened: TeacherCache) -> None:
+    stored = np.asarray(opened.store.parts.array("image_features")[:])[:, 0]
     found = opened.image_features(rows)
     assert found.dtype == torch.float16
     np.testing.assert_array_equal(found.numpy(), stored[list(expected)])
-    crops = np.asarray(opened.store.array("crops")[:])[:, 0]
+    crops = np.asarray(opened.store.parts.array("crops")[:])[:, 0]
     np.testing.assert_array_equal(opened.crops(rows), crops[list(expected)])
     assert opened.logits(rows).shape == (len(expected), 5)
 
 
 @pytest.mark.parametrize("rows", [[12], [-1], [0, 99], torch.tensor([12])])
 def test_rows_beyond_the_cache_are_refused(rows: Rows, opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match="asked of a cache of 12 samples"):
+    with pytest.raises(UsageError, match="requested from a cache of 12 samples"):
         opened.image_features(rows)
 
 
 @pytest.mark.parametrize("rows", [[1.7], np.array([True, False]), ["a"]])
-def test_rows_that_are_no_whole_numbers_are_refused(rows: Rows, opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match="rows are whole numbers, a slice or a mask of all 12"):
+def test_rows_that_are_not_integers_are_refused(rows: Rows, opened: TeacherCache) -> None:
+    with pytest.raises(UsageError, match="expected integers, a slice or a mask of all 12 samples"):
         opened.logits(rows)
 
 
 @pytest.mark.parametrize("view", [-1, 1])
 def test_views_beyond_the_cache_are_refused(view: int, opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match=rf"view {view} is not in the cache, which has 1"):
+    with pytest.raises(UsageError, match=rf"view {view} is not in the cache, which has views 0 to 0"):
         opened.logits([0], view)
 
 
 @pytest.mark.parametrize("classes", [[], [5], [0, -1]])
 def test_classes_beyond_the_vocabulary_are_refused(classes: list[int], opened: TeacherCache) -> None:
-    with pytest.raises(UsageError, match=r"classes \[.*\] asked of a vocabulary of 5 classes"):
+    with pytest.raises(UsageError, match=r"classes \[.*\] requested from a vocabulary of 5 classes"):
         opened.soft_labels([0], classes=torch.tensor(classes, dtype=torch.int64))
 
 
@@ -121,26 +121,27 @@ def test_a_temperature_softens(opened: TeacherCache) -> None:
         "valid/c",
     ],
 )
-def test_a_cache_whose_files_are_gone_is_not_read_as_zeros(gone: str, cache: Path, tmp_path: Path) -> None:
+def test_missing_files_are_not_read_as_zeros(gone: str, cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "zarr")
     path = tmp_path / "zarr" / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     store = CacheStore.open(tmp_path / "zarr")
     for read in (lambda: open_cache(tmp_path / "zarr"), lambda: describe(store)):
         with pytest.raises(
-            CacheDamagedError, match=rf"{1 if '2' in gone else 4} stored files .* are gone, the first {gone}"
+            CacheDamagedError,
+            match=rf"{1 if '2' in gone else 4} stored files .* are missing, the first is {gone}",
         ):
             read()
 
 
-def test_a_link_to_a_shard_is_one_and_a_link_to_nowhere_is_none(cache: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_shard_is_read_and_a_broken_link_is_refused(cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "zarr")
     shard = tmp_path / "zarr/labels/c/2"
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
     assert (open_cache(tmp_path / "zarr").labels == open_cache(cache).labels).all()
     (tmp_path / "elsewhere").unlink()
-    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are gone, the first labels/c/2"):
+    with pytest.raises(CacheDamagedError, match=r"1 stored files .* are missing, the first is labels/c/2"):
         open_cache(tmp_path / "zarr")
 
 
@@ -159,7 +160,7 @@ def hollow(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels", "valid"])
-def test_a_hole_in_what_says_which_rows_count_is_found(name: str, cache: Path, tmp_path: Path) -> None:
+def test_a_hole_in_labels_or_valid_is_found(name: str, cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "zarr")
     hollow(tmp_path / "zarr" / name / "c/2")
     opened = open_cache(tmp_path / "zarr")
@@ -197,7 +198,7 @@ def test_a_hole_in_features_crops_or_logits_is_found(
         shutil.rmtree(tmp_path / "zarr")
 
 
-def test_zeros_that_were_written_are_no_hole(teacher: Path, names: Path, tmp_path: Path) -> None:
+def test_written_zeros_are_not_a_hole(teacher: Path, names: Path, tmp_path: Path) -> None:
     """Of an image that could not be read, and the largest logit, below which the others stand."""
     members = webdataset_members(0, 6)
     members[7] = (members[7][0], b"this is no image")
@@ -208,7 +209,7 @@ def test_zeros_that_were_written_are_no_hole(teacher: Path, names: Path, tmp_pat
     assert opened.crops(3).tolist() == [[0] * 5]
 
 
-def test_class_features_that_are_gone_or_changed_are_not_read(cache: Path, tmp_path: Path) -> None:
+def test_missing_or_changed_class_features_are_refused(cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "zarr")
     (chunk,) = (tmp_path / "zarr").glob("vocabularies/*/class_features/c/0/0")
     content = bytearray(chunk.read_bytes())
@@ -220,7 +221,7 @@ def test_class_features_that_are_gone_or_changed_are_not_read(cache: Path, tmp_p
         chunk.unlink(missing_ok=True)
 
 
-def test_a_cut_shard_is_one_line_that_says_what_to_do(cache: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_is_reported_in_one_line(cache: Path, tmp_path: Path) -> None:
     shutil.copytree(cache, tmp_path / "zarr")
     shard = tmp_path / "zarr" / "image_features/c/2/0/0"
     shard.write_bytes(shard.read_bytes()[:-3])
@@ -231,10 +232,10 @@ def test_a_cut_shard_is_one_line_that_says_what_to_do(cache: Path, tmp_path: Pat
         opened.logits([7])
 
 
-def test_a_cache_that_is_not_complete_is_refused_with_what_to_do(cache: Path, tmp_path: Path) -> None:
+def test_an_incomplete_cache_is_refused(cache: Path, tmp_path: Path) -> None:
     copy = tmp_path / "zarr"
     shutil.copytree(cache, copy)
-    CacheStore.open(copy).withdraw(3)
+    CacheStore.open(copy).parts.withdraw(3)
     with pytest.raises(UsageError, match=r"not complete: 1 of 4 parts are missing; run rpp-cache build"):
         open_cache(copy)
 
@@ -260,7 +261,7 @@ class TestEncodings:
             caches.append(open_cache(folder / encoding))
         return caches[0], caches[1]
 
-    def test_all_hold_the_same_soft_labels(self, pair: tuple[TeacherCache, TeacherCache]) -> None:
+    def test_all_encodings_have_the_same_soft_labels(self, pair: tuple[TeacherCache, TeacherCache]) -> None:
         exact, other = pair
         for view in range(2):
             for temperature in (0.25, 0.7, 1.0, 4.0):

@@ -1,4 +1,4 @@
-"""Statistics out of core are those of a plain computation over everything at once."""
+"""Statistics computed block by block equal a plain computation over all rows."""
 
 import shutil
 from pathlib import Path
@@ -62,7 +62,7 @@ def plain_statistics(
 
 
 @pytest.mark.parametrize("view", [0, 1])
-def test_they_are_those_of_a_plain_computation(opened: TeacherCache, view: int) -> None:
+def test_statistics_equal_a_plain_computation(opened: TeacherCache, view: int) -> None:
     temperatures, done = [0.5, 1.0, 4.0], []
     found = teacher_statistics(opened, temperatures, view, pairs=99, on_rows=done.append)
     rows = np.flatnonzero(opened.valid)
@@ -116,9 +116,9 @@ def test_wrong_use(opened: TeacherCache) -> None:
         teacher_statistics(opened, [])
     with pytest.raises(UsageError, match="above zero, not -1"):
         teacher_statistics(opened, [1.0, -1.0])
-    with pytest.raises(UsageError, match="view 2 is not in the cache, which has 2"):
+    with pytest.raises(UsageError, match="view 2 is not in the cache, which has views 0 to 1"):
         teacher_statistics(opened, [1.0], view=2)
     opened_without = open_cache(opened.path)
     opened_without.valid[:] = False
-    with pytest.raises(UsageError, match="nothing to take statistics of"):
+    with pytest.raises(UsageError, match="nothing to compute statistics from"):
         teacher_statistics(opened_without, [1.0])

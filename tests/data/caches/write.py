@@ -91,7 +91,7 @@ def write(out: Path, encoding: str) -> None:
     arrays, header = arrays_of(encoding), header_of(encoding)
     store = CacheStore.create(out, header, table(encoding), VOCABULARY, classes())
     for part in range(header.parts):
-        store.commit(part, {name: values[header.rows(part)] for name, values in arrays.items()}, {}, [])
+        store.parts.commit(part, {name: values[header.rows(part)] for name, values in arrays.items()}, {}, [])
 
 
 if __name__ == "__main__":

@@ -121,5 +121,5 @@ def test_a_folder_in_the_place_of_a_shard_is_damage_in_every_pipeline(pipeline: 
     shard.mkdir()
     with zarr.config.set({"codec_pipeline.path": known.format(pipeline)}):
         array = zarr.open_array(LocalFolder(str(copy)).zarr_store(False), path="topk_logits", mode="r")
-        with pytest.raises(CacheDamagedError, match="is no file"):
+        with pytest.raises(CacheDamagedError, match="is not a regular file"):
             fence.read(array, slice(None))

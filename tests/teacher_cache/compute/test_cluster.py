@@ -24,7 +24,7 @@ from teacher_cache.compute.cluster import PartProgress
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
-from teacher_cache.store import CacheStore
+from teacher_cache.store import CacheStore, StoredParts
 from tests.processes import LIBRARIES, ForkServer, Process
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
@@ -144,7 +144,7 @@ def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
     said = "part 1 cannot be computed: it was begun 2 times and its worker died each time"
     with forked_workers(), dask.config.set(deaths), pytest.raises(RppError, match=said):
         build_cache(settings(source, names, tmp_path / "zarr", teacher, workers=2))
-    assert CacheStore.open(tmp_path / "zarr").committed() == [0, 2, 3]
+    assert CacheStore.open(tmp_path / "zarr").parts.committed() == [0, 2, 3]
 
 
 def test_a_scheduler_that_dies_ends_the_build_with_a_line(
@@ -202,7 +202,7 @@ def test_a_stopped_build_leaves_no_work_on_the_workers_of_a_cluster(
                 break
         assert len(batches) < 30
     monkeypatch.undo()
-    assert CacheStore.open(tmp_path / "zarr").committed() == []
+    assert CacheStore.open(tmp_path / "zarr").parts.committed() == []
 
 
 def test_a_worker_opens_cache_and_teacher_once_and_reads_no_other_rows(
@@ -215,13 +215,13 @@ def test_a_worker_opens_cache_and_teacher_once_and_reads_no_other_rows(
         n_workers=1, threads_per_worker=3, processes=False, dashboard_address="127.0.0.1:0"
     ) as running:
         asked = settings(shards, names, tmp_path / "zarr", teacher, scheduler=running.scheduler_address)
-        CacheStore.open(build_cache(asked).path, writable=True).withdraw(2)
+        CacheStore.open(build_cache(asked).path, writable=True).parts.withdraw(2)
         loads.clear()
         monkeypatch.setattr(
             CacheStore, "open", lambda *given, **more: [opens.append(more), open_store(*given, **more)][1]
         )
         for part in (0, 1, 3):
-            open_store(tmp_path / "zarr", writable=True).withdraw(part)
+            open_store(tmp_path / "zarr", writable=True).parts.withdraw(part)
         build_cache(asked)
     assert (len(loads), opens.count({"writable": True})) == (1, 2)  # the caller writes to it as well
     assert_same_arrays(tmp_path / "zarr", cache)
@@ -277,22 +277,22 @@ def test_a_clock_that_is_set_back_ends_the_build_and_the_next_one_goes_on(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dask sends at times of day, and would stand still for six hours."""
-    commit, now = CacheStore.commit, time.time
+    commit, now = StoredParts.commit, time.time
 
-    def commit_and_set_back(self: CacheStore, part: int, *rest: Any) -> Any:
+    def commit_and_set_back(self: StoredParts, part: int, *rest: Any) -> Any:
         record = commit(self, part, *rest)
         monkeypatch.setattr(time, "time", lambda: now() - 21_600)
         return record
 
     with monkeypatch.context() as patched:
-        patched.setattr(CacheStore, "commit", commit_and_set_back)
+        patched.setattr(StoredParts, "commit", commit_and_set_back)
         patched.setattr(cluster, "PARTS_AHEAD", 1)
         with pytest.raises(
             RppError, match=r"^the clock was set back by 21600 s, .* run the same command again$"
         ):
             build_cache(settings(shards, names, tmp_path / "zarr", teacher, part_size=1))
     monkeypatch.setattr(time, "time", now)
-    kept = len(CacheStore.open(tmp_path / "zarr").committed())
+    kept = len(CacheStore.open(tmp_path / "zarr").parts.committed())
     assert 0 < kept < 12
     asked = settings(shards, names, tmp_path / "zarr", teacher, part_size=1)
     assert build_cache(asked).parts_computed == 12 - kept

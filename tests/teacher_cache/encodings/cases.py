@@ -1,4 +1,4 @@
-"""What the tests of every encoding need: random teachers' features, and the way to a store and back."""
+"""Inputs for the tests of every encoding: random features, encoded and read back."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from teacher_cache.encodings.topk import TopK
 from teacher_cache.softlabels import SIGNED
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-ALL = [Factored(), FactoredInt8(), TopK(8), Dense()]
+ALL = [Factored(), FactoredInt8(), TopK(k=8), Dense()]
 
 
 def case(seed: int, scale: float, classes: int = 40, spread: float = 0.3) -> tuple[Tensor, ClassHead]:

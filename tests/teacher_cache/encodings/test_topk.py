@@ -1,4 +1,4 @@
-"""Top-k: the kept probabilities at every temperature, and what the other classes share."""
+"""Top-k: probabilities of the kept classes at every temperature, and of the others."""
 
 import math
 from itertools import pairwise
@@ -25,7 +25,7 @@ def test_kept_probabilities_are_right_and_the_others_share_the_rest(
     given_case: tuple[Tensor, ClassHead], temperature: float, k: int
 ) -> None:
     features_BD, head = given_case
-    encoding = TopK(k)
+    encoding = TopK(k=k)
     found_BC = torch.softmax(
         encoding.logits(as_read(encoding, features_BD, head), head, temperature).double() / temperature, 1
     )
@@ -43,7 +43,7 @@ def test_many_classes_between_the_knots(scale: float) -> None:
     generator = torch.Generator().manual_seed(1)
     heads_CD = F.normalize(torch.randn(3000, 64, generator=generator), dim=1)
     features_BD = F.normalize(heads_CD[:20] + 0.2 * torch.randn(20, 64, generator=generator), dim=1)
-    head, encoding = ClassHead(heads_CD, scale), TopK(16)
+    head, encoding = ClassHead(heads_CD, scale), TopK(k=16)
     stored, exact_BC = as_read(encoding, features_BD, head), head.logits(features_BD)
     kept_BK = exact_BC.topk(16).indices
     for temperature in np.geomspace(KNOTS[0], KNOTS[-1], 101):
@@ -83,21 +83,21 @@ def test_knots_are_thirds_of_octaves_from_an_eighth_to_sixteen() -> None:
 def test_temperatures_beyond_the_knots_are_refused(temperature: float) -> None:
     expected = rf"temperature {temperature}: .* topk has soft labels for temperatures from 0.125 to 16"
     with pytest.raises(UsageError, match=expected):
-        TopK(4).logits({}, ClassHead(torch.zeros(5, 2), 1.0), temperature)
+        TopK(k=4).logits({}, ClassHead(torch.zeros(5, 2), 1.0), temperature)
 
 
 @pytest.mark.parametrize("classes", [4, 3])
-def test_something_must_be_left_beside_the_kept(classes: int) -> None:
+def test_topk_needs_more_classes_than_it_keeps(classes: int) -> None:
     with pytest.raises(UsageError, match=f"topk of 4 needs a vocabulary of more than its {classes} classes"):
-        TopK(4).notes(classes)
-    assert TopK(4).notes(5) == []
+        TopK(k=4).require_classes(classes)
+    TopK(k=4).require_classes(5)
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(65536, "uint16"), (65537, "uint32")])
-def test_classes_are_as_narrow_as_they_can_be(classes: int, dtype: str) -> None:
+def test_classes_are_uint16_if_possible(classes: int, dtype: str) -> None:
     features_BD = F.normalize(torch.randn(1, 2, generator=torch.Generator().manual_seed(0)), dim=1)
     head = ClassHead(torch.zeros(classes, 2), 1.0)
     head.class_features_CD[-1] = features_BD[0]
-    kept = TopK(1).encode(features_BD, head)["topk_classes"]
-    assert TopK(1).arrays(2, classes)["topk_classes"].dtype == kept.dtype == dtype
+    kept = TopK(k=1).encode(features_BD, head)["topk_classes"]
+    assert TopK(k=1).arrays(2, classes)["topk_classes"].dtype == kept.dtype == dtype
     assert kept.tolist() == [[classes - 1]]

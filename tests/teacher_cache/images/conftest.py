@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from teacher_cache.images import remote
+from teacher_cache.files import remote
 
 
 @dataclass

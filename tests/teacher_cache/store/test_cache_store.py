@@ -20,7 +20,16 @@ from teacher_cache.build import build_cache
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
 from teacher_cache.images import SampleTable, index_images
-from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore, cache_store, part_rows, verify_store
+from teacher_cache.info import describe
+from teacher_cache.store import (
+    CHUNK_ROWS,
+    CacheHeader,
+    CacheStore,
+    StoredParts,
+    cache_store,
+    part_rows,
+    verify_store,
+)
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
 VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
@@ -74,7 +83,7 @@ def random_arrays(made: CacheStore, part: int, seed: int = 0) -> dict[str, np.nd
 
 @given(data=st.data())
 @example_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_is_committed_is_read_back_to_the_last_bit(
+def test_committed_arrays_are_read_back_bit_equal(
     data: st.DataObject, table: SampleTable, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Every float16 bit pattern (NaN, infinities, -0), any order of commits, parts and views of any size."""
@@ -90,7 +99,7 @@ def test_whatever_is_committed_is_read_back_to_the_last_bit(
         shape = (rows.stop - rows.start, views, 6)
         bits = data.draw(arrays_of.arrays(np.uint16, shape))
         arrays = random_arrays(made, part) | {"image_features": bits.view(np.float16)}
-        made.commit(part, arrays, {}, [])
+        made.parts.commit(part, arrays, {}, [])
         committed[part] = arrays
     for part in range(made.header.parts):
         for name, values in committed[part].items():
@@ -102,9 +111,9 @@ def test_whatever_is_committed_is_read_back_to_the_last_bit(
         assert stored.dtype == expected.dtype
         np.testing.assert_array_equal(stored.view(np.uint8), expected.view(np.uint8))
     again = CacheStore.open(path)
-    assert again.missing() == []
+    assert again.parts.missing() == []
     assert verify_store(again).tables == []
-    assert all(again.part_is_sound(part) for part in again.committed())
+    assert all(again.parts.is_intact(part) for part in again.parts.committed())
 
 
 @pytest.mark.parametrize("asked", [1, 7, 1023, 1024, 1025, 5000, 8192])
@@ -137,17 +146,17 @@ def test_a_part_exists_only_once_its_record_is_there(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(CacheStore, "write_record", interrupted)
+        patched.setattr(StoredParts, "write_record", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            made.commit(1, random_arrays(made, 1), {}, [])
-    assert made.committed() == []
-    assert made.missing() == [0, 1, 2]
+            made.parts.commit(1, random_arrays(made, 1), {}, [])
+    assert made.parts.committed() == []
+    assert made.parts.missing() == [0, 1, 2]
     first = random_arrays(made, 1, seed=1)
-    made.commit(1, first, {"forward": 1.25}, [{"row": 5, "key": "k", "reason": "r"}])
-    record = made.record(1)
+    made.parts.commit(1, first, {"forward": 1.25}, [{"row": 5, "key": "k", "reason": "r"}])
+    record = made.parts.record(1)
     assert (record.part, record.rows, record.seconds["forward"]) == (1, (5, 10), 1.25)
-    assert made.part_is_sound(1)
-    assert made.missing() == [0, 2]
+    assert made.parts.is_intact(1)
+    assert made.parts.missing() == [0, 2]
 
 
 def damage_bit(path: Path) -> None:
@@ -162,30 +171,28 @@ def damage_bit(path: Path) -> None:
     [damage_bit, lambda p: p.write_bytes(p.read_bytes()[:-5]), lambda p: p.write_bytes(b""), Path.unlink],
     ids=["bit", "cut", "empty", "gone"],
 )
-def test_damage_of_any_array_is_found_in_its_part_alone(
-    name: str, damage: Any, table: SampleTable, tmp_path: Path
-) -> None:
+def test_damage_is_found_only_in_its_part(name: str, damage: Any, table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     for part in range(3):
-        made.commit(part, random_arrays(made, part), {}, [])
+        made.parts.commit(part, random_arrays(made, part), {}, [])
     shards = sorted(path for path in (Path(made.path) / name / "c" / "1").rglob("*") if path.is_file())
     damage(shards[0] if shards else Path(made.path) / name / "c" / "1")
-    assert [made.part_is_sound(part) for part in range(3)] == [True, False, True]
+    assert [made.parts.is_intact(part) for part in range(3)] == [True, False, True]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"part": 1}', "\x00"])
 def test_a_broken_record_is_a_damaged_part(content: str, table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
-    made.commit(1, random_arrays(made, 1), {}, [])
+    made.parts.commit(1, random_arrays(made, 1), {}, [])
     (Path(made.path) / "parts" / "000001.json").write_text(content)
-    assert not made.part_is_sound(1)
+    assert not made.parts.is_intact(1)
     with pytest.raises(CacheDamagedError, match=r"000001\.json is not readable"):
-        made.record(1)
-    made.withdraw(1)
-    assert made.missing() == [0, 1, 2]
+        made.parts.record(1)
+    made.parts.withdraw(1)
+    assert made.parts.missing() == [0, 1, 2]
 
 
-def test_damage_of_what_belongs_to_no_part_is_found(table: SampleTable, tmp_path: Path) -> None:
+def test_damaged_tables_are_found(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     assert verify_store(made).tables == []
     damage_bit(Path(made.path) / "vocabularies" / "animals" / "class_features" / "c" / "0" / "0")
@@ -200,7 +207,7 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     shutil.rmtree(Path(made.path) / "crops")
     with pytest.raises(CacheDamagedError, match="the array 'crops' is missing"):
-        CacheStore.open(made.path).array("crops")
+        CacheStore.open(made.path).parts.array("crops")
 
 
 @pytest.mark.parametrize(
@@ -208,23 +215,27 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
     [
         (None, UsageError, "no cache at"),
         ("{", CacheDamagedError, "not readable"),
-        ({}, UsageError, "a Zarr group, but not written by rpp-cache"),
+        ({}, UsageError, "a Zarr group, but was not written by rpp-cache"),
         (
             {"format": "rpp-cache", "format_version": 3, "software": "rpp 9.1"},
             UsageError,
-            r"has cache format 3, written by rpp 9\.1; rpp 0\.\S+ reads formats 1 to 2: install .* rpp-clip$",
+            r"has cache format 3, written by rpp 9\.1; rpp 0\.\S+ reads format 2: install .* rpp-clip$",
         ),
         (
             {"format": "rpp-cache"},
             CacheDamagedError,
-            "names cache format None, which no version of rpp writes",
+            "has cache format None, which no version of rpp writes; copy or build the cache again",
         ),
         ({"format": "rpp-cache", "format_version": "2"}, CacheDamagedError, "format '2', which no version"),
         ({"format": "rpp-cache", "format_version": 0}, CacheDamagedError, "format 0, which no version"),
-        ({"format": "rpp-cache", "format_version": 1}, CacheDamagedError, "does not describe a cache: 'enc"),
+        (
+            {"format": "rpp-cache", "format_version": 1},
+            UsageError,
+            "cache format 1, written by a development version of rpp; build the cache again in another --out",
+        ),
     ],
 )
-def test_what_is_no_cache_of_this_version_is_refused(
+def test_other_groups_and_formats_are_refused(
     attributes: Any, error: type[Exception], reason: str, tmp_path: Path
 ) -> None:
     if isinstance(attributes, dict):
@@ -236,23 +247,30 @@ def test_what_is_no_cache_of_this_version_is_refused(
         CacheStore.open(tmp_path / "zarr")
 
 
-def test_headers_that_differ_in_what_is_computed_do_not_mix(table: SampleTable) -> None:
+@pytest.mark.parametrize("key", ["parts/000001.json", "vocabularies/animals/zarr.json", "zarr.json"])
+def test_deeply_nested_json_is_damage(key: str, cache: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(cache, tmp_path / "zarr"))
+    (copy / "header.json").unlink()
+    (copy / key).write_text("[" * 100_000)
+    with pytest.raises(CacheDamagedError, match=rf"{key} is not readable: it is nested too deeply"):
+        describe(CacheStore.open(copy))
+
+
+def test_different_headers_are_refused(table: SampleTable) -> None:
     one = header(table)
     one.require_equal(replace(one, images="elsewhere", software="newer"), "zarr")
     one.require_equal(replace(one, teacher={**one.teacher, "model": "moved"}), "zarr")
-    with pytest.raises(CacheMismatchError, match=r"encoding\.name: factored there, dense asked"):
+    with pytest.raises(CacheMismatchError, match=r"encoding\.name: stored factored, requested dense"):
         one.require_equal(replace(one, encoding={"name": "dense"}), "zarr")
     for name, value in (("samples", 13), ("part_size", 6)):
-        with pytest.raises(CacheMismatchError, match=rf"{name}: \S+ there, {value} asked"):
+        with pytest.raises(CacheMismatchError, match=rf"{name}: stored \S+, requested {value}"):
             one.require_equal(replace(one, **{name: value}), "zarr")
     for key, value in (("weights_digest", "e"), ("logit_scale", 51.0)):
-        with pytest.raises(CacheMismatchError, match=rf"teacher\.{key}: \S+ there, {value} asked"):
+        with pytest.raises(CacheMismatchError, match=rf"teacher\.{key}: stored \S+, requested {value}"):
             one.require_equal(replace(one, teacher={**one.teacher, key: value}), "zarr")
 
 
-def test_vocabularies_are_told_apart_and_listed_with_the_default_first(
-    table: SampleTable, tmp_path: Path
-) -> None:
+def test_the_default_vocabulary_is_listed_first(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table)
     tiere = Vocabulary(("Katze", "Hund"), ("cat", "dog"), ("ein Bild von {}",))
     features = np.eye(2, 8, dtype=np.float32)
@@ -286,20 +304,20 @@ def test_a_view_of_512_features_costs_at_most_1100_bytes(tmp_path: Path) -> None
     table, _ = index_images(str(source), VOCABULARY)
     made = create(tmp_path / "zarr", table, part_size=CHUNK_ROWS, embedding=512)
     for part in range(made.header.parts):
-        made.commit(part, random_arrays(made, part), {"forward": 1.0}, [])
+        made.parts.commit(part, random_arrays(made, part), {"forward": 1.0}, [])
     files = [p for p in Path(made.path).rglob("*") if p.is_file() and "vocabularies" not in p.parts]
     whole = sum(p.stat().st_size for p in files if p.name not in ("zarr.json", "header.json", "build.lock"))
-    assert made.bytes_per_view() == pytest.approx(whole / 2048)
-    assert 1024 + 10 + 1 + 4 < made.bytes_per_view() <= 1100
+    assert made.parts.bytes_per_view() == pytest.approx(whole / 2048)
+    assert 1024 + 10 + 1 + 4 < made.parts.bytes_per_view() <= 1100
 
 
 def test_bytes_a_view_do_not_depend_on_how_far_the_build_is(table: SampleTable, tmp_path: Path) -> None:
     made = create(tmp_path / "zarr", table, part_size=4)
-    assert made.bytes_per_view() == 0
+    assert made.parts.bytes_per_view() == 0
     sizes = []
     for part in range(3):
-        made.commit(part, random_arrays(made, part), {}, [])
-        sizes.append(made.bytes_per_view())
+        made.parts.commit(part, random_arrays(made, part), {}, [])
+        sizes.append(made.parts.bytes_per_view())
     assert sizes == pytest.approx([sizes[0]] * 3, rel=0.01)
 
 
@@ -315,7 +333,7 @@ def test_the_sample_table_is_that_of_the_images(cache: Path, shards: Path, names
     assert stored.keys(slice(None)) == indexed.keys(slice(None))
 
 
-def test_a_record_says_where_the_time_went(teacher: Path, tmp_path: Path) -> None:
+def test_a_record_has_the_seconds_of_each_stage(teacher: Path, tmp_path: Path) -> None:
     source = write_shards(tmp_path / "shards", shards=1)
     build_cache(settings(source, write_names(tmp_path / "names.txt"), tmp_path / "zarr", teacher))
     record = json.loads((tmp_path / "zarr" / "parts" / "000000.json").read_text())

@@ -1,4 +1,4 @@
-"""What is no file, where a file of a cache has to be: one sentence, no hang, and no part of the cache."""
+"""Folders, pipes and links in the place of a cache's files: one sentence and no hang."""
 
 import os
 import shutil
@@ -43,12 +43,12 @@ def calls(run: Run, copy: Path, *names: str) -> list[tuple[str, int, str]]:
     return [(name, code, err) for name, (code, _, err) in ends]
 
 
-def test_a_link_to_nowhere_that_is_none_of_a_cache_is_passed_over(copy: Path, run: Run) -> None:
+def test_a_broken_link_beside_the_files_is_ignored(copy: Path, run: Run) -> None:
     link(copy / "labels/c/notes")
     assert [code for _, code, _ in calls(run, copy)] == [0, 0, 0, 0]
 
 
-def test_a_folder_is_no_record(copy: Path, run: Run, arguments: dict[str, Any]) -> None:
+def test_a_folder_is_not_a_record(copy: Path, run: Run, arguments: dict[str, Any]) -> None:
     replaced(copy / "parts/000001.json", empty_folder)
     for name, code, err in calls(run, copy, "stats", "verify", "export"):
         assert code != 0
@@ -56,34 +56,34 @@ def test_a_folder_is_no_record(copy: Path, run: Run, arguments: dict[str, Any]) 
     options = [str(word) for pair in (arguments | {"--out": copy}).items() for word in pair]
     code, _, err = run("build", *options)
     assert code == 2
-    assert "parts/000001.json (Is a directory): take away what is there" in err
+    assert "parts/000001.json (Is a directory); remove what is there" in err
 
 
 @pytest.mark.parametrize("put", [empty_folder, os.mkfifo], ids=["folder", "pipe"])
-def test_a_header_that_is_no_file_is_read_by_its_copy(put: Any, copy: Path, cache: Path, run: Run) -> None:
+def test_the_copy_serves_if_the_header_is_not_a_file(put: Any, copy: Path, cache: Path, run: Run) -> None:
     replaced(copy / "zarr.json", put)
     assert open_cache(copy).header == open_cache(cache).header
     assert [code for _, code, _ in calls(run, copy)] == [0, 0, 1, 0]
     replaced(copy / "header.json", put)
     for _, code, err in calls(run, copy):
         assert code == 1
-        assert "zarr.json is no file: take it away, or copy the cache again" in err
+        assert "zarr.json is not a regular file; remove it, or copy the cache again" in err
 
 
 @pytest.mark.parametrize("put", [empty_folder, os.mkfifo], ids=["folder", "pipe"])
-def test_neither_is_a_sample_table(put: Any, copy: Path, run: Run) -> None:
+def test_a_sample_table_that_is_not_a_file_is_refused(put: Any, copy: Path, run: Run) -> None:
     replaced(copy / "samples.parquet", put)
     ends = {name: (code, err) for name, code, err in calls(run, copy)}
     assert ends["verify"][0] == 1
     assert ends["export"][0] == 1
-    assert "samples.parquet is no file" in ends["export"][1]
+    assert "samples.parquet is not a regular file" in ends["export"][1]
 
 
 @pytest.mark.parametrize(
     "put", [empty_folder, os.mkfifo, link, Path.touch], ids=["folder", "pipe", "link", "file"]
 )
 @pytest.mark.parametrize("key", ["image_features", "labels/c/1", "image_features/c/1/0/0", "valid/zarr.json"])
-def test_nor_what_lies_in_the_place_of_arrays(key: str, put: Any, copy: Path, run: Run) -> None:
+def test_arrays_and_shards_that_are_not_files_are_refused(key: str, put: Any, copy: Path, run: Run) -> None:
     replaced(copy / key, put)
     for name, code, err in calls(run, copy):
         assert "Traceback" not in err

@@ -1,4 +1,4 @@
-"""The sample table read by rows: whatever rows are asked for, they are those of the whole table."""
+"""Rows read from `samples.parquet` equal those of the complete table."""
 
 import io
 from pathlib import Path
@@ -65,14 +65,14 @@ def test_any_rows_in_any_order(rows: list[int], bounds: tuple[int, int]) -> None
     )
 
 
-def test_what_is_asked_of_all_rows() -> None:
+def test_length_labels_and_digest() -> None:
     whole, stored = table(), StoredSamples(written(table()))
     assert len(stored) == ROWS
     np.testing.assert_array_equal(stored.labels, whole.labels)
     assert stored.digest == whole.digest
 
 
-def test_moved_images_are_told_apart_from_the_same_ones() -> None:
+def test_moved_images_are_distinguished() -> None:
     stored = StoredSamples(written(table()))
     assert stored.same_as(table())
     assert stored.same_as(stored)
@@ -84,7 +84,7 @@ def test_moved_images_are_told_apart_from_the_same_ones() -> None:
     assert not stored.same_as(SampleTable(table().table.slice(1)))
 
 
-def test_only_the_row_groups_that_are_asked_for_are_read(tmp_path: Path) -> None:
+def test_only_the_requested_row_groups_are_read(tmp_path: Path) -> None:
     file = written(table())
     stored = StoredSamples(file)
     before = bytearray(file.getbuffer())

@@ -1,14 +1,15 @@
-"""A flipped bit of any stored object is found, named and mended by a build that computes one part at most."""
+"""A flipped bit in any stored object is found, named and repaired by a build of at most one part."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store import CacheStore, parts, verify_store
 from tests.teacher_cache.inputs import assert_same_arrays, settings
 
 # object of the cache of `conftest.py` -> what verify names: a part or a table
@@ -33,7 +34,7 @@ STORED = {
 
 
 def flip(path: Path, share: float) -> None:
-    """Flip a bit of a byte that means something: digits and letters of JSON, any of other files."""
+    """Flip a bit of a significant byte: a digit or letter of JSON, any byte of other files."""
     content = bytearray(path.read_bytes())
     at = int(len(content) * share)
     while path.suffix == ".json" and not chr(content[at]).isalnum():
@@ -63,14 +64,14 @@ def test_a_flipped_bit_is_found_named_and_mended(
         part = [named] if isinstance(named, int) else []
         assert (damage.parts, damage.tables) == (part, [] if part else [named])
         for number in damage.parts:
-            store.withdraw(number)
+            store.parts.withdraw(number)
     result = build_cache(settings(shards, names, out, teacher))
     assert result.parts_computed == len(part)
     assert not verify_store(CacheStore.open(out))
     assert_same_arrays(out, cache)
 
 
-def test_a_cache_whose_header_is_damaged_is_read_by_the_copy_of_it(cache: Path, tmp_path: Path) -> None:
+def test_the_copy_serves_if_the_header_is_damaged(cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "zarr"
     shutil.copytree(cache, out)
     sound = (out / "zarr.json").read_text()
@@ -83,9 +84,7 @@ def test_a_cache_whose_header_is_damaged_is_read_by_the_copy_of_it(cache: Path, 
 
 
 @pytest.mark.parametrize("key", [key for key in STORED if key.count("/") and key.endswith("zarr.json")])
-def test_metadata_that_only_other_readers_heed_are_compared_too(
-    key: str, cache: Path, tmp_path: Path
-) -> None:
+def test_metadata_for_other_readers_are_compared_too(key: str, cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "zarr"
     shutil.copytree(cache, out)
     content = (out / key).read_bytes()
@@ -96,10 +95,21 @@ def test_metadata_that_only_other_readers_heed_are_compared_too(
     assert verify_store(CacheStore.open(out)).tables == [STORED[key]]
 
 
-def test_damaged_metadata_are_no_damage_of_parts(cache: Path, tmp_path: Path) -> None:
-    """Or one byte would cost a night: `verify` withdraws the parts that it finds damaged."""
+def test_damaged_metadata_do_not_damage_parts(cache: Path, tmp_path: Path) -> None:
+    """`verify` withdraws damaged parts: one byte of metadata must not cost a complete build."""
     out = tmp_path / "zarr"
     shutil.copytree(cache, out)
     (out / "image_features" / "zarr.json").write_text("")
     damage = verify_store(CacheStore.open(out))
     assert (damage.parts, damage.tables) == ([], ["image_features/zarr.json"])
+
+
+def test_an_error_of_a_library_is_not_damage(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` would withdraw intact parts."""
+
+    def changed(array: Any, selection: Any) -> Any:
+        raise TypeError("unexpected keyword argument")
+
+    monkeypatch.setattr(parts, "read", changed)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        verify_store(CacheStore.open(cache))

@@ -8,15 +8,17 @@ import fsspec
 import pytest
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files import remote
 from teacher_cache.images import (
     ImageReader,
     UnreadableImageError,
     absolute_source,
     expand_source,
     index_images,
-    remote,
 )
 from tests.teacher_cache.images.conftest import WebServer, upload
+from tests.teacher_cache.images.conftest import memory as memory
+from tests.teacher_cache.images.conftest import web as web
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     ANIMALS,
@@ -72,9 +74,7 @@ def test_parquet_files_have_the_same_rows_there_as_here(tmp_path: Path, memory: 
     assert contents(indexed(memory)) == contents(indexed(tmp_path))
 
 
-def test_a_loose_image_that_is_gone_is_unreadable_and_a_shard_that_is_gone_stops(
-    tmp_path: Path, memory: str
-) -> None:
+def test_a_missing_image_is_unreadable_and_a_missing_shard_stops(tmp_path: Path, memory: str) -> None:
     upload(write_folder(tmp_path / "folder", images=1), f"{memory}/folder")
     upload(write_shards(tmp_path / "tars", 1, 1), f"{memory}/tars")
     loose = indexed(f"{memory}/folder").locations(slice(0, 1))[0]
@@ -102,7 +102,7 @@ def test_every_kind_of_source_is_read_from_an_object_store(tmp_path: Path, bucke
         assert contents(there) == contents(here)
 
 
-def test_a_shard_that_came_to_an_object_store_is_seen_at_once(tmp_path: Path, bucket: str) -> None:
+def test_a_new_shard_in_an_object_store_is_seen(tmp_path: Path, bucket: str) -> None:
     """Its file system keeps listings for the whole process."""
     upload(write_shards(tmp_path / "first", shards=2, samples=1), bucket)
     known = indexed(bucket)
@@ -124,7 +124,7 @@ def test_a_shard_that_came_to_an_object_store_is_seen_at_once(tmp_path: Path, bu
         ("https://h/a.tar", "aiohttp", "http"),
     ],
 )
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(
+def test_a_missing_package_is_named_with_its_extra(
     source: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote, "_filesystems", {})
@@ -142,9 +142,7 @@ def test_an_unknown_protocol_is_refused() -> None:
         index_images("nfs4://server/a.tar", ANIMAL_VOCABULARY)
 
 
-def test_a_source_is_named_so_that_it_is_found_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_is_recorded_as_an_absolute_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert absolute_source("a/*.tar") == f"{tmp_path}/a/*.tar"
     assert absolute_source("s3://bucket/a/{0..3}.tar") == "s3://bucket/a/{0..3}.tar"
@@ -181,7 +179,7 @@ def test_rows_of_parquet_in_order_fetch_each_row_group_once(web: WebServer) -> N
     assert size * 0.9 < web.sent < size * 1.1 + 100_000
 
 
-def test_globs_on_a_web_server_are_refused_with_what_to_do(web: WebServer) -> None:
+def test_globs_on_a_web_server_are_refused(web: WebServer) -> None:
     with pytest.raises(UsageError, match="a web server lists no files; name them by braces"):
         index_images(f"{web.url}/*.tar", ANIMAL_VOCABULARY)
 
@@ -192,7 +190,7 @@ def test_a_missing_shard_on_a_web_server_is_named(web: WebServer) -> None:
         index_images(f"{web.url}/{{0..1}}.tar", ANIMAL_VOCABULARY)
 
 
-def test_failures_that_pass_cost_nothing(web: WebServer) -> None:
+def test_temporary_failures_are_retried(web: WebServer) -> None:
     write_shard(web.folder / "0.tar", [("0.jpg", jpeg(0))])
     web.failures = 2
     samples = indexed(f"{web.url}/0.tar")
@@ -202,7 +200,7 @@ def test_failures_that_pass_cost_nothing(web: WebServer) -> None:
 
 
 @pytest.mark.parametrize("kind", ["0.tar", "0.parquet"])
-def test_failures_that_last_stop_and_are_no_unreadable_images(kind: str, web: WebServer) -> None:
+def test_lasting_failures_stop_the_build(kind: str, web: WebServer) -> None:
     write_shard(web.folder / "0.tar", [("0.jpg", jpeg(0))])
     parquet_file(web.folder / "0.parquet")
     places = indexed(f"{web.url}/{kind}").locations(slice(0, 1))
@@ -214,7 +212,7 @@ def test_failures_that_last_stop_and_are_no_unreadable_images(kind: str, web: We
         indexed(f"{web.url}/{kind}")
 
 
-def test_a_server_that_is_down_is_no_missing_file(web: WebServer) -> None:
+def test_an_unreachable_server_is_not_a_missing_file(web: WebServer) -> None:
     url = web.url.rpartition(":")[0] + ":9"  # nobody listens there
     with pytest.raises(RppError, match=rf"cannot read {url}/0\.tar \(.*[Cc]onnect") as caught:
         index_images(f"{url}/0.tar", ANIMAL_VOCABULARY)
