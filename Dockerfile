@@ -1,4 +1,4 @@
-# The three commands with all that they need; CUDA is used where the host lends a device (torch brings it).
+# The three commands with all their dependencies. CUDA is used if the host provides a device (torch contains it).
 #
 #   docker build -t rpp .
 #   docker run --rm --network none rpp demo
@@ -13,7 +13,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 
 WORKDIR /opt/rpp
 
-# What rpp depends on, some 6 GB, is a layer of its own: only another pyproject.toml makes it anew.
+# The dependencies, about 6 GB, are a layer of their own: it is rebuilt only if pyproject.toml changes.
 COPY pyproject.toml ./
 RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
         extras = project["optional-dependencies"]; \
@@ -28,7 +28,7 @@ RUN pip install --no-cache-dir --no-deps . \
     && useradd --uid 1000 --home-dir /work rpp \
     && install --directory --mode=1777 /work
 
-# Nothing runs as root. What is written or fetched goes to /work, where any --user may write.
+# Nothing runs as root. Files are written and downloaded to /work, where any --user may write.
 ENV HOME=/work
 USER 1000
 WORKDIR /work

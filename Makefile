@@ -1,16 +1,16 @@
-# `make demo` and `make test` do all set-up on a fresh machine; a second call installs nothing.
+# `make demo` and `make test` do the complete set-up on a new machine; a second call installs nothing.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 
-# pip for what users get; the other environments are installed by uv, in a tenth of the time.
+# Users install with pip; the test environments use uv, which takes a tenth of the time.
 INSTALLER ?= pip
 PIP := $(BIN)/python -m pip install
 UV := $(PIP) --quiet uv && $(BIN)/uv pip install --system-certs --python $(BIN)/python
 INSTALL := $(if $(filter uv,$(INSTALLER)),$(UV),$(PIP))
 
-# Tests in which another release of a dependency can show.
+# Tests in which another release of a dependency can make a difference.
 VERSION_TESTS := \
 	tests/pipeline/test_demo.py \
 	tests/teacher_cache/test_build.py tests/teacher_cache/test_export.py \
@@ -25,7 +25,7 @@ VERSION_TESTS := \
 demo: install
 	$(BIN)/rpp demo
 
-# All that protects results and data; of kills, other faults and hostile input the short form.
+# Everything that protects results and data; kills, other faults and hostile input in a short form.
 test: install browser
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal $(TESTS)
 
@@ -35,7 +35,7 @@ test-newest:
 		$(MAKE) test VENV=.venv-newest PYTHON="$$python" INSTALLER=uv TESTS='$(VERSION_TESTS)'
 
 # The lowest versions that pyproject.toml allows, of Python and of each dependency. Without the export to ONNX:
-# torch 2.6 runs these towers, but cannot write all of them as ONNX, and says so.
+# torch 2.6 runs these towers but cannot export all of them, and reports it.
 test-oldest:
 	mkdir -p .venv-oldest
 	python3.11 tests/oldest_requirements.py > .venv-oldest/constraints.txt
@@ -43,16 +43,16 @@ test-oldest:
 		$(MAKE) test VENV=.venv-oldest PYTHON=python3.11 INSTALLER=uv \
 		TESTS='$(filter-out tests/student_train/interchange/test_onnx_tower.py,$(VERSION_TESTS))'
 
-# Hundreds of kills and other faults, and a table of what became of them; half an hour.
+# Hundreds of kills and other faults, and a table of the results; half an hour.
 faults: install
 	RPP_KILLS=100 RPP_FAULTS_TABLE=faults.md $(BIN)/python -m pytest tests/faults --timeout 3600
 
-# Fresh damaged files for all that reads files, and how many of each kind were tried.
+# New damaged files for all code that reads files, and how many of each kind were tried.
 RPP_FUZZ_SECONDS ?= 600
 fuzz: install
 	RPP_FUZZ_SECONDS=$(RPP_FUZZ_SECONDS) $(BIN)/python -m pytest tests/hostile -m fuzz
 
-# The suite once more, slower, with what it runs of the packages, subprocesses included.
+# The suite with coverage, subprocesses included; slower.
 coverage: install browser
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses auto --dist worksteal
@@ -69,7 +69,7 @@ $(VENV)/installed: pyproject.toml
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
-# The report is tested in a real browser; without one those tests fail, and say how to leave them out.
+# The report is tested in a real browser. Without one these tests fail and explain how to deselect them.
 browser:
 	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -1,4 +1,4 @@
-"""What a build costs above its teacher: reading, decoding, resizing and storing beside the forward pass.
+"""Cost of a build on top of its teacher: reading, decoding, resizing and storing beside the forward pass.
 
 A build of JPEG files is timed against a bare loop of the same model's `encode_image` over the same pictures,
 decoded, preprocessed and cut into the same batches beforehand: in one process, with the same torch threads,

@@ -1,9 +1,9 @@
 """A training step with cached soft labels, with none, and with the teacher online.
 
-Student and teacher are whole open_clip models with random weights: seconds do not depend on what weights say.
+Student and teacher are whole open_clip models with random weights: seconds do not depend on weights.
 Both towers of the student are prompted. Each kind of step does what the loop does with a batch: towers,
 logits of both sides, loss, gradients, update. "Online" adds the teacher's image tower on the same pixels; its
-class features are computed once, as anyone would. Reading and decoding images is the same for all three and
+class features are computed once. Reading and decoding images is the same for all three and
 left out; reading the cached features is in.
 
 The sweep is arithmetic on the measured parts: stage one runs the teacher once over all samples (its forward

@@ -1,4 +1,4 @@
-"""What prompts learnt on some drawing styles of emoji are worth on others, on new classes, and as a start.
+"""How well prompts trained on some drawing styles of emoji transfer to other styles and new classes.
 
 Three protocols with the demo's teacher, which was itself trained on Twemoji and EmojiOne:
 
@@ -7,8 +7,8 @@ Three protocols with the demo's teacher, which was itself trained on Twemoji and
 - few-shot: learnt on the base half, then adapted to the new half with 1, 2 and 4 pictures a class of four
   styles, against the same from fresh prompts; tested on Fluent's new half.
 
-All trained rows of a table share every setting but the one that the row names; nothing was tuned on a test
-style. Stopped, it goes on where it stopped.
+All trained rows of a table share every setting except the one that the row names; nothing was tuned on a test
+style. If it is stopped, run it again to continue.
 
     python benchmarks/cross_style.py --emoji emoji --out cross-style --seeds 3
 """

@@ -71,7 +71,7 @@ def counted(decoding: Iterator[int] | None, seconds: float) -> tuple[float, floa
 
     feeder = threading.Thread(target=decode, args=(decoding,)) if decoding else None
     if feeder and decoding:
-        next(decoding)  # whoever decodes is up
+        next(decoding)  # the decoders have started
         feeder.start()
     small, operations, started = torch.ones(16, 16), 0, time.perf_counter()
     while time.perf_counter() - started < seconds:

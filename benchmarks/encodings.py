@@ -1,4 +1,4 @@
-"""What each encoding takes and loses, on a real teacher's features.
+"""Size and error of each encoding, on a real teacher's features.
 
     python benchmarks/encodings.py --images 'emoji/{noto,fluent-flat}.tar' --labels emoji/classes.txt \\
         --teacher pipeline/demo/teacher --classes emoji/classes.txt imagenet-22k

@@ -1,4 +1,4 @@
-"""One exact softmax step over all 21,841 names of imagenet-22k, text prompts alone.
+"""One exact softmax step over all 21,841 names of imagenet-22k, text prompts only.
 
 A step: class features of all names, logits of random image features, hard and soft loss, backward. It is
 compared with the same step over 1,000 names on all 77 positions (`plain_text_tower.py`), in one process and

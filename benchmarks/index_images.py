@@ -105,7 +105,7 @@ def main(
     tars: Annotated[int, typer.Option(help="how many tars")] = 200,
     members: Annotated[int, typer.Option(help="images a tar")] = 500,
     table: Annotated[int, typer.Option(help="rows of a table to build; 0: none")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="print the figures alone, as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print only the figures, as JSON")] = False,
 ) -> None:
     """Print members a second of indexing and of tarfile, the seconds of indexing again, an estimate."""
     vocabulary = load_vocabulary("imagenet-21k")

@@ -127,7 +127,7 @@ def features(contents: list[bytes], teacher: Teacher, classes_CD: torch.Tensor, 
 
 def main(
     rounds: Annotated[int, typer.Option(help="how often each is timed")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="print the figures alone, as JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print only the figures, as JSON")] = False,
 ) -> None:
     """Print milliseconds a picture, the difference of pixels, and that of a teacher's features."""
     torch.set_num_threads(1)

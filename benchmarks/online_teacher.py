@@ -2,7 +2,7 @@
 
 The online run is `train` itself; only the teacher's part of each batch is not read but computed from the
 batch's pixels, by the same frozen model. Both must end with nearly the same loss: the cache holds float16.
-With text prompts alone an online run needs the images for the teacher's sake, and what it computes serves
+With text prompts only, an online run needs the images for the teacher's sake, and what it computes serves
 both sides.
 
 A sweep is its runs and, with a cache, one build; evaluations and starts are the same for both and left out.

@@ -111,7 +111,7 @@ def peak_mb() -> float:
     """Largest resident memory of this process since the last call, in MB."""
     status = Path("/proc/self/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    Path("/proc/self/clear_refs").write_text("5")  # forget it
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     return int(peak.split()[1]) * 1024 / 1e6
 
 
@@ -159,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--cache", type=Path, help="keep it here, or measure the one that is here")
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--json", action="store_true", help="print only JSON")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -1,6 +1,6 @@
 """Caches without images for the benchmarks: a small real teacher, real class names, random unit features.
 
-What is random is what a benchmark of speed does not look at. Laid out and committed by the store itself.
+Only values that do not change the speed are random. The store itself creates and commits the cache.
 
     python benchmarks/synthetic.py --rows 1000000 --out /tmp/million.zarr
     rpp-train --cache /tmp/million.zarr --towers text --classes-per-step 1000 --epochs 1
@@ -50,7 +50,7 @@ def write_random(folder: Path, config: dict[str, Any] | str) -> Path:
 def write_cache(
     path: Path, model: Path, rows: int, classes: str = "imagenet-22k", views: int = 1, seed: int = 0
 ) -> Path:
-    """A finished cache of `rows` samples that exist nowhere, with labels in order as class by class shards
+    """A finished cache of `rows` samples without image files, with labels in order as class by class shards
     have them."""
     teacher = Teacher(load_model(str(model)), torch.device("cpu"))
     names = load_vocabulary(classes)

@@ -48,7 +48,7 @@ def in_turn(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Tim
 
 
 def machine() -> dict[str, Any]:
-    """Where this was measured."""
+    """The machine of this measurement."""
     name = platform.processor()
     with open("/proc/cpuinfo", encoding="utf-8") as file:
         name = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), name)
