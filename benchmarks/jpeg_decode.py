@@ -63,7 +63,7 @@ def emoji(count: int) -> list[bytes]:
         str(DEMO / "pictures" / "noto.tar"), load_vocabulary(DEMO / "pictures" / "classes.txt")
     )
     reader = ImageReader()
-    images = [decode_image(reader.read(*place)) for place in samples.locations(slice(0, count))]
+    images = [decode_image(reader.read(place)) for place in samples.locations(slice(0, count))]
     return [jpeg(image.resize((512, 512), Image.Resampling.LANCZOS)) for image in images]
 
 

@@ -62,7 +62,7 @@ def load_drawings(source: str, classes: Path) -> tuple[Tensor, Tensor, list[str]
     samples, _ = index_images(source, vocabulary)
     reader = ImageReader()
     rows = np.arange(len(samples))
-    images = [decode_image(reader.read(*location)) for location in samples.locations(rows)]
+    images = [decode_image(reader.read(location)) for location in samples.locations(rows)]
     pixels = [np.asarray(image.resize((CANVAS, CANVAS))).transpose(2, 0, 1) for image in images]
     labels = torch.from_numpy(samples.labels.astype(np.int64))
     return torch.from_numpy(np.stack(pixels)), labels, list(vocabulary.names)

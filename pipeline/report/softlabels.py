@@ -162,7 +162,7 @@ def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[Image.Im
     pictures: list[Image.Image | Exception] = []
     for location in cache.samples.locations(rows):
         try:
-            content = reader.read(*location)
+            content = reader.read(location)
             pictures.append(decode_image(content, max_pixels=cache.header.max_pixels))
         except (UnreadableImageError, RppError) as error:
             pictures.append(error)

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
 from threading import Thread
 from typing import Any
 
@@ -27,13 +26,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from student_train.compat.torch import WorkerProcesses
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import (
-    IMAGE_SUFFIXES,
     ImageReader,
     SampleTable,
     UnreadableImageError,
     decode_image,
 )
 from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.location import ByteRange, Location, ParquetRow, WholeFile
 from teacher_cache.views import ViewRenderer
 
 PIECE = 16  # images that a worker decodes at a time; a batch is spread over all of them
@@ -48,13 +47,13 @@ class Shown:
 
     Attributes:
         key: of the sample, as the sample table has it.
-        location: path, byte offset, byte length.
+        location: where its bytes are.
         view, crop: as the cache has them; crop is [5] uint16.
         check: whether to look if the sample of that key is what lies there.
     """
 
     key: str
-    location: tuple[str, int, int]
+    location: Location
     view: int
     crop: NDArray[np.uint16]
     check: bool = False
@@ -83,7 +82,7 @@ def read_pixels(
         try:
             if shown.check:
                 check_key(shown, reader)
-            image = decode_image(reader.read(*shown.location), max_pixels=max_pixels)
+            image = decode_image(reader.read(shown.location), max_pixels=max_pixels)
         except UsageError:
             raise
         except (UnreadableImageError, RppError) as error:
@@ -103,12 +102,16 @@ def check_key(shown: Shown, reader: ImageReader) -> None:
     Raises:
         UsageError: they differ.
     """
-    path, offset, length = shown.location
+    location = shown.location
+    if isinstance(location, ParquetRow):
+        return
+    path, length = location.path, location.length
+    offset = 0 if isinstance(location, WholeFile) else location.offset
     found = None
     if path.endswith(".tar"):
         try:
             header = tarfile.TarInfo.frombuf(
-                reader.read(path, offset - TAR_BLOCK, TAR_BLOCK), "utf-8", "surrogateescape"
+                reader.read(ByteRange(path, offset - TAR_BLOCK, TAR_BLOCK)), "utf-8", "surrogateescape"
             )
         except (tarfile.HeaderError, UnreadableImageError, ValueError):
             found = "no tar member"
@@ -118,7 +121,7 @@ def check_key(shown: Shown, reader: ImageReader) -> None:
             whole = shown.key.isascii() and len(shown.key) <= WHOLE_NAME
             if (whole and stem != shown.key) or header.size != length:
                 found = f"{header.name} ({header.size} bytes)"
-    elif PurePath(path).suffix.lower() in IMAGE_SUFFIXES and not path.endswith(shown.key):
+    elif isinstance(location, WholeFile) and not path.endswith(shown.key):
         found = path
     if found is not None:
         raise UsageError(

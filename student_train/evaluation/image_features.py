@@ -19,6 +19,7 @@ from student_train.evaluation.models import FeatureModel, StudentFeatures
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
 from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.location import Location
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.teacher import image_tower
@@ -59,9 +60,9 @@ def encode_images(
     labelled = np.flatnonzero(samples.labels >= 0)
     reader = ImageReader()
 
-    def views(location: tuple[str, int, int]) -> list[NDArray[np.uint8]] | UnreadableImageError:
+    def views(location: Location) -> list[NDArray[np.uint8]] | UnreadableImageError:
         try:
-            image = decode_image(reader.read(*location), max_pixels=max_pixels)
+            image = decode_image(reader.read(location), max_pixels=max_pixels)
             return _rendered(image, towers.values())
         except UnreadableImageError as error:
             return error

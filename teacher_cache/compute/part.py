@@ -249,7 +249,7 @@ class PartPixels:
         """Fill [views, H, W, 3]; why that was not possible, seconds of reading, seconds of decoding."""
         started = time.perf_counter()
         try:
-            content = self.reader.read(*self.locations[position])
+            content = self.reader.read(self.locations[position])
             read, begun = time.perf_counter() - started, time.thread_time()
             image = decode_image(content, max_pixels=self.header.max_pixels)
             for number, of_pass in enumerate(views):

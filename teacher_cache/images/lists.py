@@ -1,7 +1,7 @@
-"""Files that list images: CoOp's `split_zhou_*.json`, one of its parts, and text files 'IMAGE CLASS NAME'.
+"""Files that list images: one part of CoOp's `split_zhou_*.json`, and text files of `IMAGE CLASS NAME`.
 
-The images lie beside the list or in one folder below it; a row's path is that folder, its key the place
-within.
+The images are beside the list or in one folder below it. A row's path is that folder; its key is the image's
+path within it.
 """
 
 import os
@@ -15,21 +15,18 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.text_file import MOST_LIST_BYTES, read_text
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, SourceFile
-from teacher_cache.images.table import LOOSE_FILE
+from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, Source
 
 
-def index_list(file: SourceFile, part: str | None) -> Rows:
-    """Rows of a list of images.
-
-    Args:
-        part: `train`, `val` or `test` of a split file; None of a text file.
+def index_list(source: Source) -> list[Rows]:
+    """Rows of a list of images: a text file, or the part `source.part` of a split file.
 
     Raises:
-        UsageError: another form, no such part, places outside the list's folder, or no images there.
+        UsageError: another form, no such part, images outside the list's folder, or no images.
         RppError: the list cannot be read.
     """
-    path = Path(file.path)
+    part = source.part
+    path = Path(source.files[0].path)
     try:
         content = read_text(path, MOST_LIST_BYTES)
     except UnicodeDecodeError as error:
@@ -48,8 +45,9 @@ def index_list(file: SourceFile, part: str | None) -> Rows:
         sizes = list(pool.map(_size, (root / place for place, _ in images)))
     builder = RowBuilder()
     for (place, label), size in zip(images, sizes, strict=True):
-        builder.append(place, LOOSE_FILE, size, None, label)
-    return Rows(str(root), builder.table(), class_list=class_list)
+        builder.append_file(place, size, label)
+    # the list stays the same when its images change
+    return [Rows(str(root), builder.table(), class_list=class_list, reusable=False)]
 
 
 def _images_of_split(

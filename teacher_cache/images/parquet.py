@@ -18,10 +18,10 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.images.decode import UnreadableImageError
 from teacher_cache.images.labels import LABEL_KEYS, parse_label
+from teacher_cache.images.parallel import map_files
 from teacher_cache.images.remote import RemoteFile, file_info, is_remote, read_range
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import SourceFile
-from teacher_cache.images.table import PARQUET_ROW
+from teacher_cache.images.sources import Source, SourceFile
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", *LABEL_KEYS)
@@ -34,7 +34,12 @@ KEPT_BYTES = (
 )  # of row groups; the last two stay in any case, where threads cross from one to the next
 
 
-def index_parquet(file: SourceFile) -> Rows:
+def index_parquet(source: Source) -> list[Rows]:
+    """Rows of all Parquet files; raises as `index_file`."""
+    return map_files("Parquet files", index_file, source.files)
+
+
+def index_file(file: SourceFile) -> Rows:
     """Rows of a Parquet file.
 
     Raises:
@@ -60,7 +65,7 @@ def index_parquet(file: SourceFile) -> Rows:
                 for name, value in zip(names, labels, strict=True):
                     where = f"{file.path}: row {row}"
                     index, text = _label(value, class_list, where)
-                    builder.append(name or f"{file.stem}/{row}", row, PARQUET_ROW, index, text)
+                    builder.append_parquet_row(name or f"{file.stem}/{row}", row, index, text)
                     row += 1
     except OSError as error:
         if error.errno is not None:

@@ -10,9 +10,10 @@ from typing import BinaryIO
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images.headers import DamagedTarError, TarMember, tar_members
 from teacher_cache.images.labels import SYNSET, read_label
+from teacher_cache.images.parallel import map_files
 from teacher_cache.images.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import IMAGE_SUFFIXES, SourceFile
+from teacher_cache.images.sources import IMAGE_SUFFIXES, Source, SourceFile
 
 LONGEST_LABEL = 1 << 24  # bytes of a .cls or .json; captions and boxes of an image are some KB
 LOCAL_BUFFER_BYTES = 8192  # headers lie some 100 KB apart: a larger buffer reads images for nothing
@@ -46,6 +47,24 @@ class TarSpan:
         if is_remote(self.file.path):
             return io.BufferedReader(RemoteFile(self.file.path, self.file.size), READ_AHEAD_BYTES)
         return open(self.file.path, "rb", buffering=LOCAL_BUFFER_BYTES)
+
+
+def index_tars(source: Source) -> list[Rows]:
+    """Rows of all shards, those of each shard before those of the tars inside it.
+
+    Raises:
+        UsageError, RppError: as `index_tar`.
+    """
+    outer = map_files("shards", index_tar, [TarSpan(file, 0, file.size) for file in source.files])
+    inner = iter(map_files("tars in tars", index_tar, [span for _, spans in outer for span in spans]))
+    pieces: list[Rows] = []
+    for rows, spans in outer:
+        pieces.append(rows)
+        for _ in spans:
+            inside, deeper = next(inner)
+            inside.notes += [f"{span}: a tar in a tar in a tar is not read" for span in deeper]
+            pieces.append(inside)
+    return pieces
 
 
 def index_tar(span: TarSpan) -> tuple[Rows, list[TarSpan]]:

@@ -54,7 +54,7 @@ def test_fuzz_parquet_images(tmp_path_factory: pytest.TempPathFactory, data: st.
         reader = ImageReader()
         for place in samples.locations(slice(None)):
             with suppress(UnreadableImageError):
-                reader.read(*place)
+                reader.read(place)
 
     tried(read)
 
@@ -67,7 +67,7 @@ def test_a_path_in_a_row_leads_nowhere_else(name: str, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "in" / "a.parquet", [{"bytes": None, "path": name}])
     samples, _ = index_images(str(path), ANIMAL_VOCABULARY)
     with pytest.raises(UnreadableImageError, match="leads out of the Parquet file's folder") as refused:
-        ImageReader().read(*samples.locations(slice(None))[0])
+        ImageReader().read(samples.locations(slice(None))[0])
     assert is_one_line(str(refused.value))
 
 
@@ -88,5 +88,5 @@ def test_a_row_group_that_would_fill_the_memory_is_not_read(
     samples, _ = index_images(str(path), ANIMAL_VOCABULARY)
     places = samples.locations(slice(None))
     with pytest.raises(UnreadableImageError, match=r"120,\d+ bytes are more than a row group is read with"):
-        ImageReader().read(*places[0])
-    assert len(ImageReader().read(*places[2])) == 200
+        ImageReader().read(places[0])
+    assert len(ImageReader().read(places[2])) == 200

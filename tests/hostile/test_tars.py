@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, UnreadableImageError, index_images
 from teacher_cache.images.headers import DamagedTarError, tar_members
+from teacher_cache.images.location import ByteRange, WholeFile
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import damaged, damaged_json
@@ -97,7 +98,7 @@ def read_all(path: Path) -> None:
     assert all(map(is_one_line, notes)), notes
     reader = ImageReader()
     for place in samples.locations(slice(None)):
-        reader.read(*place)
+        reader.read(place)
     assert isinstance(samples.digest, str)
 
 
@@ -228,8 +229,8 @@ def test_a_label_of_64_gb_is_not_read(tmp_path: Path) -> None:
     [
         (0, 1 << 50, r"file ends after 11 of"),
         (1 << 60, 100, "file ends after 0 of 100"),
-        (-5, 10, "no place in a file"),
-        (0, -7, "no place in a file"),
+        (-5, 10, "invalid byte range"),
+        (0, -7, "invalid byte range"),
     ],
 )
 def test_a_place_that_a_file_does_not_have_is_unreadable(
@@ -238,9 +239,9 @@ def test_a_place_that_a_file_does_not_have_is_unreadable(
     """The places stand in a cache's table, which may be anyone's; memory is asked for what is there alone."""
     (tmp_path / "a.tar").write_bytes(b"eleven here")
     with bounded(), pytest.raises(UnreadableImageError, match=reason):
-        ImageReader().read(str(tmp_path / "a.tar"), offset, length)
+        ImageReader().read(ByteRange(str(tmp_path / "a.tar"), offset, length))
 
 
 def test_a_path_with_a_zero_byte_is_unreadable() -> None:
     with pytest.raises(UnreadableImageError, match="null byte"):
-        ImageReader().read("/tmp/a\0b.jpg", 0, 10)
+        ImageReader().read(WholeFile("/tmp/a\0b.jpg", 10))

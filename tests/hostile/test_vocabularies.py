@@ -106,9 +106,9 @@ def test_fuzz_lists(tmp_path_factory: pytest.TempPathFactory, form: tuple[str, b
         samples, notes = index_images(source, ANIMAL_VOCABULARY)
         assert all(map(is_one_line, notes)), notes
         reader = ImageReader()
-        for path, offset, length in samples.locations(slice(None)):
-            assert Path(path).resolve().is_relative_to(folder)
-            reader.read(path, offset, length)
+        for location in samples.locations(slice(None)):
+            assert Path(location.path).resolve().is_relative_to(folder)
+            reader.read(location)
 
     tried(read)
 

@@ -121,7 +121,7 @@ def test_pictures_have_classes_of_teacher_and_student(
             assert [name for name, _ in one.teacher] == [cache.vocabulary.names[c] for c in best.indices]
             assert [shares[place] for _, shares in one.teacher] == pytest.approx(best.values.tolist())
         file = tmp_path / f"{row}.jpg"
-        file.write_bytes(ImageReader().read(*cache.samples.locations(np.array([row]))[0]))
+        file.write_bytes(ImageReader().read(cache.samples.locations(np.array([row]))[0]))
         asked = PredictSettings(student=str(run_path), classes=str(inputs / "classes.txt"))
         (expected,) = predict(asked, [file])
         assert [name for name, _ in one.student] == expected.classes

@@ -54,7 +54,7 @@ def test_a_link_to_an_image_that_is_gone_keeps_its_row(tmp_path: Path) -> None:
     samples = indexed(tmp_path)
     assert samples.keys(slice(None)) == ["cat/0.jpg", "cat/1.jpg", "cat/5.jpg"]
     with pytest.raises(UnreadableImageError, match="No such file"):
-        ImageReader().read(*samples.locations(slice(2, 3))[0])
+        ImageReader().read(samples.locations(slice(2, 3))[0])
 
 
 def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:

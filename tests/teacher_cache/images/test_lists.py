@@ -42,7 +42,7 @@ def test_a_part_of_a_split_is_an_image_source_in_its_order(tmp_path: Path, image
     samples, notes = index_images(f"{path}#test", vocabulary)
     assert samples.keys(slice(None)) == ["beagle/9.jpg", "abyssinian/3.jpg", "gone/0.jpg"]
     assert samples.labels.tolist() == [2, 0, 2]
-    assert ImageReader().read(*samples.locations(slice(1, 2))[0]) == jpeg(4, 8, 8)
+    assert ImageReader().read(samples.locations(slice(1, 2))[0]) == jpeg(4, 8, 8)
     assert notes == ["1 of 3 classes have no sample"]
     train, _ = index_images(f"{path}#train", vocabulary)
     assert train.labels.tolist() == [1, 0]
@@ -84,7 +84,7 @@ def test_aircrafts_lists_name_images_without_suffix_and_classes_with_spaces(tmp_
     samples, _ = index_images(str(tmp_path / "images_variant_test.txt"), vocabulary)
     assert samples.keys(slice(None)) == ["0034309.jpg", "0034958.jpg"]
     assert samples.labels.tolist() == [1, 0]
-    assert len(ImageReader().read(*samples.locations(slice(0, 1))[0])) > 100
+    assert len(ImageReader().read(samples.locations(slice(0, 1))[0])) > 100
 
 
 def refused(path: Path | str, match: str) -> None:

@@ -127,7 +127,7 @@ def test_images_given_by_path_lie_beside_the_file(tmp_path: Path) -> None:
     images: list[Any] = [{"bytes": None, "path": name} for name in names]
     samples = indexed(write_parquet(tmp_path / "data" / "a.parquet", [*images, None], [0] * 6))
     places, reader = samples.locations(slice(None)), ImageReader()
-    assert reader.read(*places[0]) == jpeg(0)
+    assert reader.read(places[0]) == jpeg(0)
     reasons = [
         r"cannot read .*1\.jpg: No such",
         "leads out of",
@@ -137,7 +137,7 @@ def test_images_given_by_path_lie_beside_the_file(tmp_path: Path) -> None:
     ]
     for place, reason in zip(places[1:], reasons, strict=True):
         with pytest.raises(UnreadableImageError, match=reason):
-            reader.read(*place)
+            reader.read(place)
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_damaged_row_group_costs_its_rows_alone(tmp_path: Path) -> None:
     for row, place in enumerate(samples.locations(slice(None))):
         if 3 <= row < 6:
             with pytest.raises(UnreadableImageError, match="its row group is damaged"):
-                reader.read(*place)
+                reader.read(place)
         else:
-            assert reader.read(*place) == images[row]["bytes"]
+            assert reader.read(place) == images[row]["bytes"]
 
 
 def test_a_file_that_is_gone_or_became_shorter_stops(tmp_path: Path) -> None:
@@ -170,13 +170,13 @@ def test_a_file_that_is_gone_or_became_shorter_stops(tmp_path: Path) -> None:
     places = indexed(path).locations(slice(None))
     write_parquet(path, rows(2), [0] * 2)
     with pytest.raises(RppError, match="changed since it was indexed"):
-        ImageReader().read(*places[5])
+        ImageReader().read(places[5])
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(RppError, match=r"cannot read .*a\.parquet: "):
-        ImageReader().read(*places[0])
+        ImageReader().read(places[0])
     path.unlink()
     with pytest.raises(RppError, match=r"cannot read .*a\.parquet: "):
-        ImageReader().read(*places[0])
+        ImageReader().read(places[0])
 
 
 def test_the_digest_knows_keys_and_labels_but_not_the_file(tmp_path: Path) -> None:

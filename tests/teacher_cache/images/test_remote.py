@@ -16,6 +16,7 @@ from teacher_cache.images import (
     index_images,
     remote,
 )
+from teacher_cache.images.location import ByteRange
 from tests.teacher_cache.images.conftest import WebServer, upload
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
@@ -82,9 +83,9 @@ def test_a_loose_image_that_is_gone_is_unreadable_and_a_shard_that_is_gone_stops
     fsspec.filesystem("memory").rm("/images", recursive=True)
     fsspec.filesystem("memory").mkdir("/images")
     with pytest.raises(UnreadableImageError, match="no such file"):
-        ImageReader().read(*loose)
+        ImageReader().read(loose)
     with pytest.raises(RppError, match=r"cannot read image shard memory://.*shard-000\.tar: no such file"):
-        ImageReader().read(*packed)
+        ImageReader().read(packed)
 
 
 # In an object store
@@ -182,7 +183,7 @@ def test_rows_of_parquet_in_order_fetch_each_row_group_once(web: WebServer) -> N
 
 
 def test_globs_on_a_web_server_are_refused_with_what_to_do(web: WebServer) -> None:
-    with pytest.raises(UsageError, match="a web server lists no files; name them by braces"):
+    with pytest.raises(UsageError, match="a web server cannot list files; name them with braces"):
         index_images(f"{web.url}/*.tar", ANIMAL_VOCABULARY)
 
 
@@ -208,7 +209,7 @@ def test_failures_that_last_stop_and_are_no_unreadable_images(kind: str, web: We
     places = indexed(f"{web.url}/{kind}").locations(slice(0, 1))
     web.failures = 10**6
     with pytest.raises(RppError, match=rf"cannot read {web.url}/{kind} .*503") as caught:
-        ImageReader().read(*places[0])
+        ImageReader().read(places[0])
     assert not isinstance(caught.value, UsageError)
     with pytest.raises(RppError, match=rf"cannot read {web.url}/{kind} .*503"):
         indexed(f"{web.url}/{kind}")
@@ -220,7 +221,7 @@ def test_a_server_that_is_down_is_no_missing_file(web: WebServer) -> None:
         index_images(f"{url}/0.tar", ANIMAL_VOCABULARY)
     assert not isinstance(caught.value, UsageError)
     with pytest.raises(RppError, match=rf"cannot read {url}/0\.tar"):
-        ImageReader().read(f"{url}/0.tar", 0, 10)
+        ImageReader().read(ByteRange(f"{url}/0.tar", 0, 10))
 
 
 def test_a_server_without_ranges_is_named(web: WebServer) -> None:
@@ -235,7 +236,7 @@ def test_a_shard_that_became_shorter_on_the_server_stops(web: WebServer) -> None
     place = indexed(f"{web.url}/0.tar").locations(slice(0, 1))[0]
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(RppError, match=r"cannot read http.*0\.tar \(EOFError: 488 of \d+ bytes"):
-        ImageReader().read(*place)
+        ImageReader().read(place)
     shutil.rmtree(web.folder)
     with pytest.raises(RppError, match="no such file"):
-        ImageReader().read(*place)
+        ImageReader().read(place)
