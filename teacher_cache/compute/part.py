@@ -252,15 +252,16 @@ class PartPixels:
             content = self.reader.read(self.locations[position])
             read, begun = time.perf_counter() - started, time.thread_time()
             image = decode_image(content, max_pixels=self.header.max_pixels)
+            height, width = image.shape[:2]
             for number, of_pass in enumerate(views):
                 view = self.pass_views[of_pass]
                 crop = (
-                    evaluation_crop(self.renderer.preprocess, *image.size)
+                    evaluation_crop(self.renderer.preprocess, width, height)
                     if view == 0
-                    else draw_crop(self.policy, self.first_row + position, view, *image.size)
+                    else draw_crop(self.policy, self.first_row + position, view, width, height)
                 )
                 self.crops[position, of_pass] = crop
-                into[number] = self.renderer.picture(image, view, crop)
+                into[number] = self.renderer.render_last(image, view, crop)
         except UnreadableImageError as error:
             return str(error), time.perf_counter() - started, 0.0
         return None, read, time.thread_time() - begun

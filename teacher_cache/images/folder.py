@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.labels import SYNSET
 from teacher_cache.images.remote import ask, filesystem
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, Source
+from teacher_cache.images.sources import THREADS, Source
 
 
 def index_folder(source: Source) -> list[Rows]:

@@ -7,10 +7,11 @@ import pyarrow as pa
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError, printable
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.folder import folder_times
 from teacher_cache.images.labels import resolve_labels
 from teacher_cache.images.rows import Rows, joined
-from teacher_cache.images.sources import IMAGE_SUFFIXES, SOURCES, Source, find_source
+from teacher_cache.images.sources import SOURCES, Source, find_source
 from teacher_cache.images.table import Origin, SampleTable
 
 INDEX_VERSION = 2  # increase it when the same source gives other rows than before

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.remote import (
     ask,
     file_info,
@@ -23,7 +24,6 @@ from teacher_cache.images.remote import (
 if TYPE_CHECKING:
     from teacher_cache.images.rows import Rows
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 THREADS = 16  # they wait for disks and networks
 
 LIST = re.compile(r"(?P<file>.+\.(?:txt|json))(?:#(?P<part>\w+))?")

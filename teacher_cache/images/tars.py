@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.headers import DamagedTarError, TarMember, tar_members
 from teacher_cache.images.labels import SYNSET, read_label
 from teacher_cache.images.parallel import map_files
 from teacher_cache.images.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import IMAGE_SUFFIXES, Source, SourceFile
+from teacher_cache.images.sources import Source, SourceFile
 
 LONGEST_LABEL = 1 << 24  # bytes of a .cls or .json; captions and boxes of an image are some KB
 LOCAL_BUFFER_BYTES = 8192  # headers lie some 100 KB apart: a larger buffer reads images for nothing

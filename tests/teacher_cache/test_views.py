@@ -51,7 +51,7 @@ def test_view_0_is_open_clips_own_preprocessing_to_the_last_bit(
     preprocess = preprocessing(**options)
     image = picture(width, width, height)
     expected = image_transform_v2(preprocess, is_train=False)(image)
-    pixels = ViewRenderer(preprocess).render(image, 0, WHOLE)
+    pixels = ViewRenderer(preprocess).render_evaluation(np.asarray(image))
     assert pixels.dtype == np.uint8
     shown = (expected * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     np.testing.assert_array_equal(pixels, shown.round().to(torch.uint8).numpy())
@@ -158,9 +158,9 @@ def test_a_replayed_crop_gives_the_same_pixels(
     """What is replayed is the stored uint16 box: after a round trip through bytes, by another renderer."""
     image = picture(1, width, height)
     crop = draw_crop(policy, row, view, width, height)
-    given_to_teacher = ViewRenderer(preprocessing()).render(image, view, crop)
+    given_to_teacher = ViewRenderer(preprocessing()).render(np.asarray(image), view, crop)
     stored = np.frombuffer(crop.tobytes(), dtype=np.uint16)
-    replayed = ViewRenderer(preprocessing()).render(image, view, stored)
+    replayed = ViewRenderer(preprocessing()).render(np.asarray(image), view, stored)
     np.testing.assert_array_equal(replayed, given_to_teacher)
     if min(int(crop[2]) * width, int(crop[3]) * height) > 2 * FULL:
         np.testing.assert_array_equal(given_to_teacher, plain_view(image, crop, 32))
@@ -173,17 +173,31 @@ def test_any_stored_box_shows_at_least_a_pixel_of_the_image(
 ) -> None:
     crop = np.array([*box, flip], dtype=np.uint16)
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    shown = ViewRenderer(preprocessing()).render(white, 1, crop)
+    shown = ViewRenderer(preprocessing()).render(np.asarray(white), 1, crop)
     assert shown.shape == (3, 32, 32)
-    # Pillow fills what lies outside an image with black
+    # Pillow fills what is outside an image with black
     left, top, w, h = box
     if left + w <= FULL and top + h <= FULL:
         assert (shown == 255).all()
 
 
+@pytest.mark.parametrize("box", [(32768, 0, 32768, FULL), (0, 40_000, FULL, FULL), (FULL, FULL, FULL, FULL)])
+def test_a_box_that_ends_outside_the_image_is_filled_with_black_as_by_pillow(
+    box: tuple[int, int, int, int],
+) -> None:
+    image, (left, top, w, h) = picture(1, 60_000, 2), box
+    x0, y0 = (min(round(start * side / FULL), side - 1) for start, side in ((left, 60_000), (top, 2)))
+    x1, y1 = round((left + w) * 60_000 / FULL), round((top + h) * 2 / FULL)
+    assert x1 > 60_000 or y1 > 2
+    expected = transforms.resize(image.crop((x0, y0, x1, y1)), [32, 32], InterpolationMode.BICUBIC)
+    crop = np.array([*box, 0], dtype=np.uint16)
+    found = ViewRenderer(preprocessing()).render(np.asarray(image), 1, crop)
+    np.testing.assert_array_equal(found, np.asarray(expected).transpose(2, 0, 1))
+
+
 def test_a_flipped_crop_is_the_mirror_image() -> None:
     crop = draw_crop(ViewPolicy(view_flip=0), 0, 1, 64, 48)
-    renderer, image = ViewRenderer(preprocessing()), picture(0)
+    renderer, image = ViewRenderer(preprocessing()), np.asarray(picture(0))
     straight, mirrored = (renderer.render(image, 1, np.append(crop[:4], flip)) for flip in (0, 1))
     np.testing.assert_array_equal(straight[:, :, ::-1], mirrored)
     assert (straight != mirrored).any()
@@ -199,7 +213,7 @@ def test_the_evaluation_crop_is_the_box_that_view_0_shows(
     position = np.stack([255 * columns / (width - 1), 255 * rows / (height - 1), 0 * rows], axis=-1)
     preprocess = preprocessing(size=size)
     image = Image.fromarray(position.round().astype(np.uint8))
-    shown = ViewRenderer(preprocess).render(image, 0, WHOLE)
+    shown = ViewRenderer(preprocess).render_evaluation(np.asarray(image))
     left, top, w, h, flip = evaluation_crop(preprocess, width, height) / FULL
     edges = [shown[0].min(), shown[0].max(), shown[1].min(), shown[1].max()]
     # to one output pixel, half of the kernel and a rounding
@@ -241,8 +255,8 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
     head = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
     arrays = part_arrays(header, 0, samples, plain, head, batch_size=4, threads=2).arrays
     seen = torch.stack(plain.pixels, dim=1)  # a view of all images at a time
-    for row, (path, _, _) in enumerate(samples.locations(slice(None))):
-        with open(path, "rb") as file:
+    for row, location in enumerate(samples.locations(slice(None))):
+        with open(location.path, "rb") as file:
             image = decode_image(file.read())
         for view in range(3):
             replayed = ViewRenderer(plain.loaded.preprocess).render(image, view, arrays["crops"][row, view])

@@ -56,7 +56,7 @@ def test_replayed_crops_are_the_pixels_that_the_teacher_got(cache: TeacherCache,
         (replayed,) = workers.decode([shown(cache, rows, view)], len(rows))
         for row, pixels in zip(rows.tolist(), replayed, strict=True):
             image = decode_image(reader.read(cache.samples.locations(np.array([row]))[0]))
-            crop = draw_crop(policy, row, view, image.width, image.height)
+            crop = draw_crop(policy, row, view, image.shape[1], image.shape[0])
             assert np.array_equal(pixels.numpy(), teacher.renderer.render(image, view, crop))
         said = teacher.image_features(replayed)
         assert (said - cache.image_features(rows, view).float()).abs().max() < 1e-3

@@ -91,9 +91,9 @@ def seen(source: Path) -> list[Any]:
     for label, place in zip(samples.labels.tolist(), samples.locations(slice(None)), strict=True):
         try:
             image = decode_image(reader.read(place))
-            found.append((label, image.size, image.tobytes()))
+            found.append((label, image.shape, image.tobytes()))
         except UnreadableImageError as error:
-            found.append((label, (0, 0), str(error).encode()))
+            found.append((label, (0, 0, 0), str(error).encode()))
     return sorted(found)
 
 
@@ -117,7 +117,7 @@ def test_every_kind_of_source_gives_the_same_labels_and_pixels(
     folder = tmp_path_factory.mktemp("same")
     pictures = [(label, encoded(picture(seed, w, h), kind)) for label, seed, w, h, kind in drawn]
     expected = sorted(
-        (label, decode_image(content).size, decode_image(content).tobytes()) for label, content in pictures
+        (label, decode_image(content).shape, decode_image(content).tobytes()) for label, content in pictures
     )
     for kind in KINDS:
         assert seen(kind(folder / kind.__name__, pictures)) == expected, kind.__name__
@@ -137,7 +137,7 @@ def test_a_faulty_image_costs_its_row_alone(
     found = seen(kind(tmp_path / "faulty", faulty))
     assert len(found) == len(whole)
     assert len(set(found) & set(whole)) == len(whole) - 1
-    assert sum(size == (0, 0) for _, size, _ in found) == 1
+    assert sum(size == (0, 0, 0) for _, size, _ in found) == 1
 
 
 def test_files_of_two_kinds_are_refused(tmp_path: Path) -> None:
