@@ -19,7 +19,7 @@ import torch
 from teacher_cache.build import header_of, load_inputs
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import BuildSettings
-from teacher_cache.compute.part import part_arrays
+from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.compute.workers import number_of_workers, on_this_machine
 from teacher_cache.encodings import ClassHead
 from teacher_cache.images import SampleTable
@@ -154,16 +154,8 @@ def _views_per_second(
         slice_of = SampleTable(samples.table.take(pa.array(rows)))
         small = replace(header, samples=count, part_size=count)
         started = time.perf_counter()
-        part_arrays(
-            small,
-            0,
-            slice_of,
-            teacher,
-            head,
-            batch_size=settings.batch_size,
-            threads=here.threads or 1,
-            strict=settings.strict,
-        )
+        task = PartTask(small, 0, slice_of, settings.strict)
+        part_arrays(task, teacher, head, batch_size=settings.batch_size, threads=here.threads or 1)
         return time.perf_counter() - started
 
     first = min(batch, len(samples))

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as transforms
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
-from teacher_cache.compute.part import part_arrays
+from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, decode_image, index_images
@@ -253,7 +253,7 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
         passes=[3],
     )
     head = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
-    arrays = part_arrays(header, 0, samples, plain, head, batch_size=4, threads=2).arrays
+    arrays = part_arrays(PartTask(header, 0, samples), plain, head, batch_size=4, threads=2).arrays
     seen = torch.stack(plain.pixels, dim=1)  # a view of all images at a time
     for row, location in enumerate(samples.locations(slice(None))):
         with open(location.path, "rb") as file:

@@ -15,8 +15,9 @@ from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.compute import part as part_module
 from teacher_cache.compute.part import (
     BATCHES_AHEAD,
-    VIEWS_AT_ONCE,
+    VIEWS_AT_A_TIME,
     PartResult,
+    PartTask,
     cut_batches,
     part_arrays,
 )
@@ -72,8 +73,9 @@ def header_of(samples: SampleTable, passes: tuple[int, ...] = (1,)) -> CacheHead
 def computed(
     samples: SampleTable, passes: tuple[int, ...] = (1,), part: int = 0, **options: Any
 ) -> PartResult:
+    task = PartTask(header_of(samples, passes), part, samples, readable=options.pop("readable", None))
     chosen = {"batch_size": 4, "threads": 2, "teacher": CountingTeacher(), "head": HEAD} | options
-    return part_arrays(header_of(samples, passes), part, samples, **chosen)
+    return part_arrays(task, **chosen)
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +92,15 @@ def test_batches_hold_every_view_of_every_sample_once_and_no_more_than_asked(
     pairs = [(sample, view) for batch in batches for sample in batch.samples for view in batch.views]
     assert sorted(pairs) == [(sample, view) for sample in range(samples) for view in range(views)]
     for batch in batches:
-        assert len(batch.views) <= VIEWS_AT_ONCE
+        assert len(batch.views) <= VIEWS_AT_A_TIME
         assert len(batch.samples) == min(batch_size, samples - batch.samples.start)
         assert batch.samples.start % batch_size == 0
 
 
 def test_the_teacher_sees_one_view_of_a_batch_at_a_time(ten: SampleTable) -> None:
     teacher = CountingTeacher()
-    computed(ten, (VIEWS_AT_ONCE + 3,), batch_size=4, teacher=teacher)
-    views = VIEWS_AT_ONCE + 3
+    computed(ten, (VIEWS_AT_A_TIME + 3,), batch_size=4, teacher=teacher)
+    views = VIEWS_AT_A_TIME + 3
     assert teacher.sizes == [4] * views + [4] * views + [2] * views
 
 
@@ -109,7 +111,7 @@ def test_the_number_of_threads_does_not_change_a_byte(ten: SampleTable) -> None:
         np.testing.assert_array_equal(values, many[name])
 
 
-@pytest.mark.parametrize("views", [1, VIEWS_AT_ONCE + 1])
+@pytest.mark.parametrize("views", [1, VIEWS_AT_A_TIME + 1])
 def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
     views: int, ten: SampleTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +131,7 @@ def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
     assert (np.array(seen) <= taken + 2 * BATCHES_AHEAD).all()
 
 
-@pytest.mark.parametrize("views", [1, VIEWS_AT_ONCE + 1])
+@pytest.mark.parametrize("views", [1, VIEWS_AT_A_TIME + 1])
 def test_progress_counts_samples_whose_views_are_all_done(views: int, ten: SampleTable) -> None:
     counts: list[int] = []
     computed(ten, (views,), batch_size=4, on_batch=counts.append)
@@ -186,7 +188,7 @@ def test_an_image_that_was_readable_and_is_no_more_stops_a_later_pass(
     source = write_folder(tmp_path / "images")
     (source / "dog" / "0.jpg").write_bytes(b"")
     readable = np.ones(10, dtype=np.bool_)
-    with pytest.raises(RppError, match=r"dog/0\.jpg \(.*\): empty file, and its row is valid in the views"):
+    with pytest.raises(RppError, match=r"dog/0\.jpg \(.*\): empty file; the cache has views of this image"):
         computed(indexed(source), (2, 5), part=1, readable=readable)
     readable[4] = False
     assert computed(indexed(source), (2, 5), part=1, readable=readable).skipped == []
