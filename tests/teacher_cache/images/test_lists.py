@@ -96,18 +96,18 @@ def refused(path: Path | str, match: str) -> None:
 @pytest.mark.parametrize(
     ("change", "part", "said"),
     [
-        ({}, "", r"holds several parts; name one: split_zhou_Pets.json#train, .*#val, .*#test"),
+        ({}, "", r"contains several parts; name one: split_zhou_Pets.json#train, .*#val, .*#test"),
         ({}, "#valid", "has no part 'valid'"),
-        ({"test": [["/etc/passwd.jpg", 0, "abyssinian"]]}, "#test", "leads out of its folder"),
-        ({"test": [["../x.jpg", 0, "abyssinian"]]}, "#test", "leads out of its folder"),
-        ({"test": [["x.sh", 0, "abyssinian"]]}, "#test", "is no image"),
+        ({"test": [["/etc/passwd.jpg", 0, "abyssinian"]]}, "#test", "is outside the list's folder"),
+        ({"test": [["../x.jpg", 0, "abyssinian"]]}, "#test", "is outside the list's folder"),
+        ({"test": [["x.sh", 0, "abyssinian"]]}, "#test", "is not an image"),
         ({"test": [["x.jpg", 0, "beagle"]]}, "#test", "label 0 is both 'abyssinian' and 'beagle'"),
         ({"test": [["x.jpg", 7, "lion"]]}, "#test", "labels do not run from 0"),
         ({"test": [["x.jpg", True, "lion"]]}, "#test", "test, entry 0 is no"),
         ({"test": ["x.jpg"]}, "#test", "test, entry 0 is no"),
-        ({"test": []}, "#test", "names no image for test"),
+        ({"test": []}, "#test", "lists no image for test"),
         ({"test": {"x.jpg": 0}}, "#test", "test, entry 0 is no"),
-        ({"test": [["nowhere/0.jpg", 0, "abyssinian"]]}, "#test", "nowhere/0.jpg, which is neither in"),
+        ({"test": [["nowhere/0.jpg", 0, "abyssinian"]]}, "#test", "nowhere/0.jpg is neither in"),
     ],
 )
 def test_wrong_splits_are_refused_in_one_line(
@@ -120,9 +120,9 @@ def test_wrong_splits_are_refused_in_one_line(
     ("content", "said"),
     [
         (b"\xff\xfe", "is not UTF-8"),
-        (b"0034309\n", "line 1 is no 'IMAGE CLASS NAME'"),
-        (b"\n\n", "names no image"),
-        (b"../x 707\n", "leads out of its folder"),
+        (b"0034309\n", "line 1: expected 'IMAGE CLASS NAME', found '0034309'"),
+        (b"\n\n", "lists no image"),
+        (b"../x 707\n", "is outside the list's folder"),
     ],
 )
 def test_wrong_text_lists_are_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -132,7 +132,7 @@ def test_wrong_text_lists_are_refused_in_one_line(tmp_path: Path, content: bytes
 
 def test_a_list_that_is_no_split_not_there_or_elsewhere_is_refused(tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('["cat"]')
-    refused(f"{tmp_path / 'names.json'}#test", "is no split file")
+    refused(f"{tmp_path / 'names.json'}#test", "is not a split file")
     (tmp_path / "broken.json").write_text("{")
     refused(f"{tmp_path / 'broken.json'}#test", "is not JSON")
     refused(f"{tmp_path / 'absent.json'}#test", "absent.json does not exist")

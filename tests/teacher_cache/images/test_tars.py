@@ -111,7 +111,7 @@ def test_a_truncated_tar_keeps_what_is_whole_and_says_so(left_out: int, tmp_path
     assert 0 < len(kept) < 8
     assert kept == {name[0]: content for name, content in members[: len(kept)]}
     assert len(kept) == (end - left_out) // (5120 + 512)
-    assert any("cut.tar" in note and "tail is left out" in note for note in notes)
+    assert any("cut.tar" in note and "the rest is left out" in note for note in notes)
 
 
 def test_of_images_that_share_a_name_the_first_is_taken_with_a_note(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_of_images_that_share_a_name_the_first_is_taken_with_a_note(tmp_path: Pa
 
 def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "fake.tar").write_bytes(b"not a tar at all" * 100)
-    with pytest.raises(UsageError, match=r"fake\.tar is no uncompressed tar"):
+    with pytest.raises(UsageError, match=r"fake\.tar is not an uncompressed tar"):
         indexed(tmp_path)
 
 
 def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
-    with pytest.raises(UsageError, match="unpack compressed"):
+    with pytest.raises(UsageError, match="decompress it first"):
         indexed(tmp_path)
 
 
@@ -149,7 +149,9 @@ def test_a_damaged_header_costs_the_tail_with_a_note(tmp_path: Path) -> None:
     shard.write_bytes(content)
     samples, notes = index_images(str(shard), ANIMAL_VOCABULARY)
     assert samples.keys(slice(None)) == ["0", "1", "2", "3"]
-    assert any(f"bad.tar: no valid header at byte {4 * 1536}" in note and "tail" in note for note in notes)
+    assert any(
+        f"bad.tar: no valid header at byte {4 * 1536}" in note and "the rest" in note for note in notes
+    )
 
 
 def test_names_in_a_tar_are_keys_and_never_paths(tmp_path: Path) -> None:
@@ -220,8 +222,8 @@ def test_an_inner_file_that_is_no_tar_is_left_out_with_a_note(tmp_path: Path) ->
     samples, notes = index_images(str(write_shard(tmp_path / "outer.tar", members)), SYNSETS)
     assert samples.keys(slice(None)) == ["x", "n01443537_10", "n01443537_11"]
     for what in (
-        "outer.tar:n01440764.tar: is no uncompressed tar",
-        "outer.tar:empty.tar: is no uncompressed",
+        "outer.tar:n01440764.tar: not an uncompressed tar",
+        "outer.tar:empty.tar: not an uncompressed",
         "a tar in a tar in a tar is not read",
     ):
         assert any(what in note for note in notes), what
