@@ -293,7 +293,7 @@ class TestStats:
 
     @pytest.mark.parametrize(
         ("temperature", "reason"),
-        [("1,two", "--temperature '1,two': numbers with commas between"), ("0", "above zero, not 0")],
+        [("1,two", "--temperature '1,two': expected numbers such as"), ("0", "above zero, found 0")],
     )
     def test_wrong_temperatures(self, run: Run, cache: Path, temperature: str, reason: str) -> None:
         code, out, err = run("stats", "--temperature", temperature, cache)

@@ -35,7 +35,7 @@ def views(number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory, teacher: Path, shards: Path, names: Path) -> Path:
-    """A finished cache with two views a sample."""
+    """A finished cache with two views per sample."""
     out = tmp_path_factory.mktemp("few") / "zarr"
     build_cache(settings(shards, names, out, teacher, **views(2)))
     return out
@@ -131,7 +131,7 @@ def test_a_damaged_part_of_a_later_pass_takes_back_its_pass_alone(
 
 def test_views_that_are_there_and_unfinished_caches_are_refused(copy: Path) -> None:
     for number in (1, 2):
-        with pytest.raises(UsageError, match="has 2 views a sample already"):
+        with pytest.raises(UsageError, match="already has 2 views per sample"):
             extend_cache(str(copy), ExtendSettings(views=number, **ONE_BY_ONE))
     CacheStore.open(copy).withdraw(3)
     with pytest.raises(
@@ -148,7 +148,9 @@ def test_another_teacher_or_other_images_are_refused_before_anything_changes(
     with pytest.raises(UsageError, match=r"has weights blake2b:\S+, the cache was made with blake2b:\S+;"):
         extend_cache(str(copy), ExtendSettings(views=3, teacher=str(other), **ONE_BY_ONE))
     images = write_shards(tmp_path / "images", shards=1)
-    with pytest.raises(UsageError, match=r"does not hold the samples of the cache .* 6 samples against 12"):
+    with pytest.raises(
+        UsageError, match=r"does not contain the samples of the cache .*: expected 12 .* found 6"
+    ):
         extend_cache(str(copy), ExtendSettings(views=3, images=str(images), **ONE_BY_ONE))
     assert CacheStore.open(copy).header.passes == [2]
 
