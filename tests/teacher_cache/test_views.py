@@ -1,4 +1,4 @@
-"""Which pixels a model sees: open_clip's own for view 0, an exactly replayable crop for the others."""
+"""Pixels of views: open_clip's own for view 0, exactly repeatable crops for the others."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_view_0_is_open_clips_own_preprocessing_to_the_last_bit(
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_normalise_leaves_the_pixels_as_they_were() -> None:
+def test_normalise_does_not_change_its_input() -> None:
     pixels = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
     found = normalise(pixels, (0.5, 0.5, 0.5), (0.5, 0.25, 0.125))
     assert pixels.flatten().tolist() == list(range(48))
@@ -77,7 +77,7 @@ sides = st.integers(1, 90)
 
 
 @given(policies, st.integers(0, 2**31), st.integers(1, 1023), st.integers(1, 20_000), st.integers(1, 20_000))
-def test_a_crop_lies_in_the_image_and_is_a_function_of_seed_row_view_and_size(
+def test_a_crop_is_within_the_image_and_a_function_of_seed_row_view_and_size(
     policy: ViewPolicy, row: int, view: int, width: int, height: int
 ) -> None:
     crop = draw_crop(policy, row, view, width, height)
@@ -155,7 +155,7 @@ def plain_view(image: Image.Image, crop: np.ndarray, size: int) -> np.ndarray:
 def test_a_replayed_crop_gives_the_same_pixels(
     policy: ViewPolicy, row: int, view: int, width: int, height: int
 ) -> None:
-    """What is replayed is the stored uint16 box: after a round trip through bytes, by another renderer."""
+    """The stored uint16 box is rendered again by another renderer, after a round trip through bytes."""
     image = picture(1, width, height)
     crop = draw_crop(policy, row, view, width, height)
     given_to_teacher = ViewRenderer(preprocessing()).render(np.asarray(image), view, crop)
@@ -208,7 +208,7 @@ def test_a_flipped_crop_is_the_mirror_image() -> None:
 def test_the_evaluation_crop_is_the_box_that_view_0_shows(
     size: int | tuple[int, int], width: int, height: int
 ) -> None:
-    """A picture whose red is the column and whose green is the row tells where its pixels come from."""
+    """Red is the column and green the row, so each pixel shows where it comes from."""
     rows, columns = np.mgrid[0:height, 0:width]
     position = np.stack([255 * columns / (width - 1), 255 * rows / (height - 1), 0 * rows], axis=-1)
     preprocess = preprocessing(size=size)
@@ -224,7 +224,7 @@ def test_the_evaluation_crop_is_the_box_that_view_0_shows(
     assert flip == 0
 
 
-def test_resizing_without_a_crop_has_the_whole_image_as_its_evaluation_crop() -> None:
+def test_resizing_without_a_crop_has_the_complete_image_as_its_evaluation_crop() -> None:
     np.testing.assert_array_equal(evaluation_crop(preprocessing(resize_mode="squash"), 64, 48), WHOLE)
 
 
@@ -265,7 +265,7 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
 
 
 class RecordingTeacher(Teacher):
-    """The teacher itself; it keeps the pixels it was given."""
+    """A teacher that keeps the pixels it was given."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)

@@ -1,4 +1,4 @@
-"""Workers in processes of their own, killed and stopped; progress; what the workers keep."""
+"""Workers in separate processes, killed and stopped; progress; what workers keep."""
 
 import multiprocessing
 import os
@@ -98,7 +98,7 @@ def _records(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (cache / "parts").glob("*.json")}
 
 
-def test_a_worker_killed_within_a_part_costs_that_part_only(
+def test_a_worker_killed_within_a_part_loses_only_that_part(
     processes: ForkServer, teacher: Path, names: Path, tmp_path: Path
 ) -> None:
     source = write_shards(tmp_path / "shards", samples=18)
@@ -131,7 +131,7 @@ def test_a_worker_killed_within_a_part_costs_that_part_only(
 def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
     teacher: Path, names: Path, tmp_path: Path
 ) -> None:
-    """It is tried again behind all others; those are computed."""
+    """It is tried again after all others, which are computed."""
     members = webdataset_members(0, 12)
     members[9] = (members[9][0], b"poison")
     source = write_shard(tmp_path / "poison.tar", members)
@@ -146,7 +146,7 @@ def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
     assert CacheStore.open(tmp_path / "zarr").committed() == [0, 2, 3]
 
 
-def test_a_scheduler_that_dies_ends_the_build_with_a_line(
+def test_a_lost_scheduler_ends_the_build_with_one_line(
     processes: ForkServer, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     with dask_scheduler(processes, tmp_path) as (address, scheduler):
@@ -226,7 +226,7 @@ def test_a_worker_opens_cache_and_teacher_once_and_reads_no_other_rows(
     assert_same_arrays(tmp_path / "zarr", cache)
 
 
-def test_a_device_without_room_is_told_with_the_remedy(
+def test_lack_of_device_memory_is_reported_with_the_remedy(
     teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*given: Any, **options: Any) -> Any:
@@ -239,7 +239,7 @@ def test_a_device_without_room_is_told_with_the_remedy(
         build_cache(settings(shards, names, tmp_path / "zarr", teacher))
 
 
-def test_progress_takes_back_what_was_lost_and_never_exceeds_the_total() -> None:
+def test_progress_subtracts_lost_samples_and_never_exceeds_the_total() -> None:
     with counting("samples", 25) as counter:
         progress = PartProgress(counter, {0: 10, 1: 10, 2: 5}, [1, 2])
         assert counter.done == 10

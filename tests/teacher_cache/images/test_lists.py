@@ -23,7 +23,7 @@ PARTS = {
 
 
 def write_split(folder: Path, data: Any = PARTS, images: str = "images") -> Path:
-    """A split file and, in a folder of its data set, all of its images but those of `gone`."""
+    """A split file and, in a folder of its data set, all of its images except those of `gone`."""
     for number, (place, *_) in enumerate(item for items in PARTS.values() for item in items):
         if not place.startswith("gone"):
             path = folder / images / place
@@ -74,7 +74,7 @@ def test_names_that_are_numbers_or_occur_twice_stay_with_their_labels(tmp_path: 
     assert index_images(f"{path}#test", vocabulary)[0].labels.tolist() == [0, 1, 2, 3]
 
 
-def test_aircrafts_lists_name_images_without_suffix_and_classes_with_spaces(tmp_path: Path) -> None:
+def test_lists_of_images_without_suffix_and_classes_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for name in ("0034309", "0034958"):
         (tmp_path / "images" / f"{name}.jpg").write_bytes(jpeg(0, 8, 8))
@@ -130,7 +130,7 @@ def test_wrong_text_lists_are_refused_in_one_line(tmp_path: Path, content: bytes
     refused(tmp_path / "list.txt", said)
 
 
-def test_a_list_that_is_no_split_not_there_or_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_missing_remote_or_malformed_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('["cat"]')
     refused(f"{tmp_path / 'names.json'}#test", "is not a split file")
     (tmp_path / "broken.json").write_text("{")

@@ -1,4 +1,4 @@
-"""The bytes of a sample, whatever happens to its file."""
+"""The bytes of a sample, also after its file changed."""
 
 import os
 import random
@@ -34,7 +34,7 @@ def test_many_threads_read_more_files_than_stay_open(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) < 2 * MAX_OPEN_FILES + 60
 
 
-def test_a_loose_image_that_was_overwritten_is_unreadable(tmp_path: Path) -> None:
+def test_an_image_file_that_was_overwritten_is_unreadable(tmp_path: Path) -> None:
     write_folder(tmp_path, ["cat"], images=1)
     place = indexed(tmp_path).locations(slice(None))[0]
     (tmp_path / "cat" / "0.jpg").write_bytes(jpeg(5, 300, 300))
@@ -42,7 +42,7 @@ def test_a_loose_image_that_was_overwritten_is_unreadable(tmp_path: Path) -> Non
         ImageReader().read(place)
 
 
-def test_a_file_that_became_shorter_is_unreadable_and_a_shard_that_is_gone_stops(tmp_path: Path) -> None:
+def test_a_shorter_file_is_unreadable_and_a_missing_shard_raises(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", [("0.jpg", jpeg(0))])
     place = indexed(shard).locations(slice(None))[0]
     shard.write_bytes(shard.read_bytes()[:1000])

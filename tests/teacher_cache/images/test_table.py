@@ -45,7 +45,7 @@ def test_the_digest_does_not_depend_on_how_the_columns_are_cut() -> None:
     assert digests == {f"blake2b:{plain.hexdigest()}"}
 
 
-def test_the_digest_knows_keys_lengths_and_labels_but_not_where_the_images_lie(tmp_path: Path) -> None:
+def test_the_digest_covers_keys_lengths_and_labels_but_not_paths(tmp_path: Path) -> None:
     members = [("0.cls", b"1"), ("0.jpg", jpeg(0)), ("1.cls", b"2"), ("1.jpg", jpeg(1))]
     digest = indexed(write_shard(tmp_path / "a" / "s.tar", members)).digest
     assert indexed(write_shard(tmp_path / "b" / "other.tar", members)).digest == digest
