@@ -72,7 +72,7 @@ def write_photos(path: Path, count: int, classes: int = 2, different: int = 512)
 def preprocessed(samples: SampleTable, preprocess: Any, batch_size: int) -> list[torch.Tensor]:
     """All pictures by open_clip's own transform, [B, 3, H, W] float32 a batch."""
     transform, reader = image_transform_v2(preprocess, is_train=False), ImageReader()
-    contents = (reader.read(*location) for location in samples.locations(slice(None)))
+    contents = (reader.read(location) for location in samples.locations(slice(None)))
     with ThreadPoolExecutor() as pool:
         pictures = list(pool.map(lambda content: transform(decode_image(content)), contents))
     return [torch.stack(pictures[n : n + batch_size]) for n in range(0, len(pictures), batch_size)]

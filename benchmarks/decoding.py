@@ -27,6 +27,7 @@ from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.cores import usable_cores
 from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
+from teacher_cache.images.location import Location
 from teacher_cache.views import ViewRenderer, draw_crop
 
 BATCH = 64
@@ -46,8 +47,8 @@ def by_threads(samples: SampleTable, renderer: ViewRenderer, workers: int) -> It
     """Pictures of each batch, decoded by a thread pool."""
     reader = ImageReader()
 
-    def pixels(location: tuple[str, int, int], crop: np.ndarray) -> np.ndarray:
-        return renderer.render(decode_image(reader.read(*location)), 1, crop)
+    def pixels(location: Location, crop: np.ndarray) -> np.ndarray:
+        return renderer.render(decode_image(reader.read(location)), 1, crop)
 
     with ThreadPoolExecutor(workers) as pool:
         for batch in endless(samples):

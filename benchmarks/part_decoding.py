@@ -20,7 +20,7 @@ from timing import machine
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
-from teacher_cache.compute.part import PartPixels, cut_batches
+from teacher_cache.compute.part import PartPixels, PartTask, cut_batches
 from teacher_cache.images import SampleTable, index_images
 from teacher_cache.images.decode import MAX_PIXELS
 from teacher_cache.views import ViewRenderer
@@ -39,7 +39,7 @@ def decode(shard: str, count: int, threads: int) -> tuple[float, float]:
         max_pixels=MAX_PIXELS,
     )
     crops, wanted = np.zeros((count, 1, 5), np.uint16), np.ones(count, np.bool_)
-    pixels = PartPixels(header, 0, samples, ViewRenderer(PreprocessCfg()), crops, wanted, False)
+    pixels = PartPixels(PartTask(header, 0, samples), ViewRenderer(PreprocessCfg()), crops, wanted, False)
     begun = time.time()
     with ThreadPoolExecutor(threads) as pool:
         for _ in pixels.decoded(pool, cut_batches(count, 1, BATCH)):

@@ -1,6 +1,6 @@
-"""Stage one as a whole: the cache it makes or goes on with, and the parts that are missing.
+"""Build a cache: create it or open an unfinished one, and compute the missing parts.
 
-How a part is computed is in `compute/part.py`, by whom in `compute/cluster.py`.
+`compute/part.py` computes a part; `compute/cluster.py` hands parts to workers.
 """
 
 import time
@@ -29,7 +29,7 @@ from teacher_cache.teacher.teacher import Teacher, choose_device
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did."""
+    """Result of a build."""
 
     path: str
     samples: int
@@ -44,11 +44,11 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     """Run the teacher over all parts that the cache at `settings.out` does not have yet.
 
     Args:
-        on_note: called with each remark for the user as it comes up.
+        on_note: called with each remark for the user.
 
     Raises:
-        UsageError: settings that cannot be followed, or that differ from what the cache was begun with.
-        RppError: the build stopped; what was committed stays and the next build goes on.
+        UsageError: settings that cannot be used, or that differ from those of the existing cache.
+        RppError: the build stopped; what was committed stays and the next build continues.
     """
     started = time.monotonic()
     with stoppable():
@@ -57,7 +57,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
         store = open_or_create(settings, teacher, vocabulary, samples)
         computed = 0
-        # a finished cache may be another's, shared for reading alone
+        # a finished cache may be shared and read-only
         if store.parts.missing() or store.folder.is_writable():
             with disk_errors(store.path), store.locked():
                 store.repair_metadata()
@@ -81,15 +81,15 @@ def compute_missing(
     teacher: Teacher,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> int:
-    """Compute and commit the parts that the cache does not have yet, of whatever pass; returns their number.
+    """Compute and commit the parts of all passes that the cache does not have yet; return their number.
 
     Args:
         store: open for writing and locked.
-        teacher: the one that the cache was begun with.
+        teacher: the cache's own.
 
     Raises:
         UsageError: no scheduler answers, or the cache cannot be written.
-        RppError: the work stopped; what was committed stays and the next call goes on.
+        RppError: the work stopped; what was committed stays and the next call continues.
     """
     here = on_this_machine(settings) if settings.scheduler is None else settings
     work = Work(
@@ -107,7 +107,7 @@ def compute_missing(
 def load_inputs(
     settings: BuildSettings, on_note: Callable[[str], None]
 ) -> tuple[Vocabulary, SampleTable, list[str]]:
-    """The vocabulary, the samples, and what there is to remark about them, as it was told to `on_note`."""
+    """Return the vocabulary, the samples, and remarks for the user, which also go to `on_note`."""
     vocabulary = load_vocabulary(settings.classes, settings.templates, settings.lemma, settings.duplicates)
     samples, notes = index_images(settings.images, vocabulary, _known_samples(settings.out))
     notes = list(notes)
@@ -123,7 +123,7 @@ def load_inputs(
 
 
 def _known_samples(out: str) -> SampleTable | None:
-    """The sample table of a cache that was begun there: a source that did not change is not read again."""
+    """Return the sample table of an existing cache, so that an unchanged source is not read again."""
     with suppress(CacheDamagedError):
         if CacheStore.exists(out):
             store = CacheStore.open(out)
@@ -134,11 +134,11 @@ def _known_samples(out: str) -> SampleTable | None:
 def open_or_create(
     settings: BuildSettings, teacher: Teacher, vocabulary: Vocabulary, samples: SampleTable
 ) -> CacheStore:
-    """The cache at `settings.out`: the one that was begun there, or a new one without parts.
+    """Open the cache at `settings.out`, or create it without parts.
 
     Raises:
-        CacheMismatchError: it was begun with something else, naming both.
-        UsageError: it cannot be written, or is no cache.
+        CacheMismatchError: it was created with different settings.
+        UsageError: it cannot be written, or is not a cache.
     """
     header = header_of(settings, teacher, vocabulary, samples)
     if CacheStore.exists(settings.out):
@@ -153,7 +153,11 @@ def open_or_create(
 def header_of(
     settings: BuildSettings, teacher: Teacher, vocabulary: Vocabulary, samples: SampleTable
 ) -> CacheHeader:
-    """The header of the cache that these settings ask for."""
+    """Return the header of a cache with these settings.
+
+    Raises:
+        UsageError: a cache with these settings could not be opened.
+    """
     header = CacheHeader(
         samples=len(samples),
         part_size=part_rows(settings.part_size, len(samples)),
@@ -172,7 +176,7 @@ def header_of(
     )
     try:
         return CacheHeader.from_record(asdict(header))
-    except ValueError as error:  # nobody could open it
+    except ValueError as error:
         raise UsageError(f"cannot create a cache with these settings: {error}") from error
 
 

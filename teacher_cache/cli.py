@@ -1,4 +1,4 @@
-"""`rpp-cache`: build, extend, relabel, look into, verify and export a cache."""
+"""`rpp-cache`: build, extend, relabel, inspect, verify and export a cache."""
 
 import json
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from teacher_cache.store import CacheStore, Damage
 
 app = command_line(
-    "Stage one: a frozen CLIP teacher goes once over an image set; its soft labels are kept in Zarr.",
+    "Stage one: store the soft labels of a frozen CLIP teacher for an image set in Zarr.",
     no_args_is_help=True,
 )
 InVocabulary = Annotated[
-    str | None, typer.Option(help="a vocabulary that relabel added", show_default="that of the build")
+    str | None, typer.Option(help="a vocabulary that relabel added", show_default="the build's")
 ]
 Cache = Annotated[str, typer.Argument(help="the cache: a folder or a URL")]
 console = Console(soft_wrap=True)
@@ -46,7 +46,7 @@ remarks = Console(stderr=True, soft_wrap=True)
 
 @app.callback()
 def rpp_cache(version: Version = False) -> None:
-    """Stage one: a frozen CLIP teacher goes once over an image set; its soft labels are kept in Zarr."""
+    """Stage one: store the soft labels of a frozen CLIP teacher for an image set in Zarr."""
 
 
 @app.command(cls=OneCommand)
@@ -76,7 +76,7 @@ def build(
         if as_json:
             print(json.dumps(asdict(estimate)))
         else:
-            console.print(in_words(estimate), markup=False, highlight=False)
+            console.print(estimate_text(estimate), markup=False, highlight=False)
         return
     result = build_cache(settings, remark)
     if as_json:
@@ -91,8 +91,8 @@ def build(
         console.print(f"unreadable images and reasons: rpp-cache info --skipped {result.path}", markup=False)
 
 
-def in_words(estimate: "Estimate") -> str:
-    """What a dry run prints."""
+def estimate_text(estimate: "Estimate") -> str:
+    """Return an estimate as the text that a dry run prints."""
     sizes = ", ".join(f"{name} {decimal(size)}" for name, size in estimate.bytes.items())
     free = "" if estimate.bytes_free is None else f", {decimal(estimate.bytes_free)} free"
     if estimate.bytes_free is not None and estimate.bytes_free < estimate.bytes_total:
@@ -105,8 +105,8 @@ def in_words(estimate: "Estimate") -> str:
     return (
         f"{estimate.path}: nothing is written in a dry run\n"
         f"samples  {estimate.samples:,}, of which {estimate.labelled:,} have a label; "
-        f"{estimate.classes:,} classes; views a sample: {estimate.views}\n"
-        f"parts    {estimate.parts_missing:,} of {estimate.parts_total:,} are to be computed\n"
+        f"{estimate.classes:,} classes; views per sample: {estimate.views}\n"
+        f"parts    {estimate.parts_missing:,} of {estimate.parts_total:,} to compute\n"
         f"space    {decimal(estimate.bytes_total)}{free} ({sizes})\n"
         f"time     {timedelta(seconds=round(estimate.seconds_total))} ({times}): {workers}, "
         f"{estimate.views_per_second:,.1f} views/s, from {estimate.slice_images} images timed here"
@@ -121,7 +121,7 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print what a cache holds, how far it is, and which stage of the build took the time.
+    """Print what a cache contains, its progress, and which stage of the build takes the most time.
 
     Example: rpp-cache info ./zarr --json
     """
@@ -145,7 +145,7 @@ def info(
                 f"to {p['views']} views: {p['parts_committed']} of {p['parts_total']} parts" for p in value
             )
         elif name == "slowest_stage":
-            value = f"{value}: {REMEDIES[value]}" if value else "nothing was computed yet"
+            value = f"{value}: {REMEDIES[value]}" if value else "nothing has been computed yet"
         elif isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         console.print(f"{name}: {value}", markup=False, highlight=False)
@@ -153,10 +153,10 @@ def info(
 
 @app.command(cls=OneCommand)
 def verify(cache: Cache, as_json: Json = False) -> None:
-    """Compare all that is stored with its checksums.
+    """Compare everything that is stored with its checksums.
 
-    The record of a damaged part is withdrawn where the cache can be written: the next build computes it
-    again. Exit code 1 if anything is damaged or missing.
+    The record of a damaged part is withdrawn if the cache can be written: the next build computes the part
+    again. The exit code is 1 if anything is damaged or missing.
 
     Example: rpp-cache verify ./zarr
     """
@@ -183,12 +183,12 @@ def verify(cache: Cache, as_json: Json = False) -> None:
             )
         )
     else:
-        for line in _in_words(store, damage):
+        for line in _damage_lines(store, damage):
             console.print(line, markup=False, highlight=False)
     raise typer.Exit(RppError.exit_code if damage else 0)
 
 
-def _in_words(store: "CacheStore", damage: "Damage") -> Iterator[str]:
+def _damage_lines(store: "CacheStore", damage: "Damage") -> Iterator[str]:
     header = store.header
     for part in damage.parts:
         rows, views = header.rows(part), header.views_of(part)
@@ -220,10 +220,10 @@ def relabel(settings: RelabelSettings, cache: Cache, as_json: Json = False) -> N
     if as_json:
         print(json.dumps(asdict(result)))
         return
-    what = "written" if result.written else "there already"
+    what = "written" if result.written else "already exists"
     console.print(
         f"{result.path}: vocabulary {result.name} {what}, {result.classes} classes, {result.seconds:.1f} s; "
-        f"{result.labelled_classes} of the build's classes are in it by their id and keep their hard labels",
+        f"{result.labelled_classes} of the build's classes have the same id in it and keep their hard labels",
         markup=False,
     )
 
@@ -243,7 +243,7 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
         print(json.dumps(asdict(result)))
         return
     console.print(
-        f"{result.path}: {result.views} views a sample, {result.parts_computed} of {result.parts_total} "
+        f"{result.path}: {result.views} views per sample, {result.parts_computed} of {result.parts_total} "
         f"parts computed now, {result.seconds:.1f} s",
         markup=False,
     )
@@ -252,7 +252,7 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
 @app.command(cls=OneCommand)
 def stats(
     cache: Cache,
-    temperature: Annotated[str, typer.Option(help="temperatures T, with commas between")] = "1",
+    temperature: Annotated[str, typer.Option(help="temperatures T, separated by commas")] = "1",
     view: Annotated[int, typer.Option(help="view of each sample, counted from 0")] = 0,
     sample: Annotated[int | None, typer.Option(min=1, help="random rows to take", show_default="all")] = None,
     seed: Annotated[int, typer.Option(help="seed of the random rows")] = 0,
@@ -272,9 +272,9 @@ def stats(
     try:
         temperatures = [float(text) for text in temperature.split(",")]
     except ValueError as error:
-        raise UsageError(f"--temperature '{temperature}': numbers with commas between, as 0.5,1,2") from error
+        raise UsageError(f"--temperature '{temperature}': expected numbers such as 0.5,1,2") from error
     if min(temperatures) <= 0:
-        raise UsageError(f"the temperature must be above zero, not {min(temperatures)}")
+        raise UsageError(f"--temperature must be above zero, found {min(temperatures)}")
     require_cache(cache)
     with loading("torch and dask"):
         from teacher_cache.softlabels import open_cache
@@ -312,7 +312,7 @@ def export(
 ) -> None:
     """Write the likeliest classes of every sample to Parquet, for other trainers.
 
-    Columns: key, label (-1 = none), label_id, classes, probabilities. The names of the classes stand in the
+    Columns: key, label (-1 = none), label_id, classes, probabilities. The names of the classes are in the
     schema's metadata.
 
     Example: rpp-cache export ./zarr --out soft.parquet --top 20 --temperature 1

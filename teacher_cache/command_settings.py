@@ -1,7 +1,7 @@
-"""What stage one's commands can be told: the settings of `build`, `extend` and `relabel`.
+"""Settings of `build`, `extend` and `relabel`, the commands of stage one.
 
-What they do with it is in the files of these names. Nothing here takes time to import. A description that
-ends in `[default: ...]` says in words what happens without the option.
+The files of these names use them. Nothing here takes time to import. A description that ends in
+`[default: ...]` describes what happens without the option.
 """
 
 from typing import ClassVar, Literal
@@ -20,7 +20,7 @@ COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "sched
 
 
 class ViewPolicy(BaseModel):
-    """How many views a sample has and how the random ones are drawn."""
+    """The number of views of a sample, and how random views are drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +33,7 @@ class ViewPolicy(BaseModel):
 
 
 class ComputeSettings(BaseModel):
-    """How parts are computed: nothing here changes what a cache is of."""
+    """How parts are computed. Nothing here changes the content of a cache."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -114,14 +114,14 @@ class BuildSettings(ComputeSettings, EncodingSettings):
 
 
 class ExtendSettings(ComputeSettings):
-    """Settings of a further pass: what does not change its result, but for the number of views."""
+    """Settings of another pass: the number of views, and what does not change the result."""
 
     PANELS: ClassVar[Panels] = {
         "Cache": ("views", "images", "teacher", "pretrained"),
         "Compute": COMPUTE,
     }
 
-    views: int = Field(ge=1, le=1024, description="views per image that the cache shall have")
+    views: int = Field(ge=1, le=1024, description="views per image that the cache is to have")
     images: str | None = Field(
         default=None, description="where the images are now [default: where the build found them]"
     )
@@ -132,7 +132,7 @@ class ExtendSettings(ComputeSettings):
 
 
 class RelabelSettings(BaseModel):
-    """Settings of a further vocabulary."""
+    """Settings of another vocabulary."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     PANELS: ClassVar[Panels] = {

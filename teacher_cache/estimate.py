@@ -1,6 +1,6 @@
-"""What a build would make, how large that is and how long it takes, before anything is written.
+"""Estimate the size of a cache and the time of its build, without writing anything.
 
-Sizes follow from the layout. Times are those of a slice: real images of the source through the real teacher.
+Sizes follow from the layout. Times are measured on some images of the source with the real teacher.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from teacher_cache.build import header_of, load_inputs
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import BuildSettings
-from teacher_cache.compute.part import part_arrays
+from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.compute.workers import number_of_workers, on_this_machine
 from teacher_cache.encodings import ClassHead
 from teacher_cache.images import SampleTable
@@ -28,20 +28,20 @@ from teacher_cache.store import SAMPLE_ARRAYS, SAMPLES, CacheHeader, CacheStore
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
-SLICE_SECONDS = 10.0  # how long the slice of images may take, about
-SLICE_BATCHES = 8  # and how large it is at most
+SLICE_SECONDS = 10.0  # how long the timed images may take, about
+SLICE_BATCHES = 8  # how many batches they are, at most
 SLICE_TEXTS = 512
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What `rpp-cache build --dry-run` says.
+    """Result of `rpp-cache build --dry-run`.
 
     Attributes:
         labelled: samples with a hard label.
-        parts_missing: those that are still to be computed; all, if the cache is not begun.
+        parts_missing: parts still to compute; all if there is no cache yet.
         bytes: size of each array and table.
-        bytes_free: free space where the cache would lie; None where that cannot be asked.
+        bytes_free: free space at the cache's place; None in an object store.
         seconds: `class_features` and `images`, estimated.
         views_per_second: of all workers.
         slice_images: how many images were timed.
@@ -65,10 +65,10 @@ class Estimate:
 
 
 def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lambda note: None) -> Estimate:
-    """Look at the source, time a slice of it, write nothing.
+    """Read the source's headers and time a slice of it; write nothing.
 
     Raises:
-        UsageError: what `build_cache` would refuse.
+        UsageError: as `build_cache`.
     """
     with stoppable("stopped"):
         vocabulary, samples, _ = load_inputs(settings, on_note)
@@ -78,11 +78,11 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
             settings.precision,
         )
         header = header_of(settings, teacher, vocabulary, samples)
-        begun = CacheStore.open(settings.out) if CacheStore.exists(settings.out) else None
-        if begun:
-            begun.header.require_equal(header, settings.out)
-            header = begun.header
-        missing = begun.parts.missing() if begun else range(header.parts)
+        existing = CacheStore.open(settings.out) if CacheStore.exists(settings.out) else None
+        if existing:
+            existing.header.require_equal(header, settings.out)
+            header = existing.header
+        missing = existing.parts.missing() if existing else range(header.parts)
         workers = number_of_workers(settings)
         rows = sum(
             (header.rows(part).stop - header.rows(part).start) * len(header.views_of(part))
@@ -90,7 +90,7 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
         )
         per_second, timed = _views_per_second(settings, header, samples, teacher)
         seconds = {
-            "class_features": 0.0 if begun else _class_feature_seconds(teacher, vocabulary),
+            "class_features": 0.0 if existing else _class_feature_seconds(teacher, vocabulary),
             "images": rows / (per_second * workers),
         }
     sizes = array_bytes(header) | {SAMPLES: _table_bytes(samples)}
@@ -114,7 +114,7 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
 
 
 def array_bytes(header: CacheHeader) -> dict[str, int]:
-    """Bytes of every array of such a cache, without the few that Zarr adds a chunk."""
+    """Return the bytes of every array of such a cache, without the few that Zarr adds to each chunk."""
     counts = dict.fromkeys(header.per_view, header.samples * header.views)
     counts |= dict.fromkeys(SAMPLE_ARRAYS, header.samples)
     sizes = {
@@ -143,9 +143,9 @@ def _free_bytes(out: str) -> int | None:
 def _views_per_second(
     settings: BuildSettings, header: CacheHeader, samples: SampleTable, teacher: Teacher
 ) -> tuple[float, int]:
-    """Views a second of one worker, and how many images were timed: some from all over the source."""
+    """Return the views per second of one worker, and the number of images that were timed."""
     here = on_this_machine(settings)
-    # what the class features are does not matter to the time that the encoding takes
+    # the values of the class features do not change the time of encoding
     head = ClassHead(torch.zeros(header.classes, header.embedding), 1.0).to(teacher.device)
     views, batch = len(header.views_of(0)), settings.batch_size
 
@@ -154,16 +154,8 @@ def _views_per_second(
         slice_of = SampleTable(samples.table.take(pa.array(rows)))
         small = replace(header, samples=count, part_size=count)
         started = time.perf_counter()
-        part_arrays(
-            small,
-            0,
-            slice_of,
-            teacher,
-            head,
-            batch_size=settings.batch_size,
-            threads=here.threads or 1,
-            strict=settings.strict,
-        )
+        task = PartTask(small, 0, slice_of, settings.strict)
+        part_arrays(task, teacher, head, batch_size=settings.batch_size, threads=here.threads or 1)
         return time.perf_counter() - started
 
     first = min(batch, len(samples))

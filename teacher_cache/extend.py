@@ -1,7 +1,6 @@
-"""More views for a finished cache: a further pass over the same images by the same teacher.
+"""Add views to a finished cache by another pass of the same teacher over the same images.
 
-A view's crop is a function of (seed, row, view), so the cache is then what one build with that many views
-would have made.
+A view's crop is a function of (seed, row, view), so the result equals one build with that many views.
 """
 
 import time
@@ -18,7 +17,7 @@ from teacher_cache.teacher.teacher import recorded_teacher
 
 @dataclass(frozen=True)
 class ExtendResult:
-    """What an extension did."""
+    """Result of an extension."""
 
     path: str
     views: int
@@ -28,11 +27,12 @@ class ExtendResult:
 
 
 def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
-    """Add views to a finished cache, or go on with an extension that was stopped.
+    """Add views to a finished cache, or continue an extension that was stopped.
 
     Raises:
-        UsageError: the cache has that many views, is not finished, or its teacher or images are others.
-        RppError: the extension stopped; what was committed stays and the next call goes on.
+        UsageError: the cache already has that many views, is not finished, or has another teacher or other
+            images.
+        RppError: the extension stopped; what was committed stays and the next call continues.
     """
     started = time.monotonic()
     store = CacheStore.open(path, writable=True)
@@ -58,7 +58,7 @@ def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
 def _require_extensible(store: CacheStore, views: int) -> None:
     header, missing = store.header, store.parts.missing()
     if views < header.views or (views == header.views and not missing):
-        raise UsageError(f"the cache {store.path} has {header.views} views a sample already")
+        raise UsageError(f"the cache {store.path} already has {header.views} views per sample")
     first_pass = missing and missing[0] < header.parts_per_pass
     if first_pass or (missing and views > header.views):
         raise UsageError(
@@ -75,7 +75,8 @@ def _locate_images(store: CacheStore, images: str) -> None:
     samples, _ = index_images(images, store.vocabulary())
     if samples.digest != store.header.sample_table_digest:
         raise UsageError(
-            f"'{images}' does not hold the samples of the cache {store.path}: {len(samples)} samples against "
-            f"{store.header.samples} (keys, sizes, labels and their order must be equal)"
+            f"'{images}' does not contain the samples of the cache {store.path}: expected "
+            f"{store.header.samples} samples, found {len(samples)} (keys, sizes, labels and their order must "
+            "be equal)"
         )
     store.locate_images(samples, absolute_source(images))

@@ -1,7 +1,7 @@
-"""What can be refused at once: places that options name and that are not there.
+"""Checks that need no heavy imports: files and folders that options name must exist.
 
-The commands call this before they import torch, zarr and the rest, which takes seconds. The functions that do
-the work make the same checks, and those that need a file's content or a network.
+Commands run them before they import torch, zarr and the rest, which takes seconds. The functions that do the
+work check the same again, and what needs a file's content or a network.
 """
 
 import os
@@ -20,7 +20,7 @@ WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npy", ".npz", ".ckp
 
 
 def require_images(source: str) -> None:
-    """Refuse a local image source that is not there.
+    """Refuse a local image source that does not exist.
 
     Raises:
         UsageError: no file or folder, or files of several kinds.
@@ -30,10 +30,10 @@ def require_images(source: str) -> None:
 
 
 def require_classes(classes: str | None, templates: str | None = None) -> None:
-    """Refuse a vocabulary or a file of templates that is not there, and templates without a field.
+    """Refuse a vocabulary or a template file that does not exist, and templates without a field.
 
     Raises:
-        UsageError: naming what was looked for.
+        UsageError: a file or name is missing.
     """
     if classes is not None:
         require_vocabulary(classes)
@@ -42,11 +42,10 @@ def require_classes(classes: str | None, templates: str | None = None) -> None:
 
 
 def require_model(model: str, pretrained: str | None) -> None:
-    """Refuse a model folder or a weights file that is not there. Which names and tags there are, and whether
-    a model carries its own weights, open_clip says later.
+    """Refuse a model folder or a weights file that does not exist. open_clip checks names and tags later.
 
     Raises:
-        UsageError: what can only be meant as a folder or a file is not one.
+        UsageError: a folder or file is missing.
     """
     name = canonical_model_name(model)
     require_model_folder(name)
@@ -58,7 +57,7 @@ def require_model(model: str, pretrained: str | None) -> None:
 
 
 def check_build(settings: BuildSettings) -> None:
-    """Refuse a build whose images, vocabulary, templates, model folder or weights file are not there.
+    """Refuse a build whose images, vocabulary, templates, model folder or weights file do not exist.
 
     Raises:
         UsageError: the first of them.
@@ -70,7 +69,7 @@ def check_build(settings: BuildSettings) -> None:
 
 
 def check_relabel(cache: str, settings: RelabelSettings) -> None:
-    """Refuse a further vocabulary whose cache, class names or templates are not there.
+    """Refuse another vocabulary whose cache, class names or templates do not exist.
 
     Raises:
         UsageError: the first of them.
@@ -82,7 +81,7 @@ def check_relabel(cache: str, settings: RelabelSettings) -> None:
 
 
 def check_extend(cache: str, settings: ExtendSettings) -> None:
-    """Refuse further views whose cache, images or weights file are not there.
+    """Refuse more views if the cache, images or weights file do not exist.
 
     Raises:
         UsageError: the first of them.
@@ -95,10 +94,10 @@ def check_extend(cache: str, settings: ExtendSettings) -> None:
 
 
 def require_file(path: Path) -> None:
-    """Refuse a file that is not there.
+    """Refuse a file that does not exist.
 
     Raises:
-        UsageError: nothing is there, or a folder.
+        UsageError: it does not exist, or is a folder.
     """
     if not os.path.exists(path):
         raise UsageError(f"{path} cannot be read: No such file or directory")

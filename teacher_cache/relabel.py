@@ -1,6 +1,6 @@
-"""More vocabularies for a cache: the teacher's text tower runs alone, over new names or new templates.
+"""Add a vocabulary to a cache: only the teacher's text tower runs, over new names or new templates.
 
-Image features stay as they are; which encodings keep them is `encodings`' knowledge.
+The cache must keep image features, which depends on its encoding.
 """
 
 import re
@@ -17,7 +17,7 @@ from teacher_cache.teacher.teacher import Teacher, recorded_teacher
 
 @dataclass(frozen=True)
 class RelabelResult:
-    """What was added."""
+    """Result of adding a vocabulary."""
 
     path: str
     name: str
@@ -28,21 +28,21 @@ class RelabelResult:
 
 
 def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
-    """Add a vocabulary to a cache; one that is there already and sound is left alone.
+    """Add a vocabulary to a cache; one that exists and is intact stays as it is.
 
     Raises:
-        UsageError: the encoding keeps no image features, the name is taken by another vocabulary or cannot
-            be one, or the teacher is not the cache's.
+        UsageError: the encoding keeps no image features, the name belongs to another vocabulary or is
+            invalid, or the teacher is not the cache's.
     """
     started = time.monotonic()
     if not re.fullmatch(r"\w[\w.-]*", settings.name):
-        raise UsageError(f"'{settings.name}' is no name for a vocabulary: letters, digits, '_', '-' and '.'")
+        raise UsageError(f"invalid vocabulary name '{settings.name}': use letters, digits, '_', '-' and '.'")
     store = CacheStore.open(path, writable=True)
     encoding = encoding_of(store.header.encoding)
     if not encoding.keeps_image_features:
         raise UsageError(
-            f"the encoding '{encoding.name}' of {path} keeps logits of its own vocabulary and no image "
-            "features: another vocabulary needs another build"
+            f"the encoding '{encoding.name}' of {path} keeps no image features, only logits of its own "
+            "vocabulary: another vocabulary needs another build"
         )
     vocabulary = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
     if settings.templates is None:
@@ -51,7 +51,7 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
         templates = load_templates(settings.templates)
         vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, templates)
     with disk_errors(path), store.locked():
-        written = not _is_there(store, settings.name, vocabulary)
+        written = not _exists(store, settings.name, vocabulary)
         if written:
             teacher = recorded_teacher(
                 store.header.teacher, settings.teacher, settings.pretrained, settings.device
@@ -69,21 +69,21 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
 
 
 def ensure_vocabulary(store: CacheStore, name: str, vocabulary: Vocabulary, teacher: Teacher) -> bool:
-    """Compute and write a vocabulary's class features, unless they are there and sound.
+    """Compute and write a vocabulary's class features, unless they exist and are intact.
 
     Returns:
         Whether they were written.
 
     Raises:
-        UsageError: another vocabulary has that name.
+        UsageError: the name belongs to another vocabulary.
     """
-    if _is_there(store, name, vocabulary):
+    if _exists(store, name, vocabulary):
         return False
     store.add_vocabulary(name, vocabulary, teacher.class_features(vocabulary).numpy())
     return True
 
 
-def _is_there(store: CacheStore, name: str, vocabulary: Vocabulary) -> bool:
+def _exists(store: CacheStore, name: str, vocabulary: Vocabulary) -> bool:
     if not store.vocabulary_is_intact(name):
         return False  # absent, or damaged
     if vocabulary_digest(store.vocabulary(name)) != vocabulary_digest(vocabulary):

@@ -1,7 +1,7 @@
-"""Which crop of which image a model sees: drawn once, stored, replayed exactly.
+"""Views of an image: crops that are drawn once, stored, and rendered again exactly.
 
-View 0 is open_clip's evaluation preprocessing. Views 1, 2, ... are random resized crops with flips whose
-boxes are stored in 1/65535 of the image; both stages turn a stored box into pixels by the same function.
+View 0 is open_clip's evaluation preprocessing. Views 1, 2, ... are random resized crops with flips. Their
+boxes are stored in units of 1/65535 of the image; both stages render a stored box with the same function.
 """
 
 import math
@@ -20,15 +20,13 @@ from teacher_cache.compat.open_clip import PreprocessCfg, evaluation_picture
 from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError
 
 FULL = 65535  # a side of the image in units of a stored crop
-
-
-RATIO = (3 / 4, 4 / 3)
+RATIO = (3 / 4, 4 / 3)  # bounds of a random crop's width / height
 
 
 def draw_crop(policy: ViewPolicy, row: int, view: int, width: int, height: int) -> NDArray[np.uint16]:
-    """The random resized crop of one view: a function of (seed, row, view) and the image's size alone.
+    """Draw the random resized crop of one view: a function of (seed, row, view) and the image's size only.
 
-    Area and aspect ratio are drawn as in torchvision's RandomResizedCrop; view 0 is not drawn.
+    Area and aspect ratio are drawn as in torchvision's RandomResizedCrop. View 0 is not drawn.
 
     Args:
         width, height: size of the image in pixels.
@@ -44,7 +42,7 @@ def draw_crop(policy: ViewPolicy, row: int, view: int, width: int, height: int) 
         if w <= width and h <= height:
             left, top = random.uniform(0, width - w), random.uniform(0, height - h)
             break
-    else:  # an extreme aspect: the largest centred box within the ratio's bounds
+    else:  # an extreme aspect ratio: the largest centred box within the bounds
         w, h = min(width, height * RATIO[1]), min(height, width / RATIO[0])
         left, top = (width - w) / 2, (height - h) / 2
     box = np.array([left / width, top / height, w / width, h / height])
@@ -53,8 +51,8 @@ def draw_crop(policy: ViewPolicy, row: int, view: int, width: int, height: int) 
 
 
 def evaluation_crop(preprocess: PreprocessCfg, width: int, height: int) -> NDArray[np.uint16]:
-    """The box that the evaluation view shows, in the form of `draw_crop`. For readers of the cache:
-    view 0 itself is made by resizing first and cropping then, as open_clip does."""
+    """Return the box that the evaluation view covers, in the form of `draw_crop`, for readers of the cache.
+    View 0 itself is rendered as open_clip does: resized first, then cropped."""
     crop_height, crop_width = _size(preprocess)
     if preprocess.resize_mode != "shortest":
         return np.array([0, 0, FULL, FULL, 0], dtype=np.uint16)
@@ -63,72 +61,66 @@ def evaluation_crop(preprocess: PreprocessCfg, width: int, height: int) -> NDArr
     return np.round(np.array([(1 - w) / 2, (1 - h) / 2, w, h, 0]) * FULL).astype(np.uint16)
 
 
-def enough_pixels(crops_V5: NDArray[np.uint16], height: int, width: int) -> tuple[int, int]:
-    """The smallest (width, height) that a picture may be decoded at for crops to be shown at a size without
-    being enlarged: `decode_image(content, at_least=...)`.
-
-    Args:
-        crops_V5: [V, 5] or [5] as `draw_crop` and `evaluation_crop` give them.
-        height, width: of what is shown.
-    """
-    w, h = np.maximum(crops_V5[..., 2:4].reshape(-1, 2).min(axis=0), 1).astype(np.int64)
-    return math.ceil(width * FULL / w), math.ceil(height * FULL / h)
-
-
 def _size(preprocess: PreprocessCfg) -> tuple[int, int]:
     size = preprocess.size
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 class ViewRenderer:
-    """Turns (image, view, stored crop) into the pixels that a model with this preprocessing reads."""
+    """Turns the pixels of an image into those of a view that a model with this preprocessing reads."""
 
     def __init__(self, preprocess: PreprocessCfg) -> None:
         self.preprocess = preprocess
         self.size = _size(preprocess)
-        # to-tensor and normalise run on the device, on whole batches (`normalise`)
+        # to-tensor and normalise run on the device, on complete batches (`normalise`)
         self._evaluation = evaluation_picture(preprocess)
         self._interpolation = InterpolationMode(
             "bilinear" if preprocess.interpolation == "bilinear" else "bicubic"
         )
 
-    def render(self, image: Image.Image, view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """Pixels of one view, [3, H, W] uint8; the arguments are those of `picture`."""
-        return np.ascontiguousarray(self.picture(image, view, crop).transpose(2, 0, 1))
+    def render(self, image: NDArray[np.uint8], view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Return the pixels of a view, [3, H, W] uint8; arguments and errors as for `render_last`."""
+        return np.ascontiguousarray(self.render_last(image, view, crop).transpose(2, 0, 1))
 
-    def picture(self, image: Image.Image, view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """One view as Pillow holds it, [H, W, 3] uint8; to be copied, not to be written to.
+    def render_evaluation(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the pixels of the evaluation view, [3, H, W] uint8; raises as `render_last`."""
+        return np.ascontiguousarray(self._evaluation_view(image).transpose(2, 0, 1))
+
+    def render_last(self, image: NDArray[np.uint8], view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Return the pixels of a view, channels last: [H, W, 3] uint8, perhaps read-only.
 
         Args:
-            image: RGB.
-            view: 0 for the evaluation view (then `crop` is not read).
-            crop: [5] as `draw_crop` gives it.
+            image: RGB, [height, width, 3].
+            view: 0 for the evaluation view, which ignores `crop`.
+            crop: [5] as `draw_crop` returns it.
 
         Raises:
-            UnreadableImageError: so long and narrow that open_clip's resizing would fill the memory.
+            UnreadableImageError: the image is so long and narrow that resizing it for the evaluation view
+                would fill the memory.
         """
-        if view == 0:
-            self._require_a_moderate_shape(image)
-            shown = self._evaluation(image)
-        else:
-            left, top, w, h = (int(value) for value in crop[:4])
-            x0, y0 = round(left * image.width / FULL), round(top * image.height / FULL)
-            x1, y1 = round((left + w) * image.width / FULL), round((top + h) * image.height / FULL)
-            x0, y0 = min(x0, image.width - 1), min(y0, image.height - 1)
-            box = (x0, y0, max(x1, x0 + 1), max(y1, y0 + 1))
-            shown = transforms.resize(image.crop(box), list(self.size), self._interpolation)
-            if crop[4]:
-                shown = transforms.hflip(shown)
-        return np.asarray(shown, dtype=np.uint8)
+        return self._evaluation_view(image) if view == 0 else self._cropped_view(image, crop)
 
-    def _require_a_moderate_shape(self, image: Image.Image) -> None:
-        # 60,000 x 1 pixels are no large image until the short side is made 224
+    def _evaluation_view(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = image.shape[:2]
+        # 60,000 x 1 pixels become a large image when the short side is resized to 224
         if self.preprocess.resize_mode == "shortest":
-            scale = max(self.size[0] / image.height, self.size[1] / image.width)
-            if image.width * image.height * scale**2 > MAX_PIXELS:
-                raise UnreadableImageError(
-                    f"{image.width} x {image.height} pixels are too long and narrow to be resized"
-                )
+            scale = max(self.size[0] / height, self.size[1] / width)
+            if width * height * scale**2 > MAX_PIXELS:
+                raise UnreadableImageError(f"{width} x {height} pixels are too long and narrow to be resized")
+        return np.asarray(self._evaluation(Image.fromarray(image)), dtype=np.uint8)
+
+    def _cropped_view(self, image: NDArray[np.uint8], crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        height, width = image.shape[:2]
+        left, top, w, h = (int(value) for value in crop[:4])
+        x0, y0 = round(left * width / FULL), round(top * height / FULL)
+        x1, y1 = round((left + w) * width / FULL), round((top + h) * height / FULL)
+        x0, y0 = min(x0, width - 1), min(y0, height - 1)
+        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+        box = image[y0:y1, x0:x1]
+        if x1 > width or y1 > height:  # by a pixel of a very large image, from rounding: black, as in Pillow
+            box = np.pad(box, ((0, max(0, y1 - height)), (0, max(0, x1 - width)), (0, 0)))
+        view = transforms.resize(Image.fromarray(box), list(self.size), self._interpolation)
+        return np.asarray(transforms.hflip(view) if crop[4] else view, dtype=np.uint8)
 
 
 def normalise(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

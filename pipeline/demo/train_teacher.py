@@ -23,6 +23,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 import typer
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,8 +63,10 @@ def load_drawings(source: str, classes: Path) -> tuple[Tensor, Tensor, list[str]
     samples, _ = index_images(source, vocabulary)
     reader = ImageReader()
     rows = np.arange(len(samples))
-    images = [decode_image(reader.read(*location)) for location in samples.locations(rows)]
-    pixels = [np.asarray(image.resize((CANVAS, CANVAS))).transpose(2, 0, 1) for image in images]
+    images = [decode_image(reader.read(location)) for location in samples.locations(rows)]
+    pixels = [
+        np.asarray(Image.fromarray(image).resize((CANVAS, CANVAS))).transpose(2, 0, 1) for image in images
+    ]
     labels = torch.from_numpy(samples.labels.astype(np.int64))
     return torch.from_numpy(np.stack(pixels)), labels, list(vocabulary.names)
 

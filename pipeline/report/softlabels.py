@@ -141,12 +141,12 @@ def describe_pictures(
         by_temperature = [cache.soft_labels([row], temperature)[0] for temperature in temperatures]
         first = by_temperature[0].topk(kept).indices.tolist()
         label = int(cache.labels[row])
-        read = isinstance(picture, Image.Image)
+        read = not isinstance(picture, Exception)
         described.append(
             Picture(
                 kind=kind,
                 key=key,
-                data=thumbnail(picture) if isinstance(picture, Image.Image) else "",
+                data="" if isinstance(picture, Exception) else thumbnail(picture),
                 why="" if read else str(picture),
                 label=names[label] if label >= 0 else None,
                 teacher=[(names[c], [float(shares[c]) for shares in by_temperature]) for c in first],
@@ -156,13 +156,13 @@ def describe_pictures(
     return described
 
 
-def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[Image.Image | Exception]:
+def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[NDArray[np.uint8] | Exception]:
     """Read the pictures of rows; in place of one that cannot be read, return the error."""
     reader = ImageReader()
-    pictures: list[Image.Image | Exception] = []
+    pictures: list[NDArray[np.uint8] | Exception] = []
     for location in cache.samples.locations(rows):
         try:
-            content = reader.read(*location)
+            content = reader.read(location)
             pictures.append(decode_image(content, max_pixels=cache.header.max_pixels))
         except (UnreadableImageError, RppError) as error:
             pictures.append(error)
@@ -171,15 +171,14 @@ def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[Image.Im
 
 @torch.inference_mode()
 def predict_classes(
-    student: LoadedFeatureModel, vocabulary: Vocabulary, pictures: Sequence[Image.Image | Exception]
+    student: LoadedFeatureModel, vocabulary: Vocabulary, pictures: Sequence[NDArray[np.uint8] | Exception]
 ) -> dict[int, list[tuple[str, float]]]:
     """Return the likeliest classes of a student at T = 1, with probabilities, by the index of the picture."""
-    readable = {place: one for place, one in enumerate(pictures) if isinstance(one, Image.Image)}
+    readable = {place: one for place, one in enumerate(pictures) if not isinstance(one, Exception)}
     if not readable:
         return {}
     model = student.model
-    view = np.zeros(5, dtype=np.uint16)  # the evaluation view does not read it
-    pixels = np.stack([model.renderer.render(one, 0, view) for one in readable.values()])
+    pixels = np.stack([model.renderer.render_evaluation(one) for one in readable.values()])
     classes = Vocabulary(vocabulary.names, vocabulary.ids, student.templates)
     head = ClassHead(model.class_features(classes), model.logit_scale)
     logits_BC = head.logits(model.image_features(torch.from_numpy(pixels)).cpu())
@@ -192,9 +191,9 @@ def predict_classes(
     }
 
 
-def thumbnail(picture: Image.Image) -> str:
+def thumbnail(picture: NDArray[np.uint8]) -> str:
     """Return a small JPEG as a `data:` URI."""
-    small = picture.copy()
+    small = Image.fromarray(picture)
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=82)

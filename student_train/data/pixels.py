@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePath
 from threading import Thread
 from typing import Any
 
@@ -27,13 +26,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from student_train.compat.torch import WorkerProcesses
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import (
-    IMAGE_SUFFIXES,
     ImageReader,
     SampleTable,
     UnreadableImageError,
     decode_image,
 )
 from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.location import ByteRange, Location, ParquetRow, WholeFile
 from teacher_cache.views import ViewRenderer
 
 PIECE = 16  # images that a worker decodes at a time; a batch is spread over all workers
@@ -48,13 +47,13 @@ class ViewRequest:
 
     Attributes:
         key: key of the sample in the sample table.
-        location: path, byte offset, byte length.
+        location: where the bytes of the image are.
         view, crop: as in the cache; the crop is [5] uint16.
         check: whether to compare the key with the name of what is at the location.
     """
 
     key: str
-    location: tuple[str, int, int]
+    location: Location
     view: int
     crop: NDArray[np.uint16]
     check: bool = False
@@ -86,7 +85,7 @@ def read_pixels(
         try:
             if request.check:
                 check_key(request, reader)
-            image = decode_image(reader.read(*request.location), max_pixels=max_pixels)
+            image = decode_image(reader.read(request.location), max_pixels=max_pixels)
         except UsageError:
             raise
         except (UnreadableImageError, RppError) as error:
@@ -106,12 +105,16 @@ def check_key(request: ViewRequest, reader: ImageReader) -> None:
     Raises:
         UsageError: they differ.
     """
-    path, offset, length = request.location
+    location = request.location
+    if isinstance(location, ParquetRow):
+        return
+    path, length = location.path, location.length
+    offset = 0 if isinstance(location, WholeFile) else location.offset
     found = None
     if path.endswith(".tar"):
         try:
             header = tarfile.TarInfo.frombuf(
-                reader.read(path, offset - TAR_BLOCK, TAR_BLOCK), "utf-8", "surrogateescape"
+                reader.read(ByteRange(path, offset - TAR_BLOCK, TAR_BLOCK)), "utf-8", "surrogateescape"
             )
         except (tarfile.HeaderError, UnreadableImageError, ValueError):
             found = "no tar member"
@@ -121,7 +124,7 @@ def check_key(request: ViewRequest, reader: ImageReader) -> None:
             is_full = request.key.isascii() and len(request.key) <= FULL_KEY
             if (is_full and stem != request.key) or header.size != length:
                 found = f"{header.name} ({header.size} bytes)"
-    elif PurePath(path).suffix.lower() in IMAGE_SUFFIXES and not path.endswith(request.key):
+    elif isinstance(location, WholeFile) and not path.endswith(request.key):
         found = path
     if found is not None:
         raise UsageError(

@@ -12,18 +12,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 
 from student_train.evaluation.models import FeatureModel, StudentFeatures
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
 from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.location import Location
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.teacher import image_tower
-
-NO_CROP = np.zeros(5, dtype=np.uint16)  # the evaluation view has none
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,9 @@ def encode_images(
     labelled = np.flatnonzero(samples.labels >= 0)
     reader = ImageReader()
 
-    def views(location: tuple[str, int, int]) -> list[NDArray[np.uint8]] | UnreadableImageError:
+    def views(location: Location) -> list[NDArray[np.uint8]] | UnreadableImageError:
         try:
-            image = decode_image(reader.read(*location), max_pixels=max_pixels)
+            image = decode_image(reader.read(location), max_pixels=max_pixels)
             return _rendered(image, towers.values())
         except UnreadableImageError as error:
             return error
@@ -89,7 +87,7 @@ def encode_images(
     return EncodedImages({tower: torch.cat(parts) for tower, parts in features.items()}, labels, skipped)
 
 
-def _rendered(image: Image, models: Iterable[FeatureModel]) -> list[NDArray[np.uint8]]:
+def _rendered(image: NDArray[np.uint8], models: Iterable[FeatureModel]) -> list[NDArray[np.uint8]]:
     """Return pixels for each model, [3, H, W]; models with equal preprocessing share them."""
     rendered: list[tuple[Any, NDArray[np.uint8]]] = []
     pixels = []
@@ -97,7 +95,7 @@ def _rendered(image: Image, models: Iterable[FeatureModel]) -> list[NDArray[np.u
         preprocess = model.renderer.preprocess
         found = next((image_pixels for known, image_pixels in rendered if known == preprocess), None)
         if found is None:
-            found = model.renderer.render(image, 0, NO_CROP)
+            found = model.renderer.render_evaluation(image)
             rendered.append((preprocess, found))
         pixels.append(found)
     return pixels

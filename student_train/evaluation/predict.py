@@ -54,7 +54,7 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
         pixels = []
         for content in contents[begin : begin + BATCH]:
             picture = decode_image(content, max_pixels=settings.max_pixels)
-            pixels.append(model.renderer.render(picture, 0, np.zeros(5, dtype=np.uint16)))
+            pixels.append(model.renderer.render_evaluation(picture))
         features_BD = model.image_features(torch.from_numpy(np.stack(pixels))).cpu()
         found = head.logits(features_BD).softmax(-1).topk(top)
         for path, shares, classes in zip(

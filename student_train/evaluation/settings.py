@@ -3,7 +3,7 @@
 A description that ends in `[default: ...]` describes the default in words.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -13,9 +13,13 @@ from student_train.figures import METRICS
 from teacher_cache.classes.vocabulary import Duplicates, Lemma
 from teacher_cache.command_settings import Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
+from teacher_cache.images.sources import SOURCES
 from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
 
-Format = Literal["auto", "folder", "tars", "parquet", "list", "coop", "clip-benchmark", "cache"]
+if TYPE_CHECKING:
+    Format = str
+else:
+    Format = Literal["auto", *SOURCES, "coop", "clip-benchmark", "cache"]
 
 NAMES = ("classes", "lemma", "duplicates")
 MODEL = ("cache", "model", "pretrained")

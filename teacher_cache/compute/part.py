@@ -1,17 +1,17 @@
-"""One part of a cache: read -> decode -> forward -> arrays.
+"""Compute one part of a cache: read -> decode -> forward -> encode -> arrays.
 
-Batches are cut within a part, and the teacher sees one view of them at a time: the arrays do not depend on
-who computes which part when, nor on how many views a pass has.
-Who that is, and what is done with the arrays, is `cluster.py`'s business.
+Batches are cut within a part, and the teacher sees one view of them at a time: the arrays depend neither on
+which worker computes which part when, nor on the number of views of a pass. `cluster.py` hands the parts to
+workers and commits the arrays.
 
-Shapes: B views of a batch, V views of the part's pass, H and W pixels, D embedding.
+Shapes: B images of a batch, V views, H and W pixels, D embedding.
 """
 
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -30,20 +30,48 @@ from teacher_cache.store import CacheHeader
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import ViewRenderer, draw_crop, evaluation_crop
 
-BATCHES_AHEAD = 2  # batches that are decoded while another is with the teacher
-VIEWS_AT_ONCE = 8  # views rendered of an image while it is decoded; more views decode it again
+BATCHES_AHEAD = 2  # batches that are decoded while the teacher has another one
+VIEWS_AT_A_TIME = 8  # views that are rendered when an image is decoded; more views decode it again
 BATCHES_ON_DEVICE = 32  # batches whose features stay on the device before they are fetched and encoded
 
 
-@dataclass
+@dataclass(frozen=True)
+class PartTask:
+    """A part to compute.
+
+    Attributes:
+        samples: the part's own rows only.
+        strict: stop at the first unreadable image.
+        readable: in a later pass, which of the rows the first pass could read, [N of the part] bool. The
+            others stay zero.
+    """
+
+    header: CacheHeader
+    part: int
+    samples: SampleTable
+    strict: bool = False
+    readable: NDArray[np.bool_] | None = None
+
+    @property
+    def first_row(self) -> int:
+        """Row of its first sample in the cache."""
+        return int(self.header.rows(self.part).start)
+
+    @property
+    def views(self) -> range:
+        """Views of its pass."""
+        return self.header.views_of(self.part)
+
+
+@dataclass(frozen=True)
 class PartResult:
     """A computed part, not yet committed.
 
     Attributes:
         arrays: what the part writes, by name.
-        seconds: `wall`, from the first read to the last array; `wait`, how long the teacher had no pixels,
-            and `forward`, how long it had; `read`, summed over threads; `decode`, processor time of all
-            threads, resizing included.
+        seconds: `wall`, from the start to the last array; `wait`, without pixels for the teacher, and
+            `forward`, with pixels; `read`, summed over threads; `decode`, processor time of all threads,
+            resizing included.
         skipped: row, key and reason of each image that could not be read.
     """
 
@@ -53,133 +81,197 @@ class PartResult:
 
 
 def part_arrays(
-    header: CacheHeader,
-    part: int,
-    samples: SampleTable,
+    task: PartTask,
     teacher: Teacher,
     head: ClassHead,
     *,
     batch_size: int,
     threads: int,
-    strict: bool = False,
-    readable: NDArray[np.bool_] | None = None,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> PartResult:
     """Compute one part.
 
     Args:
-        samples: the part's own rows, no others.
         head: on the teacher's device.
-        batch_size: images a forward pass, one view of each.
+        batch_size: images per forward pass, one view of each.
         threads: how many read and decode.
-        strict: stop at the first unreadable image.
-        readable: in a later pass, which of the rows the first pass could read, [N of the part] bool. Those
-            that it could not read stay zero.
         on_batch: called with the number of samples that are done so far.
 
     Raises:
-        RppError: `strict` and an image cannot be read; no image can be read; an image cannot be read in a
-            later pass that could be read in the first.
+        RppError: `strict` and an image cannot be read; no image can be read; in a later pass, an image
+            cannot be read that the first pass could read.
     """
     started = time.perf_counter()
-    first_row, count, views = header.rows(part).start, len(samples), header.views_of(part)
-    encoding = encoding_of(header.encoding)
-    arrays: dict[str, NDArray[Any]] = {
-        name: np.full((count, len(views), *(size for _, size in spec.axes)), spec.fill, dtype=spec.dtype)
-        for name, spec in header.per_view.items()
-    }
-    valid = np.ones(count, dtype=np.bool_) if readable is None else readable.copy()
+    output = PartOutput(task, head)
     pixels = PartPixels(
-        header, part, samples, teacher.renderer, arrays["crops"], valid, teacher.device.type == "cuda"
+        task, teacher.renderer, output.arrays["crops"], output.valid, teacher.device.type == "cuda"
     )
-    seconds = {"wait": 0.0, "forward": 0.0}
-    skipped: list[dict[str, Any]] = []
-    on_device: deque[tuple[Batch, int, Tensor]] = deque()
-    launched: deque[torch.cuda.Event] = deque()
-
-    def encode() -> None:
-        for batch, view, features_BD in on_device:
-            if not features_BD.isfinite().all():
-                raise RppError(
-                    f"the teacher's features of samples {first_row + batch.samples.start} to "
-                    f"{first_row + batch.samples.stop - 1} are not finite: its weights are damaged, or are "
-                    "too much for the --precision"
-                )
-            for name, values in encoding.encode(features_BD, head).items():
-                arrays[name][batch.slots, view] = values
-        on_device.clear()
-
-    batches = cut_batches(count, len(views), batch_size)
-    with ThreadPoolExecutor(threads, initializer=_yield_to_the_teacher) as pool:
-        asked = time.perf_counter()
+    forward = ForwardPass(teacher)
+    with ThreadPoolExecutor(threads, initializer=_lower_priority) as pool:
+        stages = StageTimer()
+        batches = cut_batches(len(task.samples), len(task.views), batch_size)
         for batch, pixels_VBCHW, unreadable in pixels.decoded(pool, batches):
-            arrived = time.perf_counter()
-            seconds["wait"] += arrived - asked
-            for position, reason in unreadable.items():
-                if strict or readable is not None:
-                    what = "" if strict else ", and its row is valid in the views that the cache has"
-                    raise RppError(f"{pixels.name(position)}: {reason}{what}")
-                if valid[position]:
-                    entry = {"row": first_row + position, "key": pixels.keys[position], "reason": reason}
-                    skipped.append(entry)
-                valid[position] = False
-            if valid[batch.slots].any():
-                for view, pixels_BCHW in zip(batch.views, pixels_VBCHW, strict=True):
-                    on_device.append((batch, view, teacher.image_features(pixels_BCHW)))
-                if teacher.device.type == "cuda":
-                    launched.append(torch.cuda.Event())
-                    launched[-1].record()
-                    if len(launched) > 1:  # the launches may not run away from the device: memory is bounded
-                        launched.popleft().synchronize()
-            if len(on_device) >= BATCHES_ON_DEVICE:
-                encode()
-            if batch.views.stop == len(views):
+            stages.end("wait")
+            output.skip(unreadable)
+            if output.valid[batch.slots].any():
+                forward.launch(batch, pixels_VBCHW)
+            if len(forward.features) >= BATCHES_ON_DEVICE:
+                output.encode(forward.take())
+            if batch.views.stop == len(task.views):
                 on_batch(batch.samples.stop)
-            asked = time.perf_counter()
-            seconds["forward"] += asked - arrived
-        encode()
-        ended = time.perf_counter()
-        seconds["forward"] += ended - asked
-    if len(skipped) == count and count > 1:
-        raise RppError(
-            f"none of the {count} images of part {part} could be read (first: {skipped[0]['key']}: "
-            f"{skipped[0]['reason']}): that is no damage of single images; the part was not committed"
-        )
-    for name, spec in header.per_view.items():
-        arrays[name][~valid] = spec.fill
-    arrays |= {"valid": valid, "labels": samples.labels}
-    return PartResult(
-        arrays={name: values for name, values in arrays.items() if name in header.arrays_of(part)},
-        seconds={"wall": ended - started, **pixels.seconds, **seconds},
-        skipped=skipped,
-    )
+            stages.end("forward")
+        output.encode(forward.take())
+        stages.end("forward")
+    seconds = {"wall": stages.last - started, **pixels.seconds, **stages.seconds}
+    return PartResult(output.finished(), seconds, output.skipped)
+
+
+class StageTimer:
+    """Divides time between waiting for pixels and the forward pass."""
+
+    def __init__(self) -> None:
+        self.seconds = {"wait": 0.0, "forward": 0.0}
+        self.last = time.perf_counter()
+
+    def end(self, stage: str) -> None:
+        """Add the time since the last call to a stage."""
+        now = time.perf_counter()
+        self.seconds[stage] += now - self.last
+        self.last = now
+
+
+class PartOutput:
+    """The arrays of a part, filled batch by batch.
+
+    Attributes:
+        arrays: [N of the part, V, ...] by name, of all views of the pass.
+        valid: which samples can be read as far as is known, [N of the part] bool.
+        skipped: as in `PartResult`.
+    """
+
+    def __init__(self, task: PartTask, head: ClassHead) -> None:
+        header, count, views = task.header, len(task.samples), len(task.views)
+        self._task, self._head = task, head
+        self._encoding = encoding_of(header.encoding)
+        self.arrays: dict[str, NDArray[Any]] = {
+            name: np.full((count, views, *(size for _, size in spec.axes)), spec.fill, dtype=spec.dtype)
+            for name, spec in header.per_view.items()
+        }
+        self.valid = np.ones(count, dtype=np.bool_) if task.readable is None else task.readable.copy()
+        self.skipped: list[dict[str, Any]] = []
+
+    def skip(self, unreadable: dict[int, str]) -> None:
+        """Mark samples that cannot be read.
+
+        Args:
+            unreadable: reasons by position in the part.
+
+        Raises:
+            RppError: the build is strict, or the first pass could read the sample.
+        """
+        task = self._task
+        for position, reason in unreadable.items():
+            key = task.samples.keys(slice(position, position + 1))[0]
+            if task.strict or task.readable is not None:
+                path = task.samples.locations(slice(position, position + 1))[0].path
+                more = "" if task.strict else "; the cache has views of this image, so it was readable before"
+                raise RppError(f"{key} ({path}): {reason}{more}")
+            if self.valid[position]:
+                self.skipped.append({"row": task.first_row + position, "key": key, "reason": reason})
+            self.valid[position] = False
+
+    def encode(self, features: "Iterable[tuple[Batch, int, Tensor]]") -> None:
+        """Encode image features of batches: the batch, the view's position in the pass, and [B, D].
+
+        Raises:
+            RppError: features are not finite.
+        """
+        for batch, view, features_BD in features:
+            if not features_BD.isfinite().all():
+                first = self._task.first_row
+                raise RppError(
+                    f"the teacher's features of samples {first + batch.samples.start} to "
+                    f"{first + batch.samples.stop - 1} are not finite: its weights are damaged, or overflow "
+                    "at this --precision"
+                )
+            for name, values in self._encoding.encode(features_BD, self._head).items():
+                self.arrays[name][batch.slots, view] = values
+
+    def finished(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that the part writes.
+
+        Raises:
+            RppError: no image could be read.
+        """
+        task, count = self._task, len(self._task.samples)
+        if len(self.skipped) == count and count > 1:
+            raise RppError(
+                f"none of the {count} images of part {task.part} could be read (first: "
+                f"{self.skipped[0]['key']}: {self.skipped[0]['reason']}): check the image source; the part "
+                "was not committed"
+            )
+        for name, spec in task.header.per_view.items():
+            self.arrays[name][~self.valid] = spec.fill
+        arrays = self.arrays | {"valid": self.valid, "labels": task.samples.labels}
+        return {name: values for name, values in arrays.items() if name in task.header.arrays_of(task.part)}
+
+
+class ForwardPass:
+    """Runs the teacher and keeps its features on the device until they are taken.
+
+    Attributes:
+        features: the batch, the view's position in the pass, and image features [B, D], in order.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self._launched: deque[torch.cuda.Event] = deque()
+        self.features: list[tuple[Batch, int, Tensor]] = []
+
+    def launch(self, batch: "Batch", pixels_VBCHW: Tensor) -> None:
+        """Start the forward pass of each view of a batch."""
+        for view, pixels_BCHW in zip(batch.views, pixels_VBCHW, strict=True):
+            self.features.append((batch, view, self._teacher.image_features(pixels_BCHW)))
+        if self._teacher.device.type == "cuda":
+            self._launched.append(torch.cuda.Event())
+            self._launched[-1].record()
+            if len(self._launched) > 1:  # stay at most one batch ahead of the device, which bounds memory
+                self._launched.popleft().synchronize()
+
+    def take(self) -> "list[tuple[Batch, int, Tensor]]":
+        """Return the features so far, and forget them."""
+        features, self.features = self.features, []
+        return features
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some samples of a part with some views of its pass, as positions within both."""
+    """Some samples of a part and some views of its pass, as positions in both."""
 
     samples: range
     views: range
 
     @property
     def slots(self) -> slice:
-        """Its samples as an index into arrays of the part."""
+        """Its samples, as an index into arrays of the part."""
         return slice(self.samples.start, self.samples.stop)
 
 
 def cut_batches(samples: int, views: int, batch_size: int) -> list[Batch]:
-    """`batch_size` samples with `VIEWS_AT_ONCE` of their views; all views of some samples before others."""
+    """Cut into batches of `batch_size` samples and `VIEWS_AT_A_TIME` views. All views of a sample come before
+    the next samples."""
     return [
-        Batch(range(sample, min(sample + batch_size, samples)), range(view, min(view + VIEWS_AT_ONCE, views)))
+        Batch(
+            range(sample, min(sample + batch_size, samples)), range(view, min(view + VIEWS_AT_A_TIME, views))
+        )
         for sample in range(0, samples, batch_size)
-        for view in range(0, views, VIEWS_AT_ONCE)
+        for view in range(0, views, VIEWS_AT_A_TIME)
     ]
 
 
 @dataclass
 class PartPixels:
-    """Pixels of a part's views, decoded on threads ahead of who takes them.
+    """Pixels of a part's views, decoded on threads ahead of their use.
 
     Attributes:
         crops: [N of the part, V, 5] uint16, filled in while decoding.
@@ -188,9 +280,7 @@ class PartPixels:
         seconds: `read` and `decode` so far.
     """
 
-    header: CacheHeader
-    part: int
-    samples: SampleTable
+    task: PartTask
     renderer: ViewRenderer
     crops: NDArray[np.uint16]
     wanted: NDArray[np.bool_]
@@ -198,26 +288,20 @@ class PartPixels:
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0})
 
     def __post_init__(self) -> None:
-        self.first_row = self.header.rows(self.part).start
-        self.pass_views = self.header.views_of(self.part)
-        self.policy = ViewPolicy(**self.header.view_policy)
-        self.locations, self.keys = self.samples.locations(slice(None)), self.samples.keys(slice(None))
-        self.reader = ImageReader()
-
-    def name(self, position: int) -> str:
-        """A sample as a user finds it: its key and its file."""
-        return f"{self.keys[position]} ({self.locations[position][0]})"
+        self._policy = ViewPolicy(**self.task.header.view_policy)
+        self._locations = self.task.samples.locations(slice(None))
+        self._reader = ImageReader()
 
     def decoded(
         self, pool: ThreadPoolExecutor, batches: list[Batch]
     ) -> Iterator[tuple[Batch, Tensor, dict[int, str]]]:
-        """Yield each batch with its pixels [V, B, 3, H, W] uint8, a view in one block of memory, and the
-        reasons why some of its samples could not be read, by position; the pixels of those are zero.
+        """Yield each batch with its pixels [V, B, 3, H, W] uint8, each view in one block of memory, and the
+        reasons why samples could not be read, by position. The pixels of those are zero.
 
-        A batch is begun when the one `BATCHES_AHEAD` before it is taken: memory is bounded.
+        A batch is started when the one `BATCHES_AHEAD` before it is taken, which bounds memory.
         """
         todo = iter(batches)
-        ahead = deque(self._begin(pool, batch) for batch in islice(todo, BATCHES_AHEAD))
+        ahead = deque(self._start(pool, batch) for batch in islice(todo, BATCHES_AHEAD))
         while ahead:
             batch, pixels, futures = ahead.popleft()
             unreadable: dict[int, str] = {}
@@ -227,10 +311,10 @@ class PartPixels:
                 self.seconds["decode"] += decode
                 if reason is not None:
                     unreadable[position] = reason
-            ahead.extend(self._begin(pool, following) for following in islice(todo, 1))
+            ahead.extend(self._start(pool, following) for following in islice(todo, 1))
             yield batch, pixels.permute(0, 1, 4, 2, 3), unreadable
 
-    def _begin(
+    def _start(
         self, pool: ThreadPoolExecutor, batch: Batch
     ) -> tuple[Batch, Tensor, list[tuple[int, "Future[tuple[str | None, float, float]]"]]]:
         shape = (len(batch.views), len(batch.samples), *self.renderer.size, 3)
@@ -246,28 +330,29 @@ class PartPixels:
     def _decode(
         self, position: int, views: range, into: NDArray[np.uint8]
     ) -> tuple[str | None, float, float]:
-        """Fill [views, H, W, 3]; why that was not possible, seconds of reading, seconds of decoding."""
+        """Fill [views, H, W, 3]. Return why that is not possible, seconds of reading, seconds of decoding."""
         started = time.perf_counter()
         try:
-            content = self.reader.read(*self.locations[position])
-            read, begun = time.perf_counter() - started, time.thread_time()
-            image = decode_image(content, max_pixels=self.header.max_pixels)
-            for number, of_pass in enumerate(views):
-                view = self.pass_views[of_pass]
-                crop = (
-                    evaluation_crop(self.renderer.preprocess, *image.size)
-                    if view == 0
-                    else draw_crop(self.policy, self.first_row + position, view, *image.size)
-                )
-                self.crops[position, of_pass] = crop
-                into[number] = self.renderer.picture(image, view, crop)
+            content = self._reader.read(self._locations[position])
+            read, decoding_since = time.perf_counter() - started, time.thread_time()
+            image = decode_image(content, max_pixels=self.task.header.max_pixels)
+            for number, place in enumerate(views):
+                view = self.task.views[place]
+                self.crops[position, place] = crop = self._crop(position, view, image)
+                into[number] = self.renderer.render_last(image, view, crop)
         except UnreadableImageError as error:
             return str(error), time.perf_counter() - started, 0.0
-        return None, read, time.thread_time() - begun
+        return None, read, time.thread_time() - decoding_since
+
+    def _crop(self, position: int, view: int, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        height, width = image.shape[:2]
+        if view == 0:
+            return evaluation_crop(self.renderer.preprocess, width, height)
+        return draw_crop(self._policy, self.task.first_row + position, view, width, height)
 
 
-def _yield_to_the_teacher() -> None:
-    """On Linux a thread has a priority of its own: decoding then takes the processor time that the forward
-    pass leaves, and all of it when that waits for pixels."""
+def _lower_priority() -> None:
+    """On Linux each thread has its own priority. Decoding then takes the processor time that the forward pass
+    leaves, and all of it while that waits for pixels."""
     if sys.platform == "linux":
         os.nice(10)

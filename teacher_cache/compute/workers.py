@@ -1,4 +1,4 @@
-"""Where the Dask workers are: on this machine or at a scheduler, how many, and with how many threads each."""
+"""Dask workers: on this machine or at a scheduler, their number, and the threads of each."""
 
 import logging
 import warnings
@@ -19,24 +19,24 @@ MOST_DECODING_THREADS = 16
 
 
 def cuda_devices(settings: ComputeSettings) -> int:
-    """How many CUDA devices the local workers share among them; 0 where a device is named, or none."""
+    """Return the number of CUDA devices that local workers share; 0 if a device is named or there is none."""
     anywhere = settings.device in ("auto", "cuda") and settings.scheduler is None
     return torch.cuda.device_count() if anywhere else 0
 
 
 def local_workers(settings: ComputeSettings) -> int:
-    """Number of workers on this machine."""
+    """Return the number of workers on this machine."""
     return settings.workers or max(1, cuda_devices(settings))
 
 
 def on_this_machine(settings: ComputeSettings) -> ComputeSettings:
-    """The same settings with the threads of a local worker filled in: no core is given to two workers."""
+    """Return the settings with the threads of a local worker filled in; workers do not share cores."""
     workers = local_workers(settings)
     cores = max(1, usable_cores() // workers)
     return settings.model_copy(
         update={
             "threads": settings.threads or min(MOST_DECODING_THREADS, cores),
-            # torch knows of OMP_NUM_THREADS and of hyper-threads
+            # torch accounts for OMP_NUM_THREADS and for hyper-threads
             "torch_threads": settings.torch_threads or max(1, torch.get_num_threads() // workers),
         }
     )
@@ -44,8 +44,14 @@ def on_this_machine(settings: ComputeSettings) -> ComputeSettings:
 
 @contextmanager
 def scheduler_needed(kept: str) -> Iterator[None]:
-    """A scheduler that is gone ends the block, or the decorated function, with one line; `kept` says what is
-    not lost."""
+    """Turn the loss of the scheduler, in a block or a decorated function, into one line.
+
+    Args:
+        kept: what is not lost, for the message.
+
+    Raises:
+        RppError: the scheduler is gone.
+    """
     try:
         yield
     except (CommClosedError, CancelledError) as error:
@@ -58,27 +64,27 @@ def _local_cluster(workers: int) -> LocalCluster:
             n_workers=workers,
             threads_per_worker=1,
             processes=workers > 1,
-            # None would still take port 8787, and warn where another cluster has it
+            # None would still take port 8787, and warn if another cluster has it
             dashboard_address="127.0.0.1:0",
             scheduler_kwargs={"dashboard": False},
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         )
-    except RuntimeError as error:  # Dask's: a worker ended before it was there
+    except RuntimeError as error:  # from Dask: a worker ended before it was connected
         raise RppError(
-            f"the worker processes cannot be started ({error}); did the memory run out? What is committed is "
+            f"cannot start the worker processes ({error}); did the memory run out? What is committed is "
             "safe: run the same command again"
         ) from error
 
 
 @contextmanager
 def dask_client(settings: ComputeSettings) -> Iterator[Client]:
-    """A client of the scheduler, or of workers started here, which end with the block.
+    """Yield a client of the scheduler, or of workers started here, which end with the block.
 
     Raises:
         UsageError: no scheduler answers.
     """
-    # what goes wrong reaches the user once, in our words
+    # errors reach the user once, as our own messages
     for noisy in ("distributed", "distributed.client"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "Couldn't detect a suitable IP address", RuntimeWarning)
@@ -91,7 +97,7 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
             yield client
         return
     with (
-        # a worker that died is given up where another is not there soon; importing torch takes its time
+        # by default Dask gives up soon when no new worker replaces a lost one; importing torch takes longer
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         _local_cluster(local_workers(settings)) as cluster,
         Client(cluster) as client,
@@ -100,7 +106,7 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
 
 
 def number_of_workers(settings: ComputeSettings) -> int:
-    """How many workers would compute parts now, at least one: here, or at the scheduler.
+    """Return how many workers would compute parts now, here or at the scheduler; at least one.
 
     Raises:
         UsageError: no scheduler answers.

@@ -1,6 +1,6 @@
-"""Image folders: one sub-folder a class, as torchvision's `ImageFolder`, here or on another machine.
+"""Image folders with one sub-folder for each class, as torchvision's `ImageFolder`, local or remote.
 
-A row's path is the folder and its key the place within.
+A row's path is the folder; its key is the image's path within it.
 """
 
 import os
@@ -10,24 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.remote import ask, filesystem, is_remote
+from teacher_cache.files.remote import ask, filesystem
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.labels import SYNSET
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS
-from teacher_cache.images.table import LOOSE_FILE
+from teacher_cache.images.sources import THREADS, Source
 
 
-def index_folder(root: str) -> tuple[Rows, dict[str, int]]:
-    """Rows of a folder, its own images first, then each sub-folder's in sorted order; and all folders in it
-    by their places, with the times of their last change before they were listed (none of a folder on another
-    machine: object stores have files only).
+def index_folder(source: Source) -> list[Rows]:
+    """Rows of an image folder: its own images first, then those of each sub-folder, in sorted order.
 
     Raises:
-        UsageError: a file name that is not UTF-8.
+        UsageError: a file name is not UTF-8.
         RppError: a folder cannot be listed.
     """
-    if is_remote(root):
-        return Rows(root, _table(_remote_images(root))), {}
+    root = source.files[0].path
+    if source.is_remote:  # object stores have no folders whose times could be compared
+        return [Rows(root, _table(_remote_images(root)), by_order=True, reusable=False)]
     times = folder_times(root, [""])
     folders, images = _list(root, "")
 
@@ -40,17 +39,17 @@ def index_folder(root: str) -> tuple[Rows, dict[str, int]]:
     tables = [_table(images), *(table for table, _ in branches)]
     for _, walked in branches:
         times |= walked
-    return Rows(root, pa.concat_tables(tables)), times
+    return [Rows(root, pa.concat_tables(tables), folder_times=times, by_order=True)]
 
 
 def folder_times(root: str, folders: Iterable[str]) -> dict[str, int]:
-    """Times of the last change of folders in a folder, ns; -1 of one that is gone."""
+    """Return the time of the last change of each folder in `root`, ns; -1 if it is missing."""
     places = {folder: os.path.join(root, folder) for folder in folders}
     return {f: os.stat(place).st_mtime_ns if os.path.isdir(place) else -1 for f, place in places.items()}
 
 
 def _walk(root: str, top: str, walked: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """Images below a folder. A link to a folder that is above it is not followed."""
+    """Yield the images below a folder. A link to one of the folders above it is not followed."""
     todo: list[tuple[str, tuple[str, ...]]] = [(top, (os.path.realpath(root),))]
     while todo:
         folder, above = todo.pop()
@@ -64,7 +63,7 @@ def _walk(root: str, top: str, walked: dict[str, int]) -> Iterator[tuple[str, in
 
 
 def _list(root: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:
-    """Folders in a folder, and images with their sizes, by their places in the root."""
+    """Return the folders in a folder, and its images with their sizes, by their paths in the root."""
     folders, images = [], []
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -82,7 +81,7 @@ def _list(root: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:
 def _size(entry: "os.DirEntry[str]") -> int:
     try:
         return entry.stat().st_size
-    except FileNotFoundError:  # a link to nothing keeps its row, as every image that cannot be read
+    except FileNotFoundError:  # a broken link keeps its row, like every image that cannot be read
         return 0
 
 
@@ -90,7 +89,7 @@ def _utf8(path: str) -> str:
     try:
         path.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(f"the file name {path!r} is not UTF-8, as the sample table is; rename it") from error
+        raise UsageError(f"the file name {path!r} is not UTF-8; rename it") from error
     return path
 
 
@@ -118,5 +117,5 @@ def _table(images: Iterable[tuple[str, int]]) -> pa.Table:
     for key, length in images:
         folder, below, _ = key.partition("/")
         synset = None if below else SYNSET.search(key)
-        builder.append(key, LOOSE_FILE, length, None, folder if below else synset[0] if synset else None)
+        builder.append_file(key, length, folder if below else synset[0] if synset else None)
     return builder.table()

@@ -1,7 +1,7 @@
-"""The members of a tar from their headers alone: ustar, GNU and pax, 512 bytes each.
+"""List the members of a tar from their headers only: ustar, GNU and pax, 512 bytes each.
 
-tarfile takes three and a half times as long for the same headers, and ends without a word at a damaged one;
-both count at 14 million members (`benchmarks/index_images.py`).
+tarfile takes three and a half times as long for the same headers, and stops silently at a damaged one. Both
+matter at 14 million members (`benchmarks/index_images.py`).
 """
 
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ _REGULAR = frozenset(b"0\x007")
 _WITHOUT_CONTENT = frozenset(b"123456")  # links, devices, folders, pipes
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK, _GNU_SPARSE = frozenset(b"xX"), *b"gLKS"
 _LONGEST_EXTENDED_HEADER = 1 << 20
-_DIGITS = 8  # of the length of a record in one, and the space behind them
+_DIGITS = 8  # of a record's length in an extended header, and the space after it
 
 
 class TarMember(NamedTuple):
-    """A regular file in a tar; `offset` is where its content begins."""
+    """A regular file in a tar; its content starts at byte `offset`."""
 
     name: str
     offset: int
@@ -25,7 +25,7 @@ class TarMember(NamedTuple):
 
 
 class DamagedTarError(Exception):
-    """A tar cannot be read on from the byte `position`."""
+    """A tar is damaged from the byte `position` on."""
 
     def __init__(self, reason: str, position: int) -> None:
         super().__init__(reason)
@@ -33,11 +33,11 @@ class DamagedTarError(Exception):
 
 
 def tar_members(file: BinaryIO, start: int, stop: int) -> Iterator[TarMember]:
-    """Regular files of the tar in bytes start .. stop of a seekable file. Links, devices and sparse files are
-    passed over.
+    """Yield the regular files of the tar in bytes start .. stop of a seekable file. Links, devices and sparse
+    files are skipped.
 
     Raises:
-        DamagedTarError: a damaged header, or no end mark; what came before it is whole.
+        DamagedTarError: a damaged header, or no end mark. The members before it are complete.
     """
     position, extended = start, dict[str, str]()
     while True:
@@ -47,14 +47,14 @@ def tar_members(file: BinaryIO, start: int, stop: int) -> Iterator[TarMember]:
         if header == _END:
             return
         if len(header) < BLOCK:
-            where = "within a header" if header else "without the empty blocks that close a tar"
+            where = "within a header" if header else "without the empty blocks at the end of a tar"
             raise DamagedTarError(f"ends {where}", at)
         try:
             _require_checksum(header)
             kind, size = header[156], _number(header[124:136])
             if kind in _PAX or kind in (_PAX_GLOBAL, _GNU_NAME, _GNU_LINK):
                 if not 0 <= size <= _LONGEST_EXTENDED_HEADER:
-                    raise ValueError("a name of more than a MB, or of less than nothing")
+                    raise ValueError("a name longer than 1 MB, or of negative length")
                 content = file.read(size)
                 if kind in _PAX:
                     extended |= _pax_records(content)
@@ -80,17 +80,17 @@ def tar_members(file: BinaryIO, start: int, stop: int) -> Iterator[TarMember]:
             position = begin
             continue
         position = begin + -(-size // BLOCK) * BLOCK
-        whole = begin + size <= stop
-        if kind in _REGULAR and not sparse and (whole or name.endswith(".tar")):
-            yield TarMember(name, begin, min(size, stop - begin))  # a tar that is cut has whole members still
-        if not whole:
+        is_complete = begin + size <= stop
+        if kind in _REGULAR and not sparse and (is_complete or name.endswith(".tar")):
+            yield TarMember(name, begin, min(size, stop - begin))  # a cut tar still has complete members
+        if not is_complete:
             raise DamagedTarError(f"ends within {name}", at)
 
 
 def _require_checksum(header: bytes) -> None:
     stored = _number(header[148:156])
     unsigned = sum(header) - sum(header[148:156]) + 8 * ord(" ")
-    if stored != unsigned:  # some old writers summed signed bytes
+    if stored != unsigned:  # some old programs summed signed bytes
         rest = header[:148] + header[156:]
         if stored != unsigned - 256 * sum(byte > 127 for byte in rest):
             raise ValueError("wrong checksum")
@@ -121,10 +121,10 @@ def _name(header: bytes) -> str:
 
 
 def _pax_records(content: bytes) -> dict[str, str]:
-    """`path` and `size`, and whether the file is sparse; a record is "LENGTH KEY=VALUE\\n"."""
+    """Return `path` and `size`, and whether the file is sparse. A record is "LENGTH KEY=VALUE\\n"."""
     records: dict[str, str] = {}
     at, end = 0, len(content.rstrip(b"\0"))
-    while at < end:  # by places: a MB of short records would be copied a hundred thousand times
+    while at < end:  # by position: slicing the rest off would copy a MB a hundred thousand times
         space = content.find(b" ", at, at + _DIGITS)
         length = int(content[at:space]) if space > 0 else 0
         key, equals, value = content[space + 1 : at + length - 1].partition(b"=")

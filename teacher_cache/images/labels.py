@@ -1,7 +1,4 @@
-"""Labels: what a source says of a sample, and which class of the vocabulary that is.
-
-The rules are in docs/images.md.
-"""
+"""Labels of a source, and the classes of the vocabulary that they mean. The rules are in docs/images.md."""
 
 import re
 from typing import Any
@@ -19,10 +16,10 @@ SYNSET = re.compile(r"(?<![a-z0-9])n\d{8}(?!\d)")
 
 
 def read_label(content: bytes, suffix: str, where: str) -> tuple[int | None, str | None]:
-    """Class index, or id or name, from a `.cls` or `.json` member; (None, None) if it has neither.
+    """Return the class index, or the id or name, in a `.cls` or `.json` member; (None, None) without a label.
 
     Raises:
-        UsageError: naming the member, `where`.
+        UsageError: the label cannot be read. The message starts with `where`.
     """
     try:
         text: Any = content.decode().strip()
@@ -30,26 +27,26 @@ def read_label(content: bytes, suffix: str, where: str) -> tuple[int | None, str
             record = parse_json(text)
             text = next((record[key] for key in LABEL_KEYS if record.get(key) is not None), None)
     except (ValueError, AttributeError) as error:
-        raise UsageError(f"{where}: label is not readable ({error})") from error
+        raise UsageError(f"{where}: cannot read the label ({error})") from error
     return parse_label(text, where)
 
 
 def parse_label(text: Any, where: str) -> tuple[int | None, str | None]:
-    """What a source's label says: class index, or id or name; (None, None) if nothing.
+    """Return a source's label as a class index, or as an id or name; (None, None) if it is empty.
 
     Raises:
-        UsageError: a number that can be no class index, naming the place, `where`.
+        UsageError: not a possible class index, id or name. The message starts with `where`.
     """
     if text is None or text == "":
         return None, None
-    said = str(text)
-    if re.fullmatch(r"-?\d+", said):
-        if len(said) > DIGITS or int(said) >= 1 << 31:
-            raise UsageError(f"{where}: the label {said[:40]} is no class index")
-        return max(int(said), -1), None
-    if not is_text(said):
-        raise UsageError(f"{where}: the label {said[:40]!r} is no text")
-    return None, said
+    label = str(text)
+    if re.fullmatch(r"-?\d+", label):
+        if len(label) > DIGITS or int(label) >= 1 << 31:
+            raise UsageError(f"{where}: the label {label[:40]} is too large for a class index")
+        return max(int(label), -1), None
+    if not is_text(label):
+        raise UsageError(f"{where}: the label {label[:40]!r} is not valid text")
+    return None, label
 
 
 def resolve_labels(
@@ -59,19 +56,19 @@ def resolve_labels(
     source: str,
     by_order: bool = False,
 ) -> tuple[NDArray[np.int32], list[str]]:
-    """Class indices from what the source calls the classes, and notes for the user.
+    """Return the class index of each row, [N] int32, and notes for the user.
 
     Args:
         raw: columns label_index and label_name, a dictionary, in one chunk.
         class_list: all classes in the order of the source's own numbers, where it has such a list.
-        by_order: match by sorted order where no class is in the vocabulary but both have as many.
+        by_order: match by sorted order if no class is in the vocabulary and both have the same number.
 
     Raises:
-        UsageError: labels that do not fit the vocabulary.
+        UsageError: labels do not fit the vocabulary.
     """
     notes: list[str] = []
-    said = raw["label_index"].fill_null(-1).to_numpy()
-    numbers, places = np.unique(said, return_inverse=True)
+    stored = raw["label_index"].fill_null(-1).to_numpy()
+    numbers, places = np.unique(stored, return_inverse=True)
     indices = np.array([_class_of(n, vocabulary, source) for n in numbers.tolist()], np.int32)[places]
     encoded = raw["label_name"].chunk(0)
     names: list[str] = encoded.dictionary.to_pylist()
@@ -97,12 +94,12 @@ def resolve_labels(
 
 
 def _class_of(number: int, vocabulary: Vocabulary, source: str) -> int:
-    """Class index of a label that is a whole number; -1 stays -1."""
+    """Return the class index that an integer label means; -1 stays -1."""
     index = -1 if number < 0 else vocabulary.index_of_number(number)
     if index is None:
         raise UsageError(
             f"'{source}' has the label {number}, but the vocabulary has {len(vocabulary)} classes "
-            f"({vocabulary.numbering}): another vocabulary is needed"
+            f"({vocabulary.numbering}); choose the vocabulary of these labels"
         )
     return index
 
@@ -110,7 +107,7 @@ def _class_of(number: int, vocabulary: Vocabulary, source: str) -> int:
 def _match(
     names: list[str], class_list: tuple[str, ...] | None, vocabulary: Vocabulary, source: str, by_order: bool
 ) -> tuple[dict[str, int], str | None]:
-    """Class index of each name that has one, and a note on how it was found if not by the vocabulary."""
+    """Return the class index of each name that has one, and a note if it was not found by name."""
     classes = class_list or tuple(sorted(names))
     found = {name: index for name in classes if (index := vocabulary.index_of(name)) is not None}
     if not found and all(name.isdecimal() and len(name) <= DIGITS for name in classes):
@@ -125,7 +122,7 @@ def _match(
     if not found:
         raise UsageError(
             f"'{source}' has {len(classes)} classes ({', '.join(classes[:3])}, ...), the "
-            f"vocabulary {len(vocabulary)} ({', '.join(vocabulary.ids[:3])}, ...), and no id or "
-            "name is in both"
+            f"vocabulary {len(vocabulary)} ({', '.join(vocabulary.ids[:3])}, ...), and they share no "
+            "id or name"
         )
     return found, None

@@ -1,7 +1,7 @@
-"""Files that list images: CoOp's `split_zhou_*.json`, one of its parts, and text files 'IMAGE CLASS NAME'.
+"""Files that list images: one part of CoOp's `split_zhou_*.json`, and text files of `IMAGE CLASS NAME`.
 
-The images lie beside the list or in one folder below it; a row's path is that folder, its key the place
-within.
+The images are beside the list or in one folder below it. A row's path is that folder; its key is the image's
+path within it.
 """
 
 import os
@@ -14,22 +14,20 @@ from teacher_cache.classes.vocabulary import is_text, split_ids
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.text_file import MOST_LIST_BYTES, read_text
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import IMAGE_SUFFIXES, THREADS, SourceFile
-from teacher_cache.images.table import LOOSE_FILE
+from teacher_cache.images.sources import THREADS, Source
 
 
-def index_list(file: SourceFile, part: str | None) -> Rows:
-    """Rows of a list of images.
-
-    Args:
-        part: `train`, `val` or `test` of a split file; None of a text file.
+def index_list(source: Source) -> list[Rows]:
+    """Rows of a list of images: a text file, or the part `source.part` of a split file.
 
     Raises:
-        UsageError: another form, no such part, places outside the list's folder, or no images there.
+        UsageError: another form, no such part, images outside the list's folder, or no images.
         RppError: the list cannot be read.
     """
-    path = Path(file.path)
+    part = source.part
+    path = Path(source.files[0].path)
     try:
         content = read_text(path, MOST_LIST_BYTES)
     except UnicodeDecodeError as error:
@@ -42,47 +40,48 @@ def index_list(file: SourceFile, part: str | None) -> Rows:
     else:
         images = _images_of_text(content, path)
     if not images:
-        raise UsageError(f"{path} names no image" + (f" for {part}" if part else ""))
+        raise UsageError(f"{path} lists no image" + (f" for {part}" if part else ""))
     root = _folder_of(path, images[0][0])
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(_size, (root / place for place, _ in images)))
     builder = RowBuilder()
     for (place, label), size in zip(images, sizes, strict=True):
-        builder.append(place, LOOSE_FILE, size, None, label)
-    return Rows(str(root), builder.table(), class_list=class_list)
+        builder.append_file(place, size, label)
+    # the list stays the same when its images change
+    return [Rows(str(root), builder.table(), class_list=class_list, reusable=False)]
 
 
 def _images_of_split(
     content: str, path: Path, part: str | None
 ) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
-    """(place, class id) of each image of a part, and the ids of all classes."""
+    """Return (path, class id) of each image of a part, and the ids of all classes."""
     try:
         data = parse_json(content)
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from error
     if not is_split(data):
-        raise UsageError(f"{path} is no split file: it needs train, val and test")
+        raise UsageError(f"{path} is not a split file: expected the keys train, val and test")
     split = parse_split(data, path)
     if part not in split.parts:
-        asked = f"has no part '{part}'" if part else "holds several parts"
+        problem = f"has no part '{part}'" if part else "contains several parts"
         raise UsageError(
-            f"{path} {asked}; name one: {', '.join(f'{path.name}#{name}' for name in split.parts)}"
+            f"{path} {problem}; name one: {', '.join(f'{path.name}#{name}' for name in split.parts)}"
         )
     ids = split_ids(split)
     if no_text := [name for name in ids if not is_text(name)]:
-        raise UsageError(f"{path} names the class {no_text[0]!r}, which is no text")
+        raise UsageError(f"{path}: the class name {no_text[0]!r} is not valid text")
     return [(_inside(place, path), ids[label]) for place, label in split.parts[part]], ids
 
 
 def _images_of_text(content: str, path: Path) -> list[tuple[str, str]]:
-    """(place, class name) of each line; FGVC Aircraft's names have no suffix."""
+    """Return (path, class name) of each line; FGVC Aircraft lists images without a suffix."""
     images = []
     for number, line in enumerate(content.replace("\r\n", "\n").split("\n"), start=1):
         place, _, label = line.strip().partition(" ")
         if not place:
             continue
         if not label.strip():
-            raise UsageError(f"{path}: line {number} is no 'IMAGE CLASS NAME': {line[:60]!r}")
+            raise UsageError(f"{path}: line {number}: expected 'IMAGE CLASS NAME', found {line[:60]!r}")
         suffix = "" if PurePosixPath(place).suffix.lower() in IMAGE_SUFFIXES else ".jpg"
         images.append((_inside(place + suffix, path), label.strip()))
     return images
@@ -91,24 +90,24 @@ def _images_of_text(content: str, path: Path) -> list[tuple[str, str]]:
 def _inside(place: str, path: Path) -> str:
     parts = PurePosixPath(place)
     if parts.is_absolute() or ".." in parts.parts or not is_text(place):
-        raise UsageError(f"{path} names the image {place!r}, which leads out of its folder")
+        raise UsageError(f"{path}: the image {place!r} is outside the list's folder")
     if parts.suffix.lower() not in IMAGE_SUFFIXES:
-        raise UsageError(f"{path} names {place!r}, which is no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UsageError(f"{path}: {place!r} is not an image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return place
 
 
 def _folder_of(path: Path, first: str) -> Path:
-    """The folder that the list's places start from: its own, or the one below it that has the first image."""
+    """Return the folder that the listed paths start from: the list's own, or one directly below it."""
     own = path.absolute().parent
     candidates: Iterable[Path] = [own, *sorted(folder for folder in own.iterdir() if folder.is_dir())]
     found = next((folder for folder in candidates if os.path.isfile(folder / first)), None)
     if found is None:
-        raise UsageError(f"{path} names {first}, which is neither in {own} nor in a folder directly below it")
+        raise UsageError(f"{path}: the image {first} is neither in {own} nor in a folder directly below it")
     return found
 
 
 def _size(path: Path) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # keeps its row, as every image that cannot be read
+    except OSError:  # it keeps its row, like every image that cannot be read
         return 0

@@ -1,7 +1,6 @@
-"""Parquet files in the layout of Hugging Face image data sets: a struct (bytes, path) and a label a row.
+"""Parquet files of Hugging Face image data sets: each row has a struct (bytes, path) and perhaps a label.
 
-Rows are named while indexing without reading an image; an image is read with its row group, which is kept for
-the rows beside it.
+Indexing reads no image. An image is read with its row group, which is kept for its neighbours.
 """
 
 import threading
@@ -14,40 +13,42 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from teacher_cache.classes.vocabulary import DIGITS
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.remote import RemoteFile, file_info, is_remote, read_range
 from teacher_cache.images.decode import UnreadableImageError
 from teacher_cache.images.labels import LABEL_KEYS, parse_label
+from teacher_cache.images.parallel import map_files
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import SourceFile
-from teacher_cache.images.table import PARQUET_ROW
+from teacher_cache.images.sources import Source, SourceFile
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label", *LABEL_KEYS)
-# What pyarrow raises where bytes are not what they should be, and Python at what it then is given.
-DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, OverflowError, MemoryError)
+# What pyarrow raises for damaged bytes. A text that is not UTF-8 is found when it becomes a Python string.
+DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 KEPT_FILES = 64
-LARGEST_GROUP = 4 << 30  # bytes of a row group's images: a few hundred images are some hundred MB
-KEPT_BYTES = (
-    256 << 20
-)  # of row groups; the last two stay in any case, where threads cross from one to the next
+LARGEST_GROUP = 4 << 30  # bytes of a row group's images; a few hundred images have some hundred MB
+KEPT_BYTES = 256 << 20  # of row groups; the last two always stay, for threads that cross from one to the next
 
 
-def index_parquet(file: SourceFile) -> Rows:
+def index_parquet(source: Source) -> list[Rows]:
+    """Rows of all Parquet files; raises as `index_file`."""
+    return map_files("Parquet files", index_file, source.files)
+
+
+def index_file(file: SourceFile) -> Rows:
     """Rows of a Parquet file.
 
     Raises:
-        UsageError: no Parquet file, no column of images, or labels of a kind that names no class.
+        UsageError: not a Parquet file, no column of images, or labels that cannot name a class.
         RppError: the file cannot be read.
     """
-    builder, notes = RowBuilder(), list[str]()
+    builder = RowBuilder()
     try:
         with _open(file.path, file.size) as parquet:
-            if parquet.metadata.num_rows > file.size:  # empty rows cost nothing there, and memory here
-                raise UsageError(
-                    f"{file.path} says that {file.size:,} bytes hold {parquet.metadata.num_rows:,} images"
-                )
+            if parquet.metadata.num_rows > file.size:  # empty rows take no bytes there, but memory here
+                raise UsageError(f"{file.path}: {parquet.metadata.num_rows:,} rows in {file.size:,} bytes")
             schema = parquet.schema_arrow
             image, label = _image_column(schema, file.path), _label_column(schema)
             class_list = _class_list(schema, label)
@@ -60,15 +61,13 @@ def index_parquet(file: SourceFile) -> Rows:
                 for name, value in zip(names, labels, strict=True):
                     where = f"{file.path}: row {row}"
                     index, text = _label(value, class_list, where)
-                    builder.append(name or f"{file.stem}/{row}", row, PARQUET_ROW, index, text)
+                    builder.append_parquet_row(name or f"{file.stem}/{row}", row, index, text)
                     row += 1
-    except OSError as error:
-        if error.errno is not None:
-            raise RppError(f"cannot read {file.path}: {error.strerror}") from error
-        raise UsageError(f"{file.path} is no readable Parquet file ({_first_line(error)})") from error
     except DAMAGE as error:
-        raise UsageError(f"{file.path} is no readable Parquet file ({_first_line(error)})") from error
-    return Rows(file.path, builder.table(), notes, class_list)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise RppError(f"cannot read {file.path}: {error.strerror}") from error
+        raise UsageError(f"{file.path} is not a readable Parquet file ({_first_line(error)})") from error
+    return Rows(file.path, builder.table(), class_list=class_list)
 
 
 def _open(path: str, size: int | None = None) -> pq.ParquetFile:
@@ -82,18 +81,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _image_column(schema: pa.Schema, path: str) -> str:
-    def holds_images(column: pa.Field) -> bool:
+    def contains_images(column: pa.Field) -> bool:
         if not pa.types.is_struct(column.type):
             return False
-        parts = {part.name: part.type for part in column.type}
-        kind = parts.get("bytes")
-        return (
-            "path" in parts
-            and kind is not None
-            and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-        )
+        types = {part.name: part.type for part in column.type}
+        content, name = types.get("bytes", pa.null()), types.get("path", pa.null())
+        is_binary = pa.types.is_binary(content) or pa.types.is_large_binary(content)
+        is_text = pa.types.is_string(name) or pa.types.is_large_string(name)
+        return bool(is_binary and is_text)
 
-    found: list[str] = [column.name for column in schema if holds_images(column)]
+    found: list[str] = [column.name for column in schema if contains_images(column)]
     if not found:
         raise UsageError(
             f"{path} has no column of images, a struct of bytes and path; its columns are "
@@ -103,11 +100,13 @@ def _image_column(schema: pa.Schema, path: str) -> str:
 
 
 def _features(schema: pa.Schema) -> dict[str, Any]:
-    """What Hugging Face's metadata says of the columns."""
+    """Return Hugging Face's description of the columns; empty without one."""
     try:
-        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+        features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+    except ValueError:
         return {}
+    for key in ("info", "features"):
+        features = features.get(key) if isinstance(features, dict) else None
     return features if isinstance(features, dict) else {}
 
 
@@ -121,23 +120,25 @@ def _class_list(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
     feature = _features(schema).get(label or "")
     names = feature.get("names") if isinstance(feature, dict) else None
     if isinstance(names, dict):  # index -> name, as in a data set's card
+        if not all(key.isdecimal() and len(key) <= DIGITS for key in names):
+            return None
         names = [names[key] for key in sorted(names, key=int)]
     return tuple(str(name) for name in names) if isinstance(names, list) and names else None
 
 
 def _label(value: Any, class_list: tuple[str, ...] | None, where: str) -> tuple[int | None, str | None]:
     if isinstance(value, float | list | dict | bytes):
-        raise UsageError(f"{where}: the label {str(value)[:40]!r} is neither a number nor a name of a class")
+        raise UsageError(f"{where}: the label {str(value)[:40]!r} is neither a class index nor a name")
     index, text = parse_label(value, where)
     if index is None or class_list is None or index < 0:
         return index, text
     if index >= len(class_list):
-        raise UsageError(f"{where}: the label {index}, but the file names {len(class_list)} classes")
+        raise UsageError(f"{where}: the label {index}, but the file names only {len(class_list)} classes")
     return None, class_list[index]
 
 
 class _OpenFile:
-    """A Parquet file whose footer is read."""
+    """A Parquet file whose footer has been read."""
 
     def __init__(self, path: str) -> None:
         self.parquet = _open(path)
@@ -148,20 +149,20 @@ class _OpenFile:
         self.reading = threading.Lock()
 
     def images(self, group: int) -> pa.ChunkedArray:
-        """The images of a row group, structs of bytes and path.
+        """Read the images of a row group, structs of bytes and path.
 
         Raises:
-            ValueError: more bytes than a row group has.
+            UnreadableImageError: the row group claims an impossible size.
         """
         size = self.parquet.metadata.row_group(group).total_byte_size
         if not 0 <= size <= LARGEST_GROUP:
-            raise ValueError(f"{size:,} bytes are more than a row group is read with, {LARGEST_GROUP:,}")
+            raise UnreadableImageError(f"its row group has {size:,} bytes, more than {LARGEST_GROUP:,}")
         return self.parquet.read_row_group(group, columns=[self.image])[self.image]
 
 
 class ParquetImages:
-    """Reads images of Parquet files by (file, row) from any number of threads. Rows in order cost one read of
-    each row group; rows in random order cost one each."""
+    """Reads images of Parquet files by (file, row) from any number of threads. Rows in order read each row
+    group once; rows in random order read one row group for each image."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, _OpenFile] = OrderedDict()
@@ -169,34 +170,35 @@ class ParquetImages:
         self._lock = threading.Lock()
 
     def read(self, path: str, row: int) -> bytes:
-        """Bytes of the image in one row.
+        """Return the bytes of the image in one row.
 
         Raises:
-            UnreadableImageError: the row has no image, the file that it names is gone, or its row group is
-                damaged.
-            RppError: the Parquet file cannot be read: that is not one image's damage.
+            UnreadableImageError: the row has no image, the file that it names is missing, or its row group
+                is damaged.
+            RppError: the Parquet file cannot be read, which concerns more than one image.
         """
         file = self._file(path)
+        group = int(np.searchsorted(file.starts, row, side="right")) - 1
+        if not 0 <= group < len(file.starts) - 1:
+            raise RppError(f"{path} has no row {row}; it changed since it was indexed")
         try:
-            group = int(np.searchsorted(file.starts, row, side="right")) - 1
-            if group == len(file.starts) - 1:
-                raise RppError(f"{path} has {row} rows or fewer; it changed since it was indexed")
-            with file.reading:  # threads that want the same row group wait for the one that reads it
+            with file.reading:  # threads that need the same row group wait for the one that reads it
                 images = self._images(path, file, group)
         except DAMAGE as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise RppError(f"cannot read {path}: {error.strerror or error}") from error
             raise UnreadableImageError(f"its row group is damaged ({_first_line(error)[:200]})") from error
+        place = row - int(file.starts[group])
+        if not 0 <= place < len(images):
+            raise UnreadableImageError(f"its row group is damaged (it has {len(images)} rows)")
         try:
-            image = images[row - int(file.starts[group])]
-            content, beside = (
-                (image["bytes"].as_py(), image["path"].as_py()) if image.is_valid else (None, None)
-            )
+            image = images[place]
+            if not image.is_valid:
+                raise UnreadableImageError("the row has no image")
+            content, name = image["bytes"].as_py(), image["path"].as_py()
         except DAMAGE as error:
             raise UnreadableImageError(f"its row is damaged ({_first_line(error)[:200]})") from error
-        if not image.is_valid:
-            raise UnreadableImageError("the row holds no image")
-        return _read_beside(path, beside) if content is None else bytes(content)
+        return _read_beside(path, name) if content is None else bytes(content)
 
     def _file(self, path: str) -> _OpenFile:
         with self._lock:
@@ -225,12 +227,12 @@ class ParquetImages:
 
 
 def _read_beside(parquet: str, name: str | None) -> bytes:
-    """An image that a row gives by its path, relative to the Parquet file."""
+    """Read an image that a row names by its path, relative to the Parquet file."""
     if not name:
-        raise UnreadableImageError("the row holds neither bytes nor a path")
-    place = PurePosixPath(name)
-    if place.is_absolute() or ".." in place.parts or "://" in name or "\0" in name:
-        raise UnreadableImageError(f"the path {name!r} leads out of the Parquet file's folder")
+        raise UnreadableImageError("the row has neither bytes nor a path")
+    relative = PurePosixPath(name)
+    if relative.is_absolute() or ".." in relative.parts or "://" in name or "\0" in name:
+        raise UnreadableImageError(f"the path {name!r} is outside the Parquet file's folder")
     path = f"{parquet.rpartition('/')[0]}/{name}"
     try:
         if is_remote(path):

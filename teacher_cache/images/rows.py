@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-ROWS_AS_LISTS = 1 << 16  # Python objects of so many rows exist at once; Arrow takes a tenth of their memory
+from teacher_cache.images.location import PARQUET_ROW, WHOLE_FILE
 
-# label_index, label_name: what the source says, a class index (WebDataset's .cls) or a name or id (a folder,
+ROWS_AS_LISTS = 1 << 16  # rows that exist as Python objects at a time; Arrow needs a tenth of their memory
+
+# label_index, label_name: the source's label, as a class index (WebDataset's .cls) or a name or id (a folder,
 # a synset), or neither.
 SCHEMA = pa.schema(
     [
@@ -27,19 +29,26 @@ class Rows:
 
     Attributes:
         path: the file or the folder.
-        table: columns as `SCHEMA`; what offset and length mean is said in `table.py`.
+        table: columns as in `SCHEMA`; `location.py` describes offset and length.
         notes: remarks for the user.
         class_list: all classes in the order of the source's own numbers, where it has such a list.
+        folder_times: of an image folder, the time of the last change of each folder in it, ns.
+        by_order: whether its classes may be matched to the vocabulary by their sorted order.
+        reusable: whether unchanged files and folders mean unchanged rows. If not, the source is indexed
+            each time.
     """
 
     path: str
     table: pa.Table
     notes: list[str] = field(default_factory=list)
     class_list: tuple[str, ...] | None = None
+    folder_times: dict[str, int] = field(default_factory=dict)
+    by_order: bool = False
+    reusable: bool = True
 
 
 class RowBuilder:
-    """Takes rows one by one and keeps them as Arrow arrays."""
+    """Takes rows one by one and keeps them as Arrow arrays. A label is an index, or a name or id, or None."""
 
     def __init__(self) -> None:
         self._lists: tuple[list[object], ...] = tuple([] for _ in SCHEMA)
@@ -48,11 +57,19 @@ class RowBuilder:
     def append(
         self, key: str, offset: int, length: int, label_index: int | None, label_name: str | None
     ) -> None:
-        """Add a row."""
+        """Add an image that is `length` bytes of the file, from byte `offset` on."""
         for column, value in zip(self._lists, (key, offset, length, label_index, label_name), strict=True):
             column.append(value)
         if len(self._lists[0]) == ROWS_AS_LISTS:
             self._pack()
+
+    def append_file(self, key: str, length: int, label_name: str | None) -> None:
+        """Add an image file of `length` bytes: `key` in the folder."""
+        self.append(key, WHOLE_FILE, length, None, label_name)
+
+    def append_parquet_row(self, key: str, row: int, label_index: int | None, label_name: str | None) -> None:
+        """Add an image that is in row `row` of the Parquet file."""
+        self.append(key, row, PARQUET_ROW, label_index, label_name)
 
     def _pack(self) -> None:
         arrays = [pa.array(column, type) for column, type in zip(self._lists, SCHEMA.types, strict=True)]
@@ -61,15 +78,15 @@ class RowBuilder:
             column.clear()
 
     def table(self) -> pa.Table:
-        """All rows so far."""
+        """Return all rows so far."""
         self._pack()
         return pa.Table.from_batches(self._batches, SCHEMA)
 
 
 def joined(pieces: Sequence[Rows]) -> pa.Table:
-    """All rows in the order of the pieces, in one chunk, with the column `path` beside the others.
+    """Return all rows in the order of the pieces, in one chunk, with the column `path` beside the others.
 
-    The pieces' tables are emptied on the way: 14 million rows twice would be a GB more.
+    The pieces' tables are emptied on the way: 14 million rows twice would take one GB more.
     """
     counts = [piece.table.num_rows for piece in pieces]
     places = pa.array(np.repeat(np.arange(len(pieces), dtype=np.int32), counts))

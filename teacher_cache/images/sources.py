@@ -1,12 +1,13 @@
-"""Which files or folder an image source names, here or on another machine."""
+"""Image sources: the registry of their kinds, and the files or folder that a source names."""
 
 import itertools
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.remote import (
@@ -18,23 +19,53 @@ from teacher_cache.files.remote import (
     url_of,
     version_of,
 )
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-THREADS = 16  # that wait for disks and networks
+if TYPE_CHECKING:
+    from teacher_cache.images.rows import Rows
+
+THREADS = 16  # they wait for disks and networks
 
 LIST = re.compile(r"(?P<file>.+\.(?:txt|json))(?:#(?P<part>\w+))?")
 
-Kind = Literal["tars", "parquet", "folder", "list"]
+
+@dataclass(frozen=True)
+class SourceKind:
+    """A kind of image source: how its files are recognised and what reads their headers.
+
+    Attributes:
+        indexer: MODULE:FUNCTION, imported when it is first used. The function takes a `Source` and returns
+            its `Rows`, one or more, in the source's order.
+        suffixes: of its files. A folder that contains such files stands for them.
+    """
+
+    indexer: str
+    suffixes: tuple[str, ...] = ()
+
+    def index(self, source: "Source") -> "list[Rows]":
+        """Read the source's headers."""
+        module, _, function = self.indexer.partition(":")
+        pieces: list[Rows] = getattr(import_module(module), function)(source)
+        return pieces
+
+
+# `find_source` recognises a folder and a list; tars are also what has no known suffix.
+SOURCES = {
+    "folder": SourceKind("teacher_cache.images.folder:index_folder"),
+    "tars": SourceKind("teacher_cache.images.tars:index_tars", (".tar",)),
+    "parquet": SourceKind("teacher_cache.images.parquet:index_parquet", (".parquet",)),
+    "list": SourceKind("teacher_cache.images.lists:index_list"),
+}
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file or folder, and what changes when it changes.
+    """A file or folder, with what changes when its content changes.
 
     Attributes:
         path: absolute, or a URL.
-        size: bytes; 0 of a folder.
-        version: time of the last change, or what the file system has instead.
+        size: bytes; 0 for a folder.
+        version: time of the last change, or the file system's own tag.
     """
 
     path: str
@@ -49,13 +80,14 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """What a source turned out to be: files in the order of their rows, one folder, or one list of images.
+    """A source that was found: files in the order of their rows, one folder, or one list of images.
 
     Attributes:
-        part: of a list, the part that is meant.
+        kind: a name in `SOURCES`.
+        part: the requested part of a list.
     """
 
-    kind: Kind
+    kind: str
     files: list[SourceFile]
     part: str | None = None
 
@@ -66,28 +98,28 @@ class Source:
 
 
 def expand_source(source: str) -> list[str]:
-    """Files or the folder that a source names, as absolute paths or URLs.
+    """Return the files or the folder that a source names, as absolute paths or URLs.
 
-    Braces (`{000..127}`, `{a,b}`) and globs (`*`, `?`, `[...]`) are expanded, each in sorted order; a folder
-    that holds tar or Parquet files stands for them, any other folder is an image folder. A `.txt` file and
+    Braces (`{000..127}`, `{a,b}`) and globs (`*`, `?`, `[...]`) are expanded, each in sorted order. A folder
+    that contains tar or Parquet files stands for them; any other folder is an image folder. A `.txt` file and
     `split_zhou_*.json#test`, one part of such a file, are lists of images.
 
     Raises:
-        UsageError: nothing there.
+        UsageError: nothing was found.
     """
     return [file.path for file in find_source(source).files]
 
 
 def absolute_source(source: str) -> str:
-    """The source named so that it is found from any working directory."""
+    """Return the source in a form that is found from any working directory."""
     return source if is_remote(source) else str(Path(source).expanduser().absolute())
 
 
 def find_source(source: str) -> Source:
-    """What `expand_source` says, with kind, sizes and versions.
+    """Find the files of a source as `expand_source` does, with kind, sizes and versions.
 
     Raises:
-        UsageError: nothing there, or files of several kinds.
+        UsageError: nothing was found, or files of several kinds.
         RppError: the network fails.
     """
     source = source.removeprefix("file://")
@@ -102,33 +134,54 @@ def find_source(source: str) -> Source:
                 raise UsageError(f"image source '{source}': {pattern} does not exist")
             found.extend(matches)
         folders = [match for match in found if match.is_folder]
-        if len(found) == 1 and folders:
-            inside = (_remote_folder if is_remote(source) else _local_folder)(folders[0].path)
-            for suffix in (".tar", ".parquet"):
-                if chosen := [match for match in inside if match.path.endswith(suffix)]:
-                    if not is_remote(source) and _holds_images_too(folders[0].path):
-                        raise UsageError(
-                            f"image source '{source}' holds {suffix} files beside images or folders; name "
-                            f"the files, '{source.rstrip('/')}/*{suffix}', or take them out"
-                        )
-                    found, folders = chosen, []
-                    break
+        if len(found) == 1 and folders and (inside := _files_in_folder(source, folders[0].path)):
+            found, folders = inside, []
         if not found or (folders and len(found) > 1):
+            count = f"{len(folders)} folders among {len(found)} matches" if found else "nothing"
             raise UsageError(
-                f"image source '{source}' names no tar shards, no Parquet files and no single image folder"
+                f"image source '{source}': expected {', '.join(_file_suffixes())} files or one image folder, "
+                f"found {count}"
             )
         files = list(pool.map(_described, found))
-    if folders:
-        return Source("folder", files)
-    parquet = [file for file in files if file.path.endswith(".parquet")]
-    if parquet and len(parquet) < len(files):
-        raise UsageError(f"image source '{source}' names Parquet files and others; name one kind")
-    return Source("parquet" if parquet else "tars", files)
+    kinds = {_kind_of_file(file.path) for file in files}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"image source '{source}' names files of several kinds ({', '.join(sorted(kinds))}); name files "
+            "of one kind"
+        )
+    return Source("folder" if folders else kinds.pop(), files)
+
+
+def _file_suffixes() -> tuple[str, ...]:
+    return tuple(suffix for kind in SOURCES.values() for suffix in kind.suffixes)
+
+
+def _kind_of_file(path: str) -> str:
+    return next((name for name, kind in SOURCES.items() if path.endswith(kind.suffixes)), "tars")
+
+
+def _files_in_folder(source: str, folder: str) -> "list[_Match]":
+    """Files of the first kind that the folder contains; none if it is an image folder.
+
+    Raises:
+        UsageError: a local folder with such files beside images or folders.
+    """
+    inside = (_remote_folder if is_remote(folder) else _local_folder)(folder)
+    for kind in SOURCES.values():
+        if chosen := [match for match in inside if match.path.endswith(kind.suffixes)]:
+            if not is_remote(folder) and _contains_images_too(folder):
+                suffix = os.path.splitext(chosen[0].path)[1]
+                raise UsageError(
+                    f"image source '{source}' contains {suffix} files beside images or folders; name the "
+                    f"files, '{source.rstrip('/')}/*{suffix}', or move them away"
+                )
+            return chosen
+    return []
 
 
 def _list(source: str, file: str, part: str | None) -> Source:
     if is_remote(file):
-        raise UsageError(f"image source '{source}': a list of images is read from a local disk; copy it here")
+        raise UsageError(f"image source '{source}': lists of images are read from a local disk; copy it")
     path = Path(file).expanduser().absolute()
     if not os.path.isfile(path):
         raise UsageError(f"image source '{source}': {path} does not exist")
@@ -149,12 +202,12 @@ def _described(match: _Match) -> SourceFile:
         stat = os.stat(match.path)
         return SourceFile(match.path, stat.st_size, str(stat.st_mtime_ns))
     if match.info.get("size") is None:
-        raise RppError(f"cannot read {match.path}: its server does not say how long it is")
+        raise RppError(f"cannot read {match.path}: its server does not report its size")
     return SourceFile(match.path, int(match.info["size"]), version_of(match.info))
 
 
 def _has_glob(pattern: str) -> bool:
-    # a web address has question marks of its own
+    # a web address may contain question marks and brackets
     return any(sign in pattern for sign in ("*?[" if lists_folders(pattern) else "*"))
 
 
@@ -170,12 +223,12 @@ def _local_matches(pattern: str) -> list[_Match] | None:
 
 
 def _local_folder(folder: str) -> list[_Match]:
-    names = sorted(name for name in os.listdir(folder) if name.endswith((".tar", ".parquet")))
+    names = sorted(name for name in os.listdir(folder) if name.endswith(_file_suffixes()))
     paths = [Path(folder, name).absolute() for name in names]
     return [_Match(str(path), False) for path in paths if path.is_file()]
 
 
-def _holds_images_too(folder: str) -> bool:
+def _contains_images_too(folder: str) -> bool:
     with os.scandir(folder) as entries:
         return any(
             not entry.name.startswith(".")
@@ -186,7 +239,7 @@ def _holds_images_too(folder: str) -> bool:
 
 def _remote_matches(pattern: str) -> list[_Match] | None:
     files, path = filesystem(pattern)
-    files.invalidate_cache()  # of listings: what changed since is to be seen
+    files.invalidate_cache()  # of listings: changes since then must be seen
     if not _has_glob(pattern):
         try:
             info = file_info(pattern)
@@ -194,7 +247,7 @@ def _remote_matches(pattern: str) -> list[_Match] | None:
             return None
         return [_Match(pattern.rstrip("/"), info["type"] == "directory", info)]
     if not lists_folders(pattern):
-        raise UsageError(f"{pattern}: a web server lists no files; name them by braces, {{000..127}}")
+        raise UsageError(f"{pattern}: a web server cannot list files; name them with braces, {{000..127}}")
     listed = ask(pattern, lambda: files.glob(path, detail=True))
     return [
         _Match(url_of(pattern, name), info["type"] == "directory", info)

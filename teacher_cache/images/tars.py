@@ -1,6 +1,6 @@
-"""Tar shards: WebDataset's, or one tar a synset, loose or inside one outer tar.
+"""Tar shards: WebDataset's, or one tar for each synset, as files or inside one outer tar.
 
-A member's name is a key and nothing else: no file is opened or written by it.
+A member's name is only a key: no file of that name is opened or written.
 """
 
 import io
@@ -9,22 +9,24 @@ from typing import BinaryIO
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
+from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.headers import DamagedTarError, TarMember, tar_members
 from teacher_cache.images.labels import SYNSET, read_label
+from teacher_cache.images.parallel import map_files
 from teacher_cache.images.rows import RowBuilder, Rows
-from teacher_cache.images.sources import IMAGE_SUFFIXES, SourceFile
+from teacher_cache.images.sources import Source, SourceFile
 
-LONGEST_LABEL = 1 << 24  # bytes of a .cls or .json; captions and boxes of an image are some KB
-LOCAL_BUFFER_BYTES = 8192  # headers lie some 100 KB apart: a larger buffer reads images for nothing
+LONGEST_LABEL = 1 << 24  # bytes of a .cls or .json; captions and boxes of an image take some KB
+LOCAL_BUFFER_BYTES = 8192  # headers are some 100 KB apart: a larger buffer reads images in vain
 
 
 @dataclass(frozen=True)
 class TarSpan:
-    """A tar: a whole file, or a member of an outer tar.
+    """A tar: a file, or a member of an outer tar.
 
     Attributes:
-        file: the file that holds it.
-        start, stop: where in that file.
+        file: the file that contains it.
+        start, stop: its bytes in that file.
         name: its own name if it is a member.
     """
 
@@ -38,23 +40,41 @@ class TarSpan:
 
     @property
     def file_name(self) -> str:
-        """Its own name without folders."""
+        """The tar's own name without folders."""
         return (self.name or self.file.path).rpartition("/")[2]
 
     def open(self) -> BinaryIO:
-        """The file that holds it, seekable."""
+        """Open the file that contains it, seekable."""
         if is_remote(self.file.path):
             return io.BufferedReader(RemoteFile(self.file.path, self.file.size), READ_AHEAD_BYTES)
         return open(self.file.path, "rb", buffering=LOCAL_BUFFER_BYTES)
 
 
+def index_tars(source: Source) -> list[Rows]:
+    """Rows of all shards, those of each shard before those of the tars inside it.
+
+    Raises:
+        UsageError, RppError: as `index_tar`.
+    """
+    outer = map_files("shards", index_tar, [TarSpan(file, 0, file.size) for file in source.files])
+    inner = iter(map_files("tars in tars", index_tar, [span for _, spans in outer for span in spans]))
+    pieces: list[Rows] = []
+    for rows, spans in outer:
+        pieces.append(rows)
+        for _ in spans:
+            inside, deeper = next(inner)
+            inside.notes += [f"{span}: a tar in a tar in a tar is not read" for span in deeper]
+            pieces.append(inside)
+    return pieces
+
+
 def index_tar(span: TarSpan) -> tuple[Rows, list[TarSpan]]:
-    """Rows of a tar, and the tars inside it, which are to be indexed in their turn.
+    """Rows of a tar, and the tars inside it, which are not indexed yet.
 
     Members that share all before the first dot of the file name are one sample.
 
     Raises:
-        UsageError: a file that is no uncompressed tar, or a label that cannot be read.
+        UsageError: not an uncompressed tar, or a label cannot be read.
         RppError: the file cannot be read.
     """
     samples, inner = _Samples(span), list[TarSpan]()
@@ -68,12 +88,12 @@ def index_tar(span: TarSpan) -> tuple[Rows, list[TarSpan]]:
                     samples.add(member, file)
     except DamagedTarError as error:
         if error.position > span.start:
-            samples.notes.append(f"{span}: {error}; its tail is left out")
+            samples.notes.append(f"{span}: {error}; the rest is left out")
         elif span.name:
-            samples.notes.append(f"{span}: is no uncompressed tar ({error}); it is left out")
+            samples.notes.append(f"{span}: not an uncompressed tar ({error}); it is left out")
         else:
             raise UsageError(
-                f"{span} is no uncompressed tar shard ({error}); unpack compressed ones"
+                f"{span} is not an uncompressed tar shard ({error}); decompress it first"
             ) from error
     except OSError as error:
         raise RppError(f"cannot read image shard {span}: {error.strerror or error}") from error
@@ -81,7 +101,7 @@ def index_tar(span: TarSpan) -> tuple[Rows, list[TarSpan]]:
 
 
 class _Samples:
-    """Puts the members of a tar together to samples."""
+    """Groups the members of a tar into samples."""
 
     def __init__(self, span: TarSpan) -> None:
         self.span = span
@@ -89,20 +109,20 @@ class _Samples:
         self._builder = RowBuilder()
         self._synset = SYNSET.search(span.file_name)
         self._more_images = 0
-        self._begin("")
+        self._start("")
 
-    def _begin(self, stem: str) -> None:
+    def _start(self, stem: str) -> None:
         self._stem = stem
         self._image: TarMember | None = None
         self._label: tuple[int | None, str | None] = (None, None)
 
     def add(self, member: TarMember, file: BinaryIO) -> None:
-        """Take the next member."""
+        """Add the next member."""
         folder, _, base = member.name.rpartition("/")
         base, _, extension = base.partition(".")
         if (stem := f"{folder}/{base}") != self._stem:
             self._finish()
-            self._begin(stem)
+            self._start(stem)
         suffix = "." + extension.rpartition(".")[2].lower()
         if suffix in IMAGE_SUFFIXES:
             self._more_images += self._image is not None
@@ -110,7 +130,7 @@ class _Samples:
         elif suffix in (".cls", ".json") and self._label == (None, None):
             where = f"{self.span.file.path}:{member.name}"
             if member.size > LONGEST_LABEL:
-                raise UsageError(f"{where}: label is not readable ({member.size:,} bytes are no label)")
+                raise UsageError(f"{where}: cannot read the label (it has {member.size:,} bytes)")
             file.seek(member.offset)
             self._label = read_label(file.read(member.size), suffix, where)
 
@@ -124,7 +144,7 @@ class _Samples:
         self._builder.append(key, self._image.offset, self._image.size, index, name)
 
     def rows(self) -> Rows:
-        """All samples; no member may follow."""
+        """Return all samples. Call it once, after the last member."""
         self._finish()
         if self._more_images:
             self.notes.append(

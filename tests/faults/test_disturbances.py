@@ -119,25 +119,11 @@ def test_a_read_that_fails(
         record(f"run: {ONE_SENTENCE}")
 
 
-def test_a_clock_that_jumps(
-    build: Call, train: Call, undisturbed: Path, trained: Path, tmp_path: Path
-) -> None:
-    """Dask schedules messages by the wall clock and would wait: a build whose clock is set back ends."""
-    record = Record(
-        "the clock jumps by up to a day, to or fro",
-        "nothing depends on it, or a build says that it was set back, and a second call ends",
-    )
+def test_a_clock_that_jumps(train: Call, undisturbed: Path, trained: Path, tmp_path: Path) -> None:
+    """Of a run. A build whose clock is set back waits until Dask's next send is due."""
+    record = Record("the clock jumps by up to a day, forward or back", "a run does not depend on it")
     for number in range(TRIES):
-        out = tmp_path / f"{number}.zarr"
-        clock = 1000 * SEED + number
-        ended = build(out, clock=clock)
-        if ended.code != 0:
-            assert ended.is_one_line_error, ended.stderr
-            assert "the clock was set back by " in ended.last_line
-            assert build(out).code == 0
-        assert_same_arrays(out, undisturbed)
-        record("build: " + ("same arrays" if ended.code == 0 else ONE_SENTENCE))
-        ended = train(undisturbed, tmp_path / f"run-{number}", clock=clock)
+        ended = train(undisturbed, tmp_path / f"run-{number}", clock=1000 * SEED + number)
         assert ended.code == 0, ended.stderr
         assert_same_run(tmp_path / f"run-{number}", trained)
         record("run: same tensors and figures")

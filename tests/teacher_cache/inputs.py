@@ -131,7 +131,7 @@ def contents(samples: SampleTable) -> dict[str, bytes]:
     """Bytes of every sample by key, read as the build reads them."""
     reader = ImageReader()
     keys = samples.keys(slice(None))
-    return dict(zip(keys, (reader.read(*place) for place in samples.locations(slice(None))), strict=True))
+    return dict(zip(keys, (reader.read(place) for place in samples.locations(slice(None))), strict=True))
 
 
 def settings(images: Path | str, classes: Path | str, out: Path, teacher: Path, **more: Any) -> BuildSettings:

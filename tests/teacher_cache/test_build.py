@@ -1,4 +1,4 @@
-"""The whole of stage one on real tars and real teachers: what is stored, resume, refusal, Dask."""
+"""Complete builds from real tars with real teachers: stored arrays, resume, refusals, Dask."""
 
 import io
 import os
@@ -23,6 +23,7 @@ from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, RppError, UsageError
+from teacher_cache.images import decode_image
 from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore, verify_store
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
@@ -213,7 +214,7 @@ def test_a_damaged_part_is_withdrawn_and_only_it_is_computed_again(
     assert_same_arrays(copy, cache)
 
 
-def test_a_shard_that_a_part_does_not_fill_is_computed_again_after_it_was_cut(
+def test_a_truncated_shard_with_several_parts_is_computed_again(
     teacher: Path, names: Path, tmp_path: Path
 ) -> None:
     """Zarr reads a shard before it writes some rows of it, which a cut shard does not survive."""
@@ -231,7 +232,7 @@ def test_a_shard_that_a_part_does_not_fill_is_computed_again_after_it_was_cut(
     assert_same_arrays(tmp_path / "zarr", tmp_path / "whole")
 
 
-def test_part_sizes_that_are_no_multiple_of_a_chunk_are_rounded_up_to_one(
+def test_part_sizes_are_rounded_up_to_multiples_of_a_chunk(
     teacher: Path, names: Path, tmp_path: Path
 ) -> None:
     """1,100 rows as one part, and as two parts of what 1,030 is rounded up to."""
@@ -338,7 +339,7 @@ def test_a_second_build_at_the_same_time_is_refused(
         ("part size", r"part_size: stored 3, requested 4"),
     ],
 )
-def test_a_cache_of_something_else_is_refused_naming_both_and_stays_as_it_is(
+def test_different_settings_are_refused_naming_both_and_the_cache_is_unchanged(
     other: str, named: str, cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     changed: dict[str, Any] = {
@@ -374,7 +375,7 @@ def test_moved_images_and_a_moved_teacher_are_the_same_build(
     assert result.parts_computed == 0
 
 
-def test_a_begun_cache_reads_images_where_they_are_now(
+def test_an_unfinished_cache_reads_images_from_their_new_place(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     copy, moved = tmp_path / "zarr", tmp_path / "moved"
@@ -408,7 +409,7 @@ def test_a_damaged_sample_table_is_written_again(
     assert_same_arrays(copy, cache)
 
 
-def test_something_that_is_no_cache_is_never_overwritten(
+def test_other_folders_are_never_overwritten(
     teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
@@ -446,11 +447,10 @@ def test_further_views_are_the_teachers_features_of_the_stored_crops(
     assert found.num_views == 3
     plain = Teacher(load_model(str(teacher)), torch.device("cpu"))
     for row in range(12):
-        with Image.open(io.BytesIO(jpeg(row))) as image:
-            image.load()
+        image = decode_image(jpeg(row))
         for view in (1, 2):
             crop = found.crops(row, view)[0]
-            np.testing.assert_array_equal(crop, draw_crop(policy, row, view, *image.size))
+            np.testing.assert_array_equal(crop, draw_crop(policy, row, view, 64, 48))
             pixels = torch.from_numpy(plain.renderer.render(image, view, crop))[None]
             expected = plain.image_features(pixels)
             torch.testing.assert_close(found.image_features(row, view).float(), expected, atol=1e-3, rtol=0)
@@ -475,7 +475,7 @@ def test_hard_labels_are_stored_in_row_order(teacher: Path, names: Path, tmp_pat
     assert any("2 samples of 1 classes outside the vocabulary (unheard of)" in note for note in notes)
 
 
-def test_a_full_disk_stops_cleanly_and_the_next_build_goes_on(
+def test_a_full_disk_stops_cleanly_and_the_next_build_continues(
     teacher: Path, names: Path, tmp_path: Path
 ) -> None:
     source = write_shards(tmp_path / "shards", shards=1, samples=300, width=8, height=8)
@@ -502,7 +502,7 @@ def _largest_file(size: int) -> Iterator[None]:
 
 
 def test_pictures_of_every_mode_are_read_as_rgb(teacher: Path, names: Path, tmp_path: Path) -> None:
-    """Grey, palette, transparent and CMYK pictures stand in one shard; none of them costs its row."""
+    """Grey, palette, transparent and CMYK images in one shard are all readable."""
     image = picture(0)
     pictures = {
         "grey.png": encoded(image.convert("L"), "PNG"),

@@ -1,4 +1,4 @@
-"""`rpp-cache` as it is typed: what is printed, the exit codes, one line for every wrong use."""
+"""The command `rpp-cache`: output, exit codes, and one line for every error of use."""
 
 import json
 import os
@@ -28,11 +28,11 @@ from tests.teacher_cache.inputs import (
 
 
 def flat(options: dict[str, Any]) -> list[Any]:
-    """As they are typed."""
+    """Options as words of a command line."""
     return [item for pair in options.items() for item in pair]
 
 
-def test_build_says_what_it_did_and_called_again_that_nothing_was_left(
+def test_build_reports_computed_parts_and_none_when_called_again(
     run: Run, arguments: dict[str, Any], cache: Path
 ) -> None:
     code, out, err = run("build", *flat(arguments))
@@ -66,7 +66,7 @@ def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
     assert set(facts["seconds"]) == {"wall", "read", "decode", "wait", "forward", "write"}
 
 
-def test_info_for_people_names_the_same(run: Run, cache: Path) -> None:
+def test_info_as_text_has_the_same_fields(run: Run, cache: Path) -> None:
     code, out, _ = run("info", cache)
     assert code == 0
     assert "samples: 12" in out
@@ -91,7 +91,7 @@ def test_unreadable_images_are_listed_with_their_reasons(
     assert "row 2 000002: " in run("info", "--skipped", arguments["--out"])[1]
 
 
-def test_verify_finds_damage_and_the_next_build_mends_it(
+def test_verify_finds_damage_and_the_next_build_repairs_it(
     run: Run, arguments: dict[str, Any], cache: Path
 ) -> None:
     copy = arguments["--out"]
@@ -190,7 +190,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize("command", ["info", "verify"])
-def test_no_cache_there(command: str, run: Run, tmp_path: Path) -> None:
+def test_a_missing_cache(command: str, run: Run, tmp_path: Path) -> None:
     code, out, err = run(command, tmp_path / "none")
     assert (code, out) == (2, "")
     assert err.strip() == f"error: no cache at {tmp_path / 'none'}"
@@ -203,7 +203,7 @@ def test_no_cache_there(command: str, run: Run, tmp_path: Path) -> None:
         ("vocabularies", "vocabularies/animals is damaged; .* build writes it again"),
     ],
 )
-def test_a_cache_with_something_gone_is_described_in_a_line(
+def test_a_cache_with_missing_files_is_reported_in_one_line(
     gone: str, reason: str, run: Run, cache: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "zarr"
@@ -229,7 +229,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_say_how_to_go_on_and_the_next_build_does(
+def test_ctrl_c_and_sigterm_say_how_to_continue_and_the_next_build_does(
     sign: signal.Signals, run: Run, arguments: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = StoredParts.commit
@@ -293,7 +293,7 @@ class TestStats:
 
     @pytest.mark.parametrize(
         ("temperature", "reason"),
-        [("1,two", "--temperature '1,two': numbers with commas between"), ("0", "above zero, not 0")],
+        [("1,two", "--temperature '1,two': expected numbers such as"), ("0", "above zero, found 0")],
     )
     def test_wrong_temperatures(self, run: Run, cache: Path, temperature: str, reason: str) -> None:
         code, out, err = run("stats", "--temperature", temperature, cache)
@@ -343,9 +343,7 @@ def test_an_encoding_is_recorded_and_another_refused(
     assert re.search(r"was created with different settings \(encoding\..*: stored .*, requested ", err)
 
 
-def test_topk_of_too_many_classes_is_refused_before_anything_is_done(
-    run: Run, arguments: dict[str, Any]
-) -> None:
+def test_topk_of_too_many_classes_is_refused_before_any_work(run: Run, arguments: dict[str, Any]) -> None:
     code, _, err = run("build", *flat(arguments | {"--encoding": "topk"}))
     assert code == 2
     assert "topk of 100 needs a vocabulary of more than its 5 classes" in err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""The dry run: its sizes are those of the cache that a build then writes, and it writes nothing."""
+"""A dry run reports the sizes of the cache that a build then writes, and writes nothing."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def _paths(folder: Path) -> list[str]:
     return sorted(os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
 
 
-def test_a_dry_run_tells_the_sizes_of_the_cache_and_writes_nothing(
+def test_a_dry_run_reports_the_sizes_of_the_cache_and_writes_nothing(
     teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     asked = settings(shards, names, tmp_path / "zarr", teacher, view_policy=ViewPolicy(views=3))
@@ -38,7 +38,7 @@ def test_a_dry_run_tells_the_sizes_of_the_cache_and_writes_nothing(
     assert found.bytes_free > found.bytes_total
 
 
-def test_the_time_is_that_of_the_parts_which_are_missing(
+def test_the_time_is_that_of_the_missing_parts(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     begun = tmp_path / "zarr"
@@ -58,7 +58,7 @@ def test_the_time_is_that_of_the_parts_which_are_missing(
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_the_command_says_it_in_short(as_json: bool, run: Any, arguments: dict[str, Any]) -> None:
+def test_the_command_prints_the_estimate(as_json: bool, run: Any, arguments: dict[str, Any]) -> None:
     options = [item for pair in arguments.items() for item in pair]
     code, out, _ = run("build", "--dry-run", *(["--json"] if as_json else []), *options)
     assert code == 0

@@ -1,4 +1,4 @@
-"""More views for a finished cache: equal to one build with that many, whatever stops it in between."""
+"""More views for a finished cache: equal to one build with that many, also after interruptions."""
 
 import shutil
 from contextlib import AbstractContextManager
@@ -35,7 +35,7 @@ def views(number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory, teacher: Path, shards: Path, names: Path) -> Path:
-    """A finished cache with two views a sample."""
+    """A finished cache with two views per sample."""
     out = tmp_path_factory.mktemp("few") / "zarr"
     build_cache(settings(shards, names, out, teacher, **views(2)))
     return out
@@ -43,7 +43,7 @@ def few(tmp_path_factory: pytest.TempPathFactory, teacher: Path, shards: Path, n
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory, teacher: Path, shards: Path, names: Path) -> Path:
-    """What one build with five views makes."""
+    """The cache of one build with five views."""
     out = tmp_path_factory.mktemp("many") / "zarr"
     build_cache(settings(shards, names, out, teacher, **views(5)))
     return out
@@ -85,7 +85,7 @@ def test_an_extended_cache_equals_one_build_with_that_many_views(
 
 
 @pytest.mark.parametrize("written", range(7))
-def test_an_extension_that_is_stopped_at_any_write_leaves_the_old_views_and_goes_on(
+def test_an_extension_stopped_at_any_write_keeps_the_old_views_and_continues(
     written: int, copy: Path, many: Path, teacher: Path, shards: Path, names: Path, monkeypatch: Any
 ) -> None:
     old = open_cache(copy).image_features(slice(None), 1)
@@ -115,7 +115,7 @@ def test_an_extension_that_is_stopped_at_any_write_leaves_the_old_views_and_goes
     assert_same_bits(copy, many)
 
 
-def test_a_damaged_part_of_a_later_pass_takes_back_its_pass_alone(
+def test_a_damaged_part_of_a_later_pass_affects_only_its_pass(
     copy: Path, many: Path, teacher: Path, shards: Path, names: Path
 ) -> None:
     extend_cache(str(copy), ExtendSettings(views=5, **ONE_BY_ONE))
@@ -129,9 +129,9 @@ def test_a_damaged_part_of_a_later_pass_takes_back_its_pass_alone(
     assert_same_bits(copy, many)
 
 
-def test_views_that_are_there_and_unfinished_caches_are_refused(copy: Path) -> None:
+def test_existing_views_and_unfinished_caches_are_refused(copy: Path) -> None:
     for number in (1, 2):
-        with pytest.raises(UsageError, match="has 2 views a sample already"):
+        with pytest.raises(UsageError, match="already has 2 views per sample"):
             extend_cache(str(copy), ExtendSettings(views=number, **ONE_BY_ONE))
     CacheStore.open(copy).parts.withdraw(3)
     with pytest.raises(
@@ -148,13 +148,15 @@ def test_another_teacher_or_other_images_are_refused_before_anything_changes(
     with pytest.raises(UsageError, match=r"has weights blake2b:\S+, the cache was made with blake2b:\S+;"):
         extend_cache(str(copy), ExtendSettings(views=3, teacher=str(other), **ONE_BY_ONE))
     images = write_shards(tmp_path / "images", shards=1)
-    with pytest.raises(UsageError, match=r"does not hold the samples of the cache .* 6 samples against 12"):
+    with pytest.raises(
+        UsageError, match=r"does not contain the samples of the cache .*: expected 12 .* found 6"
+    ):
         extend_cache(str(copy), ExtendSettings(views=3, images=str(images), **ONE_BY_ONE))
     assert CacheStore.open(copy).header.passes == [2]
 
 
 def test_moved_images_and_weights_are_named(tmp_path: Path, copy: Path, shards: Path, teacher: Path) -> None:
-    """The cache finds neither where it was made; what is named holds the same."""
+    """The recorded places are gone; the options name copies."""
     images, model = tmp_path / "moved", tmp_path / "model"
     shutil.copytree(shards, images)
     shutil.copytree(teacher, model)
@@ -167,7 +169,7 @@ def test_moved_images_and_weights_are_named(tmp_path: Path, copy: Path, shards: 
     }
 
 
-def test_names_are_no_matter_of_an_extension(copy: Path, tmp_path: Path) -> None:
+def test_an_extension_keeps_added_vocabularies(copy: Path, tmp_path: Path) -> None:
     """A vocabulary that was added before keeps its place."""
     assert write_names(tmp_path / "names.txt")
     store = CacheStore.open(copy, writable=True)

@@ -1,4 +1,4 @@
-"""Another vocabulary on the same image features: equal to a build with it, without the images' work."""
+"""Another vocabulary on the same image features equals a build with that vocabulary."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def test_logits_equal_those_of_a_build_with_that_vocabulary(
     assert not verify_store(CacheStore.open(copy))
 
 
-def test_labels_follow_the_ids_and_are_none_where_an_id_is_missing(
+def test_labels_follow_the_ids_and_are_missing_for_unknown_ids(
     copy: Path, german: RelabelSettings, tmp_path: Path
 ) -> None:
     relabel_cache(str(copy), german)
@@ -91,7 +91,7 @@ def test_a_taken_name_is_refused_unless_it_is_the_same(copy: Path, german: Relab
     for change in ({"templates": "{}"}, {"name": "animals"}):
         with pytest.raises(UsageError, match=r"has another vocabulary '(german|animals)'"):
             relabel_cache(str(copy), german.model_copy(update=change))
-    with pytest.raises(UsageError, match="'a/b' is no name for a vocabulary"):
+    with pytest.raises(UsageError, match="invalid vocabulary name 'a/b'"):
         relabel_cache(str(copy), german.model_copy(update={"name": "a/b"}))
     with pytest.raises(UsageError, match="has no vocabulary 'greek', only animals, german"):
         open_cache(copy, "greek")
@@ -132,7 +132,7 @@ def test_a_vocabulary_that_was_not_completed_does_not_exist(
     assert open_cache(copy, "german").vocabulary.names == tuple(GERMAN.values())
 
 
-def test_another_teacher_is_refused_and_a_moved_one_taken(
+def test_another_teacher_is_refused_and_a_moved_one_accepted(
     copy: Path, german: RelabelSettings, teacher: Path, tmp_path: Path
 ) -> None:
     other = write_model(tmp_path / "other", "gelu", seed=1)
@@ -142,7 +142,7 @@ def test_another_teacher_is_refused_and_a_moved_one_taken(
     assert relabel_cache(str(copy), german.model_copy(update={"teacher": str(tmp_path / "moved")})).written
 
 
-def test_statistics_and_export_read_the_vocabulary_that_is_named(
+def test_statistics_and_export_read_the_named_vocabulary(
     copy: Path, german: RelabelSettings, run: Run, tmp_path: Path
 ) -> None:
     relabel_cache(str(copy), german)

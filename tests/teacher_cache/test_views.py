@@ -1,4 +1,4 @@
-"""Which pixels a model sees: open_clip's own for view 0, an exactly replayable crop for the others."""
+"""Pixels of views: open_clip's own for view 0, exactly repeatable crops for the others."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torchvision.transforms import functional as transforms
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
-from teacher_cache.compute.part import part_arrays
+from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
 from teacher_cache.images import SampleTable, decode_image, index_images
@@ -51,7 +51,7 @@ def test_view_0_is_open_clips_own_preprocessing_to_the_last_bit(
     preprocess = preprocessing(**options)
     image = picture(width, width, height)
     expected = image_transform_v2(preprocess, is_train=False)(image)
-    pixels = ViewRenderer(preprocess).render(image, 0, WHOLE)
+    pixels = ViewRenderer(preprocess).render_evaluation(np.asarray(image))
     assert pixels.dtype == np.uint8
     shown = (expected * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     np.testing.assert_array_equal(pixels, shown.round().to(torch.uint8).numpy())
@@ -59,7 +59,7 @@ def test_view_0_is_open_clips_own_preprocessing_to_the_last_bit(
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_normalise_leaves_the_pixels_as_they_were() -> None:
+def test_normalise_does_not_change_its_input() -> None:
     pixels = torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4)
     found = normalise(pixels, (0.5, 0.5, 0.5), (0.5, 0.25, 0.125))
     assert pixels.flatten().tolist() == list(range(48))
@@ -77,7 +77,7 @@ sides = st.integers(1, 90)
 
 
 @given(policies, st.integers(0, 2**31), st.integers(1, 1023), st.integers(1, 20_000), st.integers(1, 20_000))
-def test_a_crop_lies_in_the_image_and_is_a_function_of_seed_row_view_and_size(
+def test_a_crop_is_within_the_image_and_a_function_of_seed_row_view_and_size(
     policy: ViewPolicy, row: int, view: int, width: int, height: int
 ) -> None:
     crop = draw_crop(policy, row, view, width, height)
@@ -155,12 +155,12 @@ def plain_view(image: Image.Image, crop: np.ndarray, size: int) -> np.ndarray:
 def test_a_replayed_crop_gives_the_same_pixels(
     policy: ViewPolicy, row: int, view: int, width: int, height: int
 ) -> None:
-    """What is replayed is the stored uint16 box: after a round trip through bytes, by another renderer."""
+    """The stored uint16 box is rendered again by another renderer, after a round trip through bytes."""
     image = picture(1, width, height)
     crop = draw_crop(policy, row, view, width, height)
-    given_to_teacher = ViewRenderer(preprocessing()).render(image, view, crop)
+    given_to_teacher = ViewRenderer(preprocessing()).render(np.asarray(image), view, crop)
     stored = np.frombuffer(crop.tobytes(), dtype=np.uint16)
-    replayed = ViewRenderer(preprocessing()).render(image, view, stored)
+    replayed = ViewRenderer(preprocessing()).render(np.asarray(image), view, stored)
     np.testing.assert_array_equal(replayed, given_to_teacher)
     if min(int(crop[2]) * width, int(crop[3]) * height) > 2 * FULL:
         np.testing.assert_array_equal(given_to_teacher, plain_view(image, crop, 32))
@@ -173,17 +173,31 @@ def test_any_stored_box_shows_at_least_a_pixel_of_the_image(
 ) -> None:
     crop = np.array([*box, flip], dtype=np.uint16)
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    shown = ViewRenderer(preprocessing()).render(white, 1, crop)
+    shown = ViewRenderer(preprocessing()).render(np.asarray(white), 1, crop)
     assert shown.shape == (3, 32, 32)
-    # Pillow fills what lies outside an image with black
+    # Pillow fills what is outside an image with black
     left, top, w, h = box
     if left + w <= FULL and top + h <= FULL:
         assert (shown == 255).all()
 
 
+@pytest.mark.parametrize("box", [(32768, 0, 32768, FULL), (0, 40_000, FULL, FULL), (FULL, FULL, FULL, FULL)])
+def test_a_box_that_ends_outside_the_image_is_filled_with_black_as_by_pillow(
+    box: tuple[int, int, int, int],
+) -> None:
+    image, (left, top, w, h) = picture(1, 60_000, 2), box
+    x0, y0 = (min(round(start * side / FULL), side - 1) for start, side in ((left, 60_000), (top, 2)))
+    x1, y1 = round((left + w) * 60_000 / FULL), round((top + h) * 2 / FULL)
+    assert x1 > 60_000 or y1 > 2
+    expected = transforms.resize(image.crop((x0, y0, x1, y1)), [32, 32], InterpolationMode.BICUBIC)
+    crop = np.array([*box, 0], dtype=np.uint16)
+    found = ViewRenderer(preprocessing()).render(np.asarray(image), 1, crop)
+    np.testing.assert_array_equal(found, np.asarray(expected).transpose(2, 0, 1))
+
+
 def test_a_flipped_crop_is_the_mirror_image() -> None:
     crop = draw_crop(ViewPolicy(view_flip=0), 0, 1, 64, 48)
-    renderer, image = ViewRenderer(preprocessing()), picture(0)
+    renderer, image = ViewRenderer(preprocessing()), np.asarray(picture(0))
     straight, mirrored = (renderer.render(image, 1, np.append(crop[:4], flip)) for flip in (0, 1))
     np.testing.assert_array_equal(straight[:, :, ::-1], mirrored)
     assert (straight != mirrored).any()
@@ -194,12 +208,12 @@ def test_a_flipped_crop_is_the_mirror_image() -> None:
 def test_the_evaluation_crop_is_the_box_that_view_0_shows(
     size: int | tuple[int, int], width: int, height: int
 ) -> None:
-    """A picture whose red is the column and whose green is the row tells where its pixels come from."""
+    """Red is the column and green the row, so each pixel shows where it comes from."""
     rows, columns = np.mgrid[0:height, 0:width]
     position = np.stack([255 * columns / (width - 1), 255 * rows / (height - 1), 0 * rows], axis=-1)
     preprocess = preprocessing(size=size)
     image = Image.fromarray(position.round().astype(np.uint8))
-    shown = ViewRenderer(preprocess).render(image, 0, WHOLE)
+    shown = ViewRenderer(preprocess).render_evaluation(np.asarray(image))
     left, top, w, h, flip = evaluation_crop(preprocess, width, height) / FULL
     edges = [shown[0].min(), shown[0].max(), shown[1].min(), shown[1].max()]
     # to one output pixel, half of the kernel and a rounding
@@ -210,7 +224,7 @@ def test_the_evaluation_crop_is_the_box_that_view_0_shows(
     assert flip == 0
 
 
-def test_resizing_without_a_crop_has_the_whole_image_as_its_evaluation_crop() -> None:
+def test_resizing_without_a_crop_has_the_complete_image_as_its_evaluation_crop() -> None:
     np.testing.assert_array_equal(evaluation_crop(preprocessing(resize_mode="squash"), 64, 48), WHOLE)
 
 
@@ -239,10 +253,10 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
         passes=[3],
     )
     head = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
-    arrays = part_arrays(header, 0, samples, plain, head, batch_size=4, threads=2).arrays
+    arrays = part_arrays(PartTask(header, 0, samples), plain, head, batch_size=4, threads=2).arrays
     seen = torch.stack(plain.pixels, dim=1)  # a view of all images at a time
-    for row, (path, _, _) in enumerate(samples.locations(slice(None))):
-        with open(path, "rb") as file:
+    for row, location in enumerate(samples.locations(slice(None))):
+        with open(location.path, "rb") as file:
             image = decode_image(file.read())
         for view in range(3):
             replayed = ViewRenderer(plain.loaded.preprocess).render(image, view, arrays["crops"][row, view])
@@ -251,7 +265,7 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
 
 
 class RecordingTeacher(Teacher):
-    """The teacher itself; it keeps the pixels it was given."""
+    """A teacher that keeps the pixels it was given."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)

@@ -121,7 +121,7 @@ def test_pictures_have_classes_of_teacher_and_student(
             assert [name for name, _ in one.teacher] == [cache.vocabulary.names[c] for c in best.indices]
             assert [shares[place] for _, shares in one.teacher] == pytest.approx(best.values.tolist())
         file = tmp_path / f"{row}.jpg"
-        file.write_bytes(ImageReader().read(*cache.samples.locations(np.array([row]))[0]))
+        file.write_bytes(ImageReader().read(cache.samples.locations(np.array([row]))[0]))
         asked = PredictSettings(student=str(run_path), classes=str(inputs / "classes.txt"))
         (expected,) = predict(asked, [file])
         assert [name for name, _ in one.student] == expected.classes
@@ -133,7 +133,7 @@ def test_pictures_have_classes_of_teacher_and_student(
 
 def test_a_large_picture_becomes_a_small_one() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 2000, 3), dtype=np.uint8)
-    assert len(thumbnail(Image.fromarray(noise))) < 20_000
+    assert len(thumbnail(noise)) < 20_000
 
 
 def test_the_section_of_a_sweep(sweep_path: Path, cache: TeacherCache) -> None:

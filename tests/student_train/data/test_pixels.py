@@ -51,8 +51,8 @@ def test_replayed_crops_are_the_pixels_that_the_teacher_got(cache: TeacherCache,
     for view in range(cache.num_views):
         (replayed,) = workers.decode([requests(cache, rows, view)], len(rows))
         for row, pixels in zip(rows.tolist(), replayed, strict=True):
-            image = decode_image(reader.read(*cache.samples.locations(np.array([row]))[0]))
-            crop = draw_crop(policy, row, view, image.width, image.height)
+            image = decode_image(reader.read(cache.samples.locations(np.array([row]))[0]))
+            crop = draw_crop(policy, row, view, image.shape[1], image.shape[0])
             assert np.array_equal(pixels.numpy(), teacher.renderer.render(image, view, crop))
         said = teacher.image_features(replayed)
         assert (said - cache.image_features(rows, view).float()).abs().max() < 1e-3
@@ -71,7 +71,7 @@ def test_workers_give_what_one_thread_gives(cache: TeacherCache, teacher: Teache
     reader = ImageReader()
     for batch, pixels in zip(batches, alone, strict=True):
         for i, row in enumerate(batch.rows):
-            image = decode_image(reader.read(*cache.samples.locations(np.array([row]))[0]))
+            image = decode_image(reader.read(cache.samples.locations(np.array([row]))[0]))
             expected = teacher.renderer.render(image, int(batch.views[i]), batch.crops[i])
             assert np.array_equal(pixels[i].numpy(), expected)
 

@@ -41,7 +41,7 @@ def plain_hits(model: Any, classifier_DC: torch.Tensor, images: str, cache_path:
     reader, top = ImageReader(), []
     for start in range(0, len(samples), 100):
         rows = np.arange(start, min(start + 100, len(samples)))
-        pixels = [preprocess(decode_image(reader.read(*at))) for at in samples.locations(rows)]
+        pixels = [preprocess(decode_image(reader.read(at))) for at in samples.locations(rows)]
         top.append((model.encode_image(torch.stack(pixels)) @ classifier_DC).topk(5).indices)
     hits = torch.cat(top) == torch.from_numpy(samples.labels.astype(np.int64))[:, None]
     return hits[:, 0].double().mean().item(), hits.any(1).double().mean().item()

@@ -97,15 +97,14 @@ def test_pixels_are_the_same_if_the_whole_transform_is_undone(
 ) -> None:
     preprocess = fence.PreprocessCfg(size=size, resize_mode=mode, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
     every = Image.fromarray(np.arange(256 * 3, dtype=np.uint8).reshape(16, 16, 3))  # every value
-    images = [picture(1), picture(2, 33, 90), every]
-    crop = np.zeros(5, np.uint16)
-    expected = [ViewRenderer(preprocess).render(image, 0, crop) for image in images]
+    images = [np.asarray(image) for image in (picture(1), picture(2, 33, 90), every)]
+    expected = [ViewRenderer(preprocess).render_evaluation(image) for image in images]
     own = open_clip.image_transform
     shown = []
     for hidden in (Whole, lambda transform: Compose([*transform.transforms, torch.nn.Identity()])):
         monkeypatch.setattr(open_clip, "image_transform", lambda *a, h=hidden, **more: h(own(*a, **more)))
         renderer = ViewRenderer(preprocess)
-        shown.append([renderer.render(image, 0, crop) for image in images])
+        shown.append([renderer.render_evaluation(image) for image in images])
     monkeypatch.undo()
     for found in shown:
         for a, b in zip(found, expected, strict=True):
@@ -128,7 +127,7 @@ def test_renderers_go_to_worker_processes_either_way(monkeypatch: pytest.MonkeyP
         if hidden:
             monkeypatch.setattr(open_clip, "image_transform", lambda *a, **more: Whole(own(*a, **more)))
         renderer = pickle.loads(pickle.dumps(ViewRenderer(fence.PreprocessCfg(size=16))))
-        sizes.append(renderer.render(picture(1), 0, np.zeros(5, np.uint16)).shape)
+        sizes.append(renderer.render_evaluation(np.asarray(picture(1))).shape)
     assert sizes == [(3, 16, 16)] * 2
 
 

@@ -1,4 +1,4 @@
-"""One part: its batches, a later pass, what a bad image costs, what does not change the arrays."""
+"""One part: its batches, a later pass, unreadable images, and what does not change the arrays."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,9 @@ from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.compute import part as part_module
 from teacher_cache.compute.part import (
     BATCHES_AHEAD,
-    VIEWS_AT_ONCE,
+    VIEWS_AT_A_TIME,
     PartResult,
+    PartTask,
     cut_batches,
     part_arrays,
 )
@@ -33,7 +34,7 @@ HEAD = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
 
 
 class CountingTeacher(Teacher):
-    """The teacher itself; it notes the size of each batch and calls `on_batch` before it."""
+    """A teacher that records the size of each batch and calls `on_batch` before it."""
 
     def __init__(self, on_batch: Callable[[], None] = lambda: None) -> None:
         super().__init__(loaded("gelu"), torch.device("cpu"))
@@ -51,7 +52,7 @@ def indexed(source: Path) -> SampleTable:
 
 
 def header_of(samples: SampleTable, passes: tuple[int, ...] = (1,)) -> CacheHeader:
-    """One part a pass."""
+    """One part per pass."""
     return CacheHeader(
         samples=len(samples),
         part_size=len(samples),
@@ -72,33 +73,32 @@ def header_of(samples: SampleTable, passes: tuple[int, ...] = (1,)) -> CacheHead
 def computed(
     samples: SampleTable, passes: tuple[int, ...] = (1,), part: int = 0, **options: Any
 ) -> PartResult:
+    task = PartTask(header_of(samples, passes), part, samples, readable=options.pop("readable", None))
     chosen = {"batch_size": 4, "threads": 2, "teacher": CountingTeacher(), "head": HEAD} | options
-    return part_arrays(header_of(samples, passes), part, samples, **chosen)
+    return part_arrays(task, **chosen)
 
 
 @pytest.fixture(scope="module")
 def ten(tmp_path_factory: pytest.TempPathFactory) -> SampleTable:
-    """Ten JPEGs, two a class."""
+    """Ten JPEGs, two per class."""
     return indexed(write_folder(tmp_path_factory.mktemp("ten") / "images"))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-def test_batches_hold_every_view_of_every_sample_once_and_no_more_than_asked(
-    samples: int, views: int, batch_size: int
-) -> None:
+def test_batches_contain_every_view_of_every_sample_once(samples: int, views: int, batch_size: int) -> None:
     batches = cut_batches(samples, views, batch_size)
     pairs = [(sample, view) for batch in batches for sample in batch.samples for view in batch.views]
     assert sorted(pairs) == [(sample, view) for sample in range(samples) for view in range(views)]
     for batch in batches:
-        assert len(batch.views) <= VIEWS_AT_ONCE
+        assert len(batch.views) <= VIEWS_AT_A_TIME
         assert len(batch.samples) == min(batch_size, samples - batch.samples.start)
         assert batch.samples.start % batch_size == 0
 
 
 def test_the_teacher_sees_one_view_of_a_batch_at_a_time(ten: SampleTable) -> None:
     teacher = CountingTeacher()
-    computed(ten, (VIEWS_AT_ONCE + 3,), batch_size=4, teacher=teacher)
-    views = VIEWS_AT_ONCE + 3
+    computed(ten, (VIEWS_AT_A_TIME + 3,), batch_size=4, teacher=teacher)
+    views = VIEWS_AT_A_TIME + 3
     assert teacher.sizes == [4] * views + [4] * views + [2] * views
 
 
@@ -109,7 +109,7 @@ def test_the_number_of_threads_does_not_change_a_byte(ten: SampleTable) -> None:
         np.testing.assert_array_equal(values, many[name])
 
 
-@pytest.mark.parametrize("views", [1, VIEWS_AT_ONCE + 1])
+@pytest.mark.parametrize("views", [1, VIEWS_AT_A_TIME + 1])
 def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
     views: int, ten: SampleTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +129,7 @@ def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
     assert (np.array(seen) <= taken + 2 * BATCHES_AHEAD).all()
 
 
-@pytest.mark.parametrize("views", [1, VIEWS_AT_ONCE + 1])
+@pytest.mark.parametrize("views", [1, VIEWS_AT_A_TIME + 1])
 def test_progress_counts_samples_whose_views_are_all_done(views: int, ten: SampleTable) -> None:
     counts: list[int] = []
     computed(ten, (views,), batch_size=4, on_batch=counts.append)
@@ -154,7 +154,7 @@ def _damaged(name: str) -> bytes:
         ("long", "90000 x 1 pixels are too long and narrow"),
     ],
 )
-def test_a_bad_image_costs_its_row_and_changes_no_byte_of_others(
+def test_an_unreadable_image_affects_only_its_row(
     damage: str, reason: str, ten: SampleTable, tmp_path: Path
 ) -> None:
     source = write_folder(tmp_path / "images")
@@ -180,19 +180,17 @@ def test_a_later_pass_computes_its_own_views_of_the_rows_that_are_valid(ten: Sam
     assert added.skipped == []
 
 
-def test_an_image_that_was_readable_and_is_no_more_stops_a_later_pass(
-    ten: SampleTable, tmp_path: Path
-) -> None:
+def test_an_image_that_became_unreadable_stops_a_later_pass(ten: SampleTable, tmp_path: Path) -> None:
     source = write_folder(tmp_path / "images")
     (source / "dog" / "0.jpg").write_bytes(b"")
     readable = np.ones(10, dtype=np.bool_)
-    with pytest.raises(RppError, match=r"dog/0\.jpg \(.*\): empty file, and its row is valid in the views"):
+    with pytest.raises(RppError, match=r"dog/0\.jpg \(.*\): empty file; the cache has views of this image"):
         computed(indexed(source), (2, 5), part=1, readable=readable)
     readable[4] = False
     assert computed(indexed(source), (2, 5), part=1, readable=readable).skipped == []
 
 
-def test_seconds_are_told_by_stage(ten: SampleTable) -> None:
+def test_seconds_are_reported_by_stage(ten: SampleTable) -> None:
     seconds = computed(ten).seconds
     assert set(seconds) == {"wall", "read", "decode", "wait", "forward"}
     assert all(value > 0 for value in seconds.values())

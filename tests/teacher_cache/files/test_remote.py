@@ -16,6 +16,7 @@ from teacher_cache.images import (
     expand_source,
     index_images,
 )
+from teacher_cache.images.location import ByteRange
 from tests.teacher_cache.images.conftest import WebServer, upload
 from tests.teacher_cache.images.conftest import memory as memory
 from tests.teacher_cache.images.conftest import web as web
@@ -82,9 +83,9 @@ def test_a_missing_image_is_unreadable_and_a_missing_shard_stops(tmp_path: Path,
     fsspec.filesystem("memory").rm("/images", recursive=True)
     fsspec.filesystem("memory").mkdir("/images")
     with pytest.raises(UnreadableImageError, match="no such file"):
-        ImageReader().read(*loose)
+        ImageReader().read(loose)
     with pytest.raises(RppError, match=r"cannot read image shard memory://.*shard-000\.tar: no such file"):
-        ImageReader().read(*packed)
+        ImageReader().read(packed)
 
 
 # In an object store
@@ -179,8 +180,8 @@ def test_rows_of_parquet_in_order_fetch_each_row_group_once(web: WebServer) -> N
     assert size * 0.9 < web.sent < size * 1.1 + 100_000
 
 
-def test_globs_on_a_web_server_are_refused(web: WebServer) -> None:
-    with pytest.raises(UsageError, match="a web server lists no files; name them by braces"):
+def test_globs_on_a_web_server_are_refused_with_what_to_do(web: WebServer) -> None:
+    with pytest.raises(UsageError, match="a web server cannot list files; name them with braces"):
         index_images(f"{web.url}/*.tar", ANIMAL_VOCABULARY)
 
 
@@ -206,7 +207,7 @@ def test_lasting_failures_stop_the_build(kind: str, web: WebServer) -> None:
     places = indexed(f"{web.url}/{kind}").locations(slice(0, 1))
     web.failures = 10**6
     with pytest.raises(RppError, match=rf"cannot read {web.url}/{kind} .*503") as caught:
-        ImageReader().read(*places[0])
+        ImageReader().read(places[0])
     assert not isinstance(caught.value, UsageError)
     with pytest.raises(RppError, match=rf"cannot read {web.url}/{kind} .*503"):
         indexed(f"{web.url}/{kind}")
@@ -218,7 +219,7 @@ def test_an_unreachable_server_is_not_a_missing_file(web: WebServer) -> None:
         index_images(f"{url}/0.tar", ANIMAL_VOCABULARY)
     assert not isinstance(caught.value, UsageError)
     with pytest.raises(RppError, match=rf"cannot read {url}/0\.tar"):
-        ImageReader().read(f"{url}/0.tar", 0, 10)
+        ImageReader().read(ByteRange(f"{url}/0.tar", 0, 10))
 
 
 def test_a_server_without_ranges_is_named(web: WebServer) -> None:
@@ -233,7 +234,7 @@ def test_a_shard_that_became_shorter_on_the_server_stops(web: WebServer) -> None
     place = indexed(f"{web.url}/0.tar").locations(slice(0, 1))[0]
     shard.write_bytes(shard.read_bytes()[:1000])
     with pytest.raises(RppError, match=r"cannot read http.*0\.tar \(EOFError: 488 of \d+ bytes"):
-        ImageReader().read(*place)
+        ImageReader().read(place)
     shutil.rmtree(web.folder)
     with pytest.raises(RppError, match="no such file"):
-        ImageReader().read(*place)
+        ImageReader().read(place)

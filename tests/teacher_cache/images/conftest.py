@@ -1,4 +1,4 @@
-"""Files on other machines: a web server with byte ranges, and fsspec's memory."""
+"""Remote files: a web server with byte ranges, and fsspec's memory file system."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ from teacher_cache.files import remote
 
 @dataclass
 class WebServer:
-    """Serves a folder by ranges; what was asked for is kept, and trouble can be ordered.
+    """Serves a folder by ranges, records requests, and fails on demand.
 
     Attributes:
         requests: (method, file name) in order.

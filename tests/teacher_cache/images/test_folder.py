@@ -19,7 +19,7 @@ from tests.teacher_cache.inputs import (
 )
 
 
-def test_a_folders_rows_are_sorted_whatever_order_files_were_written_in(tmp_path: Path) -> None:
+def test_rows_of_a_folder_are_sorted_regardless_of_the_order_of_writing(tmp_path: Path) -> None:
     names = [f"{folder}/{number}.jpg" for folder in ("dog", "cat") for number in range(5)]
     random.Random(0).shuffle(names)
     for name in names:
@@ -36,7 +36,7 @@ def test_a_folders_rows_are_sorted_whatever_order_files_were_written_in(tmp_path
     assert indexed(tmp_path, animals).keys(slice(None)) == expected
 
 
-def test_deeper_folders_keep_the_first_ones_class_and_images_in_the_root_have_none(tmp_path: Path) -> None:
+def test_the_first_folder_is_the_class_and_images_in_the_root_have_none(tmp_path: Path) -> None:
     for name in ("cat/a/b/0.png", "root.jpg", "dog/1.JPG"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(jpeg(0))
@@ -48,13 +48,13 @@ def test_deeper_folders_keep_the_first_ones_class_and_images_in_the_root_have_no
     }
 
 
-def test_a_link_to_an_image_that_is_gone_keeps_its_row(tmp_path: Path) -> None:
+def test_a_broken_link_keeps_its_row(tmp_path: Path) -> None:
     write_folder(tmp_path, classes=["cat"], images=2)
     (tmp_path / "cat" / "5.jpg").symlink_to(tmp_path / "gone.jpg")
     samples = indexed(tmp_path)
     assert samples.keys(slice(None)) == ["cat/0.jpg", "cat/1.jpg", "cat/5.jpg"]
     with pytest.raises(UnreadableImageError, match="No such file"):
-        ImageReader().read(*samples.locations(slice(2, 3))[0])
+        ImageReader().read(samples.locations(slice(2, 3))[0])
 
 
 def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path: Path) -> None:

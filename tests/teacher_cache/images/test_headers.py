@@ -1,4 +1,4 @@
-"""The members of tars, against tarfile; what damaged headers do."""
+"""The members of tars, compared with tarfile; damaged headers."""
 
 import io
 import random
@@ -35,7 +35,7 @@ def tar_of(entries: list[tuple[tarfile.TarInfo, bytes]], **options: object) -> b
 )
 @example_settings(max_examples=80, deadline=None)
 def test_members_are_those_of_tarfile(files: list[tuple[str, bytes, float]], tar_format: int) -> None:
-    """A time that is no whole number makes tarfile write a pax header, as WebDataset's writer does."""
+    """A fractional time makes tarfile write a pax header, as WebDataset's writer does."""
     entries = []
     for name, data, time in files:
         entry = tarfile.TarInfo(name)
@@ -47,7 +47,7 @@ def test_members_are_those_of_tarfile(files: list[tuple[str, bytes, float]], tar
     assert members(content) == expected
 
 
-def test_what_is_no_file_is_passed_over() -> None:
+def test_links_devices_and_folders_are_skipped() -> None:
     entries = []
     kinds = [
         tarfile.DIRTYPE,
@@ -67,7 +67,7 @@ def test_what_is_no_file_is_passed_over() -> None:
 
 
 @pytest.mark.parametrize("sparse", ["gnu", "pax"])
-def test_sparse_files_are_passed_over_whole(sparse: str) -> None:
+def test_sparse_files_are_skipped(sparse: str) -> None:
     """Their bytes are not in one piece."""
     hole, after = tarfile.TarInfo("hole.jpg"), tarfile.TarInfo("after.jpg")
     if sparse == "pax":
@@ -90,20 +90,20 @@ def test_a_size_above_eight_gb_is_read() -> None:
 
 
 class _Endless(io.BytesIO):
-    """A header, and zeros behind it."""
+    """A header followed by zeros."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(size).ljust(size or 0, b"\0")
 
 
-def test_signed_checksums_of_old_writers_are_accepted() -> None:
+def test_signed_checksums_of_old_programs_are_accepted() -> None:
     content = bytearray(tar_of([(tarfile.TarInfo("caf\xe9.jpg"), b"x")], format=tarfile.GNU_FORMAT))
     signed = sum(byte - 256 * (byte > 127) for byte in content[:148] + content[156:512]) + 256
     content[148:156] = b"%06o\0 " % signed
     assert [member.name for member in members(bytes(content))] == ["caf\xe9.jpg"]
 
 
-def test_the_size_that_some_writers_give_a_link_is_not_passed_over() -> None:
+def test_the_size_of_a_link_is_ignored() -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         link, after = tarfile.TarInfo("link.jpg"), tarfile.TarInfo("after.jpg")
@@ -113,7 +113,7 @@ def test_the_size_that_some_writers_give_a_link_is_not_passed_over() -> None:
     assert [member.name for member in members(buffer.getvalue())] == ["after.jpg"]
 
 
-def test_a_damaged_header_ends_the_walk_with_its_place() -> None:
+def test_a_damaged_header_is_reported_with_its_position() -> None:
     content = bytearray(tar_of([(tarfile.TarInfo(f"{n}.jpg"), bytes(700)) for n in range(4)]))
     content[2 * 1536 + 10] ^= 1
     walk = tar_members(io.BytesIO(content), 0, len(content))
@@ -125,14 +125,14 @@ def test_a_damaged_header_ends_the_walk_with_its_place() -> None:
 @pytest.mark.parametrize(
     "record", [b"0 path=x\n", b"-9 path=x\n", b"99 path=x\n", b"x path=x\n", b"7 pathx\n"]
 )
-def test_a_damaged_extended_header_ends_the_walk(record: bytes) -> None:
+def test_a_damaged_extended_header_is_reported(record: bytes) -> None:
     extended = tarfile.TarInfo("long name follows")
     extended.type = tarfile.XHDTYPE
     with pytest.raises(DamagedTarError, match="no valid header at byte 0"):
         members(tar_of([(extended, record), (tarfile.TarInfo("0.jpg"), b"x")]))
 
 
-def test_a_tar_without_its_end_mark_is_not_taken_for_whole(tmp_path: Path) -> None:
+def test_a_tar_without_its_end_mark_is_reported_as_cut(tmp_path: Path) -> None:
     content = tar_of([(tarfile.TarInfo("0.jpg"), bytes(700))])[:1536]
     walk = tar_members(io.BytesIO(content), 0, len(content))
     assert next(walk).name == "0.jpg"
@@ -142,7 +142,9 @@ def test_a_tar_without_its_end_mark_is_not_taken_for_whole(tmp_path: Path) -> No
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(0, 1))
 @example_settings(max_examples=150, deadline=None)
-def test_any_damage_leaves_members_within_the_file_or_says_so(seed: int, damages: int, cut: int) -> None:
+def test_members_of_a_damaged_tar_are_within_the_file_or_damage_is_reported(
+    seed: int, damages: int, cut: int
+) -> None:
     source = random.Random(seed)
     entries = [(tarfile.TarInfo("n" * source.choice([5, 150]) + f"{n}.jpg"), bytes(300)) for n in range(4)]
     content = bytearray(tar_of(entries, format=source.choice([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])))

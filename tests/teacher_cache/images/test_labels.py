@@ -1,4 +1,4 @@
-"""Class indices from what a source says of a sample."""
+"""Class indices from the labels of a source."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_labels_are_read_from_cls_and_json(name: str, content: bytes, label: int
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[1, 2", b"5"])
 def test_an_unreadable_label_names_its_member(content: bytes, tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", [("0.json", content), ("0.jpg", jpeg(0))])
-    with pytest.raises(UsageError, match=r"s\.tar:0\.json: label is not readable"):
+    with pytest.raises(UsageError, match=r"s\.tar:0\.json: cannot read the label"):
         indexed(shard)
 
 
@@ -62,7 +62,7 @@ def test_the_synset_in_a_members_or_shards_name_is_its_label(tmp_path: Path) -> 
     assert samples.labels.tolist() == [1, 1, 2, 0, -1]
 
 
-def test_a_label_file_goes_before_the_synset_in_the_name(tmp_path: Path) -> None:
+def test_a_label_file_takes_precedence_over_the_synset_in_the_name(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", [("n01484850_1.jpg", jpeg(2)), ("n01484850_1.cls", b"0")])
     assert indexed(shard, SYNSETS).labels.tolist() == [0]
 
@@ -96,9 +96,9 @@ def test_label_indices_beyond_the_vocabulary_are_refused(label: str, tmp_path: P
         indexed(shard, SYNSETS)
 
 
-def test_a_number_that_can_be_no_class_index_names_its_member(tmp_path: Path) -> None:
+def test_a_label_too_large_for_a_class_index_names_its_member(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", [("0.cls", b"99999999999999999999"), ("0.jpg", jpeg(0))])
-    with pytest.raises(UsageError, match=r"s\.tar:0\.cls: the label 9+ is no class index"):
+    with pytest.raises(UsageError, match=r"s\.tar:0\.cls: the label 9+ is too large for a class index"):
         indexed(shard)
 
 
@@ -112,7 +112,7 @@ def test_classes_outside_the_vocabulary_and_without_samples_are_counted(tmp_path
     ]
 
 
-def test_a_source_without_any_label_is_indexed_and_says_so(tmp_path: Path) -> None:
+def test_a_source_without_labels_is_indexed_with_a_note(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "s.tar", [("0.jpg", jpeg(0)), ("1.jpg", jpeg(1))])
     samples, notes = index_images(str(shard), ANIMAL_VOCABULARY)
     assert samples.labels.tolist() == [-1, -1]
@@ -136,7 +136,7 @@ def test_folders_named_by_numbers_are_class_indices_and_not_in_sorted_order(tmp_
         index_images(str(source), vocabulary)
 
 
-def test_a_whole_number_is_the_id_where_ids_are_whole_numbers(tmp_path: Path) -> None:
+def test_an_integer_label_is_the_id_if_ids_are_integers(tmp_path: Path) -> None:
     vocabulary = Vocabulary(("dog", "cat", "bird"), ("2", "0", "90"))
     members = [
         member for n in (0, 2, 90) for member in ((f"{n}.cls", str(n).encode()), (f"{n}.jpg", jpeg(n)))
@@ -154,5 +154,5 @@ def test_unknown_names_of_a_shard_are_not_matched_by_their_order(tmp_path: Path)
     shard = write_shard(
         tmp_path / "s.tar", [("0.cls", b"kot"), ("0.jpg", jpeg(0)), ("1.cls", b"pies"), ("1.jpg", jpeg(1))]
     )
-    with pytest.raises(UsageError, match="no id or name is in both"):
+    with pytest.raises(UsageError, match="they share no id or name"):
         index_images(str(shard), Vocabulary(("cat", "dog"), ("cat", "dog")))

@@ -23,7 +23,7 @@ PARTS = {
 
 
 def write_split(folder: Path, data: Any = PARTS, images: str = "images") -> Path:
-    """A split file and, in a folder of its data set, all of its images but those of `gone`."""
+    """A split file and, in a folder of its data set, all of its images except those of `gone`."""
     for number, (place, *_) in enumerate(item for items in PARTS.values() for item in items):
         if not place.startswith("gone"):
             path = folder / images / place
@@ -42,7 +42,7 @@ def test_a_part_of_a_split_is_an_image_source_in_its_order(tmp_path: Path, image
     samples, notes = index_images(f"{path}#test", vocabulary)
     assert samples.keys(slice(None)) == ["beagle/9.jpg", "abyssinian/3.jpg", "gone/0.jpg"]
     assert samples.labels.tolist() == [2, 0, 2]
-    assert ImageReader().read(*samples.locations(slice(1, 2))[0]) == jpeg(4, 8, 8)
+    assert ImageReader().read(samples.locations(slice(1, 2))[0]) == jpeg(4, 8, 8)
     assert notes == ["1 of 3 classes have no sample"]
     train, _ = index_images(f"{path}#train", vocabulary)
     assert train.labels.tolist() == [1, 0]
@@ -74,7 +74,7 @@ def test_names_that_are_numbers_or_occur_twice_stay_with_their_labels(tmp_path: 
     assert index_images(f"{path}#test", vocabulary)[0].labels.tolist() == [0, 1, 2, 3]
 
 
-def test_aircrafts_lists_name_images_without_suffix_and_classes_with_spaces(tmp_path: Path) -> None:
+def test_lists_of_images_without_suffix_and_classes_with_spaces(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for name in ("0034309", "0034958"):
         (tmp_path / "images" / f"{name}.jpg").write_bytes(jpeg(0, 8, 8))
@@ -84,7 +84,7 @@ def test_aircrafts_lists_name_images_without_suffix_and_classes_with_spaces(tmp_
     samples, _ = index_images(str(tmp_path / "images_variant_test.txt"), vocabulary)
     assert samples.keys(slice(None)) == ["0034309.jpg", "0034958.jpg"]
     assert samples.labels.tolist() == [1, 0]
-    assert len(ImageReader().read(*samples.locations(slice(0, 1))[0])) > 100
+    assert len(ImageReader().read(samples.locations(slice(0, 1))[0])) > 100
 
 
 def refused(path: Path | str, match: str) -> None:
@@ -96,18 +96,18 @@ def refused(path: Path | str, match: str) -> None:
 @pytest.mark.parametrize(
     ("change", "part", "said"),
     [
-        ({}, "", r"holds several parts; name one: split_zhou_Pets.json#train, .*#val, .*#test"),
+        ({}, "", r"contains several parts; name one: split_zhou_Pets.json#train, .*#val, .*#test"),
         ({}, "#valid", "has no part 'valid'"),
-        ({"test": [["/etc/passwd.jpg", 0, "abyssinian"]]}, "#test", "leads out of its folder"),
-        ({"test": [["../x.jpg", 0, "abyssinian"]]}, "#test", "leads out of its folder"),
-        ({"test": [["x.sh", 0, "abyssinian"]]}, "#test", "is no image"),
+        ({"test": [["/etc/passwd.jpg", 0, "abyssinian"]]}, "#test", "is outside the list's folder"),
+        ({"test": [["../x.jpg", 0, "abyssinian"]]}, "#test", "is outside the list's folder"),
+        ({"test": [["x.sh", 0, "abyssinian"]]}, "#test", "is not an image"),
         ({"test": [["x.jpg", 0, "beagle"]]}, "#test", "label 0 is both 'abyssinian' and 'beagle'"),
         ({"test": [["x.jpg", 7, "lion"]]}, "#test", "labels do not run from 0"),
         ({"test": [["x.jpg", True, "lion"]]}, "#test", "test, entry 0 is no"),
         ({"test": ["x.jpg"]}, "#test", "test, entry 0 is no"),
-        ({"test": []}, "#test", "names no image for test"),
+        ({"test": []}, "#test", "lists no image for test"),
         ({"test": {"x.jpg": 0}}, "#test", "test, entry 0 is no"),
-        ({"test": [["nowhere/0.jpg", 0, "abyssinian"]]}, "#test", "nowhere/0.jpg, which is neither in"),
+        ({"test": [["nowhere/0.jpg", 0, "abyssinian"]]}, "#test", "nowhere/0.jpg is neither in"),
     ],
 )
 def test_wrong_splits_are_refused_in_one_line(
@@ -120,9 +120,9 @@ def test_wrong_splits_are_refused_in_one_line(
     ("content", "said"),
     [
         (b"\xff\xfe", "is not UTF-8"),
-        (b"0034309\n", "line 1 is no 'IMAGE CLASS NAME'"),
-        (b"\n\n", "names no image"),
-        (b"../x 707\n", "leads out of its folder"),
+        (b"0034309\n", "line 1: expected 'IMAGE CLASS NAME', found '0034309'"),
+        (b"\n\n", "lists no image"),
+        (b"../x 707\n", "is outside the list's folder"),
     ],
 )
 def test_wrong_text_lists_are_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
@@ -130,9 +130,9 @@ def test_wrong_text_lists_are_refused_in_one_line(tmp_path: Path, content: bytes
     refused(tmp_path / "list.txt", said)
 
 
-def test_a_list_that_is_no_split_not_there_or_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_missing_remote_or_malformed_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('["cat"]')
-    refused(f"{tmp_path / 'names.json'}#test", "is no split file")
+    refused(f"{tmp_path / 'names.json'}#test", "is not a split file")
     (tmp_path / "broken.json").write_text("{")
     refused(f"{tmp_path / 'broken.json'}#test", "is not JSON")
     refused(f"{tmp_path / 'absent.json'}#test", "absent.json does not exist")

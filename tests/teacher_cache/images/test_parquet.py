@@ -20,11 +20,11 @@ from tests.teacher_cache.inputs import (
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """Images as `datasets` stores them: bytes, and the name of the file that they came from."""
+    """Images as `datasets` stores them: bytes, and the original file name."""
     return [{"bytes": jpeg(first + n), "path": f"{first + n}.jpg"} for n in range(count)]
 
 
-def test_rows_of_several_files_are_read_by_their_place(tmp_path: Path) -> None:
+def test_rows_of_several_files_are_read_from_their_locations(tmp_path: Path) -> None:
     for name, first in (("train-00000-of-00002", 0), ("train-00001-of-00002", 10)):
         write_parquet(tmp_path / f"{name}.parquet", rows(10, first), [n % 5 for n in range(10)], ANIMALS)
     for source in (
@@ -79,8 +79,8 @@ def test_labels_are_numbers_or_names(
     assert indexed(path).labels.tolist() == found
 
 
-def test_classes_that_the_vocabulary_calls_otherwise_are_matched_by_number(tmp_path: Path) -> None:
-    """As in the hub's ImageNet-1K, whose names are all lemmas of a synset: few are a class's name here."""
+def test_classes_with_other_names_in_the_vocabulary_are_matched_by_number(tmp_path: Path) -> None:
+    """As in the hub's ImageNet-1K, whose names are all lemmas of a synset: few equal a class name here."""
     classes = ["tench, Tinca tinca", "goldfish", "great white shark, white shark"]
     path = write_parquet(tmp_path / "a.parquet", rows(3), [2, 1, 0], classes)
     samples, notes = index_images(str(path), SYNSETS)
@@ -111,7 +111,7 @@ def test_files_that_name_different_classes_are_refused_naming_both(tmp_path: Pat
 @pytest.mark.parametrize(
     ("labels", "classes"), [([[0], [1]], None), ([0.5, 1.0], None), ([0, 5], ["cat", "dog"])]
 )
-def test_a_label_that_names_no_class_is_refused_with_its_row(
+def test_an_invalid_label_is_refused_with_its_row(
     labels: list[Any], classes: list[str] | None, tmp_path: Path
 ) -> None:
     path = write_parquet(tmp_path / "a.parquet", rows(2), labels, classes)
@@ -119,7 +119,7 @@ def test_a_label_that_names_no_class_is_refused_with_its_row(
         indexed(path)
 
 
-def test_images_given_by_path_lie_beside_the_file(tmp_path: Path) -> None:
+def test_images_given_by_path_are_read_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "data" / "pictures").mkdir(parents=True)
     (tmp_path / "data" / "pictures" / "0.jpg").write_bytes(jpeg(0))
     (tmp_path / "secret.jpg").write_bytes(b"not yours")
@@ -127,27 +127,27 @@ def test_images_given_by_path_lie_beside_the_file(tmp_path: Path) -> None:
     images: list[Any] = [{"bytes": None, "path": name} for name in names]
     samples = indexed(write_parquet(tmp_path / "data" / "a.parquet", [*images, None], [0] * 6))
     places, reader = samples.locations(slice(None)), ImageReader()
-    assert reader.read(*places[0]) == jpeg(0)
+    assert reader.read(places[0]) == jpeg(0)
     reasons = [
         r"cannot read .*1\.jpg: No such",
-        "leads out of",
-        "leads out of",
+        "is outside the Parquet",
+        "is outside the Parquet",
         "neither bytes nor",
         "no image",
     ]
     for place, reason in zip(places[1:], reasons, strict=True):
         with pytest.raises(UnreadableImageError, match=reason):
-            reader.read(*place)
+            reader.read(place)
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", rows(3), [0, 1, 2])
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UsageError, match=r"a\.parquet is no readable Parquet file"):
+    with pytest.raises(UsageError, match=r"a\.parquet is not a readable Parquet file"):
         indexed(path)
 
 
-def test_a_damaged_row_group_costs_its_rows_alone(tmp_path: Path) -> None:
+def test_a_damaged_row_group_affects_only_its_rows(tmp_path: Path) -> None:
     images = [{"bytes": jpeg(n) * 3, "path": f"{n}.jpg"} for n in range(9)]
     path = write_parquet(tmp_path / "a.parquet", images, [0] * 9, rows_a_group=3, compression="zstd")
     samples = indexed(path)
@@ -160,26 +160,26 @@ def test_a_damaged_row_group_costs_its_rows_alone(tmp_path: Path) -> None:
     for row, place in enumerate(samples.locations(slice(None))):
         if 3 <= row < 6:
             with pytest.raises(UnreadableImageError, match="its row group is damaged"):
-                reader.read(*place)
+                reader.read(place)
         else:
-            assert reader.read(*place) == images[row]["bytes"]
+            assert reader.read(place) == images[row]["bytes"]
 
 
-def test_a_file_that_is_gone_or_became_shorter_stops(tmp_path: Path) -> None:
+def test_a_missing_or_shorter_file_raises(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", rows(6), [0] * 6)
     places = indexed(path).locations(slice(None))
     write_parquet(path, rows(2), [0] * 2)
     with pytest.raises(RppError, match="changed since it was indexed"):
-        ImageReader().read(*places[5])
+        ImageReader().read(places[5])
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(RppError, match=r"cannot read .*a\.parquet: "):
-        ImageReader().read(*places[0])
+        ImageReader().read(places[0])
     path.unlink()
     with pytest.raises(RppError, match=r"cannot read .*a\.parquet: "):
-        ImageReader().read(*places[0])
+        ImageReader().read(places[0])
 
 
-def test_the_digest_knows_keys_and_labels_but_not_the_file(tmp_path: Path) -> None:
+def test_the_digest_covers_keys_and_labels_but_not_the_file(tmp_path: Path) -> None:
     digest = indexed(write_parquet(tmp_path / "a.parquet", rows(3), [0, 1, 2])).digest
     assert indexed(write_parquet(tmp_path / "b.parquet", rows(3), [0, 1, 2])).digest == digest
     assert indexed(write_parquet(tmp_path / "a.parquet", rows(3, 1), [0, 1, 2])).digest != digest

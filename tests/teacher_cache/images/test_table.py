@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from teacher_cache.images import (
     SampleTable,
@@ -19,8 +20,8 @@ from tests.teacher_cache.inputs import (
 
 def test_the_table_survives_being_written_and_read(tmp_path: Path) -> None:
     samples = indexed(write_shards(tmp_path / "shards", shards=2, samples=3))
-    samples.write(tmp_path / "samples.parquet")
-    read = SampleTable.read(tmp_path / "samples.parquet")
+    pq.write_table(samples.table, tmp_path / "samples.parquet")
+    read = SampleTable(pq.read_table(tmp_path / "samples.parquet", read_dictionary=["path"]))
     assert read.digest == samples.digest
     assert read.keys(slice(None)) == samples.keys(slice(None))
     assert read.locations(slice(None)) == samples.locations(slice(None))
@@ -44,7 +45,7 @@ def test_the_digest_does_not_depend_on_how_the_columns_are_cut() -> None:
     assert digests == {f"blake2b:{plain.hexdigest()}"}
 
 
-def test_the_digest_knows_keys_lengths_and_labels_but_not_where_the_images_lie(tmp_path: Path) -> None:
+def test_the_digest_covers_keys_lengths_and_labels_but_not_paths(tmp_path: Path) -> None:
     members = [("0.cls", b"1"), ("0.jpg", jpeg(0)), ("1.cls", b"2"), ("1.jpg", jpeg(1))]
     digest = indexed(write_shard(tmp_path / "a" / "s.tar", members)).digest
     assert indexed(write_shard(tmp_path / "b" / "other.tar", members)).digest == digest

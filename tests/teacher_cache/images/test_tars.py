@@ -60,7 +60,7 @@ def test_any_tar_is_indexed_to_its_members_bytes(tmp_path: Path, shapes: list[tu
     assert samples.labels.tolist() == [1 if labelled else -1 for _, _, labelled in shapes]
 
 
-def test_rows_stand_in_the_order_of_shards_and_members(tmp_path: Path) -> None:
+def test_rows_are_in_the_order_of_shards_and_members(tmp_path: Path) -> None:
     write_shard(tmp_path / "1.tar", webdataset_members(50, 3))
     write_shard(tmp_path / "0.tar", list(reversed(webdataset_members(0, 3))))
     samples = indexed(tmp_path)
@@ -71,7 +71,7 @@ def test_rows_stand_in_the_order_of_shards_and_members(tmp_path: Path) -> None:
     assert samples.labels.tolist() == [2, 1, 0, 0, 1, 2]
 
 
-def test_a_sample_takes_one_image_whatever_stands_around_it(tmp_path: Path) -> None:
+def test_a_sample_takes_one_image_among_other_members(tmp_path: Path) -> None:
     members = [
         ("s/a.json", b'{"label": 3}'),
         ("s/a.txt", b"caption"),
@@ -87,7 +87,7 @@ def test_a_sample_takes_one_image_whatever_stands_around_it(tmp_path: Path) -> N
     assert samples.labels.tolist() == [3, 2, -1]
 
 
-def test_folders_and_links_in_a_tar_are_no_images(tmp_path: Path) -> None:
+def test_folders_and_links_in_a_tar_are_not_images(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "links.tar", "w") as tar:
         folder, link = tarfile.TarInfo("folder.jpg"), tarfile.TarInfo("link.jpg")
         folder.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, "0.jpg"
@@ -100,7 +100,7 @@ def test_folders_and_links_in_a_tar_are_no_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left_out", [600, 1200, 20_000 + 100])
-def test_a_truncated_tar_keeps_what_is_whole_and_says_so(left_out: int, tmp_path: Path) -> None:
+def test_a_truncated_tar_keeps_complete_members_with_a_note(left_out: int, tmp_path: Path) -> None:
     members = [(f"{number}.jpg", random.Random(number).randbytes(5000)) for number in range(8)]
     shard = write_shard(tmp_path / "cut.tar", members)
     content = shard.read_bytes()
@@ -111,7 +111,7 @@ def test_a_truncated_tar_keeps_what_is_whole_and_says_so(left_out: int, tmp_path
     assert 0 < len(kept) < 8
     assert kept == {name[0]: content for name, content in members[: len(kept)]}
     assert len(kept) == (end - left_out) // (5120 + 512)
-    assert any("cut.tar" in note and "tail is left out" in note for note in notes)
+    assert any("cut.tar" in note and "the rest is left out" in note for note in notes)
 
 
 def test_of_images_that_share_a_name_the_first_is_taken_with_a_note(tmp_path: Path) -> None:
@@ -121,16 +121,16 @@ def test_of_images_that_share_a_name_the_first_is_taken_with_a_note(tmp_path: Pa
     assert any("twice.tar: 2 images share a sample's name" in note for note in notes)
 
 
-def test_a_file_that_is_no_tar_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tar_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "fake.tar").write_bytes(b"not a tar at all" * 100)
-    with pytest.raises(UsageError, match=r"fake\.tar is no uncompressed tar"):
+    with pytest.raises(UsageError, match=r"fake\.tar is not an uncompressed tar"):
         indexed(tmp_path)
 
 
 def test_a_compressed_tar_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"), io.BytesIO())
-    with pytest.raises(UsageError, match="unpack compressed"):
+    with pytest.raises(UsageError, match="decompress it first"):
         indexed(tmp_path)
 
 
@@ -142,14 +142,16 @@ def test_an_image_name_that_is_not_utf8_is_indexed(tmp_path: Path) -> None:
     assert contents(samples) == {"caf\\udce9": jpeg(0)}
 
 
-def test_a_damaged_header_costs_the_tail_with_a_note(tmp_path: Path) -> None:
+def test_the_rest_after_a_damaged_header_is_left_out_with_a_note(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "bad.tar", [(f"{number}.jpg", bytes(700)) for number in range(6)])
     content = bytearray(shard.read_bytes())
     content[4 * 1536 + 130] ^= 1
     shard.write_bytes(content)
     samples, notes = index_images(str(shard), ANIMAL_VOCABULARY)
     assert samples.keys(slice(None)) == ["0", "1", "2", "3"]
-    assert any(f"bad.tar: no valid header at byte {4 * 1536}" in note and "tail" in note for note in notes)
+    assert any(
+        f"bad.tar: no valid header at byte {4 * 1536}" in note and "the rest" in note for note in notes
+    )
 
 
 def test_names_in_a_tar_are_keys_and_never_paths(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def write_synsets(folder: Path) -> Path:
     return folder
 
 
-def test_tars_inside_one_outer_tar_are_the_same_samples_as_loose_ones(tmp_path: Path) -> None:
+def test_tars_inside_an_outer_tar_give_the_same_samples_as_files(tmp_path: Path) -> None:
     loose = indexed(write_synsets(tmp_path / "loose"), SYNSETS)
     outer = write_outer_tar(tmp_path / "winter21_whole.tar", tmp_path / "loose")
     nested, notes = index_images(str(outer), SYNSETS)
@@ -199,7 +201,7 @@ def test_images_beside_tars_in_an_outer_tar_come_first(tmp_path: Path) -> None:
     assert samples.keys(slice(None)) == ["n01484850_1", *2 * ["n01443537_10", "n01443537_11"]]
 
 
-def test_a_truncated_outer_tar_keeps_the_whole_images_of_the_tar_it_ends_in(tmp_path: Path) -> None:
+def test_a_truncated_outer_tar_keeps_the_complete_images_of_its_last_tar(tmp_path: Path) -> None:
     write_synsets(tmp_path / "loose")
     outer = write_outer_tar(tmp_path / "outer.tar", tmp_path / "loose")
     _, offset, length = indexed(outer, SYNSETS).locations(slice(4, 5))[
@@ -213,15 +215,15 @@ def test_a_truncated_outer_tar_keeps_the_whole_images_of_the_tar_it_ends_in(tmp_
     assert any("outer.tar:release/n01484850.tar: ends within" in note for note in notes)
 
 
-def test_an_inner_file_that_is_no_tar_is_left_out_with_a_note(tmp_path: Path) -> None:
+def test_an_inner_file_that_is_not_a_tar_is_left_out_with_a_note(tmp_path: Path) -> None:
     inner = (write_synsets(tmp_path / "loose") / "n01443537.tar").read_bytes()
     deeper = write_shard(tmp_path / "deeper.tar", [("n01443537.tar", inner), ("x.jpg", jpeg(1))]).read_bytes()
     members = [("n01440764.tar", b"broken" * 500), ("empty.tar", b""), ("d.tar", deeper), ("a.tar", inner)]
     samples, notes = index_images(str(write_shard(tmp_path / "outer.tar", members)), SYNSETS)
     assert samples.keys(slice(None)) == ["x", "n01443537_10", "n01443537_11"]
     for what in (
-        "outer.tar:n01440764.tar: is no uncompressed tar",
-        "outer.tar:empty.tar: is no uncompressed",
+        "outer.tar:n01440764.tar: not an uncompressed tar",
+        "outer.tar:empty.tar: not an uncompressed",
         "a tar in a tar in a tar is not read",
     ):
         assert any(what in note for note in notes), what
