@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from student_train.runs.record import METRICS, SETTINGS, has_steps, last_metrics, read_metrics
+from student_train.runs.record import METRICS, RUN_FORMAT, SETTINGS, has_steps, last_metrics, read_metrics
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.lock_file import open_lock
 from teacher_cache.files.whole_file import write_whole
@@ -42,10 +42,13 @@ class RunFolder:
                 raise UsageError(
                     f"{self.out} already has a run; choose another --out, or resume with --resume"
                 )
-            write_whole(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
+            self._write_settings(record)
 
-    def resume(self) -> None:
-        """Lock the folder of a run that is to be resumed.
+    def resume(self, record: dict[str, Any]) -> None:
+        """Lock the folder of a run that is to be resumed. It then has the current format.
+
+        Args:
+            record: the run's `settings.json`.
 
         Raises:
             UsageError: another process trains in it, or it cannot be written.
@@ -53,6 +56,8 @@ class RunFolder:
         if self._writes:
             with _writing(self.out):
                 self._hold()
+                if record.get("format_version") != RUN_FORMAT:  # an earlier rpp would not find the checkpoint
+                    self._write_settings({**record, "format_version": RUN_FORMAT})
 
     def drop_metrics(self, after: int) -> None:
         """Remove the lines of `metrics.jsonl` that belong to later steps.
@@ -64,6 +69,9 @@ class RunFolder:
             kept = [json.dumps(line) + "\n" for line in read_metrics(self.out) if line["step"] <= after]
             with _writing(self.out):
                 write_whole(self.out / METRICS, "".join(kept))
+
+    def _write_settings(self, record: dict[str, Any]) -> None:
+        write_whole(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
 
     def _hold(self) -> None:
         """One process trains in a folder. The lock ends with the process; forked workers do not have it."""

@@ -23,7 +23,8 @@ EARLIER_CHECKPOINT = "checkpoint.pt"  # of rpp before checkpoints became safeten
 STUDENT = "student.safetensors"
 MODEL, CONFIG = "model.safetensors", "config.json"  # names of Hugging Face's hub
 RESULTS = "results.json"  # what a recipe measured of the run
-RUN_FORMAT = 1  # of `settings.json` and its folder; a record without a format has the first one
+# Of `settings.json` and its folder; a record without one has format 1. Format 2 has safetensors checkpoints.
+RUN_FORMAT = 2
 
 # Settings that may change when a run is resumed, without changing its result.
 FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "log", "device", "out"}

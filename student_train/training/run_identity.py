@@ -10,6 +10,7 @@ from student_train.model.stored import StoredStudent
 from student_train.model.student import PromptedCLIP
 from student_train.runs.record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT, flat_settings
 from student_train.training.settings import TrainSettings
+from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import from_flat, to_flat
@@ -73,8 +74,12 @@ def check_same_run(
         ("prompts of --init", record.get("init"), init),
         ("student config", record["student"].get("config"), base.config),
     ]
-    for name in ("sample_table_digest", "vocabulary_digest", "view_policy"):
+    for name in ("sample_table_digest", "vocabulary_digest"):
         compared.append((f"cache {name}", record["cache"].get(name), header[name]))
+    policy = record["cache"].get("view_policy")
+    if isinstance(policy, dict):
+        policy = ViewPolicy().model_dump() | policy  # an earlier version lacks later options
+    compared.append(("cache view_policy", policy, header["view_policy"]))
     changed += [
         f"{name}: stored {stored}, requested {now}" for name, stored, now in compared if stored != now
     ]

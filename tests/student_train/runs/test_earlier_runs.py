@@ -37,6 +37,8 @@ def test_a_run_of_an_earlier_version_is_continued(name: str, demo_cache_path: Pa
     assert done.samples == (12 - STOPPED_AFTER) * 30
     assert [line["step"] for line in metrics(run)] == list(range(1, 13))
     assert_ends_as_before(run, name)
+    # the earlier version would not find the new checkpoint: it has to refuse the run
+    assert json.loads((run / "settings.json").read_text())["format_version"] == 2
 
 
 class LaterPrompts(PromptSettings):

@@ -325,10 +325,10 @@ class TestResume:
         train(settings(cache_path, tmp_path / "run", max_steps=1))
         file = tmp_path / "run" / "settings.json"
         record = json.loads(file.read_text())
-        assert record["format_version"] == 1
-        file.write_text(json.dumps({**record, "format_version": 2, "settings": None, "software": "rpp 9.1"}))
+        assert record["format_version"] == 2
+        file.write_text(json.dumps({**record, "format_version": 3, "settings": None, "software": "rpp 9.1"}))
         newer = (
-            r"run has run format 2, written by rpp 9\.1; rpp 0\.\S+ reads format 1: install a newer rpp-clip$"
+            r"run has run format 3, written by rpp 9\.1; rpp 0\.\S+ reads format 2: install a newer rpp-clip$"
         )
         with pytest.raises(UsageError, match=newer):
             train(settings(cache_path, tmp_path / "run", max_steps=1, resume=True))
