@@ -64,7 +64,7 @@ def test_every_array_is_read_straight_from_its_files(
     cache = open_cache(path)
     names = tuple(cache.header.per_view)
     rows, views = np.arange(len(cache)), np.full(len(cache), VIEWS - 1)
-    assert all(ShardedArray.of(cache.store.parts.array(name)) is not None for name in names)
+    assert all(ShardedArray.open(cache.store.parts.array(name)) is not None for name in names)
     read = []
     for direct in (True, False):
         if not direct:
