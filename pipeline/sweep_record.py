@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from teacher_cache.errors import UsageError
-from teacher_cache.files.whole_file import write_whole
+from teacher_cache.files.atomic_write import atomic_write_text
 
 SWEEP = "sweep.json"
 RUNS = "runs"  # the folder of the runs' folders
@@ -73,7 +73,7 @@ class SweepRecord(BaseModel):
 
     def write(self, out: Path) -> None:
         """Write `sweep.json` into the sweep's folder, completely or not at all."""
-        write_whole(out / SWEEP, self.model_dump_json(indent=1))
+        atomic_write_text(out / SWEEP, self.model_dump_json(indent=1))
 
 
 def read_sweep(out: Path) -> SweepRecord:

@@ -3,22 +3,20 @@
 Knows how a run is stopped and continued; how its settings are read is in `run_record.py`.
 """
 
-import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from student_train.runs.record import CHECKPOINT, METRICS, SETTINGS, has_steps, last_metrics, read_metrics
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.lock_file import open_lock
-from teacher_cache.files.whole_file import whole_file, write_whole
+from teacher_cache.files.atomic_write import atomic_write, atomic_write_text
+from teacher_cache.files.lock_file import file_lock
 from teacher_cache.teacher.checkpoint_file import load_plain
 
 BAD_STEP = "bad-step.json"  # the samples of a step whose loss or gradient was not finite
@@ -50,7 +48,7 @@ class RunFolder:
         """
         self.out, self._writes = out, writes
         self.last_checkpoint: int | None = None
-        self._lock: BinaryIO | None = None
+        self._lock = ExitStack()
         self._parts: dict[str, Any] = {"prompts": prompts, "optimizer": optimizer, "scaler": scaler}
         # what the settings decide; the rate follows from the step
         fixed = {"params", "lr", "initial_lr"}
@@ -72,24 +70,16 @@ class RunFolder:
                 raise UsageError(
                     f"{self.out} holds a run already; choose another --out, or go on with --resume"
                 )
-            write_whole(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
+            atomic_write_text(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
 
     def _hold(self) -> None:
         """One process trains in a folder. The lock ends with the process; forked workers do not have it."""
-        self._lock = open_lock(self.out / LOCK)
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            self.close()
-            raise UsageError(
-                f"another process is training in {self.out}; wait for it, stop it, or choose another --out"
-            ) from error
+        busy = f"another process is training in {self.out}; wait for it, stop it, or choose another --out"
+        self._lock.enter_context(file_lock(self.out / LOCK, UsageError(busy)))
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def save(self, step: int) -> None:
         """Write the checkpoint in front of step `step`, completely or not at all.
@@ -102,10 +92,8 @@ class RunFolder:
             return
         state = {"step": step, **{name: part.state_dict() for name, part in self._parts.items()}}
         try:
-            with whole_file(self.out / CHECKPOINT) as temporary, open(temporary, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())  # a machine that goes down must not leave an empty checkpoint behind
+            with atomic_write(self.out / CHECKPOINT, sync=True) as temporary:
+                torch.save(state, temporary)
         except (OSError, RuntimeError) as error:  # torch has its own words for a write that was cut short
             reason = str(error).splitlines()[0]
             raise RppError(
@@ -155,7 +143,7 @@ class RunFolder:
         if self._writes:
             kept = [json.dumps(line) + "\n" for line in read_metrics(self.out) if line["step"] <= step]
             with _written(self.out):
-                write_whole(self.out / METRICS, "".join(kept))
+                atomic_write_text(self.out / METRICS, "".join(kept))
         return step
 
     def _check_learned(self, state: dict[str, Any], total_steps: int) -> None:
@@ -209,7 +197,7 @@ class RunFolder:
         """Write `bad-step.json`, if it can be written: the run ends either way."""
         if self._writes:
             with suppress(OSError):
-                write_whole(self.out / BAD_STEP, json.dumps(record, ensure_ascii=False))
+                atomic_write_text(self.out / BAD_STEP, json.dumps(record, ensure_ascii=False))
 
     def last_loss(self) -> float:
         """The loss of the last line of `metrics.jsonl`; not a number if there is none, and in a process that

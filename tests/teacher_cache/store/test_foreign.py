@@ -56,7 +56,7 @@ def test_a_folder_is_no_record(copy: Path, run: Run, arguments: dict[str, Any]) 
     options = [str(word) for pair in (arguments | {"--out": copy}).items() for word in pair]
     code, _, err = run("build", *options)
     assert code == 2
-    assert "parts/000001.json (Is a directory): take away what is there" in err
+    assert "parts/000001.json (Is a directory): remove what is there" in err
 
 
 @pytest.mark.parametrize("put", [empty_folder, os.mkfifo], ids=["folder", "pipe"])
