@@ -25,7 +25,8 @@ from student_train.model.student import PromptedCLIP, save_student
 from student_train.runs.record import STUDENT
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.checkpoint_file import load_plain
-from teacher_cache.teacher.openclip import load_model, text_parts
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.text_towers import text_parts
 
 CONTEXT = ("ctx", "prompt_learner.ctx", "module.ctx", "module.prompt_learner.ctx")
 # What the schedulers and optimizers that Dassl can be told to use are called, its figures (numpy's numbers),
@@ -81,10 +82,10 @@ def read_context(checkpoint: Path) -> Tensor:
     """
     try:
         with passing_over():
-            found: Any = load_plain(checkpoint, (*PASSED_OVER, STATES))
+            found: Any = load_plain(checkpoint)
     except OSError as error:
         raise UsageError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # bytes that are no checkpoint fail in every way that reading one can
+    except ValueError as error:
         if needed := re.search(r"GLOBAL (\S+)", str(error)):
             raise UsageError(
                 f"{checkpoint} cannot be read without running code that it names ({needed[1]}), and is "

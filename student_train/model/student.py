@@ -27,7 +27,8 @@ from student_train.model.settings import PromptSettings, Tower
 from student_train.model.stored import StoredStudent, StudentRecord, read_student, write_folder, write_student
 from student_train.runs.record import STUDENT
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.teacher.openclip import LoadedModel, TextParts, load_model, text_parts, vision_transformer
+from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
+from teacher_cache.teacher.text_towers import TextParts, text_parts
 
 log = logging.getLogger(__name__)
 

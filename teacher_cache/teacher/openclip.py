@@ -1,7 +1,6 @@
-"""How open_clip models are named, loaded, identified and laid out.
+"""Load open_clip models: their names, configurations, weights and digests.
 
-Knows where `CLIP` and `CustomTextCLIP` keep the parts of their towers. What a teacher computes with them
-is in `teacher.py`; how prompts enter them is the student's business.
+What a teacher computes with them is in `teacher.py`; where text towers keep their parts is in `text_towers/`.
 """
 
 import difflib
@@ -9,19 +8,21 @@ import hashlib
 import json
 import os
 import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import open_clip
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from teacher_cache.compat.open_clip import PreprocessCfg, is_own, preprocessing_of
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
+from teacher_cache.files.json_text import first_problem, parse_json
+from teacher_cache.files.text_file import read_text
 from teacher_cache.model_names import (
     HF_HUB,
     LOCAL_DIR,
@@ -29,17 +30,43 @@ from teacher_cache.model_names import (
     canonical_pretrained,
     require_model_folder,
 )
-from teacher_cache.teacher.checkpoint_file import require_plain
+from teacher_cache.teacher.checkpoint_file import load_plain
 
-PICKLES, NO_PICKLES = (".bin", ".pt", ".pth"), (".safetensors", ".npy")
-# What open_clip and torch raise at a configuration or weights that are not as they should be.
-LOAD_ERRORS = (
-    *(RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
-    *(ArithmeticError, MemoryError, StopIteration, EOFError),
-    *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile),
-)
+PICKLES = (".bin", ".pth")  # as open_clip looks for them in a folder, if it has no safetensors file
+NO_PICKLES = (".safetensors", ".npy", ".npz")
+# What `open_clip.create_model` raises for weights that are missing, damaged or of other shapes. What files of
+# the user hold is checked before; anything else is a defect.
+LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
 
-Tokenizer = Callable[..., Tensor]  # texts, and perhaps `context_length` -> [B, T] int64
+Tokenizer = Callable[..., Tensor]  # texts, and optionally `context_length` -> [B, T] int64
+Size = Annotated[int, Field(ge=1, strict=True)] | None
+
+
+class TowerConfig(BaseModel):
+    """The sizes of a tower in open_clip's configuration. open_clip checks none of them."""
+
+    width: Size = None
+    heads: Size = None
+    head_width: Size = None
+    layers: Size | tuple[Size, ...] = None
+    patch_size: Size = None
+    image_size: Size | tuple[Size, ...] = None
+    context_length: Size = None
+    vocab_size: Size = None
+
+
+class ModelConfig(BaseModel):
+    """A model in open_clip's configuration."""
+
+    embed_dim: Annotated[int, Field(ge=1, strict=True)]
+    vision_cfg: TowerConfig
+    text_cfg: TowerConfig
+
+
+class ConfigFile(BaseModel):
+    """What `open_clip_config.json` needs to have; it may have more."""
+
+    model_cfg: ModelConfig
 
 
 @dataclass(frozen=True)
@@ -63,35 +90,6 @@ class LoadedModel:
     def logit_scale(self) -> float:
         """exp(logit_scale), the factor s in z = s · f·w."""
         return float(self.model.logit_scale.detach().exp())
-
-
-@dataclass(frozen=True)
-class TextParts:
-    """The parts of a causal open_clip text tower, wherever the model keeps them."""
-
-    token_embedding: nn.Embedding
-    positional_embedding: Tensor
-    blocks: nn.ModuleList
-    ln_final: nn.Module
-    projection: nn.Module | Tensor | None
-    pool: Literal["argmax", "eos"]
-    eos_id: int
-    attn_mask: Tensor
-
-    def pool_positions(self, tokens_BT: Tensor) -> Tensor:
-        """Position whose output is the text feature, [B] int64."""
-        if self.pool == "argmax":
-            return tokens_BT.argmax(dim=-1)
-        return (tokens_BT == self.eos_id).int().argmax(dim=-1)
-
-    def project(self, pooled_BW: Tensor) -> Tensor:
-        """Text width W to the joint embedding D."""
-        if self.projection is None:
-            return pooled_BW
-        if isinstance(self.projection, nn.Module):
-            projected: Tensor = self.projection(pooled_BW)
-            return projected
-        return pooled_BW @ self.projection
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:
@@ -142,12 +140,34 @@ def weights_digest(model: nn.Module) -> str:
     return f"blake2b:{digest.hexdigest()}"
 
 
-def _weights_files(name: str, pretrained: str | None) -> list[Path]:
-    """The files on this machine that may hold the weights as `torch.save` writes them."""
+def _check_files(name: str, pretrained: str | None) -> None:
+    """Check what the user's configuration and weights files hold, before open_clip reads them.
+
+    Raises:
+        ValueError: a file that does not hold what it should; the message names the file.
+    """
     if name.startswith(LOCAL_DIR):
-        return [path for path in Path(name.removeprefix(LOCAL_DIR)).iterdir() if path.suffix in PICKLES]
-    named = Path(pretrained) if pretrained and os.path.isfile(pretrained) else None
-    return [named] if named and named.suffix not in NO_PICKLES else []
+        folder = Path(name.removeprefix(LOCAL_DIR))
+        config = folder / "open_clip_config.json"
+        try:
+            ConfigFile.model_validate(parse_json(read_text(config)))
+        except ValidationError as error:
+            raise ValueError(f"{config.name}: {first_problem(error)}") from error
+        except ValueError as error:
+            raise ValueError(f"{config.name} is not JSON: {error}") from error
+        if not list(folder.glob("*.safetensors")):
+            for path in folder.iterdir():
+                if path.suffix in PICKLES:
+                    _check_state_dict(path)
+    elif pretrained and os.path.isfile(pretrained) and Path(pretrained).suffix not in NO_PICKLES:
+        _check_state_dict(Path(pretrained))
+
+
+def _check_state_dict(path: Path) -> None:
+    found = load_plain(path, mmap=True)
+    state = found.get("state_dict", found) if isinstance(found, dict) else None
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path.name} does not hold a state dict")
 
 
 def load_model(name: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
@@ -169,8 +189,7 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
     _check_names(name, pretrained)
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
-        for weights in _weights_files(name, pretrained):
-            require_plain(weights)
+        _check_files(name, pretrained)
         config = open_clip.get_model_config(name)
         model = open_clip.create_model(
             name,
@@ -193,61 +212,6 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
     quick_gelu = bool(config.get("quick_gelu", False) or (tag and tag.get("quick_gelu", False)))
     config = json.loads(json.dumps({**config, "quick_gelu": quick_gelu}))
     return LoadedModel(name, pretrained, model, tokenizer, preprocess, config, weights_digest(model))
-
-
-WORKING_TOWERS = (
-    "open_clip models with their own causal text transformer (ViT-B-32, ViT-B-16, ViT-L-14, ViT-H-14, "
-    "ViT-g-14, ViT-bigG-14 and their -quickgelu, -336 and similar forms)"
-)
-
-
-def text_parts(model: nn.Module) -> TextParts:
-    """Parts of the model's text tower, if it is one whose outputs depend on earlier tokens alone.
-
-    Raises:
-        UnsupportedTowerError: another kind of text tower; the message names it and lists what works.
-    """
-    try:
-        return _text_parts(model)
-    except AttributeError as error:  # undocumented names; a teacher then runs the tower's own `encode_text`
-        raise UnsupportedTowerError(
-            f"the text tower of this release of open_clip cannot carry text prompts ({error}); rpp was tried "
-            "with open_clip 3.2 and 3.3"
-        ) from error
-
-
-def _text_parts(model: nn.Module) -> TextParts:
-    def refuse(what: str) -> UnsupportedTowerError:
-        return UnsupportedTowerError(f"{what} cannot carry text prompts; what works: {WORKING_TOWERS}")
-
-    # CLIP keeps the parts of its text transformer on itself, CustomTextCLIP in `.text`. Other classes
-    # (CoCa, say) may look alike but run the tower differently.
-    tower: Any = model
-    if type(model) is open_clip.CLIP:
-        pool, eos_id = tower.text_pool_type, tower.text_eos_id
-    elif type(model) is open_clip.CustomTextCLIP:
-        tower = tower.text
-        if not is_own(tower, "TextTransformer"):
-            raise refuse(f"the text tower {type(tower).__name__}")
-        pool, eos_id = tower.pool_type, tower.eos_id
-        if tower.cls_emb is not None:
-            raise refuse("a text tower with a class embedding behind the text (CoCa's)")
-    else:
-        raise refuse(f"the model class {type(model).__name__}")
-    if tower.attn_mask is None:
-        raise refuse("a bidirectional text tower (SigLIP's)")
-    if pool not in ("argmax", "eos"):
-        raise refuse(f"a text tower pooled by '{pool}'")
-    return TextParts(
-        token_embedding=tower.token_embedding,
-        positional_embedding=tower.positional_embedding,
-        blocks=tower.transformer.resblocks,
-        ln_final=tower.ln_final,
-        projection=tower.text_projection,
-        pool=pool,
-        eos_id=int(eos_id),
-        attn_mask=tower.attn_mask,
-    )
 
 
 def vision_transformer(model: nn.Module) -> Any:

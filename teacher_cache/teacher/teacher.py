@@ -14,7 +14,8 @@ from torch import Tensor
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.teacher.openclip import LoadedModel, TextParts, load_model, text_parts
+from teacher_cache.teacher.openclip import LoadedModel, load_model
+from teacher_cache.teacher.text_towers import TextParts, text_parts
 from teacher_cache.views import ViewRenderer, normalise
 
 log = logging.getLogger(__name__)

@@ -3,10 +3,7 @@
 import copy
 import io
 import os
-import pickle
 import pickletools
-import struct
-import warnings
 import zipfile
 from collections import Counter, OrderedDict
 from functools import lru_cache
@@ -22,9 +19,9 @@ from student_train.interchange.published import read_context
 from student_train.runs.folder import RunFolder
 from student_train.runs.record import CHECKPOINT
 from teacher_cache.errors import UsageError
-from teacher_cache.teacher.checkpoint_file import load_plain, require_plain
+from teacher_cache.teacher.checkpoint_file import load_plain
 from tests.hostile.conftest import fuzzed
-from tests.hostile.contract import bounded, is_one_line, tried, watched
+from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import changed_json, damaged
 
 WIDTH = 8
@@ -248,99 +245,10 @@ def test_a_compressed_checkpoint_is_not_unpacked(
     )
     (run.out / CHECKPOINT).write_bytes(packed)
     assert torch.load(run.out / CHECKPOINT, weights_only=True)["step"] == 1
-    with pytest.raises(UsageError, match=r"is compressed, which torch.save does not do"):
+    with pytest.raises(UsageError, match=r"its entries are compressed"):
         run.resume()
     with pytest.raises(UsageError, match=r"is no checkpoint of torch.save, or is damaged"):
         read_context(run.out / CHECKPOINT)
-
-
-def calls(function: str, *arguments: bytes) -> bytes:
-    """Opcodes that call a function with a tuple of what opcodes push."""
-    module, _, name = function.rpartition(".")
-    return b"c" + f"{module}\n{name}\n".encode() + b"(" + b"".join(arguments) + b"tR"
-
-
-def number(value: int) -> bytes:
-    return b"\x8a\x08" + value.to_bytes(8, "little")
-
-
-def text(value: str) -> bytes:
-    return b"X" + struct.pack("<I", len(value)) + value.encode()
-
-
-def storage(key: str, elements: int, kind: str = "Float") -> bytes:
-    name = f"torch\n{kind}Storage\n".encode()
-    return b"(" + text("storage") + b"c" + name + text(key) + text("cpu") + number(elements) + b"tQ"
-
-
-def tensor(of: bytes, shape: int, stride: int = 1, version: str = "_v2") -> bytes:
-    ordered = calls("collections.OrderedDict")
-    place = (of, number(0), number(shape) + b"\x85", number(stride) + b"\x85", b"\x89", ordered)
-    return calls(f"torch._utils._rebuild_tensor{version}", *place)
-
-
-HEX = calls("_codecs.encode", text("0" * 1000), text("latin1"))
-for _ in range(30):
-    HEX = calls("_codecs.encode", HEX, text("hex"))
-MANY = b"".join(b"h\0h\1R" for _ in range(2000))  # the same call of what the memo has at 0, with what is at 1
-LARGE_SET = b"}(" + b"".join(number(key) + b"N" for key in range(4096)) + b"u\x85q\1"
-BOMBS = {
-    "an array of bytes": (calls("builtins.bytearray", number(3 << 30)), r"GLOBAL bytearray"),
-    "the same as Python 2 has it": (calls("__builtin__.bytearray", number(3 << 30)), r"GLOBAL bytearray"),
-    "a tensor without values": (calls("torch.FloatTensor", number(3 << 30)), r"GLOBAL torch\.FloatTensor"),
-    "a storage of its own": (calls("torch.storage.UntypedStorage", number(3 << 30)), r"calls torch\.storage"),
-    "a text that doubles": (HEX, r"calls _codecs\.encode as torch\.save does not"),
-    "a text again and again": (
-        b"c_codecs\nencode\nq\0(" + text("0" * 4096) + text("latin1") + b"tq\1(" + MANY + b"t",
-        r"more than it holds by _codecs\.encode",
-    ),
-    "a dictionary again and again": (
-        b"ccollections\nCounter\nq\0" + LARGE_SET + b"(" + MANY + b"t",
-        r"more than it holds by collections\.Counter",
-    ),
-    "a storage larger than its bytes": (tensor(storage("0", 3 << 30), 4), r"claim 12,884,901,888 bytes"),
-    "a storage that is not there": (tensor(storage("7", 4), 4), r"claim 16 bytes of data/7"),
-    "a tensor larger than its storage": (tensor(storage("0", WIDTH), 3 << 30), r"beyond the 8 numbers"),
-    "long strides": (tensor(storage("0", WIDTH), 2, stride=3 << 30), r"beyond the 8 numbers"),
-    "a storage of two types": (
-        b"(" + tensor(storage("0", 4, "Double"), 4) + tensor(storage("0", WIDTH), WIDTH) + b"t",
-        r"says two things of the storage 0",
-    ),
-    "a tensor that is changed": (
-        tensor(storage("0", 4), 4) + b"(" + storage("0", 4) + number(0) + b"tb",
-        r"changes a tensor that is made already",
-    ),
-    "keys in keys": (b"}" + b")" + b"\x85" * 100_000 + b"Ns", r"tuples as keys"),
-    "empty sets": (b"(" + b"\x8f" * 1000 + b"t", r"opcode EMPTY_SET"),
-    "nothing to call with": (b"R", r"its pickle is damaged"),
-}
-
-
-@pytest.mark.parametrize(("opcodes", "reason"), BOMBS.values(), ids=BOMBS)
-@pytest.mark.parametrize("zipped", [True, False])
-def test_what_would_take_more_memory_than_its_bytes_is_not_loaded(
-    opcodes: bytes, reason: str, zipped: bool, checkpoint: tuple[Run, dict[str, Any]]
-) -> None:
-    """In the archive there are storages 0, of 64 numbers, and 1, of 8; the older format has none here."""
-    run, _ = checkpoint
-    bomb = b"\x80\2" + opcodes + b"."
-    if zipped:
-        content = with_pickle(saved({"a": torch.ones(WIDTH), "b": torch.ones(1)}), lambda data: bomb)
-    else:
-        legacy = io.BytesIO()
-        torch.save({"a": 1}, legacy, _use_new_zipfile_serialization=False)
-        whole = pickle.dumps({"a": 1}, protocol=2)
-        assert whole in legacy.getvalue()
-        content = legacy.getvalue().replace(whole, bomb)
-        reason = reason.replace("claim 16 bytes of data/7", ".").replace("claim 12,884", "claim .*12,884")
-    (run.out / CHECKPOINT).write_bytes(content)
-    with (
-        watched(run.out),
-        bounded(),
-        pytest.raises(UsageError, match=rf"checkpoint\.pt cannot be read \(.*{reason}") as refused,
-    ):
-        run.folder.resume(STEPS)
-    assert is_one_line(str(refused.value))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -362,9 +270,6 @@ def test_what_a_plain_state_has_is_loaded(zipped: bool, tmp_path: Path) -> None:
         "kind": torch.float32,
     }
     torch.save(state, tmp_path / "state.pt", _use_new_zipfile_serialization=zipped)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        require_plain(tmp_path / "state.pt")
     loaded = load_plain(tmp_path / "state.pt")
     for found, tensor in zip(loaded.pop("tensors").values(), tensors, strict=True):
         assert (found.dtype, found.shape, found.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
@@ -390,7 +295,7 @@ def test_entries_that_overlap_are_refused(checkpoint: tuple[Run, dict[str, Any]]
     assert len(content.getvalue()) < 20_000
     assert len(torch.load(io.BytesIO(content.getvalue()), weights_only=True)) == 50
     (run.out / CHECKPOINT).write_bytes(content.getvalue())
-    with pytest.raises(UsageError, match=r"its entries overlap"):
+    with pytest.raises(UsageError, match=r"its entries have more bytes than the file"):
         run.resume()
 
 

@@ -15,8 +15,9 @@ from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
 from teacher_cache.compat import open_clip as fence
 from teacher_cache.errors import UnsupportedTowerError
-from teacher_cache.teacher.openclip import text_parts, vision_transformer
+from teacher_cache.teacher.openclip import vision_transformer
 from teacher_cache.teacher.teacher import Teacher
+from teacher_cache.teacher.text_towers import text_parts
 from teacher_cache.views import ViewRenderer
 from tests.models import loaded
 from tests.teacher_cache.inputs import picture

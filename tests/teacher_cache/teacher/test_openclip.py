@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.model_names import canonical_model_name
-from teacher_cache.teacher.openclip import load_model, text_parts, vision_transformer, weights_digest
+from teacher_cache.teacher.openclip import load_model, vision_transformer, weights_digest
+from teacher_cache.teacher.text_towers import text_parts
 from tests.models import loaded, write_model
 
 
