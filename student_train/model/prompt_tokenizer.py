@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, TEMPLATE_SETS, template_set
+from teacher_cache.classes.templates import DEFAULT_TEMPLATE, TEMPLATE_SETS
 from teacher_cache.errors import UsageError
 
 # Stands for the name when a template is taken apart; of the private use area, so that no template has it.
@@ -79,10 +79,9 @@ def parse_templates(templates: Sequence[str | Callable[[str], str]]) -> Template
     return tuple(map(Template.parse, templates))
 
 
-# The largest first: a reading by many templates is told by more than one by few.
-KNOWN = (
-    *(parse_templates(template_set(name)) for name in TEMPLATE_SETS),
-    parse_templates([DEFAULT_TEMPLATE]),
+# The largest first: texts of many templates are recognised more surely than those of few.
+KNOWN = tuple(
+    sorted(map(parse_templates, [*TEMPLATE_SETS.values(), [DEFAULT_TEMPLATE]]), key=len, reverse=True)
 )
 
 

@@ -26,6 +26,7 @@ from student_train.model.prompts import INIT_STD, Prompts, dead_query_blocks
 from student_train.model.settings import PromptSettings, Tower
 from student_train.model.stored import StoredStudent, StudentRecord, read_student, write_folder, write_student
 from student_train.runs.record import STUDENT
+from teacher_cache.classes.templates import prompted_text
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
 from teacher_cache.teacher.text_towers import TextParts, text_parts
@@ -242,8 +243,8 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         its last tokens before the full stop; how many names did is logged as a warning.
         """
         prompts = self.tower_prompts("text")
-        before = "" if prompts else f"{self.settings.prompt_init} "
-        tokens_CT = self.base.tokenizer([f"{before}{name}." for name in names])
+        words = "" if prompts else self.settings.prompt_init
+        tokens_CT = self.base.tokenizer([prompted_text(name, words) for name in names])
         length = self.context_length - (prompts.length if prompts else 0)
         try:
             parts = text_parts(self.clip)
