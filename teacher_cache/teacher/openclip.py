@@ -11,17 +11,16 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import open_clip
 import torch
-from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from teacher_cache.compat.open_clip import PreprocessCfg, is_own, preprocessing_of
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
-from teacher_cache.files.json_text import first_problem, parse_json
+from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.text_file import read_text
 from teacher_cache.model_names import (
     HF_HUB,
@@ -39,39 +38,16 @@ NO_PICKLES = (".safetensors", ".npy", ".npz")
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
 
 Tokenizer = Callable[..., Tensor]  # texts, and optionally `context_length` -> [B, T] int64
-Size = Annotated[int, Field(ge=1, strict=True)] | None
-
-
-class TowerConfig(BaseModel):
-    """The sizes of a tower in open_clip's configuration. open_clip checks none of them."""
-
-    width: Size = None
-    heads: Size = None
-    head_width: Size = None
-    layers: Size | tuple[Size, ...] = None
-    patch_size: Size = None
-    image_size: Size | tuple[Size, ...] = None
-    context_length: Size = None
-    vocab_size: Size = None
-
-
-class ModelConfig(BaseModel):
-    """A model in open_clip's configuration."""
-
-    embed_dim: Annotated[int, Field(ge=1, strict=True)]
-    vision_cfg: TowerConfig
-    text_cfg: TowerConfig
-
-
-class ConfigFile(BaseModel):
-    """What `open_clip_config.json` needs to have; it may have more."""
-
-    model_cfg: ModelConfig
+# Numbers in a configuration that have to be positive. open_clip does not check them.
+SIZES = {
+    *("embed_dim", "width", "heads", "head_width", "layers", "patch_size", "image_size"),
+    *("context_length", "vocab_size"),
+}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A frozen open_clip model in evaluation mode, with what is needed to feed and to identify it."""
+    """A frozen open_clip model in evaluation mode, with its tokenizer, preprocessing and identity."""
 
     name: str
     pretrained: str | None
@@ -93,11 +69,11 @@ class LoadedModel:
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:
-    """The Hugging Face repository 'ORG/REPO' that open_clip has a model's weights from; None if from none."""
+    """Return the Hugging Face repository 'ORG/REPO' of a model's weights; None if they are not on the hub."""
     if name.startswith(HF_HUB):
         return name.removeprefix(HF_HUB)
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
-    place = str((tag or {}).get("hf_hub") or "").split("/")  # 'ORG/REPO/', some with a file's name behind
+    place = str((tag or {}).get("hf_hub") or "").split("/")  # 'ORG/REPO/' or 'ORG/REPO/FILE'
     return "/".join(place[:2]) if len(place) > 1 else None
 
 
@@ -106,7 +82,7 @@ def _check_names(name: str, pretrained: str | None) -> None:
         require_model_folder(name)
     if name.startswith((LOCAL_DIR, HF_HUB)):
         if pretrained is not None:
-            raise UsageError(f"{name} carries its own weights; leave out --pretrained '{pretrained}'")
+            raise UsageError(f"{name} has its own weights; leave out --pretrained '{pretrained}'")
         return
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
@@ -129,8 +105,8 @@ def _check_names(name: str, pretrained: str | None) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Digest of all parameters and persistent buffers (names, dtypes, shapes and bytes) and of the
-    activation: the same weights under QuickGELU and GELU are two models, and are often confused."""
+    """Return a digest of all parameters and persistent buffers (names, dtypes, shapes and bytes) and of the
+    activation: the same weights with QuickGELU and with GELU are two models, which are often confused."""
     digest = hashlib.blake2b(digest_size=16)
     if any(is_own(module, "QuickGELU") for module in model.modules()):
         digest.update(b"quick_gelu;")
@@ -141,26 +117,37 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _check_files(name: str, pretrained: str | None) -> None:
-    """Check what the user's configuration and weights files hold, before open_clip reads them.
+    """Check the user's configuration and weights files before open_clip reads them.
+
+    open_clip raises errors of any type for files that are not what it expects.
 
     Raises:
-        ValueError: a file that does not hold what it should; the message names the file.
+        ValueError: the file is damaged or is not what it should be.
     """
     if name.startswith(LOCAL_DIR):
         folder = Path(name.removeprefix(LOCAL_DIR))
-        config = folder / "open_clip_config.json"
-        try:
-            ConfigFile.model_validate(parse_json(read_text(config)))
-        except ValidationError as error:
-            raise ValueError(f"{config.name}: {first_problem(error)}") from error
-        except ValueError as error:
-            raise ValueError(f"{config.name} is not JSON: {error}") from error
+        _check_config(folder / "open_clip_config.json")
         if not list(folder.glob("*.safetensors")):
             for path in folder.iterdir():
                 if path.suffix in PICKLES:
                     _check_state_dict(path)
     elif pretrained and os.path.isfile(pretrained) and Path(pretrained).suffix not in NO_PICKLES:
         _check_state_dict(Path(pretrained))
+
+
+def _check_config(path: Path) -> None:
+    record = parse_json(read_text(path))
+    model = record.get("model_cfg") if isinstance(record, dict) else None
+    parts: list[Any] = [None]
+    if isinstance(model, dict):
+        parts = [model, model.get("vision_cfg"), model.get("text_cfg")]
+    if not all(isinstance(part, dict) for part in parts) or "embed_dim" not in parts[0]:
+        raise ValueError(f"{path.name} needs a model_cfg with embed_dim, vision_cfg and text_cfg")
+    for part in parts:
+        for name in SIZES & part.keys():
+            sizes = part[name] if isinstance(part[name], list) else [part[name]]
+            if not all(size is None or (type(size) is int and size > 0) for size in sizes):
+                raise ValueError(f"{path.name}: {name} has to be a positive whole number, not {part[name]!r}")
 
 
 def _check_state_dict(path: Path) -> None:
@@ -177,13 +164,13 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
         name: an open_clip model name, a folder with `open_clip_config.json` and weights (also as
             `local-dir:PATH`), or `hf-hub:ORG/REPO`.
         pretrained: a tag of that model or a weights file (safetensors, or a checkpoint that loads with
-            `weights_only`). None for folders and the hub, which carry their weights.
-        device: where the model goes.
+            `weights_only`). None for folders and the hub, which have their own weights.
+        device: device of the model.
 
     Raises:
-        UsageError: no such model or weights, weights of another shape, or weights named for a model that
-            carries its own.
-        RppError: the weights of a known tag could not be fetched.
+        UsageError: an unknown model, weights that are missing, damaged or of other shapes, or `pretrained`
+            for a model that has its own weights.
+        RppError: the weights of a known tag could not be downloaded.
     """
     name, pretrained = canonical_model_name(name), canonical_pretrained(pretrained)
     _check_names(name, pretrained)
@@ -195,11 +182,11 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
             name,
             pretrained=pretrained,
             device=torch.device(device),
-            # open_clip only warns when a tag was trained with QuickGELU and the config says GELU;
-            # the features would be wrong, so the tag decides.
+            # open_clip only warns if a tag was trained with QuickGELU and the configuration has GELU. The
+            # features would be wrong, so the tag decides.
             force_quick_gelu=bool(tag and tag.get("quick_gelu", False)),
             require_pretrained=True,
-            weights_only=True,  # a weights file may be a pickle: no code of it runs
+            weights_only=True,  # a weights file may be a pickle; no code in it runs
         )
         tokenizer = open_clip.get_tokenizer(name)
     except LOAD_ERRORS as error:
@@ -215,7 +202,7 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
 
 
 def vision_transformer(model: nn.Module) -> Any:
-    """The model's vision tower, if it is open_clip's own VisionTransformer.
+    """Return the model's vision tower, if it is open_clip's own VisionTransformer.
 
     Raises:
         UnsupportedTowerError: another kind of vision tower (ResNet, timm).

@@ -129,7 +129,7 @@ def test_fuzz_lists(tmp_path_factory: pytest.TempPathFactory, form: tuple[str, b
         ),
         ("a.json", b'{"a": "cat", "b": ' + DEEP.encode(), "is not JSON: it is nested too deeply"),
         ("a.json", b"[" + b"9" * 5000 + b"]", "is not JSON"),
-        ("a.json", b'{"train": [["a.jpg", 1e400, "cat"]]}', r"entry 0 is no \[image path"),
+        ("a.json", b'{"train": [["a.jpg", 1e400, "cat"]]}', r"entry 0: expected \[image path"),
         ("a.csv", b'id,name\n1,"' + b"x" * 200_000 + b'"', "is not CSV: field larger than"),
         ("a.txt", b"cat\ndo\0g", "the name or id of class 1 has a zero byte"),
         ("a.txt", b"cat\n\xff", "is not UTF-8"),

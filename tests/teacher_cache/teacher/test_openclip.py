@@ -31,7 +31,7 @@ from tests.models import loaded, write_model
         ("~/no/such/folder", None, r"^no model folder \S+/no/such/folder$"),
         ("models/vit", None, r"no model 'models-vit'.*; a folder with open_clip_config.json works too$"),
         ("/", None, r"^no open_clip_config.json in the model folder /$"),
-        ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"carries its own weights; leave out --pretrained 'webli'"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"has its own weights; leave out --pretrained 'webli'"),
         ("local-dir:/no/such/folder", None, r"^no model folder /no/such/folder$"),
     ],
 )
