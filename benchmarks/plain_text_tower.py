@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 from student_train.model.prompts import INIT_STD, Prompts
 from student_train.model.settings import PromptSettings
 from teacher_cache.classes.vocabulary import load_vocabulary
-from teacher_cache.teacher.openclip import TextParts, text_parts
+from teacher_cache.teacher.text_towers import TextParts, text_parts
 
 
 def tower_with_prompts(

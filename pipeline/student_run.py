@@ -11,7 +11,7 @@ from student_train.runs.record import RESULTS, SETTINGS, read_results
 from student_train.training.loop import train
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.files.whole_file import write_whole
+from teacher_cache.files.atomic_write import atomic_write_text
 
 
 def train_and_evaluate(
@@ -61,4 +61,4 @@ def continued(settings: TrainSettings) -> TrainSettings:
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write results as JSON, atomically."""
-    write_whole(path, json.dumps(results, indent=1, ensure_ascii=False))
+    atomic_write_text(path, json.dumps(results, indent=1, ensure_ascii=False))

@@ -3,7 +3,6 @@
 `sweep_jobs.py` and `sweep_process.py` run them in processes; `sweep_record.py` has the record.
 """
 
-import fcntl
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +28,7 @@ from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.lock_file import open_lock
+from teacher_cache.files.lock_file import file_lock
 from teacher_cache.progress import counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
@@ -281,31 +280,23 @@ def earlier_seconds(out: Path) -> float:
 
 @contextmanager
 def held(out: Path) -> Iterator[int]:
-    """The sweep's folder, held by this call and by the runs that it starts; gives the lock's descriptor.
+    """Lock the sweep's folder; yields the lock's descriptor, which the runs get so that they lock it too.
 
     Raises:
         UsageError: another sweep is at work in it, or it cannot be written.
     """
-    try:
-        (out / "logs").mkdir(parents=True, exist_ok=True)
-        (out / RUNS).mkdir(exist_ok=True)
-        lock = open_lock(out / LOCK)
-    except OSError as error:
-        raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
-    with lock:
-        until = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > until:
-                    raise UsageError(
-                        f"another sweep is at work in {out}, or its last runs are; wait for it, stop it, or "
-                        "choose another --out"
-                    ) from error
-                time.sleep(0.2)
-        yield lock.fileno()
+    busy = UsageError(
+        f"another sweep is at work in {out}, or its last runs are; wait for it, stop it, or choose another "
+        "--out"
+    )
+    with ExitStack() as lock:
+        try:
+            (out / "logs").mkdir(parents=True, exist_ok=True)
+            (out / RUNS).mkdir(exist_ok=True)
+            descriptor = lock.enter_context(file_lock(out / LOCK, busy, WAIT_SECONDS))
+        except OSError as error:
+            raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
+        yield descriptor
 
 
 def check_all_done(record: SweepRecord) -> None:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from teacher_cache.errors import UsageError
+from teacher_cache.files.atomic_write import atomic_write_text
 from teacher_cache.files.json_text import first_problem
-from teacher_cache.files.whole_file import write_whole
 
 SWEEP = "sweep.json"
 RUNS = "runs"  # folder of the run folders
@@ -74,7 +74,7 @@ class SweepRecord(BaseModel):
 
     def write(self, out: Path) -> None:
         """Write `sweep.json` into the sweep's folder, atomically."""
-        write_whole(out / SWEEP, self.model_dump_json(indent=1))
+        atomic_write_text(out / SWEEP, self.model_dump_json(indent=1))
 
 
 def read_sweep(out: Path) -> SweepRecord:

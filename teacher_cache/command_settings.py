@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, Duplicates, Lemma
+from teacher_cache.classes.templates import DEFAULT_TEMPLATE, TEMPLATE_SETS
+from teacher_cache.classes.vocabulary import Duplicates, Lemma
 from teacher_cache.encodings import EncodingSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
@@ -94,7 +95,8 @@ class BuildSettings(ComputeSettings, EncodingSettings):
     )
     templates: str = Field(
         default=DEFAULT_TEMPLATE,
-        description="one text with {} for the class name, a file of such texts, imagenet or imagenet-simple",
+        description="one text with {} for the class name, a file of such texts, "
+        f"{' or '.join(TEMPLATE_SETS)}",
     )
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")

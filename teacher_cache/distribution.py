@@ -1,6 +1,6 @@
-"""The distribution that this code belongs to, and the versions of what it runs on.
+"""Versions of this distribution and of the packages that it runs on.
 
-Nothing is imported to find a version: importing torch takes seconds.
+No package is imported to find its version: importing torch takes seconds.
 """
 
 import ctypes
@@ -12,26 +12,26 @@ from pathlib import Path
 
 from teacher_cache.errors import UsageError
 
-NAME = "rpp-clip"  # on PyPI, `rpp` is another project
+NAME = "rpp-clip"  # `rpp` on PyPI is another project
 
 
 def rpp_version() -> str:
-    """Version of the installed distribution.
+    """Return the version of the installed distribution.
 
     Raises:
-        UsageError: only the code is there, as in a checkout whose environment still has the old name.
+        UsageError: it is not installed, as in a checkout whose environment still has its old name.
     """
     try:
         return version(NAME)
     except PackageNotFoundError as error:
         raise UsageError(
-            f"the distribution {NAME} is not installed here; in a checkout run `pip uninstall rpp` (its name "
-            "before) and `pip install --editable .`"
+            f"the distribution {NAME} is not installed; in a checkout run `pip uninstall rpp` (its old name) "
+            "and `pip install --editable .`"
         ) from error
 
 
 def versions() -> dict[str, str]:
-    """Versions of rpp, Python and the packages that decide results, and whether CUDA is available."""
+    """Return the versions of rpp, Python and the packages that results depend on, and the state of CUDA."""
     torch_version, torch_cuda = _torch_build()
     return {
         "rpp": rpp_version(),
@@ -51,7 +51,7 @@ def _installed(distribution: str) -> str:
 
 
 def _torch_build() -> tuple[str, str | None]:
-    """Version of torch, and the CUDA version it was built for, both from its `torch/version.py`."""
+    """Return the version of torch and the CUDA version that it was built for, from `torch/version.py`."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return "not installed", None
@@ -63,7 +63,7 @@ def _torch_build() -> tuple[str, str | None]:
 
 
 def _cuda(torch_cuda: str | None) -> str:
-    """One phrase on CUDA devices, from the driver: it honours CUDA_VISIBLE_DEVICES."""
+    """Return the state of CUDA as reported by the driver, which respects CUDA_VISIBLE_DEVICES."""
     if torch_cuda is None:
         return "not available (torch is built without CUDA)"
     count = ctypes.c_int(0)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.store import CHUNK_ROWS, vocabulary_digest
 
@@ -50,12 +51,11 @@ def export_soft_labels(
         raise UsageError(f"the top {top} classes requested from a vocabulary of {len(cache.vocabulary)}")
     if os.path.exists(out):
         raise UsageError(f"{out} exists; choose another --out")
-    temporary = out.with_name(f".{out.name}.new-{os.getpid()}")
     schema = _schema(cache, top, temperature, view)
     written = 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, schema) as writer:
+        with atomic_write(out, shared=True) as temporary, pq.ParquetWriter(temporary, schema) as writer:
             for first in range(0, len(cache), ROWS_A_GROUP):
                 group = range(first, min(first + ROWS_A_GROUP, len(cache)))
                 batches = []
@@ -65,13 +65,10 @@ def export_soft_labels(
                     on_rows(len(rows))
                 writer.write_table(pa.Table.from_batches(batches, schema))
                 written += sum(len(batch) for batch in batches)
-        os.replace(temporary, out)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = os.strerror(error.errno) if error.errno else error  # pyarrow's texts are longer
         raise (RppError if full else UsageError)(f"cannot write {out}: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return written
 
 

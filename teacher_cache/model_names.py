@@ -1,6 +1,6 @@
-"""How models and weights are named: open_clip's names, folders, the hub; and what another machine is told.
+"""Names of models and weights: open_clip's names, folders, the hub; and names without local paths.
 
-Nothing here takes time to import; what needs open_clip's registry is in `teacher/openclip.py`.
+Fast to import; what needs open_clip's registry is in `teacher/openclip.py`.
 """
 
 import os
@@ -13,41 +13,41 @@ HF_HUB = "hf-hub:"
 
 
 def canonical_model_name(name: str) -> str:
-    """A folder with an `open_clip_config.json`, and what can only be meant as a path, becomes `local-dir:`
-    with the absolute path."""
+    """Return `local-dir:` with the absolute path for a path or a folder with an `open_clip_config.json`, and
+    open_clip's spelling for other names."""
     if name.startswith(HF_HUB):
         return name
     folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
-    a_path = name.startswith((LOCAL_DIR, "/", "./", "../", "~"))
-    if a_path or os.path.isfile(folder / "open_clip_config.json"):
+    is_path = name.startswith((LOCAL_DIR, "/", "./", "../", "~"))
+    if is_path or os.path.isfile(folder / "open_clip_config.json"):
         return f"{LOCAL_DIR}{folder.resolve()}"
     return name.replace("/", "-")
 
 
 def canonical_pretrained(pretrained: str | None) -> str | None:
-    """A weights file becomes its absolute path; a tag stays as it is."""
+    """Return the absolute path of a weights file; a tag is returned unchanged."""
     if pretrained and os.path.isfile(Path(pretrained).expanduser()):
         return str(Path(pretrained).expanduser().resolve())
     return pretrained
 
 
 def portable_model(name: str) -> str:
-    """As another machine may be told it: of a folder its last name alone, others as they are."""
+    """Return a canonical model name without local folders: only the last part of a `local-dir:` path."""
     if name.startswith(LOCAL_DIR):
         return LOCAL_DIR + Path(name.removeprefix(LOCAL_DIR)).name
     return name
 
 
 def portable_pretrained(pretrained: str | None) -> str | None:
-    """Likewise; of a weights file, which `canonical_pretrained` names by its absolute path."""
+    """Return canonical weights without local folders: only the name of a file; tags are unchanged."""
     return Path(pretrained).name if pretrained and Path(pretrained).is_absolute() else pretrained
 
 
 def require_model_folder(name: str) -> None:
-    """Refuse a canonical name that means a folder without a model.
+    """Check that the folder of a canonical name exists and has a configuration.
 
     Raises:
-        UsageError: no such folder, or none with a configuration.
+        UsageError: it does not.
     """
     if not name.startswith(LOCAL_DIR):
         return

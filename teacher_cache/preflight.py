@@ -7,7 +7,8 @@ work check the same again, and what needs a file's content or a network.
 import os
 from pathlib import Path
 
-from teacher_cache.classes.vocabulary import TEMPLATE_SETS, load_templates, require_vocabulary
+from teacher_cache.classes.templates import TEMPLATE_SETS, load_templates
+from teacher_cache.classes.vocabulary import require_vocabulary
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError

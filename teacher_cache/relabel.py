@@ -7,7 +7,8 @@ import re
 import time
 from dataclasses import dataclass
 
-from teacher_cache.classes.vocabulary import Vocabulary, load_templates, load_vocabulary
+from teacher_cache.classes.templates import load_templates
+from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import UsageError

@@ -1,4 +1,4 @@
-"""Source archive and wheel are complete, and the wheel works without the source."""
+"""The source archive and the wheel are complete, and the wheel works without the sources."""
 
 import os
 import re
@@ -128,8 +128,8 @@ def pip_installs() -> dict[str, list[str]]:
     return found
 
 
-def test_what_users_are_told_to_install_is_ours_or_known() -> None:
-    """The package `rpp` on PyPI is somebody else's."""
+def test_every_pip_install_names_our_package_or_a_known_one() -> None:
+    """The package `rpp` on PyPI is another project."""
     extras = PROJECT["optional-dependencies"]
     every = [line for lines in extras.values() for line in lines]
     others = {re.split(r"[<>=!\[]", line)[0] for line in [*PROJECT["dependencies"], *every]}

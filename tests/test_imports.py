@@ -159,9 +159,7 @@ def test_private_names_of_other_libraries_are_only_in_compat() -> None:
         if re.search(r"\._|^_[^_]|^(zarr|fsspec|distributed|torch)\.core\b", other)
         and ".compat." not in module
     }
-    assert modules == {"teacher_cache.teacher.plain_pickle imports _compat_pickle"}, (
-        "Python's own, of old pickles"
-    )
+    assert not modules
 
 
 @pytest.mark.parametrize("package", PACKAGES)

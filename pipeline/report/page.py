@@ -15,7 +15,7 @@ from pipeline.report.pieces import Section
 from pipeline.report.softlabels import open_recorded_cache
 from pipeline.report.training import curves_section
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.whole_file import write_whole
+from teacher_cache.files.atomic_write import atomic_write_text
 
 REPORT = "report.html"
 
@@ -40,7 +40,7 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     # file names may have characters that are not valid UTF-8
     html = render(gathered, sections(gathered)).encode("utf-8", "replace").decode("utf-8")
     try:
-        write_whole(out, html)
+        atomic_write_text(out, html)
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
     return out

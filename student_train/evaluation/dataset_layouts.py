@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from student_train.evaluation.settings import DataSettings, Format
-from teacher_cache.classes.vocabulary import Vocabulary, load_templates, load_vocabulary
+from teacher_cache.classes.templates import load_templates
+from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.files.remote import is_remote
 from teacher_cache.files.text_file import read_text

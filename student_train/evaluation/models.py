@@ -18,7 +18,8 @@ from student_train.figures import ZERO_SHOT
 from student_train.model.stored import read_provenance
 from student_train.model.student import PromptedCLIP, load_student
 from student_train.runs.record import SETTINGS, read_settings
-from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, Vocabulary, load_vocabulary
+from teacher_cache.classes.templates import DEFAULT_TEMPLATE
+from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UsageError
 from teacher_cache.store import CacheStore

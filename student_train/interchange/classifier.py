@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from student_train.evaluation.models import load_with_classes
 from student_train.interchange.settings import ClassifierSettings
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.whole_file import whole_file
+from teacher_cache.files.atomic_write import atomic_write
 
 SAFETENSORS, NPY, CLASSES = "classifier.safetensors", "classifier.npy", "classes.json"
 
@@ -40,11 +40,11 @@ def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
     files = {name: settings.out / name for name in (SAFETENSORS, NPY, CLASSES)}
     try:
         scale = features_CD.new_tensor(model.logit_scale)
-        with whole_file(files[SAFETENSORS]) as path:
+        with atomic_write(files[SAFETENSORS]) as path:
             save_file({"class_features": features_CD, "logit_scale": scale}, path)
-        with whole_file(files[NPY]) as path, open(path, "wb") as file:
+        with atomic_write(files[NPY]) as path, open(path, "wb") as file:
             np.save(file, features_CD.numpy(), allow_pickle=False)
-        with whole_file(files[CLASSES]) as path:
+        with atomic_write(files[CLASSES]) as path:
             path.write_text(json.dumps(classes, ensure_ascii=False, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise RppError(f"{settings.out} cannot be written: {error}") from error

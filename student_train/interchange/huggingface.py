@@ -13,7 +13,7 @@ from student_train.model.model_card import CARD, figures_in, model_card
 from student_train.model.stored import read_student, write_folder
 from student_train.runs.record import RESULTS
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.whole_file import whole_file
+from teacher_cache.files.atomic_write import atomic_write
 
 
 def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
@@ -39,7 +39,7 @@ def export_huggingface(settings: HuggingFaceSettings) -> dict[str, Path]:
     files = write_folder(settings.out, stored.record, stored.tensors, stored.provenance)
     card = settings.out / CARD
     try:
-        with whole_file(card) as temporary:
+        with atomic_write(card) as temporary:
             model_card(stored.record, stored.provenance, figures).save(temporary)
     except OSError as error:
         raise RppError(f"{card} cannot be written: {error.strerror}") from error

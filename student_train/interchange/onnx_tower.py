@@ -25,7 +25,7 @@ from student_train.interchange.settings import OnnxSettings
 from student_train.model.stored import StoredStudent, read_student
 from student_train.model.student import PromptedCLIP
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.whole_file import require_writable, whole_file
+from teacher_cache.files.atomic_write import atomic_write, require_writable
 from teacher_cache.views import ViewRenderer, normalise
 
 PIXELS, FEATURES = "pixels", "image_features"
@@ -78,7 +78,7 @@ def export_onnx(settings: OnnxSettings) -> OnnxFile:
     graph.metadata_props.update(metadata_of(student, stored))
     data = out.with_name(f"{out.name}.data") if weights_size(student) > LARGEST_FILE else None
     try:
-        with whole_file(out) as temporary:
+        with atomic_write(out) as temporary:
             if data is not None:
                 out.unlink(missing_ok=True)  # an older file would read the new weights as its own
             try:

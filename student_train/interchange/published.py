@@ -25,7 +25,8 @@ from student_train.model.student import PromptedCLIP, save_student
 from student_train.runs.record import STUDENT
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.checkpoint_file import load_plain
-from teacher_cache.teacher.openclip import load_model, text_parts
+from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.text_towers import text_parts
 
 CONTEXT = ("ctx", "prompt_learner.ctx", "module.ctx", "module.prompt_learner.ctx")
 # Dassl's schedulers and optimizers, its figures (numpy's numbers), and the containers of optimizers' states.
@@ -80,20 +81,16 @@ def read_context(checkpoint: Path) -> Tensor:
     """
     try:
         with skipping():
-            found: Any = load_plain(checkpoint, (*SKIPPED, STATES))
+            found: Any = load_plain(checkpoint)
     except OSError as error:
         raise UsageError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
-    # torch's unpickler is a stack machine: on damaged bytes it raises whatever its instructions do. Only
-    # loading is inside, and the error's name is in the message.
-    except Exception as error:
+    except ValueError as error:
         if needed := re.search(r"GLOBAL (\S+)", str(error)):
             raise UsageError(
                 f"{checkpoint} cannot be read without running code that it names ({needed[1]}); ask its "
                 "authors for a file with only the prompt learner's state_dict"
             ) from error
-        raise UsageError(
-            f"{checkpoint} cannot be read as a checkpoint of torch.save ({type(error).__name__})"
-        ) from error
+        raise UsageError(f"{checkpoint} cannot be read as a checkpoint of torch.save ({error})") from error
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     context = None
     if isinstance(state, dict):

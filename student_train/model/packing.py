@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from teacher_cache.errors import UsageError
-from teacher_cache.teacher.openclip import TextParts
+from teacher_cache.teacher.text_towers import TextParts
 
 # Rows of a pack; more if the longest text is longer.
 PACK_ROWS = 32

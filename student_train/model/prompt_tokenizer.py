@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from teacher_cache.classes.vocabulary import DEFAULT_TEMPLATE, TEMPLATE_SETS, template_set
+from teacher_cache.classes.templates import DEFAULT_TEMPLATE, TEMPLATE_SETS
 from teacher_cache.errors import UsageError
 
 # Replaces the name when a template is parsed; private-use characters, so that no template has it.
@@ -77,9 +77,8 @@ def parse_templates(templates: Sequence[str | Callable[[str], str]]) -> Template
 
 
 # The largest set first: more templates are stronger evidence.
-KNOWN = (
-    *(parse_templates(template_set(name)) for name in TEMPLATE_SETS),
-    parse_templates([DEFAULT_TEMPLATE]),
+KNOWN = tuple(
+    sorted(map(parse_templates, [*TEMPLATE_SETS.values(), [DEFAULT_TEMPLATE]]), key=len, reverse=True)
 )
 
 

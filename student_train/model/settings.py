@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from teacher_cache.classes.templates import PROMPT_WORDS
 from teacher_cache.errors import UsageError
 
 DEFAULT_DEPTH = 9  # as in MaPLe and PromptSRC
@@ -35,7 +36,7 @@ class PromptSettings(BaseModel):
     )
     prompt_length: int = Field(default=4, ge=1, le=LONGEST_PROMPT, description="prompt positions per tower")
     prompt_init: str = Field(
-        default="a photo of a",
+        default=PROMPT_WORDS,
         description="words whose token embeddings the text prompts start from; further positions start "
         "random, further words are not used",
     )

@@ -31,8 +31,8 @@ from student_train.runs.record import (
 )
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.files.json_text import first_problem, parse_json
-from teacher_cache.files.whole_file import whole_file
 from teacher_cache.model_names import portable_model, portable_pretrained
 
 FORMAT, FORMAT_VERSION = "rpp-student", 1
@@ -97,7 +97,7 @@ def write_student(path: Path, record: StudentRecord, tensors: dict[str, Tensor])
     # one key, because safetensors does not sort keys and equal students should be equal files
     metadata = {"student": json.dumps(record.model_dump())}
     try:
-        with whole_file(path) as temporary:
+        with atomic_write(path) as temporary:
             save_file({name: x.cpu().contiguous() for name, x in tensors.items()}, temporary, metadata)
     except (OSError, SafetensorError) as error:
         raise RppError(
@@ -132,7 +132,7 @@ def write_folder(
     model = write_student(folder / MODEL, portable, tensors)
     config = FolderRecord(**portable.model_dump(), safetensors_digest=_digest(model), training=training)
     try:
-        with whole_file(folder / CONFIG) as temporary:
+        with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise RppError(f"{folder / CONFIG} cannot be written: {error.strerror}") from error

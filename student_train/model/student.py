@@ -26,8 +26,10 @@ from student_train.model.prompts import INIT_STD, Prompts, unused_query_blocks
 from student_train.model.settings import PromptSettings, Tower
 from student_train.model.stored import StoredStudent, StudentRecord, read_student, write_folder, write_student
 from student_train.runs.record import STUDENT
+from teacher_cache.classes.templates import prompted_text
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.teacher.openclip import LoadedModel, load_model, text_parts, vision_transformer
+from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
+from teacher_cache.teacher.text_towers import text_parts
 
 TOWERS: tuple[Tower, ...] = ("text", "vision")
 
@@ -257,8 +259,8 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         before the full stop; a warning reports how many names did.
         """
         prompts = self.tower_prompts("text")
-        before = "" if prompts else f"{self.settings.prompt_init} "
-        tokens_CT = self.base.tokenizer([f"{before}{name}." for name in names])
+        words = "" if prompts else self.settings.prompt_init
+        tokens_CT = self.base.tokenizer([prompted_text(name, words) for name in names])
         length = self.context_length - (prompts.length if prompts else 0)
         try:
             parts = text_parts(self.clip)

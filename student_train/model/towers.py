@@ -19,7 +19,7 @@ from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompts import Prompts
 from teacher_cache.compat.open_clip import embedded_rows, pooled_features
 from teacher_cache.errors import UsageError
-from teacher_cache.teacher.openclip import TextParts
+from teacher_cache.teacher.text_towers import TextParts
 
 # Rows of class tokens that run through the text tower at a time (`benchmarks/full_softmax.py`).
 CHUNK_ROWS = 4096

@@ -1,17 +1,16 @@
 """A run's folder: creating, locking and writing it. What its files record is read in `record.py`."""
 
-import fcntl
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from student_train.runs.record import METRICS, RUN_FORMAT, SETTINGS, has_steps, last_metrics, read_metrics
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.lock_file import open_lock
-from teacher_cache.files.whole_file import write_whole
+from teacher_cache.files.atomic_write import atomic_write_text
+from teacher_cache.files.lock_file import file_lock
 
 BAD_STEP = "bad-step.json"  # the samples of a step whose loss or gradient was not finite
 LOCK = "run.lock"
@@ -25,7 +24,7 @@ class RunFolder:
         writes: false in a process of several that leaves writing to the first one.
         """
         self.out, self._writes = out, writes
-        self._lock: BinaryIO | None = None
+        self._lock = ExitStack()
 
     def create(self, record: dict[str, Any]) -> None:
         """Create the folder, lock it, and write `settings.json`. A run without any step is replaced.
@@ -37,7 +36,7 @@ class RunFolder:
             return
         with _writing(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
-            self._hold()
+            self._acquire_lock()
             if has_steps(self.out):
                 raise UsageError(
                     f"{self.out} already has a run; choose another --out, or resume with --resume"
@@ -55,7 +54,7 @@ class RunFolder:
         """
         if self._writes:
             with _writing(self.out):
-                self._hold()
+                self._acquire_lock()
                 if record.get("format_version") != RUN_FORMAT:  # an earlier rpp would not find the checkpoint
                     self._write_settings({**record, "format_version": RUN_FORMAT})
 
@@ -68,27 +67,20 @@ class RunFolder:
         if self._writes:
             kept = [json.dumps(line) + "\n" for line in read_metrics(self.out) if line["step"] <= after]
             with _writing(self.out):
-                write_whole(self.out / METRICS, "".join(kept))
+                atomic_write_text(self.out / METRICS, "".join(kept))
 
     def _write_settings(self, record: dict[str, Any]) -> None:
-        write_whole(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
+        atomic_write_text(self.out / SETTINGS, json.dumps(record, indent=1, ensure_ascii=False))
 
-    def _hold(self) -> None:
-        """One process trains in a folder. The lock ends with the process; forked workers do not have it."""
-        self._lock = open_lock(self.out / LOCK)
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            self.close()
-            raise UsageError(
-                f"another process is training in {self.out}; wait for it, stop it, or choose another --out"
-            ) from error
+    def _acquire_lock(self) -> None:
+        """Lock the folder: one process trains in it. The lock ends with the process; forked workers do not
+        have it."""
+        busy = f"another process is training in {self.out}; wait for it, stop it, or choose another --out"
+        self._lock.enter_context(file_lock(self.out / LOCK, UsageError(busy)))
 
     def close(self) -> None:
-        """Let go of the folder."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the lock."""
+        self._lock.close()
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to `metrics.jsonl`.
@@ -111,7 +103,7 @@ class RunFolder:
         """Write `bad-step.json`, if possible: the run ends in either case."""
         if self._writes:
             with suppress(OSError):
-                write_whole(self.out / BAD_STEP, json.dumps(record, ensure_ascii=False))
+                atomic_write_text(self.out / BAD_STEP, json.dumps(record, ensure_ascii=False))
 
     def last_loss(self) -> float:
         """The loss of the last line of `metrics.jsonl`; NaN without one, and in a process that does not

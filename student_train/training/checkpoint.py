@@ -6,7 +6,6 @@ sampled classes, learning rate) follows from the settings and the number of the 
 `checkpoint.pt` with `torch.save`: it is read, and removed when the next checkpoint is written.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -20,8 +19,8 @@ from student_train.training.optimizer import PromptOptimizer
 from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.files.json_text import first_problem
-from teacher_cache.files.whole_file import whole_file
 from teacher_cache.teacher.checkpoint_file import load_plain
 
 FORMAT = 1
@@ -82,10 +81,8 @@ class Checkpoint:
         record = Record(step=step, optimizer=optimizer.name, scaler=optimizer.scaler.state_dict())
         tensors = _flat_tensors(self._prompts.state_dict(), optimizer.optimizer.state_dict()["state"])
         plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        with whole_file(self._out / CHECKPOINT) as temporary:
+        with atomic_write(self._out / CHECKPOINT, sync=True) as temporary:
             save_file(plain, temporary, {"checkpoint": record.model_dump_json()})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())  # a power failure must not leave an empty checkpoint
         (self._out / EARLIER_CHECKPOINT).unlink(missing_ok=True)
 
     def is_finite(self) -> bool:
@@ -207,12 +204,6 @@ class _Pickled(BaseModel):
 
 
 def _read_pickle(path: Path, optimizer: str) -> tuple[Record, dict[str, Tensor]]:
-    try:
-        state = load_plain(path)
-    except OSError:
-        raise
-    except Exception as error:  # torch documents no list of what a damaged pickle raises
-        raise ValueError(str(error) or type(error).__name__) from error
-    found = _Pickled.model_validate(state)
+    found = _Pickled.model_validate(load_plain(path))
     record = Record(step=found.step, optimizer=optimizer, scaler=found.scaler)
     return record, _flat_tensors(found.prompts, found.optimizer.state)

@@ -1,6 +1,6 @@
-"""CoOp's `split_zhou_*.json`: the classes of a data set, and which images are for training, validation, test.
+"""CoOp's `split_zhou_*.json`: the classes of a data set, and its images for training, validation and test.
 
-Knows the file alone; where its images lie is the business of `images/lists.py`.
+Where the images are is decided in `images/lists.py`.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """What a split file says.
+    """The content of a split file.
 
     Attributes:
-        classes: class names as the file writes them, in the order of its labels, [C].
-        parts: of each part the images, (path, label).
+        classes: class names as in the file, in the order of its labels, [C].
+        parts: the images of each part, (path, label).
     """
 
     classes: tuple[str, ...]
@@ -26,15 +26,15 @@ class Split:
 
 
 def is_split(data: Any) -> bool:
-    """Whether decoded JSON is a split file, rather than a list of class names."""
+    """Return whether decoded JSON is a split file, not a list of class names."""
     return isinstance(data, dict) and bool(data) and data.keys() <= set(PARTS)
 
 
 def parse_split(data: dict[str, Any], path: Path) -> Split:
-    """Read the decoded JSON of a split file: for each part a list of [image path, label, class name].
+    """Read a split file's decoded JSON: a list of [image path, label, class name] for each part.
 
     Raises:
-        UsageError: another form, a label that has two names, or labels that do not run from 0.
+        UsageError: another structure, a label with two names, or labels that do not run from 0.
     """
     names: dict[int, str] = {}
     parts: dict[str, list[tuple[str, int]]] = {}
@@ -48,7 +48,8 @@ def parse_split(data: dict[str, Any], path: Path) -> Split:
                 and item[2].strip()
             ):
                 raise UsageError(
-                    f"{path}: {part}, entry {number} is no [image path, label, class name]: {str(item)[:60]}"
+                    f"{path}: {part}, entry {number}: expected [image path, label, class name], found "
+                    f"{str(item)[:60]}"
                 )
             place, label, name = item
             if names.setdefault(label, name) != name:

@@ -1,6 +1,6 @@
-"""Fences around what other libraries do not promise: one file a library.
+"""Everything that other libraries do not promise, in one file for each library.
 
-Each names the private or unstable thing, the versions it was seen in, and the public way that is taken where
-it is gone: the same result, slower. `tests/teacher_cache/compat/` runs both. Outside these files no
-private name of another library is used (`tests/test_imports.py`).
+Each file names the private or unstable part, the versions in which it was seen, and the public way that is
+used if it is missing: the same result, slower. `tests/teacher_cache/compat/` runs both ways. No other file
+uses a private name of another library (`tests/test_imports.py`).
 """

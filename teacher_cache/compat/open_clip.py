@@ -1,13 +1,13 @@
-"""What this project takes of open_clip that open_clip does not export.
+"""What this project uses of open_clip that open_clip does not export.
 
-- `VisionTransformer._embeds` and `._pool`: prompts run between the two. Where one is missing or gives
+- `VisionTransformer._embeds` and `._pool`: prompts run between the two. If one is missing or returns
   something else: the tower's `forward` with hooks on its transformer, which embeds the patches twice.
 - The order of the steps of the evaluation transform: pixels are taken before the last two, to-tensor and
-  normalise. Where these are others: the whole transform, undone, which makes a float copy of each image.
-- Classes of `open_clip.transformer` and `open_clip.transform`: told by their names, or not used.
+  normalise. If these are others: the complete transform, inverted, which makes a float copy of each image.
+- Classes of `open_clip.transformer` and `open_clip.transform`: recognised by name, or not used.
 
-Both ways give the same bits. Seen with open_clip 3.2.0 and 3.3.0. Names that `open_clip` itself exports are
-used everywhere.
+Both ways give the same bits. Seen with open_clip 3.2.0 and 3.3.0. Other files use names that `open_clip`
+itself exports.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-# As open_clip names them; tests name others, as a future release might.
+# Names in open_clip; tests set others, as a future release might.
 EMBEDS, POOL = "_embeds", "_pool"
 
 
 @dataclass(frozen=True)
 class PreprocessCfg:
-    """How a model wants its images, as open_clip's class of this name; see open_clip's documentation."""
+    """The preprocessing of a model's images; fields as in open_clip's class of this name."""
 
     size: int | tuple[int, int] = 224
     mode: str = "RGB"
@@ -42,7 +42,7 @@ class PreprocessCfg:
 
 
 def preprocessing_of(model: nn.Module) -> PreprocessCfg:
-    """Return how a model wants its images."""
+    """Return the preprocessing of a model's images."""
     found = open_clip.get_model_preprocess_cfg(model)
     names = [field.name for field in fields(PreprocessCfg) if field.name in found]
     return PreprocessCfg(**{name: found[name] for name in names})
@@ -54,7 +54,7 @@ def evaluation_transform(
     """Return open_clip's evaluation transform: image to normalised pixels [3, H, W] float32.
 
     Args:
-        mean, std: in place of the model's.
+        mean, std: instead of the model's.
     """
     transform: Callable[[Image.Image], Tensor] = open_clip.image_transform(
         preprocess.size,
@@ -75,47 +75,53 @@ def evaluation_picture(preprocess: PreprocessCfg) -> Callable[[Image.Image], Ima
     if len(steps) > 2 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize):
         picture: Callable[[Image.Image], Image.Image] = Compose(steps[:-2])
         return picture
-    return partial(_undone, evaluation_transform(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    return partial(_inverted, evaluation_transform(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
 
 
-def _undone(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> NDArray[np.uint8]:
+def _inverted(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return pixels
 
 
 def is_own(module: object, name: str) -> bool:
-    """Whether an object is of open_clip's own class of that name, wherever in open_clip the class lies."""
+    """Return whether an object is of open_clip's class of that name, in any of open_clip's modules."""
     kind = type(module)
     return kind.__name__ == name and kind.__module__.partition(".")[0] == "open_clip"
 
 
 def embedded_rows(visual: Any, images: Tensor) -> Tensor:
-    """Return what the blocks of a VisionTransformer read: class token and patches, [B, T, W].
+    """Return the input of a VisionTransformer's blocks: class token and patches, [B, T, W].
 
     Args:
         images: normalised, [B, 3, H, W].
     """
-    try:
-        rows = getattr(visual, EMBEDS)(images)
-    except (AttributeError, TypeError):
-        rows = None
+    rows = _call_private(visual, EMBEDS, images)
     if isinstance(rows, Tensor):
         return rows
 
-    def take(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-        raise _Taken(arguments[0])
+    def stop(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        raise _RowsFoundError(arguments[0])
 
     with ExitStack() as hooks:
-        hooks.callback(visual.transformer.register_forward_pre_hook(take).remove)
+        hooks.callback(visual.transformer.register_forward_pre_hook(stop).remove)
         try:
             visual(images)
-        except _Taken as taken:
-            return taken.rows
+        except _RowsFoundError as found:
+            return found.rows
     raise RuntimeError("the vision tower did not call its transformer")
 
 
-class _Taken(Exception):  # noqa: N818 - not an error
-    """Ends a forward pass where its rows are known."""
+def _call_private(visual: Any, name: str, argument: Tensor) -> Any:
+    """Return what a private method returns; None if it is missing or takes other arguments."""
+    method = getattr(visual, name, None)
+    try:
+        return method(argument) if callable(method) else None
+    except TypeError:
+        return None
+
+
+class _RowsFoundError(Exception):
+    """Ends a forward pass as soon as its rows are known."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
@@ -123,28 +129,25 @@ class _Taken(Exception):  # noqa: N818 - not an error
 
 
 def pooled_features(visual: Any, images: Tensor, rows_BTW: Tensor) -> Tensor:
-    """Return the image features [B, D] that a VisionTransformer makes of what its blocks wrote.
+    """Return the image features [B, D] of a VisionTransformer from the output of its blocks.
 
     Args:
-        images: those of the rows; only their number and size matter.
-        rows_BTW: written by the last block.
+        images: the images of the rows; only their number and size matter.
+        rows_BTW: output of the last block.
     """
-    try:
-        result = getattr(visual, POOL)(rows_BTW)
-    except (AttributeError, TypeError):
-        result = None
+    result = _call_private(visual, POOL, rows_BTW)
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor):
         pooled = result[0]
         features: Tensor = pooled if visual.proj is None else pooled @ visual.proj
         return features
 
     def one_row(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        return arguments[0][:, :1], *arguments[1:]  # what the blocks make of it is not read
+        return arguments[0][:, :1], *arguments[1:]  # the blocks' output for it is replaced
 
     with ExitStack() as hooks:
         hooks.callback(visual.transformer.register_forward_pre_hook(one_row).remove)
         hooks.callback(visual.transformer.register_forward_hook(lambda *_: rows_BTW).remove)
         found = visual(images)
-    features = found[0] if isinstance(found, tuple) else found  # with tokens, where a model asks for them
+    features = found[0] if isinstance(found, tuple) else found  # with tokens, if the model returns them
     assert isinstance(features, Tensor)
     return features

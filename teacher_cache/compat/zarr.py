@@ -1,11 +1,11 @@
-"""What this project asks of zarr beyond creating, opening and indexing arrays.
+"""What this project needs of zarr beyond creating, opening and indexing arrays.
 
-Private API: none. How an array lies in its files is read from its `zarr.json`, which the Zarr v3
+Private API: none. The layout of an array's files is read from its `zarr.json`, which the Zarr v3
 specification describes, not from zarr's codec and metadata classes. Those change: `BytesCodec.endian` is an
 enumeration up to zarr 3.2 and a string from 3.3 on, and `Array(AsyncArray(...))` is to be deprecated.
 
-Unstable: a `MemoryStore` writes into the dictionary that it is given ("initial data" is all that is
-documented). Where it does not, objects are written to a temporary folder and read back, which is slower.
+Unstable: a `MemoryStore` writes into the dictionary that it gets (documented as "initial data" only). If it
+does not, objects are written to a temporary folder and read back, which is slower.
 
 Seen with zarr 3.1.6 and 3.4.2.
 """
@@ -29,7 +29,7 @@ METADATA = "zarr.json"
 
 
 def written_objects(write: Callable[[Store], object]) -> dict[str, bytes]:
-    """Return the objects of an empty store, by key, after `write` has written to it."""
+    """Return the objects that `write` writes to an empty store, by key."""
     if not _memory_is_shared():
         return _written_to_a_folder(write)
     objects: dict[str, Any] = {}
@@ -53,14 +53,14 @@ def _memory_is_shared() -> bool:
 
 
 def open_with_metadata(store: Store, name: str, metadata: bytes) -> zarr.Array[Any]:
-    """Open an array for reading by the given content of its `zarr.json`, whatever is stored as that."""
+    """Open an array for reading with the given content of `zarr.json` instead of the stored one."""
     return zarr.open_array(
         _GivenMetadata(store, f"{name}/{METADATA}", metadata), path=name, mode="r", zarr_format=3
     )
 
 
 class _GivenMetadata(WrapperStore[Store]):
-    """A store in which one object has another content."""
+    """A store in which one object has given content."""
 
     def __init__(self, store: Store, key: str, content: bytes) -> None:
         super().__init__(store)
@@ -82,7 +82,7 @@ class _GivenMetadata(WrapperStore[Store]):
 
 
 def local_files(array: zarr.Array[Any]) -> tuple[Path, Any] | None:
-    """Return the folder that an array's files are in and the content of its `zarr.json`.
+    """Return the folder of an array's files and the content of its `zarr.json`.
 
     Returns:
         None for an array that is not on a local disk, or is not of Zarr format 3.
@@ -97,15 +97,18 @@ def local_files(array: zarr.Array[Any]) -> tuple[Path, Any] | None:
 
 
 def read(array: zarr.Array[Any], selection: Any) -> NDArray[Any]:
-    """Return selected values of an array; the first error where zarr raises several as a group."""
+    """Return selected values of an array; of errors that zarr raises as a group, the first is raised."""
     with first_error():
         return np.asarray(array[selection])
 
 
 @contextmanager
 def first_error() -> Iterator[None]:
-    """Raise the first error of a group. Newer releases of zarr read ranges of a shard together and raise
-    what went wrong as a group, which no `except` for the kind of error sees."""
+    """Raise the first error of a group.
+
+    Newer releases of zarr read ranges of a shard together and raise their errors as a group, which an
+    `except` for the type of error does not catch.
+    """
     try:
         yield
     except BaseExceptionGroup as group:

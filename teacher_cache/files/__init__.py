@@ -1,1 +1,1 @@
-"""Small files: JSON, text, locks, and files that are written whole or not at all."""
+"""Files: JSON and text of other people, locks, and atomic writes."""

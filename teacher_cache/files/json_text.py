@@ -1,4 +1,4 @@
-"""JSON that others wrote: decoded, and as the types that are meant."""
+"""Decode JSON of other people, and validate records."""
 
 import json
 from typing import Any, TypeVar
@@ -8,15 +8,14 @@ from pydantic import TypeAdapter, ValidationError
 from teacher_cache.settings import reason
 
 Typed = TypeVar("Typed")
-_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # making one takes ten times as long as what it checks
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # making one takes ten times as long as a validation
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Decoded JSON.
+    """Decode JSON.
 
     Raises:
-        ValueError: it is none, has a number of thousands of digits, or is nested so deeply that no stack
-            holds it.
+        ValueError: it is not JSON, has a number of thousands of digits, or is nested too deeply.
     """
     try:
         return json.loads(content)
@@ -25,16 +24,16 @@ def parse_json(content: str | bytes) -> Any:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Which field is wrong, and why, in one line."""
+    """Return the first field that is wrong and the reason, in one line."""
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'it'}: {reason(first)}"
 
 
 def typed_record(kind: type[Typed], record: dict[str, Any]) -> Typed:
-    """A dataclass from decoded JSON, without turning one type into another.
+    """Make a dataclass from decoded JSON, without conversions between types.
 
     Raises:
-        ValueError: naming the first field that is missing, of another type or out of its bounds.
+        ValueError: a field is missing, of another type or out of bounds; the message names it.
     """
     try:
         adapter = _ADAPTERS.get(kind) or _ADAPTERS.setdefault(kind, TypeAdapter(kind))

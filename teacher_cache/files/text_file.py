@@ -1,6 +1,7 @@
-"""Text files that others wrote, up to a size: vocabularies, lists, recipes."""
+"""Text files of other people, up to a size: vocabularies, lists, recipes."""
 
 import errno
+import re
 from pathlib import Path
 
 MOST_BYTES = 256 << 20  # 21,841 names with their definitions are 2 MB
@@ -8,10 +9,13 @@ MOST_LIST_BYTES = 4 << 30  # of a list of images: 14 million lines of 80 letters
 
 
 def read_text(path: Path, at_most: int = MOST_BYTES) -> str:
-    """A file's UTF-8 text, without the byte order mark that some editors write.
+    """Return a file's UTF-8 text without the byte order mark that some editors write.
+
+    Lines end in `\\n`, whatever they end in in the file. Split at that: `str.splitlines` also cuts at
+    characters that names may have.
 
     Raises:
-        OSError: it cannot be read, or is of more than `at_most` bytes; `strerror` says which.
+        OSError: it cannot be read, or has more than `at_most` bytes; see `strerror`.
         UnicodeDecodeError: it is not UTF-8.
     """
     content = bytearray()
@@ -21,3 +25,8 @@ def read_text(path: Path, at_most: int = MOST_BYTES) -> str:
             if len(content) > at_most:
                 raise OSError(errno.EFBIG, f"it has more than {at_most >> 20:,} MB", str(path))
     return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_text(name: str) -> bool:
+    """Return whether a string can be stored and tokenized: JSON can contain surrogates and zero bytes."""
+    return not re.search(r"[\0\ud800-\udfff]", name)

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from teacher_cache.classes.vocabulary import DIGITS, Vocabulary, is_text
+from teacher_cache.classes.vocabulary import DIGITS, Vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.files.json_text import parse_json
+from teacher_cache.files.text_file import is_text
 
 LABEL_KEYS = ("label", "cls", "class_id", "class", "synset", "wnid", "class_name")
 SYNSET = re.compile(r"(?<![a-z0-9])n\d{8}(?!\d)")

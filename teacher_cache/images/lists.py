@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from teacher_cache.classes.splits import is_split, parse_split
-from teacher_cache.classes.vocabulary import is_text, split_ids
+from teacher_cache.classes.vocabulary_files import split_ids
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
-from teacher_cache.files.text_file import MOST_LIST_BYTES, read_text
+from teacher_cache.files.text_file import MOST_LIST_BYTES, is_text, read_text
 from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import THREADS, Source

@@ -15,6 +15,7 @@ from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
 from teacher_cache.errors import CacheDamagedError, RppError, UsageError
+from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.store.folder import Folder, Sink
 from teacher_cache.store.presence import require_nameable
 
@@ -43,16 +44,9 @@ class LocalFolder(Folder):
         path = self.root / key
         with _in_the_way(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        # A unique name: Dask may run a part twice when it loses contact with a worker.
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with open(temporary, "wb") as file:
-                yield file
-            with _in_the_way(path):
-                os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        # shared: Dask may run a part twice when it loses sight of a worker
+        with atomic_write(path, shared=True) as temporary, open(temporary, "wb") as file:
+            yield file
 
     def names(self, key: str = "") -> list[str]:
         try:

@@ -4,7 +4,6 @@ On a disk the kernel keeps the lock and drops it with the process. In an object 
 only one writer can create; its holder renews it, and one that is not renewed any more is taken over.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -12,12 +11,12 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 from teacher_cache.errors import CacheBusyError, RppError
-from teacher_cache.files.lock_file import open_lock
+from teacher_cache.files.lock_file import file_lock
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.local_folder import LocalFolder, disk_errors
 from teacher_cache.store.remote_folder import RemoteFolder
@@ -36,15 +35,10 @@ def build_lock(folder: Folder) -> Iterator[None]:
         CacheBusyError: another build holds it.
     """
     if isinstance(folder, LocalFolder):
-        with disk_errors(folder.url):
-            file = open_lock(folder.root / LOCK)
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise CacheBusyError(
-                    f"another build is writing {folder.url}; wait for it or stop it"
-                ) from error
+        busy = CacheBusyError(f"another build is writing {folder.url}; wait for it or stop it")
+        with ExitStack() as lock:
+            with disk_errors(folder.url):
+                lock.enter_context(file_lock(folder.root / LOCK, busy))
             yield
     elif isinstance(folder, RemoteFolder):
         with _ObjectLock(folder):

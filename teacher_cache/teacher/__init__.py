@@ -1,1 +1,1 @@
-"""The frozen model: loaded from open_clip, and run."""
+"""The frozen teacher: loading an open_clip model and computing features with it."""

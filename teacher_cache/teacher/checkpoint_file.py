@@ -1,89 +1,64 @@
-"""Files of `torch.save`, which are pickles: how they are opened here, ours and those of others.
+"""Read files of `torch.save` without running code from them.
 
-Only here, and where open_clip loads a model's weights, is a pickle opened: by torch's `weights_only`
-unpickler. That one calls nothing but torch's own functions, which still can be told to take any amount of
-memory: `plain_pickle.py` looks first at what they would be told.
+torch's `weights_only` unpickler builds tensors, numbers, strings and containers only. It does not bound the
+memory that a file may ask for; `docs/reliability.md` says what follows from that.
 """
 
-import io
+import re
 import zipfile
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from teacher_cache.teacher.plain_pickle import StorageBytes, look_through
-
 ZIP = b"PK\3\4"
-# Bytes of what describes the tensors: of whole models some hundred KB. An object may be a hundred times as
-# large as the opcodes that make it.
-LARGEST_PICKLE = 4 << 20
-PICKLES_OF_OLD_FORMAT = 5  # a number, a version, the machine, the object, the names of its storages
 
 
-def load_plain(path: Path, stand_ins: Collection[str] = ()) -> Any:
-    """What `torch.save` wrote, on the CPU.
+def load_plain(path: Path, mmap: bool = False) -> Any:
+    """Load what `torch.save` wrote, on the CPU.
 
     Args:
-        stand_ins: full names of what the caller has told `weights_only` to put something harmless for.
+        path: the file, in either of torch's formats.
+        mmap: map the tensors of a zip archive into memory, so that they are read when they are used.
 
     Raises:
-        Exception: it cannot be read, is no such file, is damaged, names code, or would take more memory than
-            its bytes: in every way that torch has.
+        ValueError: the file is not a checkpoint, is damaged or compressed, or names code (`GLOBAL NAME`)
+            that is not in torch's `safe_globals`.
+        OSError: the file cannot be read.
     """
-    require_plain(path, stand_ins)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    is_archive = _check_archive(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
+    except OSError:
+        raise
+    except Exception as error:  # which one, the opcodes of a damaged pickle decide
+        raise ValueError(_reason(error)) from error
 
 
-def require_plain(path: Path, stand_ins: Collection[str] = ()) -> None:
-    """Refuse what torch would make more of than tensors, numbers, texts and containers, or more bytes of than
-    the file has.
+def _check_archive(path: Path) -> bool:
+    """Return whether the file is a zip archive; refuse one that unpacks to more bytes than it has.
 
-    Args:
-        stand_ins: as for `load_plain`.
-
-    Raises:
-        ValueError: entries of the archive that are compressed or overlap, a pickle that calls anything else
-            or is too long, or tensors beyond their bytes.
-        zipfile.BadZipFile: it begins as an archive and is none.
-        OSError: it cannot be read.
+    `torch.save` stores entries without compression, so the file's own size bounds what is read from it.
     """
     with open(path, "rb") as file:
-        if file.read(len(ZIP)) == ZIP:  # as torch tells
-            _look_through_archive(path, stand_ins)
-            return
-        file.seek(0)
-        pickles = io.BytesIO(file.read(LARGEST_PICKLE))
-        size = file.seek(0, io.SEEK_END)
-    claimed: StorageBytes = {}
-    for _ in range(PICKLES_OF_OLD_FORMAT):
-        look_through(pickles, stand_ins, claimed)
-    if sum(claimed.values()) > size:
-        raise ValueError(f"its tensors claim {sum(claimed.values()):,} bytes, the file has {size:,}")
+        if file.read(len(ZIP)) != ZIP:  # torch's test
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        raise ValueError(f"it is a damaged zip archive ({error})") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are compressed; torch.save writes them uncompressed")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries have more bytes than the file")
+    return True
 
 
-def _look_through_archive(path: Path, stand_ins: Collection[str]) -> None:
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        # one reading alone: torch's reader takes one of two equal names, and counts from the file's begin
-        begin = min((entry.header_offset for entry in entries.values()), default=0)
-        if len(entries) != len(archive.infolist()) or begin or archive.comment:
-            raise ValueError("its entries are not as torch.save writes them")
-        for entry in entries.values():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise ValueError(f"its entry {entry.filename} is compressed, which torch.save does not do")
-        if sum(entry.file_size for entry in entries.values()) > path.stat().st_size:
-            raise ValueError("its entries overlap, which those of torch.save do not")
-        folder = next(iter(entries), "").partition("/")[0]
-        described = entries.get(f"{folder}/data.pkl")
-        if described is None:
-            return  # numpy's, or none that torch takes
-        if described.file_size > LARGEST_PICKLE:
-            raise ValueError(f"its entry {described.filename} has {described.file_size:,} bytes")
-        claimed: StorageBytes = {}
-        look_through(io.BytesIO(archive.read(described)), stand_ins, claimed)
-    for key, claims in claimed.items():
-        held = entries.get(f"{folder}/data/{key}")
-        if held is None or held.file_size < claims:
-            raise ValueError(f"its tensors claim {claims:,} bytes of data/{key[:40]}, which has fewer")
+def _reason(error: Exception) -> str:
+    """Return one line without torch's advice to load the file unsafely."""
+    if code := re.search(r"GLOBAL (\S+)", str(error)):
+        name = re.sub(r"^(builtins|__builtin__)\.", "", code[1])
+        return f"its pickle names GLOBAL {name} which is neither a tensor nor a container"
+    message = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
+    return message.strip().partition("\n")[0] or type(error).__name__

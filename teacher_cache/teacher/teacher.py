@@ -1,4 +1,4 @@
-"""A frozen open_clip model -> unit image features and unit class features.
+"""The teacher: a frozen open_clip model that computes unit image features and unit class features.
 
 Shapes: B batch, C classes, D embedding, T tokens, W text width.
 """
@@ -14,7 +14,8 @@ from torch import Tensor
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UnsupportedTowerError, UsageError
-from teacher_cache.teacher.openclip import LoadedModel, TextParts, load_model, text_parts
+from teacher_cache.teacher.openclip import LoadedModel, load_model
+from teacher_cache.teacher.text_towers import TextParts, text_parts
 from teacher_cache.views import ViewRenderer, normalise
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,10 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(device: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU.
+    """Return the device of that name; `auto` is CUDA if it is available, else the CPU.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: the device is not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -34,12 +35,12 @@ def choose_device(device: str) -> torch.device:
     if torch.cuda.is_available():
         known += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if device not in known:
-        raise UsageError(f"no device '{device}' here, only {', '.join(known)} (or auto)")
+        raise UsageError(f"device '{device}' is not available; available: {', '.join(known)} (or auto)")
     return torch.device(device)
 
 
 class Teacher:
-    """The teacher on one device: pixels and names in, unit features out. Nothing here has a gradient."""
+    """The teacher on one device: pixels and names to unit features, without gradients."""
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: Precision = "fp32") -> None:
         self.loaded = loaded
@@ -50,16 +51,16 @@ class Teacher:
         try:
             self._text: TextParts | None = text_parts(self.model)
         except UnsupportedTowerError:
-            self._text = None  # any tower can teach; it then runs over all its positions
+            self._text = None  # the tower's own `encode_text` then computes all positions
 
     @property
     def logit_scale(self) -> float:
-        """The factor s of its logits."""
+        """The factor s of the teacher's logits."""
         return self.loaded.logit_scale
 
     @property
     def image_tower(self) -> str:
-        """Equal for teachers whose features of an image are equal."""
+        """A name that is equal for teachers with equal image features."""
         return image_tower(self.loaded.digest, self.precision)
 
     def _autocast(self) -> torch.autocast:
@@ -68,7 +69,7 @@ class Teacher:
 
     @torch.inference_mode()
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Unit image features [B, D] float32 of uint8 pixels [B, 3, H, W]."""
+        """Return unit image features [B, D] float32 of uint8 pixels [B, 3, H, W]."""
         preprocess = self.loaded.preprocess
         pixels = pixels_BCHW.to(self.device, non_blocking=True)
         with self._autocast():
@@ -77,8 +78,11 @@ class Teacher:
 
     @torch.inference_mode()
     def encode_text(self, tokens_BT: Tensor, normalize: bool = False) -> Tensor:
-        """Text features [B, D] float32; as the model's own `encode_text`, without the positions behind the
-        last end-of-text: in a causal tower nothing that is read depends on them."""
+        """Return text features [B, D] float32, equal to those of the model's own `encode_text`.
+
+        Positions behind the last end-of-text token are not computed: in a causal tower no feature depends on
+        them.
+        """
         with self._autocast():
             if self._text is None:
                 features = self.model.encode_text(tokens_BT)
@@ -87,9 +91,11 @@ class Teacher:
         return F.normalize(features.float(), dim=-1) if normalize else features.float()
 
     def class_features(self, vocabulary: Vocabulary, classes_per_batch: int = 256) -> Tensor:
-        """Unit class features [C, D] float32 on the CPU: open_clip's zero-shot classifier, that is the mean
-        over templates of unit text features, made unit again. How many texts the tokenizer cuts is logged as
-        a warning."""
+        """Return unit class features [C, D] float32 on the CPU.
+
+        As open_clip's zero-shot classifier: the mean over templates of unit text features, normalized. Logs a
+        warning with the number of texts that the tokenizer cuts.
+        """
         per_batch = max(1, classes_per_batch // len(vocabulary.templates))
         cut: list[str] = []
 
@@ -118,11 +124,11 @@ class Teacher:
         return features
 
     def _is_cut(self, text: str, length: int) -> bool:
-        """Whether a text that fills all positions would go on behind them."""
+        """Return whether a text that fills all positions has more tokens."""
         return bool(self.loaded.tokenizer([text], context_length=length + 1)[0, -1] != 0)
 
     def describe(self) -> dict[str, Any]:
-        """What identifies this teacher, as the cache records it."""
+        """Return what identifies this teacher, as a cache records it."""
         preprocess = self.loaded.preprocess
         return {
             "model": self.loaded.name,
@@ -140,22 +146,22 @@ class Teacher:
 
 
 def image_tower(weights_digest: str, precision: Precision) -> str:
-    """What teachers have in common whose features of an image are equal."""
+    """Return a name that is equal for teachers with equal image features."""
     return f"{weights_digest} in {precision}"
 
 
 def recorded_teacher(
     record: dict[str, Any], model: str | None = None, pretrained: str | None = None, device: str = "auto"
 ) -> Teacher:
-    """The teacher that a cache was made with.
+    """Load the teacher that a cache was made with.
 
     Args:
-        record: what `Teacher.describe` gave.
+        record: the result of `Teacher.describe`.
         model, pretrained: where its weights are now, if they moved.
-        device: as `choose_device` takes it.
+        device: as for `choose_device`.
 
     Raises:
-        UsageError: it cannot be loaded, or it has other weights now.
+        UsageError: it cannot be loaded, or has other weights now.
     """
     if model is None:
         model, pretrained = record["model"], pretrained or record["pretrained"]
@@ -163,7 +169,7 @@ def recorded_teacher(
     if loaded.digest != record["weights_digest"]:
         raise UsageError(
             f"{loaded.name} has weights {loaded.digest}, the cache was made with {record['weights_digest']}; "
-            "name the cache's own with --teacher and --pretrained"
+            "name those weights with --teacher and --pretrained"
         )
     return Teacher(loaded, choose_device(device), record["precision"])
 

@@ -220,7 +220,7 @@ def test_an_invalid_header_is_refused(changes: dict[str, Any], reason: str, copy
         ("parts/000000.json", {"rows": ["0", "6"]}, r"000000\.json is not readable: rows\.0"),
         ("parts/000000.json", {"skipped": [{"key": "a"}]}, "a skipped sample has no row, key or reason"),
         ("parts/000000.json", {"seconds": {"wall": "x"}}, r"seconds\.wall: Input should be a valid number"),
-        ("vocabularies/animals/zarr.json", {"names": "abcde"}, "are no list of texts"),
+        ("vocabularies/animals/zarr.json", {"names": "abcde"}, "are not lists of texts"),
         ("vocabularies/animals/zarr.json", {"ids": ["a"]}, "do not belong together"),
         ("vocabularies/animals/zarr.json", {"templates": ["{0.__class__}"]}, "do not belong together"),
     ],

@@ -6,7 +6,6 @@ import json
 import os
 import pickletools
 import zipfile
-from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from student_train.training.optimizer import PromptOptimizer
 from student_train.training.optimizers import OPTIMIZERS
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.teacher.checkpoint_file import load_plain
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import changed_json, damaged
@@ -355,34 +353,6 @@ def test_a_compressed_checkpoint_is_not_unpacked(earlier: tuple[Run, dict[str, A
         run.resume()
     with pytest.raises(UsageError, match=r"cannot be read as a checkpoint of torch.save"):
         read_context(run.out / EARLIER_CHECKPOINT)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_what_a_plain_state_has_is_loaded(zipped: bool, tmp_path: Path) -> None:
-    whole = torch.arange(24.0).reshape(4, 6)
-    tensors = [whole, whole.T, whole[1:, ::2], whole[0, 0], torch.ones(0, 3), torch.ones(2).expand(5, 2)]
-    kinds = [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.bool]
-    kinds += [torch.complex64, torch.complex128, torch.int32, torch.int16, torch.int8]
-    if zipped:  # the older format cannot hold the newer types
-        kinds += [torch.uint16, torch.float8_e4m3fn]
-    tensors += [whole.to(kind) for kind in kinds]
-    state = {
-        "tensors": OrderedDict((str(n), tensor) for n, tensor in enumerate(tensors)),
-        "parameter": torch.nn.Parameter(whole),
-        "others": [None, True, 3, 2**80, -0.5, "a", b"\xff\0", (1, ()), [[]], {1: 2, 0.5: 1, None: 0}],
-        "counted": Counter("abca"),
-        "shape": whole.shape,
-        "device": whole.device,
-        "kind": torch.float32,
-    }
-    torch.save(state, tmp_path / "state.pt", _use_new_zipfile_serialization=zipped)
-    loaded = load_plain(tmp_path / "state.pt")
-    for found, tensor in zip(loaded.pop("tensors").values(), tensors, strict=True):
-        assert (found.dtype, found.shape, found.stride()) == (tensor.dtype, tensor.shape, tensor.stride())
-        assert torch.equal(found.to(torch.complex128), tensor.to(torch.complex128))
-    assert torch.equal(loaded.pop("parameter"), whole)
-    assert loaded == {name: state[name] for name in loaded}
-    assert len(loaded) == 5
 
 
 def test_entries_that_overlap_are_refused(earlier: tuple[Run, dict[str, Any]]) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.recipe import load_recipe
-from teacher_cache.classes.vocabulary import load_templates, load_vocabulary
+from teacher_cache.classes.templates import load_templates
+from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images import ImageReader, index_images
 from teacher_cache.store import vocabulary_digest
@@ -116,13 +117,21 @@ def test_fuzz_lists(tmp_path_factory: pytest.TempPathFactory, form: tuple[str, b
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.json", b'["cat", "' + b"\\ud800" + b'"]', "name or id of class 1 is no text"),
-        ("a.json", b'{"n\\u0000": "cat"}', "name or id of class 0 is no text"),
+        (
+            "a.json",
+            b'["cat", "' + b"\\ud800" + b'"]',
+            "the name or id of class 1 has a zero byte",
+        ),
+        (
+            "a.json",
+            b'{"n\\u0000": "cat"}',
+            "the name or id of class 0 has a zero byte",
+        ),
         ("a.json", b'{"a": "cat", "b": ' + DEEP.encode(), "is not JSON: it is nested too deeply"),
         ("a.json", b"[" + b"9" * 5000 + b"]", "is not JSON"),
-        ("a.json", b'{"train": [["a.jpg", 1e400, "cat"]]}', r"entry 0 is no \[image path"),
+        ("a.json", b'{"train": [["a.jpg", 1e400, "cat"]]}', r"entry 0: expected \[image path"),
         ("a.csv", b'id,name\n1,"' + b"x" * 200_000 + b'"', "is not CSV: field larger than"),
-        ("a.txt", b"cat\ndo\0g", "name or id of class 1 is no text"),
+        ("a.txt", b"cat\ndo\0g", "the name or id of class 1 has a zero byte"),
         ("a.txt", b"cat\n\xff", "is not UTF-8"),
     ],
 )
@@ -147,7 +156,7 @@ def test_ids_of_thousands_of_digits_are_names(tmp_path: Path) -> None:
 )
 def test_a_template_has_only_places_for_the_name(template: str, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps([template]))
-    with pytest.raises(UsageError, match=r"exactly one \{\}|is no text") as refused:
+    with pytest.raises(UsageError, match=r"exactly one \{\}|unpaired surrogate") as refused:
         load_templates(str(tmp_path / "t.json"))
     assert is_one_line(str(refused.value))
 

@@ -159,7 +159,7 @@ def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) 
         ({"--classes": "imagenet-2k"}, r"no such file, and no known name \(imagenet-21k"),
         ({"--images": "/no/such/folder"}, r"/no/such/folder"),
         ({"--images": "/no/{00..03}.tar"}, r"/no/00\.tar"),
-        ({"--device": "cuda:77"}, r"no device 'cuda:77' here, only cpu"),
+        ({"--device": "cuda:77"}, r"device 'cuda:77' is not available; available: cpu"),
         ({"--out": "/proc/none/zarr"}, r"cannot write /proc/none/zarr: "),
         ({"--part-size": 0}, r"--part-size.*0.*greater than or equal to 1"),
         ({"--templates": "a photo"}, r"templates 'a photo'"),

@@ -212,8 +212,8 @@ def test_model_does_not_replace_another_teacher(cache_path: Path, pictures: Path
     [
         ({"cache": {}}, "it has no teacher"),
         ({"cache": {"teacher": {"model": "x"}}}, "its teacher has no weights_digest"),
-        ({"templates": [1, 2]}, "its templates are not texts"),
-        ({"settings": {}, "cache": {}, "student": {}, "templates": [1, 2]}, "its templates are not texts"),
+        ({"templates": [1, 2]}, "'templates' are not strings"),
+        ({"settings": {}, "cache": {}, "student": {}, "templates": [1, 2]}, "'templates' are not strings"),
         ({"format_version": "1"}, "it names run format '1'"),
         ({"format_version": 0}, "it names run format 0"),
     ],

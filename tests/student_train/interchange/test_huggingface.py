@@ -410,7 +410,7 @@ class TestWrongFolders:
 
     def test_templates_that_are_no_texts(self, folder: Path, model: Path) -> None:
         self.rewritten(folder, training={**TRAINING, "templates": [3]})
-        self.refused(folder, model, "its templates are not texts")
+        self.refused(folder, model, "'templates' are not strings")
 
     def test_a_foreign_model(self, folder: Path, model: Path) -> None:
         (folder / "config.json").write_text('{"architectures": ["BertModel"], "seed": 3}')

@@ -99,10 +99,10 @@ def test_errors_name_what_cannot_be_imported(model: Path, tmp_path: Path) -> Non
     cases = {
         tmp_path / "nowhere": r"cannot be read: No such file",
         tmp_path: r"cannot be read: Is a directory",
-        tmp_path / "text": r"text cannot be read as a checkpoint of torch.save \(\w+\)$",
-        tmp_path / "junk": r"junk cannot be read as a checkpoint of torch.save \(\w+\)$",
-        tmp_path / "empty": r"empty cannot be read as a checkpoint of torch.save \(\w+\)$",
-        tmp_path / "cut": r"cut cannot be read as a checkpoint of torch.save \(BadZipFile\)$",
+        tmp_path / "text": r"text cannot be read as a checkpoint of torch.save \(.+\)$",
+        tmp_path / "junk": r"junk cannot be read as a checkpoint of torch.save \(.+\)$",
+        tmp_path / "empty": r"empty cannot be read as a checkpoint of torch.save \(.+\)$",
+        tmp_path / "cut": r"cut cannot be read as a checkpoint of torch.save \(.*zip.*\)$",
         tmp_path / "code": r"code cannot be read without running code that it names \(fractions.Fraction\)",
         tmp_path / "other": r"has no context vectors \(ctx\)",
         checkpoint(

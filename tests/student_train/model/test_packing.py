@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from student_train.model import packing
 from student_train.model.packing import PackedTexts, pack_texts
-from teacher_cache.teacher.openclip import TextParts, text_parts
+from teacher_cache.teacher.text_towers import TextParts, text_parts
 from tests.models import loaded
 
 SOT, EOT = 49406, 49407

@@ -199,7 +199,7 @@ def test_half_precision_costs_this_much(
 
 
 def towers_parts(student: PromptedCLIP) -> towers.TextParts:
-    from teacher_cache.teacher.openclip import text_parts
+    from teacher_cache.teacher.text_towers import text_parts
 
     return text_parts(student.clip)
 

@@ -178,7 +178,7 @@ class TestResume:
         else:
             (run / "run.lock").symlink_to(kept if there == "link" else tmp_path / "made")
         error = fails("--out", str(run), *self.ASKED)
-        assert "run.lock has to be a file of its own, which is locked: take away what is there" in error
+        assert "run.lock is a lock file and has to be a regular file; remove what is there" in error
         assert kept.read_text() == "kept"
         assert not (tmp_path / "made").exists()
 

@@ -1,4 +1,4 @@
-"""Behind each fence the private way and the public one give the same."""
+"""The private way and the public one give the same result."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ def test_the_path_of_a_url(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert issubclass(type(found), AbstractFileSystem)
 
 
-def test_a_task_that_nobody_can_ask_about_is_wanted() -> None:
+def test_a_task_is_wanted_if_its_state_is_unknown() -> None:
     running, closing = dask_fence.Status.running, dask_fence.Status.closing
     tasks = {"a": SimpleNamespace(state="executing"), "b": SimpleNamespace(state="cancelled")}
 

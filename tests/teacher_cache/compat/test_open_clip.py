@@ -1,4 +1,4 @@
-"""The fence around open_clip: with its private names and without them, the same bits."""
+"""With open_clip's private names and without them, the same bits."""
 
 import pickle
 from typing import Any
@@ -15,8 +15,9 @@ from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
 from teacher_cache.compat import open_clip as fence
 from teacher_cache.errors import UnsupportedTowerError
-from teacher_cache.teacher.openclip import text_parts, vision_transformer
+from teacher_cache.teacher.openclip import vision_transformer
 from teacher_cache.teacher.teacher import Teacher
+from teacher_cache.teacher.text_towers import text_parts
 from teacher_cache.views import ViewRenderer
 from tests.models import loaded
 from tests.teacher_cache.inputs import picture
@@ -50,7 +51,7 @@ def features_and_gradients(student: PromptedCLIP) -> list[Tensor]:
 
 @pytest.mark.parametrize(("embeds", "pool"), MISSING)
 @pytest.mark.parametrize("config", CONFIGS)
-def test_features_and_gradients_are_the_same_by_way_of_hooks(
+def test_features_and_gradients_are_the_same_with_hooks(
     config: str, embeds: str, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = prompted(config)
@@ -72,7 +73,7 @@ def test_features_and_gradients_are_the_same_by_way_of_hooks(
     assert not visual.transformer._forward_pre_hooks
 
 
-def test_a_tower_that_gives_its_tokens_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tower_that_returns_its_tokens_too(monkeypatch: pytest.MonkeyPatch) -> None:
     student = prompted("gelu")
     expected = features_and_gradients(student)
     monkeypatch.setattr(vision_transformer(student.clip), "output_tokens", True)
@@ -92,7 +93,7 @@ class Whole:
 
 @pytest.mark.parametrize("size", [32, (24, 40)])
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
-def test_pixels_are_the_same_if_the_whole_transform_is_undone(
+def test_pixels_are_the_same_if_the_transform_is_inverted(
     mode: str, size: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     preprocess = fence.PreprocessCfg(size=size, resize_mode=mode, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
@@ -112,7 +113,7 @@ def test_pixels_are_the_same_if_the_whole_transform_is_undone(
             assert np.array_equal(a, b)
 
 
-def test_every_value_survives_the_way_there_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_pixel_value_survives_the_inversion(monkeypatch: pytest.MonkeyPatch) -> None:
     preprocess = fence.PreprocessCfg(size=16, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28))
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     own = open_clip.image_transform
@@ -131,7 +132,7 @@ def test_renderers_go_to_worker_processes_either_way(monkeypatch: pytest.MonkeyP
     assert sizes == [(3, 16, 16)] * 2
 
 
-def test_preprocessing_is_what_open_clip_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preprocessing_is_that_of_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded("gelu").model
     said = open_clip.get_model_preprocess_cfg(model)
     monkeypatch.setattr(open_clip, "get_model_preprocess_cfg", lambda _: said | {"of a later release": 1})
@@ -142,14 +143,16 @@ def test_preprocessing_is_what_open_clip_says(monkeypatch: pytest.MonkeyPatch) -
     assert fence.evaluation_transform(found)(image).equal(expected(image))
 
 
-def test_towers_are_told_by_the_class_of_open_clip_alone() -> None:
+def test_only_classes_of_open_clip_are_recognised() -> None:
     visual = loaded("gelu").model.visual
     assert fence.is_own(visual, "VisionTransformer")
     other = type("VisionTransformer", (torch.nn.Module,), {})()
     assert not fence.is_own(other, "VisionTransformer")
 
 
-def test_a_teacher_whose_tower_has_other_names_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teacher_with_other_attribute_names_uses_its_own_encode_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     base = loaded("gelu")
     tokens = base.tokenizer(["a cat", "a photo of a great horned owl"])
     expected = Teacher(base, torch.device("cpu")).encode_text(tokens)

@@ -1,4 +1,4 @@
-"""The fence around zarr: both ways to the same objects, and errors of reads that zarr groups."""
+"""Both ways to the same objects, and errors that zarr raises as a group."""
 
 import shutil
 import sys
@@ -38,7 +38,7 @@ def copying(monkeypatch: pytest.MonkeyPatch) -> Any:
     fence._memory_is_shared.cache_clear()
 
 
-def test_objects_are_the_same_by_way_of_a_folder(copying: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_are_the_same_if_written_to_a_folder(copying: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fence._memory_is_shared()
     slowly = array_metadata(header_of("topk"))
     monkeypatch.setattr(fence, "MemoryStore", MemoryStore)
@@ -50,7 +50,7 @@ def test_objects_are_the_same_by_way_of_a_folder(copying: None, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_damage_is_told_from_another_spelling(
+def test_equal_metadata_in_other_words_is_not_damage(
     shared: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if not shared:
@@ -69,7 +69,7 @@ def test_damage_is_told_from_another_spelling(
         assert verify_store(CacheStore.open(copy)).tables == damaged
 
 
-def test_an_array_is_opened_by_given_metadata_whatever_is_stored(tmp_path: Path) -> None:
+def test_an_array_is_opened_with_given_metadata(tmp_path: Path) -> None:
     copy = Path(shutil.copytree(CACHE, tmp_path / "zarr"))
     metadata = (copy / "topk_classes" / "zarr.json").read_bytes()
     expected = np.asarray(zarr.open_array(CACHE, path="topk_classes", mode="r")[:])
@@ -93,7 +93,7 @@ class Unreachable(LocalStore):
         return await super().get(key, prototype, byte_range)
 
 
-def test_an_error_inside_a_read_of_ranges_is_the_error_that_was_raised(tmp_path: Path) -> None:
+def test_an_error_in_a_read_of_ranges_keeps_its_type(tmp_path: Path) -> None:
     """Newer releases of zarr raise a group that holds it."""
     group = zarr.create_group(tmp_path, zarr_format=3)
     array = group.create_array("a", shape=(8, 3), dtype="float16", shards=(8, 3), chunks=(2, 3))
@@ -103,7 +103,7 @@ def test_an_error_inside_a_read_of_ranges_is_the_error_that_was_raised(tmp_path:
         fence.read(array, slice(0, 3))
 
 
-def test_groups_in_groups_end_in_the_first_error() -> None:
+def test_the_first_error_of_nested_groups_is_raised() -> None:
     inner = ExceptionGroup("inner", [KeyError("first"), ValueError()])
     with pytest.raises(KeyError, match="first"), fence.first_error():
         raise ExceptionGroup("outer", [inner, TypeError()])

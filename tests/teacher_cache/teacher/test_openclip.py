@@ -1,4 +1,4 @@
-"""How models are named, refused, identified; where their towers keep their parts."""
+"""Names of models, what is refused, digests."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.errors import UsageError
 from teacher_cache.model_names import canonical_model_name
-from teacher_cache.teacher.openclip import load_model, text_parts, vision_transformer, weights_digest
+from teacher_cache.teacher.openclip import load_model, weights_digest
 from tests.models import loaded, write_model
 
 
@@ -30,19 +30,17 @@ from tests.models import loaded, write_model
         ("~/no/such/folder", None, r"^no model folder \S+/no/such/folder$"),
         ("models/vit", None, r"no model 'models-vit'.*; a folder with open_clip_config.json works too$"),
         ("/", None, r"^no open_clip_config.json in the model folder /$"),
-        ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"carries its own weights; leave out --pretrained 'webli'"),
+        ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"has its own weights; leave out --pretrained 'webli'"),
         ("local-dir:/no/such/folder", None, r"^no model folder /no/such/folder$"),
     ],
 )
-def test_a_model_that_cannot_be_meant_is_refused_before_loading(
-    name: str, pretrained: str | None, reason: str
-) -> None:
+def test_an_unknown_model_is_refused_before_loading(name: str, pretrained: str | None, reason: str) -> None:
     with pytest.raises(UsageError, match=reason) as refused:
         load_model(name, pretrained)
     assert "\n" not in str(refused.value)
 
 
-def test_the_papers_spelling_of_a_model_is_open_clips() -> None:
+def test_the_spelling_of_papers_is_accepted() -> None:
     assert canonical_model_name("ViT-B/16") == "ViT-B-16"
     assert canonical_model_name("hf-hub:timm/ViT-B-16-SigLIP") == "hf-hub:timm/ViT-B-16-SigLIP"
 
@@ -63,7 +61,7 @@ def test_weights_of_a_named_model_come_from_a_file(suffix: str, tmp_path: Path) 
     assert not any(parameter.requires_grad for parameter in found.model.parameters())
 
 
-def test_files_that_hold_no_weights_or_others_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_damaged_or_other_weights_are_refused_in_one_line(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "gelu")
     weights = folder / "open_clip_model.safetensors"
     content = weights.read_bytes()
@@ -107,7 +105,7 @@ class RunsCode:
         return Path.touch, (Path(self.path),)
 
 
-def test_the_digest_tells_weights_apart_and_nothing_else(tmp_path: Path) -> None:
+def test_the_digest_depends_on_weights_and_activation_only(tmp_path: Path) -> None:
     model = load_model(str(write_model(tmp_path / "one", "gelu")))
     assert load_model(f"local-dir:{write_model(tmp_path / 'same', 'gelu')}").digest == model.digest
     other = load_model(str(write_model(tmp_path / "other", "gelu", seed=1)))
@@ -126,25 +124,6 @@ def test_the_activation_of_a_tag_is_recorded() -> None:
     assert loaded("gelu").config["quick_gelu"] is False
 
 
-@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool"])
-def test_parts_of_towers_that_take_prompts(config: str) -> None:
-    model = loaded(config).model
-    parts = text_parts(model)
-    assert len(parts.blocks) == len(vision_transformer(model).transformer.resblocks) == 3
-    tokens = open_clip.tokenize(["a photo of a cat.", "dog"])
-    assert parts.pool_positions(tokens).tolist() == [7, 2]  # the full stop is a token
-
-
-def test_towers_that_take_no_prompts_are_named_with_those_that_do() -> None:
-    with pytest.raises(UnsupportedTowerError, match=r"bidirectional text tower.*what works: .*ViT-B-16"):
-        text_parts(loaded("siglip-text").model)
-    with pytest.raises(UnsupportedTowerError, match=r"ModifiedResNet cannot carry prompts.*what works"):
-        vision_transformer(loaded("resnet").model)
-    coca = open_clip.create_model("coca_base", load_weights=False, device="meta")
-    with pytest.raises(UnsupportedTowerError, match=r"model class CoCa cannot carry text prompts"):
-        text_parts(coca)
-
-
 def test_a_broken_config_is_one_line(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "gelu")
     config = json.loads((folder / "open_clip_config.json").read_text())
@@ -153,3 +132,37 @@ def test_a_broken_config_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cannot load") as refused:
             load_model(str(folder))
         assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [AttributeError, TypeError, KeyError, AssertionError])
+def test_a_defect_or_a_change_of_open_clip_surfaces(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not reported as damaged weights."""
+
+    def create_model(*arguments: object, **options: object) -> None:
+        raise kind("changed")
+
+    folder = write_model(tmp_path / "model", "gelu")
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    with pytest.raises(kind, match="changed"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"embed_dim": None}, "embed_dim has to be"),
+        ({"vision_cfg": {"patch_size": 0}}, "patch_size has to be a positive whole number, not 0"),
+        ({"text_cfg": {"width": "64"}}, "width has to be a positive whole number, not '64'"),
+        ({"gated": True}, r"has the option 'gated', which open_clip \d+\.\S+ does not know"),
+        ({"vision_cfg": 3}, "needs a model_cfg with embed_dim, vision_cfg and text_cfg"),
+    ],
+)
+def test_sizes_of_a_configuration_are_checked(change: dict, problem: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "gelu")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"] |= change
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=problem):
+        load_model(str(folder))

@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from teacher_cache.classes.vocabulary import Vocabulary, load_templates
+from teacher_cache.classes.templates import load_templates
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.teacher.teacher import Teacher
 from tests.models import loaded
 
