@@ -42,7 +42,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "shared, hard + soft": {"prompt_structure": "shared"},
     "QKV, hard": {"soft_weight": 0.0},
     PRETRAINED: {},
-    "QKV, hard + soft, text alone": {"towers": "text"},
+    "QKV, hard + soft, text only": {"towers": "text"},
 }
 SHOTS = (1, 2, 4)
 

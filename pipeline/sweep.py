@@ -78,7 +78,7 @@ def run_sweep(
     for cell in cells:
         check_same_settings(cell.train, out)
     message = f"stopped; finished runs are kept in {out}: run the same command again to continue"
-    with held(out) as lock, stoppable(message):
+    with lock_sweep(out) as lock, stoppable(message):
         ensure_cache(recipe, on_note)
         record = SweepRecord(
             recipe=str(recipe_path),
@@ -279,7 +279,7 @@ def earlier_seconds(out: Path) -> float:
 
 
 @contextmanager
-def held(out: Path) -> Iterator[int]:
+def lock_sweep(out: Path) -> Iterator[int]:
     """Lock the sweep's folder; yields the lock's descriptor, which the runs get so that they lock it too.
 
     Raises:

@@ -34,26 +34,26 @@ def file_checksum(file: Any) -> str:
     return f"blake2b:{digest.hexdigest()}"
 
 
-def sealed(record: dict[str, Any]) -> dict[str, Any]:
+def with_checksum(record: dict[str, Any]) -> dict[str, Any]:
     """Return the record with a checksum of its content."""
     return {**record, "checksum": _seal(record)}
 
 
-def unsealed(record: Any, what: str) -> dict[str, Any]:
+def without_checksum(record: Any, what: str) -> dict[str, Any]:
     """Return the record without its checksum.
 
     Args:
         what: name of the record in errors.
 
     Raises:
-        CacheDamagedError: it is not what `sealed` returned.
+        CacheDamagedError: it is not what `with_checksum` returned.
     """
     if not isinstance(record, dict) or "checksum" not in record:
         raise CacheDamagedError(f"{what} is not readable: it has no checksum")
     content = {name: value for name, value in record.items() if name != "checksum"}
     try:
         seal = _seal(content)
-    except (ValueError, RecursionError):  # surrogates, or nested too deeply: not written by `sealed`
+    except (ValueError, RecursionError):  # surrogates, or nested too deeply: not written by `with_checksum`
         seal = ""
     if seal != record["checksum"]:
         raise CacheDamagedError(f"{what} is damaged: it differs from its checksum")

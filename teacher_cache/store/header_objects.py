@@ -10,7 +10,7 @@ from typing import Any
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.files.json_text import parse_json
-from teacher_cache.store.checksums import sealed, unsealed
+from teacher_cache.store.checksums import with_checksum, without_checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import CacheHeader
 from teacher_cache.store.layout import canonical, group_metadata
@@ -23,7 +23,7 @@ FORMAT_VERSION = 2  # raised when an older version of rpp would misread the layo
 def header_objects(header: CacheHeader, samples_checksum: str) -> dict[str, bytes]:
     """Return the objects to store, by key, in the order to write them: the first one creates the cache."""
     record = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(header)}
-    attributes = sealed(json.loads(json.dumps({**record, "samples_checksum": samples_checksum})))
+    attributes = with_checksum(json.loads(json.dumps({**record, "samples_checksum": samples_checksum})))
     return {GROUP: group_metadata(attributes), HEADER_COPY: json.dumps(attributes).encode()}
 
 
@@ -58,7 +58,7 @@ def read_header_object(folder: Folder, key: str) -> tuple[CacheHeader, str]:
     version = found.get("format_version")
     # an object without a checksum can still belong to another program or another format
     ours = (found.get("format"), version) == (FORMAT, FORMAT_VERSION)
-    attributes = unsealed(found, what) if ours or "checksum" in found else found
+    attributes = without_checksum(found, what) if ours or "checksum" in found else found
     _require_known_format(attributes, folder.url, what)
     try:
         return CacheHeader.from_record(attributes), str(attributes["samples_checksum"])

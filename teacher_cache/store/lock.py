@@ -1,7 +1,7 @@
-"""One build at a time: who holds a cache, and when a holder counts as dead.
+"""The lock of a build: one build at a time writes to a cache.
 
-On a disk the kernel keeps the lock and drops it with the process. In an object store it is an object that
-only one writer can create; its holder renews it, and one that is not renewed any more is taken over.
+On a disk the operating system releases the lock with the process. In an object store the lock is an object
+that only one writer can create; its owner renews it, and a lock that is no longer renewed is taken over.
 """
 
 import json
@@ -23,16 +23,16 @@ from teacher_cache.store.remote_folder import RemoteFolder
 
 LOCK = "build.lock"
 RENEW_SECONDS = 60.0
-DEAD_AFTER_SECONDS = 300.0  # five renewals missed; clocks of several machines may differ by a minute or two
-SETTLE_SECONDS = 2.0  # two that take over the same dead lock both write it; the later one has it
+DEAD_AFTER_SECONDS = 300.0  # five missed renewals; clocks of machines may differ by a minute or two
+SETTLE_SECONDS = 2.0  # if two builds take over a dead lock, the one that writes last has it
 
 
 @contextmanager
 def build_lock(folder: Folder) -> Iterator[None]:
-    """Hold a cache for one build.
+    """Lock a cache for one build.
 
     Raises:
-        CacheBusyError: another build holds it.
+        CacheBusyError: another build has the lock.
     """
     if isinstance(folder, LocalFolder):
         busy = CacheBusyError(f"another build is writing {folder.url}; wait for it or stop it")
@@ -48,7 +48,7 @@ def build_lock(folder: Folder) -> Iterator[None]:
 class _ObjectLock:
     """The lock object: owner, host, process and the time of its last renewal."""
 
-    held: set[str] = set()  # noqa: RUF012 - owners in this process
+    owners: set[str] = set()  # noqa: RUF012 - owners in this process
 
     def __init__(self, folder: RemoteFolder) -> None:
         self._folder = folder
@@ -61,14 +61,14 @@ class _ObjectLock:
             self._folder.create(LOCK, self._content())
         except FileExistsError:
             self._take_over()
-        self.held.add(self._owner)
+        self.owners.add(self._owner)
         self._renewing.start()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._renewing.join()
-        self.held.discard(self._owner)
-        # what stopped the build is the news, not that the lock stays until it counts as dead
+        self.owners.discard(self._owner)
+        # the error that stopped the build matters more than a lock that stays until it counts as dead
         with suppress(RppError):
             if self._holder().get("owner") == self._owner:
                 self._folder.remove(LOCK)
@@ -78,7 +78,7 @@ class _ObjectLock:
         return json.dumps(record).encode()
 
     def _holder(self) -> dict[str, Any]:
-        """The lock as it is there now; empty if there is none or it says nothing."""
+        """Return the current lock record; empty if there is none or it is not readable."""
         with suppress(FileNotFoundError, ValueError):
             record = json.loads(self._folder.read(LOCK))
             if isinstance(record, dict):
@@ -99,16 +99,16 @@ class _ObjectLock:
         winner = self._holder()
         if winner.get("owner") != self._owner:
             raise CacheBusyError(
-                f"another build has just begun to write {self._folder.url} (process {winner.get('pid')} on "
+                f"another build has just started to write {self._folder.url} (process {winner.get('pid')} on "
                 f"{winner.get('host')})"
             )
 
     def _died_here(self, holder: dict[str, Any]) -> bool:
-        """Whether the holder was a process of this machine that is gone."""
+        """Whether the holder was a process of this machine that has ended."""
         if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
             return False
-        if holder["pid"] == os.getpid():  # a container that starts anew has the same host and process
-            return holder["owner"] not in self.held
+        if holder["pid"] == os.getpid():  # a restarted container has the same host and process
+            return holder["owner"] not in self.owners
         try:
             os.kill(holder["pid"], 0)
         except ProcessLookupError:
@@ -119,7 +119,7 @@ class _ObjectLock:
 
     def _renew(self) -> None:
         while not self._stop.wait(RENEW_SECONDS):
-            # an unreachable store stops the build by itself; the lock waits for the next time
+            # if the store is unreachable the build itself stops
             with suppress(RppError):
                 if self._holder().get("owner") != self._owner:
                     return

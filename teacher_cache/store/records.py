@@ -6,7 +6,7 @@ from typing import Any
 
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.files.json_text import parse_json, typed_record
-from teacher_cache.store.checksums import sealed, unsealed
+from teacher_cache.store.checksums import with_checksum, without_checksum
 
 PARTS = "parts"
 
@@ -31,7 +31,7 @@ class PartRecord:
 
     def to_bytes(self) -> bytes:
         """Return the stored form, with a checksum of the record."""
-        return json.dumps(sealed(json.loads(json.dumps(asdict(self)))), indent=1).encode()
+        return json.dumps(with_checksum(json.loads(json.dumps(asdict(self)))), indent=1).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes, what: str) -> "PartRecord":
@@ -44,7 +44,7 @@ class PartRecord:
             CacheDamagedError: it is something else.
         """
         try:
-            typed = typed_record(cls, unsealed(parse_json(content), what))
+            typed = typed_record(cls, without_checksum(parse_json(content), what))
             for entry in typed.skipped:
                 if [type(entry.get(name)) for name in ("row", "key", "reason")] != [int, str, str]:
                     raise ValueError("a skipped sample has no row, key or reason")

@@ -10,7 +10,13 @@ from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.compat.zarr import read
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.files.json_text import parse_json
-from teacher_cache.store.checksums import READ_ERRORS, bytes_checksum, checksum, sealed, unsealed
+from teacher_cache.store.checksums import (
+    READ_ERRORS,
+    bytes_checksum,
+    checksum,
+    with_checksum,
+    without_checksum,
+)
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.layout import group_metadata, objects_in_memory, same_metadata
 from teacher_cache.store.presence import GROUP
@@ -37,7 +43,7 @@ class Vocabularies:
 
     def write(self, name: str, vocabulary: Vocabulary, features_CD: NDArray[np.float32]) -> None:
         """Write a vocabulary, its group metadata last. One of the same name is removed first."""
-        attributes = sealed({**vocabulary.to_json(), FEATURES: checksum(features_CD)})
+        attributes = with_checksum({**vocabulary.to_json(), FEATURES: checksum(features_CD)})
         self._folder.remove(f"{VOCABULARIES}/{name}/{GROUP}")
         for key, content in _feature_objects(features_CD).items():
             self._folder.write(f"{VOCABULARIES}/{name}/{key}", content)
@@ -54,7 +60,9 @@ class Vocabularies:
         what = f"{self._folder.url}/{key}"
         try:
             metadata = parse_json(self._folder.read(key))
-            record = unsealed(metadata.get("attributes") if isinstance(metadata, dict) else None, what)
+            record = without_checksum(
+                metadata.get("attributes") if isinstance(metadata, dict) else None, what
+            )
             return Vocabulary.from_json(record), str(record[FEATURES])
         except (ValueError, KeyError) as error:
             raise CacheDamagedError(f"{what} is not readable: {error}") from error

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# in the order in which a reader meets them: what one page makes, later ones may use
+# in reading order: later pages may use what earlier ones create
 FIRST = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 PAGES = FIRST + sorted(page for page in (ROOT / "docs").glob("*.md") if page not in FIRST)
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
-SHELL = ("", "sh")  # a fence without a language is held for a shell's: what is neither says so
+SHELL = ("", "sh")  # a code block without a language is a shell block
 OTHERS = ("python", "toml", "json", "diff", "text")
 MARK = re.compile(r"<!-- not run: (.+) -->")
 OPERATORS = set("&|;<>")

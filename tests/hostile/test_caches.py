@@ -23,7 +23,7 @@ from teacher_cache.export import export_soft_labels
 from teacher_cache.info import describe
 from teacher_cache.stats import teacher_statistics
 from teacher_cache.store import CacheStore, samples, verify_store
-from teacher_cache.store.checksums import checksum, sealed
+from teacher_cache.store.checksums import checksum, with_checksum
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import changed_json, damaged, damaged_json
@@ -31,14 +31,14 @@ from tests.models import write_model
 from tests.teacher_cache.inputs import settings as build_settings
 
 
-def write_sealed(path: Path, change: Any) -> None:
+def write_with_checksum(path: Path, change: Any) -> None:
     """Change a JSON file and update its checksum, as the author of a hostile cache can."""
     record = json.loads(path.read_text())
     holder = record.get("attributes", record)
     holder.pop("checksum")
     changed = change(holder)
     with suppress(UnicodeEncodeError):  # surrogates have no checksum
-        changed = sealed(changed) if isinstance(changed, dict) else changed
+        changed = with_checksum(changed) if isinstance(changed, dict) else changed
     if "attributes" in record:
         changed = {**record, "attributes": changed}
     path.write_text(json.dumps(changed))
@@ -80,7 +80,7 @@ def test_fuzz_cache_metadata(cache: Path, copy: Path, data: st.DataObject) -> No
         if name == "zarr.json":
             (copy / "header.json").unlink()  # otherwise it is read instead
         if name in SEALED and data.draw(st.integers(0, 4)):
-            write_sealed(copy / name, lambda record: data.draw(changed_json(record)))
+            write_with_checksum(copy / name, lambda record: data.draw(changed_json(record)))
         else:
             record = json.loads((cache / name).read_text())
             (copy / name).write_bytes(data.draw(damaged_json(record)))
@@ -208,7 +208,7 @@ def test_an_invalid_header_is_refused(changes: dict[str, Any], reason: str, copy
     """Sealed again, so that its checksum is right."""
     fresh(cache, copy)
     for name in ("zarr.json", "header.json"):
-        write_sealed(copy / name, lambda record: {**record, **changes})
+        write_with_checksum(copy / name, lambda record: {**record, **changes})
     with bounded(), pytest.raises(RppError, match=reason) as refused:
         read_everything(copy)
     assert is_one_line(str(refused.value))
@@ -229,7 +229,7 @@ def test_records_with_wrong_types_are_refused(
     name: str, changes: dict[str, Any], reason: str, copy: Path, cache: Path
 ) -> None:
     fresh(cache, copy)
-    write_sealed(copy / name, lambda record: {**record, **changes})
+    write_with_checksum(copy / name, lambda record: {**record, **changes})
     with pytest.raises(CacheDamagedError, match=reason):
         describe(CacheStore.open(copy))
 
@@ -300,7 +300,7 @@ def test_labels_outside_the_classes_are_damage(copy: Path, cache: Path) -> None:
     fresh(cache, copy)
     damage_array(copy, "labels", 10**6)
     sums = {"labels": checksum(zarr.open_array(copy / "labels", mode="r")[:6])}
-    write_sealed(
+    write_with_checksum(
         copy / "parts/000000.json", lambda record: {**record, "checksums": record["checksums"] | sums}
     )
     with pytest.raises(CacheDamagedError, match=r"labels of .* are outside its 5 classes"):

@@ -27,7 +27,7 @@ from teacher_cache.images.pillow import MOST_SCANS
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import tried
 from tests.hostile.mutations import damaged
-from tests.hostile.test_caches import write_sealed
+from tests.hostile.test_caches import write_with_checksum
 from tests.teacher_cache.inputs import encoded, jpeg, picture, write_names, write_shard
 from tests.teacher_cache.inputs import settings as build_settings
 
@@ -140,14 +140,14 @@ def test_a_cache_keeps_its_limit(shard: Path, teacher: Path, tmp_path: Path) -> 
 def test_a_cache_without_a_limit_has_the_former_one(cache: Path, tmp_path: Path) -> None:
     old = Path(shutil.copytree(cache, tmp_path / "zarr"))
     for name in ("zarr.json", "header.json"):
-        write_sealed(old / name, lambda record: {k: v for k, v in record.items() if k != "max_pixels"})
+        write_with_checksum(old / name, lambda record: {k: v for k, v in record.items() if k != "max_pixels"})
     assert open_cache(old).header == open_cache(cache).header
 
 
 def test_training_decodes_with_the_limit_of_the_cache(cache: Path, tmp_path: Path) -> None:
     """No picture of this cache is so small: they were put there since."""
     changed = Path(shutil.copytree(cache, tmp_path / "zarr"))
-    write_sealed(changed / "zarr.json", lambda record: {**record, "max_pixels": 100})
+    write_with_checksum(changed / "zarr.json", lambda record: {**record, "max_pixels": 100})
     asked = {"out": tmp_path / "run", "batch_size": 4, "max_steps": 1, "log": ("none",)}
     for workers in (0, 1):
         with pytest.raises(RppError, match=r"cannot be read now, .*: more than 100 pixels"):

@@ -17,7 +17,7 @@ from pipeline.recipe import load_recipe
 from pipeline.report import make_report
 from pipeline.run import run_recipe
 from pipeline.settings import SweepSettings
-from pipeline.sweep import held, make_cells, run_sweep, zero_shot_job
+from pipeline.sweep import lock_sweep, make_cells, run_sweep, zero_shot_job
 from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
@@ -238,7 +238,7 @@ def test_terminated_it_stops_its_run_with_a_checkpoint_and_says_how_to_continue(
     assert f"stopped; finished runs are kept in {out}: run the same command again to continue" in ended.err
     assert (run / "checkpoint.safetensors").exists()
     assert read_sweep(out).rows[0].state == "waiting"
-    with held(out):  # no process is left behind
+    with lock_sweep(out):  # no process is left behind
         pass
 
 
@@ -416,7 +416,7 @@ def test_two_sweeps_in_one_folder_are_refused(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.sweep.WAIT_SECONDS", 0.5)
-    with held(tmp_path), pytest.raises(UsageError, match="another sweep is at work"):
+    with lock_sweep(tmp_path), pytest.raises(UsageError, match="another sweep is at work"):
         run_sweep(recipe, SweepSettings(out=tmp_path))
 
 
