@@ -148,7 +148,7 @@ def _check_config(path: Path) -> None:
             sizes = part[name] if isinstance(part[name], list) else [part[name]]
             optional = name != "embed_dim"
             if not all((optional and size is None) or (type(size) is int and size > 0) for size in sizes):
-                raise ValueError(f"{path.name}: {name} has to be a positive whole number, not {part[name]!r}")
+                raise ValueError(f"{path.name}: {name} must be a positive integer, found {part[name]!r}")
 
 
 def _check_state_dict(path: Path) -> None:

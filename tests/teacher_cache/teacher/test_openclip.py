@@ -152,9 +152,9 @@ def test_a_defect_or_a_change_of_open_clip_surfaces(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"embed_dim": None}, "embed_dim has to be"),
-        ({"vision_cfg": {"patch_size": 0}}, "patch_size has to be a positive whole number, not 0"),
-        ({"text_cfg": {"width": "64"}}, "width has to be a positive whole number, not '64'"),
+        ({"embed_dim": None}, "embed_dim must be"),
+        ({"vision_cfg": {"patch_size": 0}}, "patch_size must be a positive integer, found 0"),
+        ({"text_cfg": {"width": "64"}}, "width must be a positive integer, found '64'"),
         ({"gated": True}, r"has the option 'gated', which open_clip \d+\.\S+ does not know"),
         ({"vision_cfg": 3}, "needs a model_cfg with embed_dim, vision_cfg and text_cfg"),
     ],
