@@ -89,8 +89,6 @@ TESTED_IN = {
     "teacher_cache/store/records.py": "teacher_cache/test_build.py",
     "teacher_cache/store/remote_folder.py": "teacher_cache/store/test_remote.py",
     "teacher_cache/store/vocabularies.py": "hostile/test_vocabularies.py",
-    "teacher_cache/teacher/checkpoint_file.py": "hostile/test_checkpoints.py: its entries",
-    "teacher_cache/teacher/text_towers/open_clip.py": "teacher_cache/compat/test_open_clip.py: text_parts",
     "teacher_cache/teacher/text_towers/text_parts.py": "student_train/model/test_packing.py",
 }
 

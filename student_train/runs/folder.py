@@ -102,7 +102,7 @@ class RunFolder:
     def write_bad_step(self, record: dict[str, Any]) -> None:
         """Write `bad-step.json`, if possible: the run ends in either case."""
         if self._writes:
-            with suppress(OSError):
+            with suppress(OSError, UsageError):
                 atomic_write_text(self.out / BAD_STEP, json.dumps(record, ensure_ascii=False))
 
     def last_loss(self) -> float:

@@ -80,7 +80,8 @@ class Checkpoint:
         optimizer = self._optimizer
         record = Record(step=step, optimizer=optimizer.name, scaler=optimizer.scaler.state_dict())
         tensors = _flat_tensors(self._prompts.state_dict(), optimizer.optimizer.state_dict()["state"])
-        plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        # shared prompts are one tensor of three names, which safetensors does not store
+        plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
         with atomic_write(self._out / CHECKPOINT, sync=True) as temporary:
             save_file(plain, temporary, {"checkpoint": record.model_dump_json()})
         (self._out / EARLIER_CHECKPOINT).unlink(missing_ok=True)

@@ -44,7 +44,7 @@ def atomic_write(path: Path, shared: bool = False, sync: bool = False) -> Iterat
         try:
             os.replace(temporary, path)
         except (IsADirectoryError, NotADirectoryError) as error:
-            raise UsageError(f"cannot write {path} ({error.strerror}): remove what is there") from error
+            raise UsageError(f"cannot write {path} ({error.strerror}); remove what is there") from error
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

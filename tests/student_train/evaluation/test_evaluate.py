@@ -11,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.cli import main
@@ -41,7 +42,8 @@ def plain_hits(model: Any, classifier_DC: torch.Tensor, images: str, cache_path:
     reader, top = ImageReader(), []
     for start in range(0, len(samples), 100):
         rows = np.arange(start, min(start + 100, len(samples)))
-        pixels = [preprocess(decode_image(reader.read(at))) for at in samples.locations(rows)]
+        images = [Image.fromarray(decode_image(reader.read(at))) for at in samples.locations(rows)]
+        pixels = [preprocess(image) for image in images]
         top.append((model.encode_image(torch.stack(pixels)) @ classifier_DC).topk(5).indices)
     hits = torch.cat(top) == torch.from_numpy(samples.labels.astype(np.int64))[:, None]
     return hits[:, 0].double().mean().item(), hits.any(1).double().mean().item()
@@ -210,12 +212,15 @@ def test_model_does_not_replace_another_teacher(cache_path: Path, pictures: Path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"cache": {}}, "it has no teacher"),
-        ({"cache": {"teacher": {"model": "x"}}}, "its teacher has no weights_digest"),
+        ({"cache": {}}, "'teacher' is missing or of another type"),
+        (
+            {"cache": {"teacher": {"model": "x"}}},
+            "the 'weights_digest' of the teacher is missing or not a string",
+        ),
         ({"templates": [1, 2]}, "'templates' are not strings"),
         ({"settings": {}, "cache": {}, "student": {}, "templates": [1, 2]}, "'templates' are not strings"),
-        ({"format_version": "1"}, "it names run format '1'"),
-        ({"format_version": 0}, "it names run format 0"),
+        ({"format_version": "1"}, "invalid run format '1'"),
+        ({"format_version": 0}, "invalid run format 0"),
     ],
 )
 def test_a_damaged_record_of_a_run_is_one_line(

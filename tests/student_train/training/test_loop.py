@@ -247,6 +247,7 @@ class TestResume:
         ("towers", "others"),
         [
             ("text", {"reader": "memory", "classes_per_step": 64, "optimizer": "adamw"}),
+            ("both", {"prompt_structure": "shared", "optimizer": "adamw"}),  # one tensor of three names
             ("text", {"reader": "blocks", "shots": 1, "class_subset": "new", "batch_size": 11}),
             ("both", {"reader": "blocks", "classes_per_step": 64, "workers": 2}),
             ("both", {"reader": "memory", "carry": "residual", "workers": 0, "soft_weight": 0.0}),

@@ -59,7 +59,7 @@ def test_shared_files_are_written_by_several_at_a_time(tmp_path: Path) -> None:
 def test_a_folder_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with (
-        pytest.raises(UsageError, match=r"cannot write .*/a \(Is a directory\): remove what is there"),
+        pytest.raises(UsageError, match=r"cannot write .*/a \(Is a directory\); remove what is there"),
         atomic_write(tmp_path / "a") as path,
     ):
         path.write_text("text")

@@ -103,10 +103,10 @@ def refused(path: Path | str, match: str) -> None:
         ({"test": [["x.sh", 0, "abyssinian"]]}, "#test", "is not an image"),
         ({"test": [["x.jpg", 0, "beagle"]]}, "#test", "label 0 is both 'abyssinian' and 'beagle'"),
         ({"test": [["x.jpg", 7, "lion"]]}, "#test", "labels do not run from 0"),
-        ({"test": [["x.jpg", True, "lion"]]}, "#test", "test, entry 0 is no"),
-        ({"test": ["x.jpg"]}, "#test", "test, entry 0 is no"),
+        ({"test": [["x.jpg", True, "lion"]]}, "#test", "test, entry 0: expected"),
+        ({"test": ["x.jpg"]}, "#test", "test, entry 0: expected"),
         ({"test": []}, "#test", "lists no image for test"),
-        ({"test": {"x.jpg": 0}}, "#test", "test, entry 0 is no"),
+        ({"test": {"x.jpg": 0}}, "#test", "test, entry 0: expected"),
         ({"test": [["nowhere/0.jpg", 0, "abyssinian"]]}, "#test", "nowhere/0.jpg is neither in"),
     ],
 )

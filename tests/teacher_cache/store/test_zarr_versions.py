@@ -68,7 +68,7 @@ def test_every_array_is_read_straight_from_its_files(
     read = []
     for direct in (True, False):
         if not direct:
-            monkeypatch.setattr(ShardedArray, "of", lambda array: None)
+            monkeypatch.setattr(ShardedArray, "open", lambda array: None)
         arrays = StoredArrays(cache, names)
         read.append(arrays.read(rows, views, arrays.room(len(rows))))
     for name in names:
