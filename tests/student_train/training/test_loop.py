@@ -36,11 +36,17 @@ from tests.student_train.conftest import PICTURES, build, store_anew
 
 
 def settings(
-    cache: Path, out: Path, *, towers: str = "text", carry: str = "replace", **others: Any
+    cache: Path,
+    out: Path,
+    *,
+    towers: str = "text",
+    carry: str = "replace",
+    prompt_structure: str = "qkv",
+    **others: Any,
 ) -> TrainSettings:
     """Ten steps an epoch, every step logged."""
     values = {"epochs": 1, "batch_size": 30, "lr": 0.02, "log_every": 1, "device": "cpu", **others}
-    prompts = PromptSettings(towers=towers, carry=carry, prompt_length=3)
+    prompts = PromptSettings(towers=towers, carry=carry, prompt_structure=prompt_structure, prompt_length=3)
     return TrainSettings(cache=cache, out=out, prompts=prompts, **values)
 
 
@@ -247,7 +253,10 @@ class TestResume:
         ("towers", "others"),
         [
             ("text", {"reader": "memory", "classes_per_step": 64, "optimizer": "adamw"}),
-            ("both", {"prompt_structure": "shared", "optimizer": "adamw"}),  # one tensor of three names
+            (
+                "both",
+                {"reader": "memory", "prompt_structure": "shared", "optimizer": "adamw"},
+            ),  # one tensor of three names
             ("text", {"reader": "blocks", "shots": 1, "class_subset": "new", "batch_size": 11}),
             ("both", {"reader": "blocks", "classes_per_step": 64, "workers": 2}),
             ("both", {"reader": "memory", "carry": "residual", "workers": 0, "soft_weight": 0.0}),
