@@ -1,4 +1,4 @@
-"""The changes that `docs/contributing.md` shows work as they stand there, in a copy of the sources."""
+"""The changes in `docs/contributing.md` work in a copy of the sources."""
 
 import os
 import re
@@ -16,16 +16,16 @@ PACKAGES = ("teacher_cache", "student_train", "pipeline")
 
 
 def write(block: Block, copy: Path) -> Path:
-    """A new file, whose place is in its first line."""
+    """Write a new file; its path is in the first line."""
     first, _, rest = block.text.partition("\n")
     path = copy / first.removeprefix("# ")
-    assert not path.exists(), f"{block.where}: {path} is there already"
+    assert not path.exists(), f"{block.where}: {path} exists already"
     path.write_text(rest + "\n")
     return path
 
 
 def change(block: Block, copy: Path) -> Path:
-    """Lines that are changed: what a hunk takes away, with its neighbours, has to be there exactly once."""
+    """Replace lines; the removed lines of a hunk and their neighbours must occur exactly once."""
     first, *lines = block.text.splitlines()
     path = copy / first.removeprefix("--- ")
     for hunk in "\n".join(lines).split("\n@@\n"):
@@ -73,6 +73,10 @@ def test_the_examples_pass_their_tests(changed: tuple[Path, list[Path]]) -> None
     passed = re.search(r"\b(\d+) passed", said)
     assert passed
     assert int(passed[1]) == sum(test.read_text().count("\ndef test_") for test in tests)
+
+
+def test_the_examples_have_their_tests_at_their_places(changed: tuple[Path, list[Path]]) -> None:
+    called(changed[0], "pytest", "-p", "no:cacheprovider", "tests/test_twins.py")
 
 
 def test_the_examples_are_linted_and_formatted(changed: tuple[Path, list[Path]]) -> None:
