@@ -5,7 +5,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
@@ -14,7 +14,8 @@ from rich.console import Console
 from pipeline.axes import parse_axes
 from pipeline.recipe import load_recipe
 from pipeline.settings import DemoSettings, SweepSettings
-from pipeline.suite import check_data_there, load_suite
+from pipeline.suite import find_data, load_suite
+from student_train.evaluation.dataset_layouts import check_layout
 from student_train.evaluation.preflight import (
     check_evaluation,
     check_model_and_classes,
@@ -44,9 +45,6 @@ from teacher_cache.options import (
 from teacher_cache.preflight import require_file, require_model
 from teacher_cache.progress import loading
 
-if TYPE_CHECKING:
-    from pipeline.tables import Cells
-
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
 Markdown = Annotated[bool, flag("--markdown", "print the table in Markdown", OUTPUT)]
 # A pipe has no width: rich's default of 80 columns would split the table.
@@ -65,8 +63,8 @@ def print_line(line: object) -> None:
     console.print(str(line), markup=False, highlight=False)
 
 
-def print_table(results: Any, cells: "Cells", as_json: bool, as_markdown: bool = False) -> None:
-    """Print results as JSON, or their table in Markdown or for the terminal."""
+def print_table(results: Any, cells: Any, as_json: bool, as_markdown: bool = False) -> None:
+    """Print results as JSON, or their table (`Cells`, or one of rich) in Markdown or for the terminal."""
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
     elif as_markdown:
@@ -78,7 +76,7 @@ def print_table(results: Any, cells: "Cells", as_json: bool, as_markdown: bool =
 def print_files(files: dict[str, Path], as_json: bool) -> None:
     """Print the files that a command wrote: a line each, or JSON by name."""
     if as_json:
-        print(json.dumps({name: str(path) for name, path in files.items()}))
+        print(json.dumps(files, default=str))
         return
     for path in files.values():
         print_line(path)
@@ -213,7 +211,7 @@ def eval_command(
                     f"--{name.replace('_', '-')} cannot be used with --suite, which sets it for each data set"
                 )
         suites = [load_suite(name, root) for name in suite or []]
-        check_data_there(suites, skip_missing)
+        find_data(suites, skip_missing, check_layout)
         check_students(student, options)
         with loading():
             from pipeline.suite_run import check_all_evaluated, run_suites
@@ -355,10 +353,7 @@ def demo(settings: DemoSettings, as_json: Json = False) -> None:
     with loading():
         from pipeline.demo.compare import demo_table, run_demo
     results = run_demo(settings, note)
-    if as_json:
-        print(json.dumps(results, ensure_ascii=False))
-        return
-    console.print(demo_table(results))
+    print_table(results, demo_table(results), as_json)
 
 
 def main() -> None:

@@ -56,9 +56,7 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     cache = record["cache"]
     found = {name: value for name, value in flat_settings(record).items() if name not in FREE}
     found |= {f"cache {name}": cache[name] for name in CACHE_FIELDS if name in cache}
-    teacher = cache.get("teacher")
-    if isinstance(teacher, dict):
-        found |= {f"teacher {name}": value for name, value in teacher.items()}
+    found |= {f"teacher {name}": value for name, value in cache["teacher"].items()}
     student = {name: value for name, value in record["student"].items() if name != "config"}
     found |= {f"student {name}": value for name, value in student.items()}
     others = ("templates", "mode", "init", "processes", "samples_per_step", "never_read", "software")

@@ -53,17 +53,19 @@ def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
     evals = tables.get("eval", [])
     if not (isinstance(evals, list) and all(isinstance(table, dict) for table in evals)):
         raise UsageError(f"the recipe {path}: write [[eval]], in double brackets")
-    build = _table(BuildSettings, tables["build"], f"{path} [build]") if "build" in tables else None
+    build = (
+        read_settings_table(BuildSettings, tables["build"], f"{path} [build]") if "build" in tables else None
+    )
     cache = tables["train"].get("cache") or (build and build.out)
     values = {"cache": cache, **tables["train"], **(train or {})}
-    training = _table(TrainSettings, values, f"{path} [train]")
+    training = read_settings_table(TrainSettings, values, f"{path} [train]")
     if training.out is None:
         raise UsageError(f"{path} [train] must have out, the folder of the run")
     evaluations = [
-        _table(
+        read_settings_table(
             EvalSettings, {"cache": training.cache, "student": str(training.out), **table}, f"{path} [[eval]]"
         )
-        for table in tables.get("eval", [])
+        for table in evals
     ]
     return Recipe(build=build, train=training, evals=evaluations)
 
@@ -87,7 +89,12 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
     return expanded
 
 
-def _table(settings: Any, values: dict[str, Any], where: str) -> Any:
+def read_settings_table(settings: Any, values: dict[str, Any], where: str) -> Any:
+    """Return a table of a TOML file as settings of a class.
+
+    Raises:
+        UsageError: an unknown, missing or invalid setting; begins with `where`.
+    """
     try:
         return from_flat(settings, values)
     except UsageError as error:

@@ -81,8 +81,3 @@ def format_spread(spread: Spread | None, digits: Callable[[float], str], none: s
     if spread.deviation is None or len(spread.values) < 2:
         return digits(spread.mean)
     return f"{digits(spread.mean)} ± {digits(spread.deviation)}"
-
-
-def headline_of(evaluation: dict[str, Any]) -> str | None:
-    """Return the name of the figure that plots show of an evaluation."""
-    return next((name for name in HEADLINE if number(evaluation.get(name)) is not None), None)

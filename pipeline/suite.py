@@ -5,19 +5,19 @@ A suite has a table `[[data]]` for each data set, with a `name` and the options 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.recipe import read_toml
-from student_train.evaluation.dataset_layouts import check_layout
+from pipeline.recipe import read_settings_table, read_toml
 from student_train.evaluation.settings import DataSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.files.remote import is_remote
-from teacher_cache.settings import from_flat
 
 READY = Path(__file__).parent / "suites"
+Found = TypeVar("Found")
 
 
 class SuiteData(DataSettings):
@@ -56,10 +56,8 @@ def load_suite(suite: str, root: Path | None = None) -> Suite:
         raise UsageError(f"the suite {path} must have one [[data]] for each data set, and nothing else")
     data = []
     for number, entry in enumerate(entries):
-        try:
-            found = from_flat(SuiteData, entry)
-        except UsageError as error:
-            raise UsageError(f"the suite {path}, data set {entry.get('name', number)}: {error}") from error
+        where = f"the suite {path}, data set {entry.get('name', number)}"
+        found = read_settings_table(SuiteData, entry, where)
         data.append(found.model_copy(update=_placed(found, root)))
     names = [one.name for one in data]
     if len(set(names)) < len(names):
@@ -79,30 +77,32 @@ def _placed(data: SuiteData, root: Path | None) -> dict[str, str]:
     return placed
 
 
-def check_data_there(suites: Sequence[Suite], skip_missing: bool) -> None:
-    """Check that the data sets of suites exist, without reading images.
-
-    Raises:
-        UsageError: see `missing_data`.
-    """
-    missing, count = [], 0
-    for data in (data for suite in suites for data in suite.data):
-        count += 1
-        try:
-            check_layout(data)
-        except UsageError as error:
-            missing.append(f"{data.name}: {error}")
-    if missing and (not skip_missing or len(missing) == count):
-        raise missing_data(missing, count, skip_missing)
-
-
-def missing_data(missing: Sequence[str], count: int, skip_missing: bool) -> UsageError:
-    """Return the error for data sets that cannot be read.
+def find_data(
+    suites: Sequence[Suite], skip_missing: bool, find: Callable[[SuiteData], Found]
+) -> tuple[list[tuple[Suite, SuiteData, Found]], list[str]]:
+    """Find the data sets of suites.
 
     Args:
-        missing: name and reason of each.
-        count: number of all data sets.
-        skip_missing: whether missing ones may be left out.
+        skip_missing: return missing data sets, unless all are missing, instead of raising.
+        find: returns what was found of a data set, or raises UsageError. `check_layout` reads no images.
+
+    Returns:
+        suite, data set and its result for each; name and reason of each missing one.
+
+    Raises:
+        UsageError: missing data sets; all are named.
     """
-    hint = "" if skip_missing else "; give their folder with --root, or leave them out with --skip-missing"
-    return UsageError(f"{len(missing)} of {count} data sets cannot be read ({'; '.join(missing)}){hint}")
+    found, missing = [], []
+    for suite in suites:
+        for data in suite.data:
+            try:
+                found.append((suite, data, find(data)))
+            except UsageError as error:
+                missing.append(f"{data.name}: {error}")
+    if missing and (not skip_missing or not found):
+        hint = (
+            "" if skip_missing else "; give their folder with --root, or leave them out with --skip-missing"
+        )
+        count = len(found) + len(missing)
+        raise UsageError(f"{len(missing)} of {count} data sets cannot be read ({'; '.join(missing)}){hint}")
+    return found, missing

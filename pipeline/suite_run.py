@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.suite import Suite, SuiteData, missing_data
-from student_train.evaluation.datasets import Dataset, open_dataset
+from pipeline.suite import Suite, find_data
+from student_train.evaluation.datasets import open_dataset
 from student_train.evaluation.evaluate import check_evaluation, evaluate_models, load_models
 from student_train.evaluation.evaluators import harmonic_mean
 from student_train.evaluation.settings import EvalOptions
@@ -43,7 +43,7 @@ def run_suites(
     names = [suite.name for suite in suites]
     if len(set(names)) < len(names):
         raise UsageError(f"two suites with the same name: {', '.join(names)}")
-    found, missing = _open(suites, skip_missing)
+    found, missing = find_data(suites, skip_missing, open_dataset)
     for line in missing:
         on_note(f"left out: {line}")
     models = load_models(students, options)
@@ -75,21 +75,6 @@ def check_all_evaluated(results: dict[str, Any]) -> None:
             f"{len(failed)} data sets could not be evaluated; the first is {failed[0]['data']}: "
             f"{failed[0]['why']}"
         )
-
-
-def _open(
-    suites: Sequence[Suite], skip_missing: bool
-) -> tuple[list[tuple[Suite, SuiteData, Dataset]], list[str]]:
-    found, missing = [], []
-    for suite in suites:
-        for data in suite.data:
-            try:
-                found.append((suite, data, open_dataset(data)))
-            except UsageError as error:
-                missing.append(f"{data.name}: {error}")
-    if missing and (not skip_missing or not found):
-        raise missing_data(missing, len(found) + len(missing), skip_missing)
-    return found, missing
 
 
 def _means(rows: Sequence[dict[str, Any]], suites: Sequence[Suite]) -> list[dict[str, Any]]:

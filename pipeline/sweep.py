@@ -29,7 +29,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.lock_file import file_lock
-from teacher_cache.progress import counting
+from teacher_cache.progress import Counter, counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
 from teacher_cache.store import CacheStore
@@ -91,7 +91,8 @@ def run_sweep(
             ],
             seconds=earlier_seconds(out),
         )
-        with Progress(out, record, cells, zero_shot_job(recipe, out), on_note) as progress:
+        with counting("runs", len(cells)) as counter:
+            progress = Progress(out, record, cells, zero_shot_job(recipe, out), on_note, counter)
             if settings.scheduler is not None:
                 run_on_dask(progress.todo, settings.scheduler, progress.finished)
             else:
@@ -113,25 +114,18 @@ class Progress:
         cells: Sequence[Cell],
         frozen: Job | None,
         on_note: Callable[[str], None],
+        counter: Counter,
     ) -> None:
-        self._out, self._record, self._frozen, self._on_note = out, record, frozen, on_note
+        self._out, self._record, self._frozen = out, record, frozen
+        self._on_note, self._counter = on_note, counter
         self._started, self._before = time.monotonic(), record.seconds
         self._jobs = {cell.name: cell.job for cell in cells}
         self._rows = dict(zip(self._jobs, record.rows, strict=True))
         self.todo = {name: job for name, job in self._jobs.items() if not add_results(job, self._rows[name])}
         if frozen is not None and not add_zero_shot(frozen, record):
             self.todo = {ZERO_SHOT: frozen, **self.todo}
-        self._failed = 0
-
-    def __enter__(self) -> "Progress":
-        self._record.write(self._out)
-        self._stack = ExitStack()
-        self._counter = self._stack.enter_context(counting("runs", len(self._rows)))
-        self._counter.start_at(sum(row.state == "done" for row in self._record.rows))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        record.write(out)
+        counter.start_at(sum(row.state == "done" for row in record.rows))
 
     def finished(self, name: str, why: str | None) -> None:
         """Add the results of a job that has ended.
@@ -150,8 +144,7 @@ class Progress:
         else:
             row = self._rows[name]
             row.state, row.why = "failed", why or "its results cannot be read"
-            self._failed += 1
-            self._counter(0, failed=str(self._failed))
+            self._counter(0, failed=str(sum(one.state == "failed" for one in self._record.rows)))
             self._on_note(f"{row.run} failed: {row.why}")
         self._record.seconds = self._before + time.monotonic() - self._started
         self._record.write(self._out)
@@ -170,32 +163,20 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
         chosen = {name: flat[name] for name in axes}
         for seed in range(recipe.train.seed, recipe.train.seed + settings.seeds):
             name = "".join(f"{axis}={quote(str(value), safe=' ')}," for axis, value in chosen.items())
-            folder = out / RUNS / f"{within_limit(name)}seed={seed}"
+            if len(name) > LONGEST_NAME:
+                name = f"{name[:LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:12]},"
+            folder = out / RUNS / f"{name}seed={seed}"
             if folder in cells:
                 raise UsageError(f"--set gives {', '.join(f'{a}={v}' for a, v in chosen.items())} twice")
-            cells[folder] = make_cell(recipe, chosen, seed, folder, out, settings.jobs)
+            update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False}
+            if settings.jobs > 1 and recipe.train.workers is None:
+                update["workers"] = max(1, usable_cores() // settings.jobs)
+            train = recipe.train.model_copy(update=update)
+            evals = evaluations_of(recipe, str(folder))
+            log = out / "logs" / f"{folder.name}.log"
+            job = Job(train=train, evals=evals, results=folder / RESULTS, log=log, folder=Path.cwd())
+            cells[folder] = Cell(folder.name, chosen, train, job)
     return list(cells.values())
-
-
-def within_limit(name: str) -> str:
-    """Shorten a name that is too long for a file system to its beginning and a digest of all."""
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[:LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:12]},"
-
-
-def make_cell(
-    recipe: Recipe, chosen: dict[str, Any], seed: int, folder: Path, out: Path, processes: int
-) -> Cell:
-    """Return a run with its own folder, seed and share of the cores."""
-    update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False}
-    if processes > 1 and recipe.train.workers is None:
-        update["workers"] = max(1, usable_cores() // processes)
-    train = recipe.train.model_copy(update=update)
-    log = out / "logs" / f"{folder.name}.log"
-    evals = evaluations_of(recipe, str(folder))
-    job = Job(train=train, evals=evals, results=folder / RESULTS, log=log, folder=Path.cwd())
-    return Cell(folder.name, chosen, train, job)
 
 
 def evaluations_of(recipe: Recipe, student: str) -> tuple[EvalSettings, ...]:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from select import select
@@ -121,11 +121,8 @@ def _run_on_worker(job: Job) -> str | None:
         task = worker.state.tasks.get(key)
         return task is None or task.state == "cancelled"
 
-    runner = Runner()
-    try:
+    with closing(Runner()) as runner:
         return runner.run(job, stopped)
-    finally:
-        runner.close()
 
 
 class Runner:

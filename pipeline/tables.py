@@ -16,6 +16,7 @@ from student_train.markdown import table
 PADDING = 3  # a column's line, and a space on both sides of its text
 WRAPPED_HEADING = 16
 LONGEST_VALUE = 60  # characters of a setting; --json prints all
+LEFT_OUT = {"skipped": "unreadable", "without_label": "no label"}  # headings of counts of images
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,7 @@ def narrow(widths: list[int], room: int) -> list[int]:
 def evaluation_cells(evals: Sequence[dict[str, Any]]) -> Cells:
     """Return a table of results of `evaluate`: a row for each."""
     headings, figures = _figure_columns(evals)
-    names = {
-        "student": "student",
-        "images": "images",
-        "classes": "classes",
-        "samples": "samples",
-        "skipped": "unreadable",
-        "without_label": "no label",
-    }
+    names = {name: name for name in ("student", "images", "classes", "samples")} | LEFT_OUT
     rows = [
         [str(result[name]) for name in names] + cells for result, cells in zip(evals, figures, strict=True)
     ]
@@ -98,9 +92,8 @@ def suite_cells(results: dict[str, Any]) -> Cells:
     """Return a table of the result of `run_suites`: a row for each data set and student, and the means."""
     rows, means = results["rows"], results["means"]
     headings, figures = _figure_columns([*rows, *means])
-    about = {"data": "data", "student": "student", "classes": "classes", "samples": "samples"}
-    left_out = {"skipped": "unreadable", "without_label": "no label"}
-    about |= {name: heading for name, heading in left_out.items() if any(row[name] for row in rows)}
+    about = {name: name for name in ("data", "student", "classes", "samples")}
+    about |= {name: heading for name, heading in LEFT_OUT.items() if any(row[name] for row in rows)}
     names = [[str(row[name]) for name in about] for row in rows]
     names += [
         [f"mean of {_counted(mean)}, {mean['suite']}", mean["student"], *[""] * (len(about) - 2)]

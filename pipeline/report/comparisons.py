@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.report.gather import Evaluation, Gathered, axis_name, label, value_text
@@ -24,8 +25,7 @@ def comparisons(gathered: Gathered) -> list[Section]:
         text = f"Nothing to compare: {what}. Axis plots, heat maps and the structure ablation need a sweep."
         return [Section("axes", "Comparisons", [Text(text, True)])]
     evaluation = gathered.evaluations[0] if gathered.evaluations else None
-    name = evaluation.headline if evaluation else None
-    if evaluation is None or name is None:
+    if evaluation is None or (name := evaluation.headline) is None:
         text = "Nothing to compare: no finished run was evaluated."
         return [Section("axes", "Comparisons", [Text(text, True)])]
     return [
@@ -70,13 +70,6 @@ def _explanation(evaluation: Evaluation, name: str) -> str:
     return f"The figure is {FIGURES[name].heading} on {evaluation.title} ({better})"
 
 
-def _reference(evaluation: Evaluation, name: str) -> tuple[float, str] | None:
-    frozen = evaluation.zero_shot_figure(name)
-    if frozen is None:
-        return None
-    return FIGURES[name].scale * frozen.mean, f"zero-shot {FIGURES[name].text(frozen.mean)}"
-
-
 def _scaled(name: str, figure: Spread) -> Spread:
     scale = FIGURES[name].scale
     deviation = None if figure.deviation is None else scale * figure.deviation
@@ -84,14 +77,9 @@ def _scaled(name: str, figure: Spread) -> Spread:
 
 
 def _axis_by_axis(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
-    figures = []
-    for axis, values in gathered.axes.items():
-        found = grouped(gathered, evaluation.place, name, [axis])
-        words = {_key(value): value_text(value) for value in values}
-        title = f"{FIGURES[name].heading} by {axis_name(axis)}"
-        named = {words[key]: figure for (key,), figure in found.items()}
-        if any(named.values()):
-            figures.append(_bars(named, title, axis_name(axis), evaluation, name))
+    figures: list[Figure] = []
+    for axis in gathered.axes:
+        figures += _bars(gathered, evaluation, name, [axis], lambda values: value_text(values[0]))
     pieces: list[Piece] = [Text(f"{_explanation(evaluation, name)}. {_over_others(gathered, 1)}")]
     pieces.append(
         Figures(figures) if figures else Text("No value of an axis has all runs of a seed finished.", True)
@@ -107,20 +95,38 @@ def _over_others(gathered: Gathered, axes: int) -> str:
 
 
 def _bars(
-    named: dict[str, Spread | None], title: str, heading: str, evaluation: Evaluation, name: str
-) -> Figure:
+    gathered: Gathered,
+    evaluation: Evaluation,
+    name: str,
+    axes: Sequence[str],
+    words: Callable[[Sequence[Any]], str],
+) -> list[Figure]:
+    """Return a plot with a bar for each combination of values of some axes, or none without a figure.
+
+    Args:
+        words: formats a combination.
+    """
+    found = grouped(gathered, evaluation.place, name, axes)
+    combinations = itertools.product(*(gathered.axes[axis] for axis in axes))
+    named = {words(values): found[tuple(map(_key, values))] for values in combinations}
     bars = [
-        Bar(words, _scaled(name, figure), figure_text(name, figure))
-        for words, figure in named.items()
+        Bar(text, _scaled(name, figure), figure_text(name, figure))
+        for text, figure in named.items()
         if figure is not None
     ]
-    drawing = bar_chart(bars[:MOST_BARS], title, FIGURES[name].heading, _reference(evaluation, name))
+    if not bars:
+        return []
+    shown, heading = FIGURES[name], ", ".join(map(axis_name, axes))
+    title = f"{shown.heading} by {heading}"
+    frozen = evaluation.zero_shot_figure(name)
+    reference = (shown.scale * frozen.mean, f"zero-shot {shown.text(frozen.mean)}") if frozen else None
+    drawing = bar_chart(bars[:MOST_BARS], title, shown.heading, reference)
     rows = [
-        [words, figure_text(name, figure), str(len(figure.values) if figure else 0)]
-        for words, figure in named.items()
+        [text, figure_text(name, figure), str(len(figure.values) if figure else 0)]
+        for text, figure in named.items()
     ]
     note = f"The first {MOST_BARS} of {len(bars)} are drawn." if len(bars) > MOST_BARS else ""
-    return Figure(title, drawing, Table("", [heading, FIGURES[name].heading, "seeds"], rows), note)
+    return [Figure(title, drawing, Table("", [heading, shown.heading, "seeds"], rows), note)]
 
 
 def numeric_axes(gathered: Gathered) -> list[str]:
@@ -132,11 +138,10 @@ def numeric_axes(gathered: Gathered) -> list[str]:
 
 def _heat_maps(gathered: Gathered, evaluation: Evaluation, name: str) -> Section:
     numeric = numeric_axes(gathered)
-    title = "Heat maps"
     if len(numeric) < 2:
         known = ", ".join(axis_name(axis) for axis in numeric)
         text = f"No heat map: it needs two axes with numbers; the sweep has {known or 'none'}."
-        return Section("heat", title, [Text(text, True)])
+        return Section("heat", "Heat maps", [Text(text, True)])
     pairs = list(itertools.combinations(numeric, 2))
     maps = [one for pair in pairs[:MOST_PAIRS] for one in _maps_of(gathered, evaluation, name, *pair)]
     pieces: list[Piece] = [
@@ -149,60 +154,40 @@ def _heat_maps(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
     ]
     if len(pairs) > MOST_PAIRS:
         pieces.append(Text(f"The first {MOST_PAIRS} of {len(pairs)} pairs of axes are shown.", True))
-    return Section("heat", title, pieces)
+    return Section("heat", "Heat maps", pieces)
 
 
 def _maps_of(gathered: Gathered, evaluation: Evaluation, name: str, across: str, down: str) -> list[Figure]:
-    others = [axis for axis in gathered.axes if axis not in (across, down)]
-    combinations = list(itertools.product(*(gathered.axes[axis] for axis in others)))
-    words = [axis_name(axis) for axis in (across, down)]
-    title = f"{FIGURES[name].heading} by {words[0]} and {words[1]}"
-    if len(combinations) > MOST_MAPS:
-        found = grouped(gathered, evaluation.place, name, [across, down])
-        note = "The value of a seed is its mean over the other axes: "
-        note += ", ".join(axis_name(axis) for axis in others) + "."
-        return [_map(gathered, found, title, name, across, down, note)]
+    """Return a map for each combination of the other axes, or one of means over them if they are many."""
+    others, note = [axis for axis in gathered.axes if axis not in (across, down)], ""
+    if math.prod(len(gathered.axes[axis]) for axis in others) > MOST_MAPS:
+        note = f"The value of a seed is its mean over the other axes: {', '.join(map(axis_name, others))}."
+        others = []
     every = grouped(gathered, evaluation.place, name, [across, down, *others])
-    known = [
-        cell.value
-        for cell in (_heat_cell(figure, name) for figure in every.values())
-        if cell.value is not None
-    ]
+    known = [figure.mean for figure in every.values() if figure is not None]
     ends = (min(known), max(known)) if known else None
-    figures = []
-    for values in combinations:
-        end = tuple(map(_key, values))
-        found = {key[:2]: figure for key, figure in every.items() if key[2:] == end}
-        settings = dict(zip(others, values, strict=True))
-        map_title = f"{title}: {label(settings)}" if others else title
-        figures.append(_map(gathered, found, map_title, name, across, down, ends=ends))
-    return figures
-
-
-def _map(
-    gathered: Gathered,
-    found: dict[tuple[Any, ...], Spread | None],
-    title: str,
-    name: str,
-    across: str,
-    down: str,
-    note: str = "",
-    ends: tuple[float, float] | None = None,
-) -> Figure:
     columns = {_key(value): value_text(value) for value in sorted(gathered.axes[across])}
     rows = {_key(value): value_text(value) for value in sorted(gathered.axes[down])}
-    cells = [[_heat_cell(found.get((column, row)), name) for column in columns] for row in rows]
-    words = [axis_name(axis) for axis in (across, down)]
-    drawing = heat_map(cells, list(rows.values()), list(columns.values()), title, words[1], words[0], ends)
-    table = Table(
-        "",
-        [f"{words[1]} ↓  {words[0]} →", *columns.values()],
-        [
-            [text, *(figure_text(name, found.get((column, row))) for column in columns)]
-            for row, text in rows.items()
-        ],
-    )
-    return Figure(title, drawing, table, note)
+    x, y = axis_name(across), axis_name(down)
+    figures = []
+    for values in itertools.product(*(gathered.axes[axis] for axis in others)):
+        title = f"{FIGURES[name].heading} by {x} and {y}"
+        if others:
+            title += f": {label(dict(zip(others, values, strict=True)))}"
+        end = tuple(map(_key, values))
+        found = [[every[column, row, *end] for column in columns] for row in rows]
+        cells = [[_heat_cell(figure, name) for figure in row] for row in found]
+        drawing = heat_map(cells, list(rows.values()), list(columns.values()), title, y, x, ends)
+        table = Table(
+            "",
+            [f"{y} ↓  {x} →", *columns.values()],
+            [
+                [text, *(figure_text(name, figure) for figure in row)]
+                for text, row in zip(rows.values(), found, strict=True)
+            ],
+        )
+        figures.append(Figure(title, drawing, table, note))
+    return figures
 
 
 def _heat_cell(figure: Spread | None, name: str) -> HeatCell:
@@ -219,21 +204,12 @@ def _structure(gathered: Gathered, evaluation: Evaluation, name: str) -> Section
     axes = [axis for axis in gathered.axes if axis in STRUCTURE]
     title = "Structure of the prompts"
     if not axes:
-        known = ", ".join(one.replace("_", " ") for one in STRUCTURE)
+        known = ", ".join(map(axis_name, STRUCTURE))
         text = f"No structure ablation: no axis of the sweep is one of {known}."
         return Section("structure", title, [Text(text, True)])
-    found = grouped(gathered, evaluation.place, name, axes)
-    combinations = itertools.product(*(gathered.axes[axis] for axis in axes))
-    named = {
-        label(dict(zip(axes, values, strict=True))): found[tuple(map(_key, values))]
-        for values in combinations
-    }
-    heading = ", ".join(axis_name(axis) for axis in axes)
-    pieces: list[Piece] = [Text(f"{_explanation(evaluation, name)}. {_over_others(gathered, len(axes))}")]
-    if any(named.values()):
-        pieces.append(
-            Figures([_bars(named, f"{FIGURES[name].heading} by {heading}", heading, evaluation, name)])
-        )
-    else:
-        pieces.append(Text("No combination has all runs of a seed finished.", True))
-    return Section("structure", title, pieces)
+    figures = _bars(
+        gathered, evaluation, name, axes, lambda values: label(dict(zip(axes, values, strict=True)))
+    )
+    none = Text("No combination has all runs of a seed finished.", True)
+    text = f"{_explanation(evaluation, name)}. {_over_others(gathered, len(axes))}"
+    return Section("structure", title, [Text(text), Figures(figures) if figures else none])

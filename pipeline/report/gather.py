@@ -3,13 +3,14 @@
 A single run is a sweep of one. Missing data is left out, with a note that gives the reason.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.seeds import Spread, exact, headline_of, number, spread
+from pipeline.seeds import HEADLINE, Spread, exact, number, spread
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
 from student_train.figures import FIGURES, ZERO_SHOT
 from student_train.runs.record import SETTINGS, STUDENT, flat_settings, has_steps, read_results, read_settings
@@ -73,7 +74,7 @@ class Evaluation:
     @property
     def headline(self) -> str | None:
         """Name of the figure that plots show."""
-        return headline_of(dict.fromkeys(self.figures, 0.0))
+        return next((name for name in HEADLINE if name in self.figures), None)
 
     def zero_shot_figure(self, name: str) -> Spread | None:
         """Return a figure of the frozen model."""
@@ -128,20 +129,31 @@ class Gathered:
         return found
 
     @cached_property
+    def best_first(self) -> list[Configuration]:
+        """Configurations by their headline figure, those without one last; all in order if there is none."""
+        name = self.evaluations[0].headline if self.evaluations else None
+        if name is None:
+            return self.configurations
+        sign = 1 if FIGURES[name].lower_is_better else -1
+
+        def place(one: Configuration) -> float:
+            figure = one.figure(0, name)
+            return sign * figure.mean if figure else math.inf
+
+        return sorted(self.configurations, key=place)
+
+    @cached_property
     def chosen(self) -> tuple[Configuration, SweepRow] | None:
         """The configuration with the best headline figure and its first finished run, for sections that show
         one student."""
-        finished = [one for one in self.configurations if one.done]
-        if not finished:
-            return None
-        best = finished[0]
-        if self.evaluations and (name := self.evaluations[0].headline):
-            sign = -1 if FIGURES[name].lower_is_better else 1
-            best = max(
-                finished,
-                key=lambda one: sign * figure.mean if (figure := one.figure(0, name)) else float("-inf"),
-            )
-        return best, best.done[0]
+        return next(((one, one.done[0]) for one in self.best_first if one.done), None)
+
+    @property
+    def chosen_words(self) -> str:
+        """Configuration and seed of the chosen run; empty unless it is one of a sweep."""
+        if not self.is_sweep or self.chosen is None:
+            return ""
+        return f"{self.chosen[0].label}, seed {self.chosen[1].seed}"
 
     @cached_property
     def record(self) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.gather import Configuration, Gathered, noted_results, paired_evals
-from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Section, Table, Tables, Text
+from pipeline.report.pieces import Card, Cards, Figure, Figures, Piece, Table, Tables, Text
 from pipeline.report.plots import HeatCell, Line, heat_map, line_chart
 from pipeline.report.prompts import TowerNorms, prompt_norms
 from pipeline.report.softlabels import (
@@ -29,29 +29,24 @@ from teacher_cache.softlabels import TeacherCache
 MOST_CLASSES = 10
 
 
-def soft_labels(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> Section:
+def soft_labels(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> list[Piece]:
     """Return the entropy of the teacher's soft labels by temperature, and a few pictures."""
-    title = "Soft labels"
     if cache is None:
-        why = why_no_cache or "no run has recorded its cache"
-        return Section("soft-labels", title, [Text(f"No soft labels: {why}", True)])
+        return [Text(f"No soft labels: {why_no_cache or 'no run has recorded its cache'}", True)]
     pieces: list[Piece] = []
     for part, what in ((_entropy, "entropy"), (_pictures, "pictures")):
         try:
             pieces += part(gathered, cache)
         except RppError as error:
             pieces.append(Text(f"No {what}: {error}", True))
-    return Section("soft-labels", title, pieces)
+    return pieces
 
 
 def _trained_temperatures(gathered: Gathered) -> list[float]:
     """Return the temperatures of the sweep's axis, or of the run."""
-    for axis, values in gathered.sweep.axes.items():
-        if axis == "temperature":
-            return sorted({value for one in values if (value := number(one)) is not None and value > 0})
     settings = gathered.record["settings"] if gathered.record else {}
-    value = number(settings.get("temperature"))
-    return [value] if value else []
+    values = gathered.sweep.axes.get("temperature", [settings.get("temperature")])
+    return sorted({value for one in values if (value := number(one)) is not None and value > 0})
 
 
 def _entropy(gathered: Gathered, cache: TeacherCache) -> list[Piece]:
@@ -93,9 +88,8 @@ def _pictures(gathered: Gathered, cache: TeacherCache) -> list[Piece]:
         "The samples of these on which the teacher is most certain and right, least certain, and most "
         "certain and wrong."
     )
-    if student and gathered.is_sweep and gathered.chosen:
-        configuration, row = gathered.chosen
-        text += f" The student is that of {configuration.label}, seed {row.seed}."
+    if student and gathered.chosen_words:
+        text += f" The student is that of {gathered.chosen_words}."
     pieces: list[Piece] = [Text(text), Cards([_card(one, temperatures) for one in pictures])]
     if student is None:
         pieces.insert(1, Text(f"No predictions of the student: {why}", True))
@@ -110,30 +104,24 @@ def picture_temperatures(trained: Sequence[float]) -> Sequence[float]:
 
 
 def _card(picture: Picture, temperatures: Sequence[float]) -> Card:
-    headings = ["teacher, %", *(f"T\u00a0=\u00a0{t:g}" for t in temperatures)]
-    rows = [[name, *(_percent(share) for share in shares)] for name, shares in picture.teacher]
-    tables = [Table("", headings, rows)]
+    tables = [_likely("teacher", temperatures, picture.teacher)]
     if picture.student:
-        tables.append(
-            Table(
-                "",
-                ["student, %", "T\u00a0=\u00a01"],
-                [[name, _percent(share)] for name, share in picture.student],
-            )
-        )
+        tables.append(_likely("student", [1.0], [(name, [share]) for name, share in picture.student]))
     label = "no hard label" if picture.label is None else f"hard label: {picture.label}"
     return Card(picture.data, picture.why, picture.kind, [label, picture.key], tables)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def _likely(model: str, temperatures: Sequence[float], found: Sequence[tuple[str, list[float]]]) -> Table:
+    headings = [f"{model}, %", *(f"T\u00a0=\u00a0{t:g}" for t in temperatures)]
+    return Table(
+        "", headings, [[name, *(f"{100 * share:.1f}" for share in shares)] for name, shares in found]
+    )
 
 
-def classes(gathered: Gathered) -> Section:
+def classes(gathered: Gathered) -> list[Piece]:
     """Return the classes with the largest gains and losses against the frozen model."""
-    title = "Classes gained and lost"
     if not gathered.chosen:
-        return Section("classes", title, [Text("No classes: no run is finished.", True)])
+        return [Text("No classes: no run is finished.", True)]
     configuration, _ = gathered.chosen
     pieces: list[Piece] = []
     for evaluation in gathered.evaluations:
@@ -148,13 +136,13 @@ def classes(gathered: Gathered) -> Section:
             "No classes: results.json has no counts by class of the run or of the frozen model; add by-class "
             "to the metrics of an [[eval]]."
         )
-        return Section("classes", title, [Text(text, True)])
+        return [Text(text, True)]
     of = configuration.label if gathered.is_sweep else "this run"
     text = (
         f"Images of each class that the frozen model (before) and {of} (after) classify correctly; largest "
         "changes first."
     )
-    return Section("classes", title, [Text(text), *pieces])
+    return [Text(text), *pieces]
 
 
 Change = tuple[str, int, float, float]
@@ -204,49 +192,44 @@ def _changed_table(caption: str, changes: list[Change], sign: int, means: str) -
     return Table(caption, ["class", "images", "before", "after", "change"], rows, note=note)
 
 
-def norms(gathered: Gathered) -> Section:
+def norms(gathered: Gathered) -> list[Piece]:
     """Return the norms of the prompts of each block; prompts without effect are marked."""
-    title = "Norms of the prompts"
     if not gathered.chosen or gathered.record is None:
-        return Section("norms", title, [Text("No prompts: no run is finished.", True)])
-    configuration, row = gathered.chosen
+        return [Text("No prompts: no run is finished.", True)]
     try:
-        stored = read_student(gathered.run_folder(row))
+        stored = read_student(gathered.run_folder(gathered.chosen[1]))
     except RppError as error:
-        return Section("norms", title, [Text(f"No prompts: {error}", True)])
+        return [Text(f"No prompts: {error}", True)]
     config = gathered.record["student"].get("config")
     towers = prompt_norms(stored, config if isinstance(config, dict) else {})
     if not towers:
-        return Section("norms", title, [Text("No prompts: this student has none.", True)])
+        return [Text("No prompts: this student has none.", True)]
     text = "Mean norm of the prompt vectors of a block; lighter cells are larger."
-    if gathered.is_sweep:
-        text += f" The student is that of {configuration.label}, seed {row.seed}."
+    if gathered.chosen_words:
+        text += f" The student is that of {gathered.chosen_words}."
     if any(tower.dead for tower in towers):
         text += (
             " Hatched: dead. These query prompts have no effect on the output and only weight decay changes "
             "them, so their norm means nothing."
         )
-    return Section("norms", title, [Text(text), Figures([_norm_map(tower) for tower in towers])])
+    return [Text(text), Figures([_norm_map(tower) for tower in towers])]
 
 
 def _norm_map(tower: TowerNorms) -> Figure:
-    dead_rows = ("query",)
-    rows = list(tower.norms)
     cells, texts = [], []
     for name, values in tower.norms.items():
-        dead = set(tower.dead) if name in dead_rows else set()
-        cells.append(
-            [
-                HeatCell(None, "dead", title="has no effect")
-                if block in dead
-                else HeatCell(value, f"{value:#.3g}")
-                for block, value in enumerate(values, start=1)
-            ]
-        )
-        texts.append(
-            [name, *("dead" if b in dead else f"{value:.4f}" for b, value in enumerate(values, start=1))]
-        )
+        dead = tower.dead if name == "query" else ()
+        row = [
+            HeatCell(None, "dead", title="has no effect")
+            if block in dead
+            else HeatCell(value, f"{value:#.3g}")
+            for block, value in enumerate(values, start=1)
+        ]
+        cells.append(row)
+        texts.append([name, *("dead" if one.value is None else f"{one.value:.4f}" for one in row)])
     blocks = [str(block) for block in range(1, len(cells[0]) + 1)]
     title = f"{tower.tower} tower"
-    drawing = heat_map(cells, rows, blocks, f"Norms of the prompts of the {title}", "prompt", "block")
+    drawing = heat_map(
+        cells, list(tower.norms), blocks, f"Norms of the prompts of the {title}", "prompt", "block"
+    )
     return Figure(title, drawing, Table("", ["prompt", *(f"block {block}" for block in blocks)], texts))

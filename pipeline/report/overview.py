@@ -1,5 +1,6 @@
 """The sections of every report: what was run, the table of all configurations, and every run."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pipeline.report.gather import (
@@ -11,7 +12,7 @@ from pipeline.report.gather import (
     reason,
     value_text,
 )
-from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Section, Table, Tables, Text
+from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Table, Tables, Text
 from pipeline.seeds import Spread, best_of, figure_text, number
 from pipeline.sweep_record import SweepRow
 from student_train.figures import FIGURES
@@ -29,7 +30,7 @@ RULE = (
 )
 
 
-def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> Section:
+def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: str) -> list[Piece]:
     """Return teacher, cache, student, cost, settings and data."""
     record, pieces = gathered.record, list[Piece]()
     unread, build_seconds = None, 0.0
@@ -47,20 +48,14 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
         never_read = record.get("never_read")
         if isinstance(never_read, list) and never_read:
             lines = "; ".join(map(str, never_read))
-            pieces.append(Text(f"Prompts without effect{_of_which_run(gathered)}: {lines}."))
+            which = f", in the run {words}" if (words := gathered.chosen_words) else ""
+            pieces.append(Text(f"Prompts without effect{which}: {lines}."))
         pieces.append(Tables(_settings(gathered, record)))
     if gathered.evaluations:
         pieces.append(_data(gathered.evaluations))
     if why_no_cache:
         pieces.append(Text(f"The cache cannot be read: {why_no_cache}", True))
-    return Section("run", "What was run", pieces)
-
-
-def _of_which_run(gathered: Gathered) -> str:
-    if not (gathered.is_sweep and gathered.chosen):
-        return ""
-    configuration, row = gathered.chosen
-    return f", in the run {configuration.label}, seed {row.seed}"
+    return pieces
 
 
 def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
@@ -79,16 +74,15 @@ def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
 
 
 def _teacher(record: dict[str, Any]) -> Facts:
-    teacher = record["cache"].get("teacher")
-    teacher = teacher if isinstance(teacher, dict) else {}
+    teacher = record["cache"]["teacher"]
     pairs = [
         ("model", _model(teacher.get("model"), teacher.get("pretrained"))),
         ("weights", teacher.get("weights_digest")),
-        ("logit scale", _number_text(teacher.get("logit_scale"))),
+        ("logit scale", _number_text(teacher.get("logit_scale"), ".4g")),
         ("precision", teacher.get("precision")),
         ("templates", _first_three(record["templates"])),
     ]
-    return Facts("Teacher", _known(pairs))
+    return _facts("Teacher", pairs)
 
 
 def _cache(record: dict[str, Any], unread: int | None) -> Facts:
@@ -97,9 +91,9 @@ def _cache(record: dict[str, Any], unread: int | None) -> Facts:
     views = header.get("view_policy")
     pairs = [
         ("place", settings.get("cache")),
-        ("samples", _count(header.get("samples"))),
+        ("samples", _number_text(header.get("samples"))),
         ("views per sample", views.get("views") if isinstance(views, dict) else None),
-        ("classes", _count(header.get("classes"))),
+        ("classes", _number_text(header.get("classes"))),
         ("vocabulary", settings.get("vocabulary") or header.get("vocabulary")),
         ("encoding", encoding.get("name") if isinstance(encoding, dict) else encoding),
         ("images", header.get("images")),
@@ -108,7 +102,7 @@ def _cache(record: dict[str, Any], unread: int | None) -> Facts:
         ("software", header.get("software")),
         ("unreadable", None if unread is None else f"{unread:,} samples"),
     ]
-    return Facts("Cache", _known(pairs))
+    return _facts("Cache", pairs)
 
 
 def _student(record: dict[str, Any]) -> Facts:
@@ -117,100 +111,88 @@ def _student(record: dict[str, Any]) -> Facts:
         ("frozen model", _model(student.get("model"), student.get("pretrained"))),
         ("weights", student.get("weights_digest")),
         ("reads", modes.get(str(record.get("mode")), record.get("mode"))),
-        ("samples per step", _count(record.get("samples_per_step"))),
+        ("samples per step", _number_text(record.get("samples_per_step"))),
         ("processes", record.get("processes")),
         ("starts from", record.get("init")),
         ("software", record.get("software")),
     ]
-    return Facts("Student", _known(pairs))
+    return _facts("Student", pairs)
 
 
 def _cost(gathered: Gathered, build_seconds: float) -> Facts:
-    trained = [row.train for row in gathered.sweep.rows if row.train]
-    seconds = [value for one in trained if (value := number(one.get("seconds"))) is not None]
-    waited = [value for one in trained if (value := number(one.get("wait_seconds"))) is not None]
-    samples = [value for one in trained if (value := number(one.get("samples"))) is not None]
-    runs = f"training, {len(seconds)} runs" if gathered.is_sweep else "training"
-    pairs: list[tuple[str, Any]] = []
+    seconds, waited, samples = (
+        [value for row in gathered.sweep.rows if (value := number((row.train or {}).get(name))) is not None]
+        for name in ("seconds", "wait_seconds", "samples")
+    )
+    pairs = []
     if seconds:
-        pairs += [
-            (runs, _seconds(sum(seconds))),
-            ("of this, waiting for data", _seconds(sum(waited))),
-        ]
-    if seconds and samples and sum(seconds):
-        pairs.append(("samples per second", f"{sum(samples) / sum(seconds):,.0f}"))
+        runs = f"training, {len(seconds)} runs" if gathered.is_sweep else "training"
+        pairs += [(runs, _seconds(sum(seconds))), ("of this, waiting for data", _seconds(sum(waited)))]
+        if samples and sum(seconds):
+            pairs.append(("samples per second", f"{sum(samples) / sum(seconds):,.0f}"))
     if gathered.sweep.seconds:
         pairs.append(("the whole sweep", _seconds(gathered.sweep.seconds)))
     if not seconds:
         pairs.append(("training", "not recorded; rpp run and rpp sweep record seconds in results.json"))
     if build_seconds:
         pairs.append(("the cache's parts, all workers", _seconds(build_seconds)))
-    return Facts("Cost", _known(pairs))
+    return Facts("Cost", pairs)
 
 
 def _data(evaluations: list[Evaluation]) -> Table:
-    counts = {
-        "classes": "classes",
-        "samples": "samples",
-        "skipped": "unreadable",
-        "without_label": "no label",
-    }
-    rows = [[one.images, *(_count(one.about.get(name)) for name in counts)] for one in evaluations]
+    counts = ("classes", "samples", "skipped", "without_label")
+    rows = [[one.images, *(_number_text(one.about.get(name)) for name in counts)] for one in evaluations]
     notes = [found for one in evaluations if isinstance(found := one.about.get("notes"), list)]
     texts = dict.fromkeys(str(note) for found in notes for note in found)
-    return Table("Data", ["evaluated on", *counts.values()], rows, note="; ".join(texts))
+    headings = ["evaluated on", "classes", "samples", "unreadable", "no label"]
+    return Table("Data", headings, rows, note="; ".join(texts))
 
 
-def headline(gathered: Gathered) -> Section:
+def headline(gathered: Gathered) -> list[Piece]:
     """Return a table of all configurations for each evaluation."""
-    pieces: list[Piece] = [
-        _headline_table(gathered, one, first=place == 0) for place, one in enumerate(gathered.evaluations)
-    ]
-    if pieces:
-        pieces.insert(0, Text(RULE))
-        if gathered.sweep.zero_shot_why:
-            pieces.append(Text(f"No zero-shot row: {reason(gathered.sweep.zero_shot_why)}", True))
-        elif not any(one.zero_shot for one in gathered.evaluations):
-            pieces.append(Text("No zero-shot row: the frozen model was not evaluated.", True))
-        if len(gathered.sweep.seeds) < 2:
-            pieces.append(Text("One seed: figures have no standard deviation, and none is marked.", True))
-    else:
+    if not gathered.evaluations:
         what = "sweep" if gathered.is_sweep else "run"
-        pieces.append(
-            Text(f"This {what} has no evaluation: add [[eval]] to the recipe, or use rpp eval.", True)
-        )
-        pieces.append(_headline_table(gathered, None, first=True))
-    return Section("results", "Results", pieces)
+        text = f"This {what} has no evaluation: add [[eval]] to the recipe, or use rpp eval."
+        return [Text(text, True), _headline_table(gathered, None, first=True)]
+    pieces: list[Piece] = [Text(RULE)]
+    for place, one in enumerate(gathered.evaluations):
+        pieces.append(_headline_table(gathered, one, first=place == 0))
+    if gathered.sweep.zero_shot_why:
+        pieces.append(Text(f"No zero-shot row: {reason(gathered.sweep.zero_shot_why)}", True))
+    elif not any(one.zero_shot for one in gathered.evaluations):
+        pieces.append(Text("No zero-shot row: the frozen model was not evaluated.", True))
+    if len(gathered.sweep.seeds) < 2:
+        pieces.append(Text("One seed: figures have no standard deviation, and none is marked.", True))
+    return pieces
 
 
 def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bool) -> Table:
     axes = list(gathered.axes)
-    names = evaluation.figures if evaluation else []
     leading = max(1, len(axes))
-    zero_shot = {
-        name: evaluation.zero_shot_figure(name) if evaluation and evaluation.zero_shot else None
-        for name in names
-    }
-    columns: dict[str, list[Spread | None]] = {
-        name: [one.figure(evaluation.place, name) if evaluation else None for one in gathered.configurations]
-        for name in names
-    }
+    columns: dict[str, list[Spread | None]] = {}  # the frozen model's figure, and one per configuration
     best = {}
-    for name, column in columns.items():
-        frozen = None if FIGURES[name].against_teacher else zero_shot[name]
-        best[name] = best_of([frozen, *column], FIGURES[name].lower_is_better)
+    if evaluation is not None:
+        for name in evaluation.figures:
+            figures = [one.figure(evaluation.place, name) for one in gathered.configurations]
+            columns[name] = [evaluation.zero_shot_figure(name), *figures]
+            compared = [None, *figures] if FIGURES[name].against_teacher else columns[name]
+            best[name] = best_of(compared, FIGURES[name].lower_is_better)
+
+    def cells(place: int) -> list[Cell]:
+        return [
+            Cell(figure_text(name, column[place]), best[name] == place) for name, column in columns.items()
+        ]
+
     rows: list[list[str | Cell]] = []
-    if any(zero_shot.values()):
-        cells = [Cell(figure_text(name, zero_shot[name]), best[name] == 0) for name in names]
-        rows.append([Cell("zero-shot", span=leading), Cell("–", quiet=True), *cells])
+    if any(column[0] for column in columns.values()):
+        rows.append([Cell("zero-shot", span=leading), Cell("–", quiet=True), *cells(0)])
     for place, one in enumerate(gathered.configurations, start=1):
         words = [value_text(one.settings[axis]) for axis in axes] or [one.label]
-        figures = [Cell(figure_text(name, columns[name][place - 1]), best[name] == place) for name in names]
-        rows.append([*words, f"{len(one.done)} of {len(one.rows)}", *figures])
+        rows.append([*words, f"{len(one.done)} of {len(one.rows)}", *cells(place)])
         if first:
-            rows += [[Cell(text, span=leading + 1 + len(names), quiet=True)] for text in why_not_done(one)]
+            rows += [[Cell(text, span=leading + 1 + len(columns), quiet=True)] for text in why_not_done(one)]
     headings = [axis_name(axis) for axis in axes] or ["run"]
-    headings += ["seeds done", *(FIGURES[name].heading for name in names)]
+    headings += ["seeds done", *(FIGURES[name].heading for name in columns)]
     return Table(evaluation.title if evaluation else "", headings, rows, words=leading)
 
 
@@ -226,34 +208,32 @@ def why_not_done(configuration: Configuration) -> list[str]:
     return lines
 
 
-def every_run(gathered: Gathered) -> Section:
+def every_run(gathered: Gathered) -> list[Piece]:
     """Return a table with a row for each run."""
     rows = [
         [
             one.label,
             row.state,
             str(row.seed),
-            *(_trained(row, name) for name in ("steps", "loss", "seconds", "samples_per_second")),
-            _trained(row, "wait_seconds"),
+            _trained(row, "steps", ",.0f"),
+            _trained(row, "loss", ".4f"),
+            *(_trained(row, name, ",.1f") for name in ("seconds", "samples_per_second", "wait_seconds")),
         ]
         for one in gathered.configurations
         for row in one.rows
     ]
     headings = ["configuration", "state", "seed", "steps", "last loss", "seconds", "samples/s", "waited s"]
     table = Table("", headings, rows, words=2, note="Last loss: in the last line of the log, in nats.")
-    pieces: list[Piece] = [table, *(Text(note, True) for note in dict.fromkeys(gathered.notes))]
-    return Section("runs", "Every run" if gathered.is_sweep else "The run", pieces)
+    return [table, *(Text(note, True) for note in dict.fromkeys(gathered.notes))]
 
 
-def _trained(row: SweepRow, name: str) -> str:
-    value = number((row.train or {}).get(name))
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if name == "steps" else f"{value:.4f}" if name == "loss" else f"{value:,.1f}"
+def _trained(row: SweepRow, name: str, form: str) -> str:
+    return _number_text((row.train or {}).get(name), form) or "–"
 
 
-def _known(pairs: list[tuple[str, Any]]) -> list[tuple[str, str]]:
-    return [(name, str(value)) for name, value in pairs if value not in (None, "")]
+def _facts(title: str, pairs: Iterable[tuple[str, Any]]) -> Facts:
+    """Return the known facts."""
+    return Facts(title, [(name, str(value)) for name, value in pairs if value not in (None, "")])
 
 
 def _model(name: Any, pretrained: Any) -> str | None:
@@ -268,20 +248,14 @@ def _first_three(texts: list[Any]) -> str:
     return first if len(texts) <= 3 else f"{first} and {len(texts) - 3} more"
 
 
-def _count(value: Any) -> str:
+def _number_text(value: Any, form: str = ",.0f") -> str:
     found = number(value)
-    return "" if found is None else f"{found:,.0f}"
-
-
-def _number_text(value: Any) -> str | None:
-    found = number(value)
-    return None if found is None else f"{found:.4g}"
+    return "" if found is None else f"{found:{form}}"
 
 
 def _seconds(value: float) -> str:
     if value < 120:
         return f"{value:.1f} s"
     minutes = value / 60
-    return (
-        f"{value:,.0f} s ({minutes:.0f} min)" if minutes < 120 else f"{value:,.0f} s ({minutes / 60:.1f} h)"
-    )
+    longer = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    return f"{value:,.0f} s ({longer})"

@@ -55,14 +55,14 @@ def sections(gathered: Gathered) -> list[Section]:
         except RppError as error:
             why = str(error)
     return [
-        headline(gathered),
+        Section("results", "Results", headline(gathered)),
         *comparisons(gathered),
-        curves_section(gathered),
-        soft_labels(gathered, cache, why),
-        classes(gathered),
-        norms(gathered),
-        what_was_run(gathered, cache, why),
-        every_run(gathered),
+        Section("curves", "Training", curves_section(gathered)),
+        Section("soft-labels", "Soft labels", soft_labels(gathered, cache, why)),
+        Section("classes", "Classes gained and lost", classes(gathered)),
+        Section("norms", "Norms of the prompts", norms(gathered)),
+        Section("run", "What was run", what_was_run(gathered, cache, why)),
+        Section("runs", "Every run" if gathered.is_sweep else "The run", every_run(gathered)),
     ]
 
 

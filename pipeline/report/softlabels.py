@@ -5,7 +5,7 @@ Shapes: B rows, C classes, D embedding.
 
 import base64
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,64 +130,56 @@ def describe_pictures(
 ) -> list[Picture]:
     """Return the pictures of rows with the likely classes of teacher and student."""
     numbers = np.array([row for row, _ in rows], dtype=np.int64)
-    pictures = read_pictures(cache, numbers)
-    predictions = predict_classes(student, cache.vocabulary, pictures) if student else {}
+    pictures, unreadable = read_pictures(cache, numbers)
+    predictions = predict_classes(student, cache.vocabulary, pictures) if student and pictures else {}
     names = cache.vocabulary.names
-    kept = min(TOP, len(names))
     described = []
-    for place, ((row, kind), picture, key) in enumerate(
-        zip(rows, pictures, cache.samples.keys(numbers), strict=True)
-    ):
+    for (row, kind), key in zip(rows, cache.samples.keys(numbers), strict=True):
         by_temperature = [cache.soft_labels([row], temperature)[0] for temperature in temperatures]
-        first = by_temperature[0].topk(kept).indices.tolist()
+        first = by_temperature[0].topk(min(TOP, len(names))).indices.tolist()
         label = int(cache.labels[row])
-        read = not isinstance(picture, Exception)
         described.append(
             Picture(
                 kind=kind,
                 key=key,
-                data="" if isinstance(picture, Exception) else thumbnail(picture),
-                why="" if read else str(picture),
+                data=thumbnail(pictures[row]) if row in pictures else "",
+                why=unreadable.get(row, ""),
                 label=names[label] if label >= 0 else None,
                 teacher=[(names[c], [float(shares[c]) for shares in by_temperature]) for c in first],
-                student=predictions.get(place, []),
+                student=predictions.get(row, []),
             )
         )
     return described
 
 
-def read_pictures(cache: TeacherCache, rows: NDArray[np.int64]) -> list[NDArray[np.uint8] | Exception]:
-    """Read the pictures of rows; in place of one that cannot be read, return the error."""
+def read_pictures(
+    cache: TeacherCache, rows: NDArray[np.int64]
+) -> tuple[dict[int, NDArray[np.uint8]], dict[int, str]]:
+    """Return the pictures by row, and for rows whose picture cannot be read the reason."""
     reader = ImageReader()
-    pictures: list[NDArray[np.uint8] | Exception] = []
-    for location in cache.samples.locations(rows):
+    pictures, unreadable = {}, {}
+    for row, location in zip(rows.tolist(), cache.samples.locations(rows), strict=True):
         try:
-            content = reader.read(location)
-            pictures.append(decode_image(content, max_pixels=cache.header.max_pixels))
+            pictures[row] = decode_image(reader.read(location), max_pixels=cache.header.max_pixels)
         except (UnreadableImageError, RppError) as error:
-            pictures.append(error)
-    return pictures
+            unreadable[row] = str(error)
+    return pictures, unreadable
 
 
 @torch.inference_mode()
 def predict_classes(
-    student: LoadedFeatureModel, vocabulary: Vocabulary, pictures: Sequence[NDArray[np.uint8] | Exception]
+    student: LoadedFeatureModel, vocabulary: Vocabulary, pictures: Mapping[int, NDArray[np.uint8]]
 ) -> dict[int, list[tuple[str, float]]]:
-    """Return the likeliest classes of a student at T = 1, with probabilities, by the index of the picture."""
-    readable = {place: one for place, one in enumerate(pictures) if not isinstance(one, Exception)}
-    if not readable:
-        return {}
+    """Return the likeliest classes of a student at T = 1, with probabilities, by the row of the picture."""
     model = student.model
-    pixels = np.stack([model.renderer.render_evaluation(one) for one in readable.values()])
+    pixels = np.stack([model.renderer.render_evaluation(one) for one in pictures.values()])
     classes = Vocabulary(vocabulary.names, vocabulary.ids, student.templates)
     head = ClassHead(model.class_features(classes), model.logit_scale)
     logits_BC = head.logits(model.image_features(torch.from_numpy(pixels)).cpu())
     best = logits_BC.softmax(-1).topk(min(TOP, len(vocabulary)))
     return {
-        place: [(vocabulary.names[c], share) for c, share in zip(classes_B, shares, strict=True)]
-        for place, classes_B, shares in zip(
-            readable, best.indices.tolist(), best.values.tolist(), strict=True
-        )
+        row: [(vocabulary.names[c], share) for c, share in zip(found, shares, strict=True)]
+        for row, found, shares in zip(pictures, best.indices.tolist(), best.values.tolist(), strict=True)
     }
 
 

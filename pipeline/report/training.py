@@ -3,25 +3,26 @@
 import numpy as np
 
 from pipeline.report.curves import CURVES, LISTED, POINTS, Curve, read_curves, title_of
-from pipeline.report.gather import Configuration, Gathered
-from pipeline.report.pieces import Figure, Figures, Piece, Section, Table, Text
+from pipeline.report.gather import Gathered
+from pipeline.report.pieces import Figure, Figures, Piece, Table, Text
 from pipeline.report.plots import MOST_LINES, Line, legend_sample, line_chart
-from student_train.figures import FIGURES
 
 MOST_ROWS = 60  # of a table, when configurations log different steps
 SMALL = 1e-2
 
 
-def curves_section(gathered: Gathered) -> Section:
+def curves_section(gathered: Gathered) -> list[Piece]:
     """Return plots of all values of the log, or the reason why there are none."""
     found: dict[str, dict[str, Curve]] = {}
-    for one in _best_first(gathered):
+    # the best are drawn, unless all are
+    many = len(gathered.configurations) > MOST_LINES
+    for one in gathered.best_first if many else gathered.configurations:
         curves = read_curves([gathered.run_folder(row) for row in one.done or one.rows])
         if curves:
             found[one.label] = curves
     if not found:
         text = "No curves: no run has a line in its metrics.jsonl (an early stop, or the runs were moved)."
-        return Section("curves", "Training", [Text(text, True)])
+        return [Text(text, True)]
     drawn = list(found)[:MOST_LINES]
     figures = [
         _figure(name, {label: curves[name] for label, curves in found.items() if name in curves}, drawn)
@@ -29,27 +30,10 @@ def curves_section(gathered: Gathered) -> Section:
         if any(name in curves for curves in found.values())
     ]
     legend = [(legend_sample(number), label) for number, label in enumerate(drawn)]
-    pieces: list[Piece] = [Text(_explanation(gathered, found, drawn))]
-    pieces.append(Figures(figures, legend if len(drawn) > 1 else ()))
-    return Section("curves", "Training", pieces)
+    return [Text(_explanation(found, drawn)), Figures(figures, legend if len(drawn) > 1 else ())]
 
 
-def _best_first(gathered: Gathered) -> list[Configuration]:
-    """Sort by the headline figure, so that the best are drawn, unless all are or there is no figure."""
-    configurations = gathered.configurations
-    name = gathered.evaluations[0].headline if gathered.evaluations else None
-    if len(configurations) <= MOST_LINES or name is None:
-        return configurations
-    sign = 1 if FIGURES[name].lower_is_better else -1
-
-    def place(one: Configuration) -> float:
-        figure = one.figure(0, name)
-        return sign * figure.mean if figure else float("inf")
-
-    return sorted(configurations, key=place)
-
-
-def _explanation(gathered: Gathered, found: dict[str, dict[str, Curve]], drawn: list[str]) -> str:
+def _explanation(found: dict[str, dict[str, Curve]], drawn: list[str]) -> str:
     every = [curve for curves in found.values() for curve in curves.values()]
     text = "Each value is that of the step's batch, from metrics.jsonl."
     if any(curve.seeds > 1 for curve in every):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.seeds import Spread, best_of, exact, figure_text, headline_of, number, spread
+from pipeline.seeds import Spread, best_of, exact, figure_text, number, spread
 
 
 def seeds(*values: float) -> Spread | None:
@@ -66,10 +66,3 @@ def test_numbers() -> None:
     assert (number(1), number(0.5)) == (1.0, 0.5)
     for value in (None, True, "1", float("nan"), float("inf"), [1]):
         assert number(value) is None
-
-
-def test_the_headline_figure_of_an_evaluation() -> None:
-    assert headline_of({"top1": 0.5, "ece": 0.1, "harmonic": 0.4}) == "harmonic"
-    assert headline_of({"ece": 0.1, "top1": 0.5, "harmonic": None}) == "top1"
-    assert headline_of({"ece": 0.1}) == "ece"
-    assert headline_of({"student": "runs/a"}) is None

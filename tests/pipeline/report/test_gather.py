@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.report.gather import (
+    Evaluation,
     axis_name,
     changed_settings,
     gather,
@@ -49,6 +50,14 @@ def test_figures_are_those_of_the_runs(sweep_path: Path) -> None:
     assert gathered.configurations[3].figure(0, "ece") is None
     assert gathered.configurations[0].figure(1, "ece") is None, "no second evaluation"
     assert gathered.configurations[0].figure(0, "kl") is None, "not measured"
+
+
+@pytest.mark.parametrize(
+    ("figures", "headline"),
+    [(["top1", "ece", "harmonic"], "harmonic"), (["ece", "top1"], "top1"), (["ece"], "ece"), ([], None)],
+)
+def test_the_headline_is_the_first_known_figure(figures: list[str], headline: str | None) -> None:
+    assert Evaluation(0, "", "", {}, figures, {}).headline == headline
 
 
 def test_the_chosen_run_has_the_best_configuration(sweep_copy: Path) -> None:

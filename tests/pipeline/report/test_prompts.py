@@ -62,7 +62,7 @@ def test_blocks_of_a_tower() -> None:
 
 def test_the_report_shows_dead_prompts_as_dead(run_path: Path) -> None:
     section = norms(gather(run_path))
-    (figures,) = (piece for piece in section.pieces if isinstance(piece, Figures))
+    (figures,) = (piece for piece in section if isinstance(piece, Figures))
     text, vision = figures.figures
     # three blocks with prompts, of four and of five: the query prompts of the first two are not read
     for figure, tower in ((text, "text"), (vision, "vision")):
@@ -74,4 +74,4 @@ def test_the_report_shows_dead_prompts_as_dead(run_path: Path) -> None:
         )
         assert "dead" not in rows["key"] + rows["value"]
         assert figure.drawing.count("url(#hatched)") == 2
-    assert any("These query prompts have no effect" in p.text for p in section.pieces if isinstance(p, Text))
+    assert any("These query prompts have no effect" in p.text for p in section if isinstance(p, Text))

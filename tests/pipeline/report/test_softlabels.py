@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.report.gather import gather
 from pipeline.report.inside import picture_temperatures, soft_labels
-from pipeline.report.pieces import Card, Cards, Section, Text
+from pipeline.report.pieces import Card, Cards, Piece, Text
 from pipeline.report.softlabels import (
     THUMBNAIL,
     describe_pictures,
@@ -41,12 +41,12 @@ def cache(inputs: Path) -> TeacherCache:
     return open_cache(inputs / "demo.zarr")
 
 
-def cards(section: Section) -> list[Card]:
-    return [card for piece in section.pieces if isinstance(piece, Cards) for card in piece.cards]
+def cards(section: list[Piece]) -> list[Card]:
+    return [card for piece in section if isinstance(piece, Cards) for card in piece.cards]
 
 
-def text_of(section: Section) -> str:
-    return " ".join(piece.text for piece in section.pieces if isinstance(piece, Text))
+def text_of(section: list[Piece]) -> str:
+    return " ".join(piece.text for piece in section if isinstance(piece, Text))
 
 
 def test_entropy_is_that_of_the_soft_labels(cache: TeacherCache) -> None:
