@@ -22,9 +22,11 @@ from teacher_cache.command_settings import BuildSettings
 from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.compute.workers import number_of_workers, on_this_machine
 from teacher_cache.encodings import ClassHead
-from teacher_cache.images import SampleTable
+from teacher_cache.images.table import SampleTable
 from teacher_cache.stopping import stoppable
-from teacher_cache.store import SAMPLE_ARRAYS, SAMPLES, CacheHeader, CacheStore
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
+from teacher_cache.store.samples import SAMPLES
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 

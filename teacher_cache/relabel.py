@@ -12,7 +12,9 @@ from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import UsageError
-from teacher_cache.store import CacheStore, disk_errors, vocabulary_digest
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.local_folder import disk_errors
+from teacher_cache.store.vocabularies import vocabulary_digest
 from teacher_cache.teacher.teacher import Teacher, recorded_teacher
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, UsageError
-from teacher_cache.images import SampleTable
+from teacher_cache.images.table import SampleTable
 from teacher_cache.store.checksums import file_checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader

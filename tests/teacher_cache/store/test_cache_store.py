@@ -19,17 +19,14 @@ from teacher_cache import open_cache, store
 from teacher_cache.build import build_cache
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
-from teacher_cache.images import SampleTable, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.table import SampleTable
 from teacher_cache.info import describe
-from teacher_cache.store import (
-    CHUNK_ROWS,
-    CacheHeader,
-    CacheStore,
-    StoredParts,
-    cache_store,
-    part_rows,
-    verify_store,
-)
+from teacher_cache.store import cache_store
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CHUNK_ROWS, CacheHeader, part_rows
+from teacher_cache.store.parts import StoredParts
+from teacher_cache.store.verify import verify_store
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
 VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
