@@ -66,7 +66,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         if store.parts.missing() or store.folder.is_writable():
             with disk_errors(store.path), store.locked():
                 store.repair_metadata()
-                ensure_vocabulary(store, store.header.vocabulary, vocabulary, teacher)
+                ensure_vocabulary(store, store.header.vocabulary, vocabulary, lambda: teacher)
                 store.locate_images(samples, absolute_source(settings.images))
                 computed = compute_missing(store, settings, teacher, on_note)
     return BuildResult(

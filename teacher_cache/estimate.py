@@ -3,7 +3,6 @@
 Sizes follow from the layout. Times are measured on some images of the source with the real teacher.
 """
 
-import math
 import os
 import shutil
 import time
@@ -119,10 +118,7 @@ def array_bytes(header: CacheHeader) -> dict[str, int]:
     """Return the bytes of every array of such a cache, without the few that Zarr adds to each chunk."""
     counts = dict.fromkeys(header.per_view, header.samples * header.views)
     counts |= dict.fromkeys(SAMPLE_ARRAYS, header.samples)
-    sizes = {
-        name: counts[name] * math.prod(size for _, size in spec.axes) * np.dtype(spec.dtype).itemsize
-        for name, spec in (header.per_view | SAMPLE_ARRAYS).items()
-    }
+    sizes = {name: counts[name] * spec.bytes for name, spec in (header.per_view | SAMPLE_ARRAYS).items()}
     return sizes | {f"vocabularies/{header.vocabulary}/class_features": header.classes * header.embedding * 4}
 
 
