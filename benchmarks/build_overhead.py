@@ -37,7 +37,10 @@ from teacher_cache.build import compute_missing, open_or_create
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.compute.workers import on_this_machine
-from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
+from teacher_cache.images.decode import decode_image
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
 

@@ -26,8 +26,11 @@ from student_train.data.pixels import PixelWorkers, ViewRequests
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.cores import usable_cores
-from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
+from teacher_cache.images.decode import decode_image
+from teacher_cache.images.index import index_images
 from teacher_cache.images.location import Location
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
 from teacher_cache.views import ViewRenderer, draw_crop
 
 BATCH = 64

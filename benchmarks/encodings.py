@@ -20,7 +20,7 @@ from student_train.evaluation.image_features import encode_images
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.encodings import ClassHead, Encoding, encoding_of
 from teacher_cache.encodings.topk import KNOTS
-from teacher_cache.images import index_images
+from teacher_cache.images.index import index_images
 from teacher_cache.softlabels import SIGNED
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device

@@ -25,9 +25,10 @@ import typer
 from rich.console import Console
 
 from teacher_cache.classes.vocabulary import load_vocabulary
-from teacher_cache.images import SampleTable, index_images
+from teacher_cache.images.index import index_images
 from teacher_cache.images.labels import resolve_labels
 from teacher_cache.images.rows import SCHEMA, Rows, joined
+from teacher_cache.images.table import SampleTable
 
 IMAGENET_21K = 14_197_122
 

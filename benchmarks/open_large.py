@@ -33,16 +33,12 @@ def lay_out(path: Path, samples: int) -> None:
     import pyarrow as pa
 
     from teacher_cache.classes.vocabulary import load_vocabulary
-    from teacher_cache.images import SampleTable
-    from teacher_cache.store import (
-        SAMPLE_ARRAYS,
-        CacheHeader,
-        CacheStore,
-        PartRecord,
-        checksum,
-        part_rows,
-        vocabulary_digest,
-    )
+    from teacher_cache.images.table import SampleTable
+    from teacher_cache.store.cache_store import CacheStore
+    from teacher_cache.store.checksums import checksum
+    from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader, part_rows
+    from teacher_cache.store.records import PartRecord
+    from teacher_cache.store.vocabularies import vocabulary_digest
     from teacher_cache.views import FULL
 
     vocabulary = load_vocabulary("imagenet-21k")
@@ -122,7 +118,8 @@ def measure(path: Path) -> dict[str, Any]:
     from student_train.data.order import Order
     from teacher_cache import open_cache
     from teacher_cache.info import describe
-    from teacher_cache.store import CHUNK_ROWS, CacheStore
+    from teacher_cache.store.cache_store import CacheStore
+    from teacher_cache.store.header import CHUNK_ROWS
 
     peak_mb()
     imported, facts = peak_mb(), dict[str, Any]()  # what is resident now

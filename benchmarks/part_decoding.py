@@ -21,8 +21,9 @@ from timing import machine
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.compute.part import PartPixels, PartTask, cut_batches
-from teacher_cache.images import SampleTable, index_images
 from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.index import index_images
+from teacher_cache.images.table import SampleTable
 from teacher_cache.views import ViewRenderer
 
 NAMES = Vocabulary(("cat", "dog"), ("cat", "dog"), ("{}",))

@@ -20,8 +20,10 @@ from safetensors.torch import save_file
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.distribution import rpp_version
-from teacher_cache.images import SampleTable
-from teacher_cache.store import CacheHeader, CacheStore, part_rows, vocabulary_digest
+from teacher_cache.images.table import SampleTable
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CacheHeader, part_rows
+from teacher_cache.store.vocabularies import vocabulary_digest
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import FULL

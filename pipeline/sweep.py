@@ -32,7 +32,7 @@ from teacher_cache.files.lock_file import file_lock
 from teacher_cache.progress import Counter, counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
-from teacher_cache.store import CacheStore
+from teacher_cache.store.cache_store import CacheStore
 
 LOCK = "sweep.lock"
 LONGEST_NAME = 200  # characters; file systems take 255, and digest and seed follow

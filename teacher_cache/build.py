@@ -19,10 +19,15 @@ from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.distribution import rpp_version
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
-from teacher_cache.images import SampleTable, absolute_source, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.sources import absolute_source
+from teacher_cache.images.table import SampleTable
 from teacher_cache.relabel import ensure_vocabulary
 from teacher_cache.stopping import stoppable
-from teacher_cache.store import CacheHeader, CacheStore, disk_errors, part_rows, vocabulary_digest
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CacheHeader, part_rows
+from teacher_cache.store.local_folder import disk_errors
+from teacher_cache.store.vocabularies import vocabulary_digest
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
@@ -61,7 +66,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         if store.parts.missing() or store.folder.is_writable():
             with disk_errors(store.path), store.locked():
                 store.repair_metadata()
-                ensure_vocabulary(store, store.header.vocabulary, vocabulary, teacher)
+                ensure_vocabulary(store, store.header.vocabulary, vocabulary, lambda: teacher)
                 store.locate_images(samples, absolute_source(settings.images))
                 computed = compute_missing(store, settings, teacher, on_note)
     return BuildResult(

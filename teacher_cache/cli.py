@@ -30,7 +30,8 @@ from teacher_cache.store.presence import require_cache
 
 if TYPE_CHECKING:
     from teacher_cache.estimate import Estimate
-    from teacher_cache.store import CacheStore, Damage
+    from teacher_cache.store.cache_store import CacheStore
+    from teacher_cache.store.verify import Damage
 
 app = command_line(
     "Stage one: store the soft labels of a frozen CLIP teacher for an image set in Zarr.",
@@ -127,7 +128,7 @@ def info(
     """
     require_cache(cache)
     from teacher_cache.info import REMEDIES, describe
-    from teacher_cache.store import CacheStore
+    from teacher_cache.store.cache_store import CacheStore
 
     store = CacheStore.open(cache)
     facts = describe(store)
@@ -161,7 +162,8 @@ def verify(cache: Cache, as_json: Json = False) -> None:
     Example: rpp-cache verify ./zarr
     """
     require_cache(cache)
-    from teacher_cache.store import CacheStore, verify_store
+    from teacher_cache.store.cache_store import CacheStore
+    from teacher_cache.store.verify import verify_store
 
     store = CacheStore.open(cache)
     with counting("parts", len(store.parts.committed())) as counter:

@@ -4,7 +4,7 @@ The files of these names use them. Nothing here takes time to import. A descript
 `[default: ...]` describes what happens without the option.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +16,7 @@ from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.settings import MOST_PROCESSES, Panels, Place
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
 
 COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict")
 
@@ -40,23 +41,15 @@ class ComputeSettings(BaseModel):
 
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int = Field(default=64, ge=1, description="images per forward pass, one view of each")
-    workers: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_PROCESSES,
-        description="local worker processes [default: one per CUDA device; on a CPU one]",
+    workers: Processes | None = Field(
+        default=None, description="local worker processes [default: one per CUDA device; on a CPU one]"
     )
-    threads: int | None = Field(
+    threads: Processes | None = Field(
         default=None,
-        ge=1,
-        le=MOST_PROCESSES,
         description="threads per worker that read and decode images [default: its cores, at most 16]",
     )
-    torch_threads: int | None = Field(
-        default=None,
-        ge=1,
-        le=MOST_PROCESSES,
-        description="CPU threads of a worker's forward pass [default: its cores]",
+    torch_threads: Processes | None = Field(
+        default=None, description="CPU threads of a worker's forward pass [default: its cores]"
     )
     scheduler: str | None = Field(
         default=None,

@@ -3,7 +3,6 @@
 Sizes follow from the layout. Times are measured on some images of the source with the real teacher.
 """
 
-import math
 import os
 import shutil
 import time
@@ -22,9 +21,11 @@ from teacher_cache.command_settings import BuildSettings
 from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.compute.workers import number_of_workers, on_this_machine
 from teacher_cache.encodings import ClassHead
-from teacher_cache.images import SampleTable
+from teacher_cache.images.table import SampleTable
 from teacher_cache.stopping import stoppable
-from teacher_cache.store import SAMPLE_ARRAYS, SAMPLES, CacheHeader, CacheStore
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
+from teacher_cache.store.samples import SAMPLES
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
@@ -117,10 +118,7 @@ def array_bytes(header: CacheHeader) -> dict[str, int]:
     """Return the bytes of every array of such a cache, without the few that Zarr adds to each chunk."""
     counts = dict.fromkeys(header.per_view, header.samples * header.views)
     counts |= dict.fromkeys(SAMPLE_ARRAYS, header.samples)
-    sizes = {
-        name: counts[name] * math.prod(size for _, size in spec.axes) * np.dtype(spec.dtype).itemsize
-        for name, spec in (header.per_view | SAMPLE_ARRAYS).items()
-    }
+    sizes = {name: counts[name] * spec.bytes for name, spec in (header.per_view | SAMPLE_ARRAYS).items()}
     return sizes | {f"vocabularies/{header.vocabulary}/class_features": header.classes * header.embedding * 4}
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.softlabels import TeacherCache
-from teacher_cache.store import CHUNK_ROWS, vocabulary_digest
+from teacher_cache.store.header import CHUNK_ROWS
+from teacher_cache.store.vocabularies import vocabulary_digest
 
 ROWS_A_GROUP = 16 * CHUNK_ROWS
 METADATA = b"rpp"  # key of the schema's metadata

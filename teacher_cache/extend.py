@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from teacher_cache.build import compute_missing
 from teacher_cache.command_settings import ExtendSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.images import absolute_source, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.sources import absolute_source
 from teacher_cache.stopping import stoppable
-from teacher_cache.store import CacheStore, disk_errors
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.local_folder import disk_errors
 from teacher_cache.teacher.teacher import recorded_teacher
 
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from teacher_cache.store import CacheStore
+from teacher_cache.store.cache_store import CacheStore
 
 # Remedies by the slowest stage of a build.
 REMEDIES = {

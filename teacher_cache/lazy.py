@@ -33,6 +33,12 @@ def lazy_names(
     return get, names
 
 
+def load(place: str) -> Any:
+    """Import and return the object at MODULE:NAME."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
 Kind = TypeVar("Kind")
 
 
@@ -46,8 +52,7 @@ class Registry(Mapping[str, Kind]):
         self._places = dict(places)
 
     def __getitem__(self, name: str) -> Kind:
-        module, _, what = self._places[name].partition(":")
-        found: Kind = getattr(import_module(module), what)
+        found: Kind = load(self._places[name])
         return found
 
     def __contains__(self, name: object) -> bool:

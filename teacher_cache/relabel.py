@@ -5,6 +5,7 @@ The cache must keep image features, which depends on its encoding.
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from teacher_cache.classes.templates import load_templates
@@ -12,7 +13,9 @@ from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import UsageError
-from teacher_cache.store import CacheStore, disk_errors, vocabulary_digest
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.local_folder import disk_errors
+from teacher_cache.store.vocabularies import vocabulary_digest
 from teacher_cache.teacher.teacher import Teacher, recorded_teacher
 
 
@@ -47,17 +50,16 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
         )
     vocabulary = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
     if settings.templates is None:
-        vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, store.vocabulary().templates)
+        templates = store.vocabulary().templates
     else:
         templates = load_templates(settings.templates)
-        vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, templates)
+    vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, templates)
+
+    def teacher() -> Teacher:
+        return recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
+
     with disk_errors(path), store.locked():
-        written = not _exists(store, settings.name, vocabulary)
-        if written:
-            teacher = recorded_teacher(
-                store.header.teacher, settings.teacher, settings.pretrained, settings.device
-            )
-            ensure_vocabulary(store, settings.name, vocabulary, teacher)
+        written = ensure_vocabulary(store, settings.name, vocabulary, teacher)
     known = store.vocabulary().classes_in(vocabulary)
     return RelabelResult(
         path=path,
@@ -69,8 +71,13 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
     )
 
 
-def ensure_vocabulary(store: CacheStore, name: str, vocabulary: Vocabulary, teacher: Teacher) -> bool:
+def ensure_vocabulary(
+    store: CacheStore, name: str, vocabulary: Vocabulary, teacher: Callable[[], Teacher]
+) -> bool:
     """Compute and write a vocabulary's class features, unless they exist and are intact.
+
+    Args:
+        teacher: returns the teacher; called if they are computed.
 
     Returns:
         Whether they were written.
@@ -78,18 +85,12 @@ def ensure_vocabulary(store: CacheStore, name: str, vocabulary: Vocabulary, teac
     Raises:
         UsageError: the name belongs to another vocabulary.
     """
-    if _exists(store, name, vocabulary):
-        return False
-    store.add_vocabulary(name, vocabulary, teacher.class_features(vocabulary).numpy())
-    return True
-
-
-def _exists(store: CacheStore, name: str, vocabulary: Vocabulary) -> bool:
-    if not store.vocabulary_is_intact(name):
-        return False  # absent, or damaged
+    if not store.vocabulary_is_intact(name):  # absent, or damaged
+        store.add_vocabulary(name, vocabulary, teacher().class_features(vocabulary).numpy())
+        return True
     if vocabulary_digest(store.vocabulary(name)) != vocabulary_digest(vocabulary):
         raise UsageError(
             f"the cache {store.path} has another vocabulary '{name}' (other names, ids or templates); "
             "choose another --name"
         )
-    return True
+    return False

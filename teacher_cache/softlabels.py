@@ -18,8 +18,9 @@ from torch import Tensor
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead, Encoding, encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
-from teacher_cache.images import SampleTable
-from teacher_cache.store import CHUNK_ROWS, CacheHeader, CacheStore
+from teacher_cache.images.table import SampleTable
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CHUNK_ROWS, CacheHeader
 
 PIECE_ROWS = 256  # rows whose logits are in memory at a time: 22 MB with 21,841 classes
 SIGNED = {"uint16": "int32", "uint32": "int64"}

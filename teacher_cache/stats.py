@@ -14,7 +14,7 @@ from torch import Tensor
 
 from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import TeacherCache
-from teacher_cache.store import CHUNK_ROWS
+from teacher_cache.store.header import CHUNK_ROWS
 
 BLOCKS_AT_ONCE = 2  # one is read while the other is computed; torch uses all cores
 

@@ -19,7 +19,8 @@ from student_train.data.readers import StoredArrays
 from teacher_cache import build_cache, open_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ENCODINGS
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.verify import verify_store
 from tests.models import write_model
 from tests.teacher_cache.inputs import settings, write_names, write_shards
 

@@ -84,7 +84,6 @@ TESTED_IN = {
     "teacher_cache/store/layout.py": "teacher_cache/compat/test_zarr.py",
     "teacher_cache/store/local_folder.py": "teacher_cache/store/test_lock.py",
     "teacher_cache/store/parts.py": "teacher_cache/store/test_cache_store.py",
-    "teacher_cache/store/places.py": "teacher_cache/store/test_remote.py",
     "teacher_cache/store/presence.py": "teacher_cache/test_cli.py: no cache at",
     "teacher_cache/store/records.py": "teacher_cache/test_build.py",
     "teacher_cache/store/remote_folder.py": "teacher_cache/store/test_remote.py",

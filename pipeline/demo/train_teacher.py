@@ -32,7 +32,9 @@ from student_train.evaluation.evaluate import Logits, figures
 from student_train.evaluation.image_features import encode_images
 from student_train.evaluation.models import LoadedFeatureModel
 from teacher_cache.classes.vocabulary import load_vocabulary
-from teacher_cache.images import ImageReader, decode_image, index_images
+from teacher_cache.images.decode import decode_image
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import normalise

@@ -20,7 +20,8 @@ from student_train.evaluation.settings import ModelSettings
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import ImageReader, UnreadableImageError, decode_image
+from teacher_cache.images.decode import UnreadableImageError, decode_image
+from teacher_cache.images.reader import ImageReader
 from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.stats import entropy, sample_rows, teacher_statistics
 

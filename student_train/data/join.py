@@ -24,7 +24,8 @@ from student_train.data.pixels import PixelWorkers, ViewRequests
 from student_train.data.readers import LoadedWindow, StoredArrays, make_reader
 from student_train.data.settings import ReaderName
 from teacher_cache.errors import UsageError
-from teacher_cache.images import SampleTable, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.table import SampleTable
 from teacher_cache.softlabels import TeacherCache
 
 # With two, neither side waits for the other thread to wake up.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from student_train.data.settings import ClassSubset
 from teacher_cache.errors import UsageError
-from teacher_cache.store import CHUNK_ROWS
+from teacher_cache.store.header import CHUNK_ROWS
 
 # Rows that are shuffled together, and kept in memory by a reader of blocks (256 MB of features at D = 512).
 # Sources are often sorted by class: this many rows mix some 400 classes of ImageNet-21K.

@@ -25,14 +25,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from student_train.compat.torch import WorkerProcesses
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import (
-    ImageReader,
-    SampleTable,
-    UnreadableImageError,
-    decode_image,
-)
-from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from teacher_cache.images.location import ByteRange, Location, ParquetRow, WholeFile
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
 from teacher_cache.views import ViewRenderer
 
 PIECE = 16  # images that a worker decodes at a time; a batch is spread over all workers

@@ -18,8 +18,9 @@ from student_train.evaluation.dataset_layouts import (
 from student_train.evaluation.settings import DataSettings
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
-from teacher_cache.images import SampleTable, index_images
+from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import find_source
+from teacher_cache.images.table import SampleTable
 from teacher_cache.softlabels import TeacherCache, open_cache
 
 

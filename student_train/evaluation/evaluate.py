@@ -20,7 +20,7 @@ from student_train.evaluation.settings import EvalOptions, EvalSettings, ModelOp
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import SampleTable
+from teacher_cache.images.table import SampleTable
 from teacher_cache.softlabels import TeacherCache
 
 MOST_DECODING_THREADS = 16

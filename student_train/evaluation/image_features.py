@@ -16,9 +16,10 @@ from torch import Tensor
 
 from student_train.evaluation.models import FeatureModel, StudentFeatures
 from teacher_cache.errors import UsageError
-from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
-from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from teacher_cache.images.location import Location
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.teacher import image_tower

@@ -22,7 +22,7 @@ from teacher_cache.classes.templates import DEFAULT_TEMPLATE
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UsageError
-from teacher_cache.store import CacheStore
+from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.teacher.openclip import LoadedModel, load_model
 from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
 from teacher_cache.views import ViewRenderer, normalise

@@ -17,7 +17,7 @@ from student_train.evaluation.preflight import picture_folder
 from student_train.evaluation.settings import PredictSettings
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
-from teacher_cache.images import UnreadableImageError, decode_image
+from teacher_cache.images.decode import UnreadableImageError, decode_image
 
 BATCH = 64
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.classes.splits import Split, is_split, parse_split
+from teacher_cache.classes.splits import is_split, parse_split
 from teacher_cache.errors import UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.text_file import is_text, read_text
@@ -54,16 +54,11 @@ def read_names(path: Path) -> tuple[list[str], list[str]]:
     repeated = [identity for identity, count in Counter(ids).items() if count > 1]
     if repeated and ids != names:
         raise UsageError(f"vocabulary {path}: the id '{min(repeated)}' belongs to several classes")
-    return list(_unique_ids(ids)), names
+    return list(unique_ids(ids)), names
 
 
-def split_ids(split: Split) -> tuple[str, ...]:
-    """Return ids of the classes of a split file: their names, made unique."""
-    return _unique_ids(split.classes)
-
-
-def _unique_ids(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names; those that occur more than once get their class index."""
+def unique_ids(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names as ids; those that occur more than once get their class index."""
     counts = Counter(names)
     return tuple(f"{name}#{c}" if counts[name] > 1 else name for c, name in enumerate(names))
 
@@ -103,7 +98,7 @@ def _pairs_from_json(content: str, path: Path) -> Pairs:
     if is_split(data):
         split = parse_split(data, path)
         names = (name.replace("_", " ") for name in split.classes)
-        return list(zip(split_ids(split), names, strict=True))
+        return list(zip(unique_ids(split.classes), names, strict=True))
     expected = UsageError(
         f"vocabulary {path}: expected a list of names, or an object index -> name, id -> name or "
         "index -> [id, name]"

@@ -33,7 +33,7 @@ from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
 from teacher_cache.progress import Counter, counting
 from teacher_cache.stopping import stoppable
-from teacher_cache.store import CacheStore
+from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 

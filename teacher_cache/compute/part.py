@@ -25,8 +25,10 @@ from torch import Tensor
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.errors import RppError
-from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
-from teacher_cache.store import CacheHeader
+from teacher_cache.images.decode import UnreadableImageError, decode_image
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
+from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import ViewRenderer, draw_crop, evaluation_crop
 

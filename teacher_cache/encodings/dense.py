@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
+from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding, StoredArrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,11 +47,7 @@ class Dense(Encoding):
         return {"logits": relative_BC.cpu().numpy(), "max_logit": max_B1.cpu().numpy()}
 
     def logits(
-        self,
-        stored: dict[str, Tensor],
-        head: ClassHead,
-        temperature: float = 1.0,
-        classes: Tensor | None = None,
+        self, stored: StoredArrays, head: ClassHead, temperature: float = 1.0, classes: Tensor | None = None
     ) -> Tensor:
         """Add the largest logit again."""
         relative_BC = stored["logits"] if classes is None else stored["logits"][:, classes]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
+
+StoredArrays: TypeAlias = "dict[str, Tensor]"  # arrays of some views as they were read, by name
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class ArraySpec:
     axes: tuple[tuple[str, int], ...]
     dtype: str
     fill: Any = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one view, or of one sample."""
+        import numpy as np
+
+        return np.dtype(self.dtype).itemsize * math.prod(size for _, size in self.axes)
 
 
 @dataclass(frozen=True)
@@ -113,12 +122,7 @@ class Encoding(BaseModel, ABC):
 
     def bytes_a_view(self, embedding: int, classes: int) -> int:
         """Return the bytes of one view, for D = embedding and C = classes."""
-        import numpy as np
-
-        arrays = self.arrays(embedding, classes).values()
-        return sum(
-            np.dtype(spec.dtype).itemsize * math.prod(size for _, size in spec.axes) for spec in arrays
-        )
+        return sum(spec.bytes for spec in self.arrays(embedding, classes).values())
 
     @abstractmethod
     def arrays(self, embedding: int, classes: int) -> dict[str, ArraySpec]:
@@ -130,11 +134,7 @@ class Encoding(BaseModel, ABC):
 
     @abstractmethod
     def logits(
-        self,
-        stored: dict[str, Tensor],
-        head: ClassHead,
-        temperature: float = 1.0,
-        classes: Tensor | None = None,
+        self, stored: StoredArrays, head: ClassHead, temperature: float = 1.0, classes: Tensor | None = None
     ) -> Tensor:
         """Return logits whose softmax at this temperature is the soft label, [B, C'] float32.
 
@@ -147,6 +147,6 @@ class Encoding(BaseModel, ABC):
             UsageError: a temperature that `require_temperature` refuses.
         """
 
-    def image_features(self, stored: dict[str, Tensor]) -> Tensor:
+    def image_features(self, stored: StoredArrays) -> Tensor:
         """Return unit image features [B, D] float16, if the encoding keeps them."""
         raise TypeError(f"the encoding '{self.name}' keeps no image features")

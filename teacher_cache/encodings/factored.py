@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
+from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding, StoredArrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,15 +30,15 @@ class Factored(Encoding):
         return {"image_features": features_BD.cpu().numpy().astype("float16")}
 
     def logits(
-        self,
-        stored: dict[str, Tensor],
-        head: ClassHead,
-        temperature: float = 1.0,
-        classes: Tensor | None = None,
+        self, stored: StoredArrays, head: ClassHead, temperature: float = 1.0, classes: Tensor | None = None
     ) -> Tensor:
         """Return s · f·w."""
-        return head.logits(stored["image_features"], classes)
+        return head.logits(self.features(stored), classes)
 
-    def image_features(self, stored: dict[str, Tensor]) -> Tensor:
-        """Return the stored features, float16."""
+    def image_features(self, stored: StoredArrays) -> Tensor:
+        """Return the features in float16."""
+        return self.features(stored).half()
+
+    def features(self, stored: StoredArrays) -> Tensor:
+        """Return the unit features in the precision that they have: [B, D] float16."""
         return stored["image_features"]

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
+from teacher_cache.encodings.encoding import ArraySpec, ClassHead, StoredArrays
+from teacher_cache.encodings.factored import Factored
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
 
-class FactoredInt8(Encoding):
+class FactoredInt8(Factored):
     """Rounded features, D bytes a view: half of `factored`, at any temperature, for any classes.
 
     The rounding moves a logit by a standard deviation of about s · max|f| / 440.
     """
 
     name = "factored-int8"
-    keeps_image_features = True
 
     def arrays(self, embedding: int, classes: int) -> dict[str, ArraySpec]:
         """`image_features` [D] int8, not yet divided by their norm."""
@@ -35,20 +35,8 @@ class FactoredInt8(Encoding):
         largest_B1 = features_BD.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return {"image_features": (features_BD / largest_B1 * 127).round().char().cpu().numpy()}
 
-    def logits(
-        self,
-        stored: dict[str, Tensor],
-        head: ClassHead,
-        temperature: float = 1.0,
-        classes: Tensor | None = None,
-    ) -> Tensor:
-        """Return s · (q / |q|)·w."""
+    def features(self, stored: StoredArrays) -> Tensor:
+        """Return q / |q|, [B, D] float32. Rounding it to float16 loses far less than the rounding to q."""
         import torch.nn.functional as F
 
-        return head.logits(F.normalize(stored["image_features"].float(), dim=1), classes)
-
-    def image_features(self, stored: dict[str, Tensor]) -> Tensor:
-        """Return q / |q| in float16, whose rounding is far below that of q."""
-        import torch.nn.functional as F
-
-        return F.normalize(stored["image_features"].float(), dim=1).half()
+        return F.normalize(stored["image_features"].float(), dim=1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding
+from teacher_cache.encodings.encoding import ArraySpec, ClassHead, Encoding, StoredArrays
 from teacher_cache.errors import UsageError
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ class TopK(Encoding):
         }
 
     def logits(
-        self,
-        stored: dict[str, Tensor],
-        head: ClassHead,
-        temperature: float = 1.0,
-        classes: Tensor | None = None,
+        self, stored: StoredArrays, head: ClassHead, temperature: float = 1.0, classes: Tensor | None = None
     ) -> Tensor:
         """Return the kept logits; the others get equal logits that add up to their weight at T."""
         self.require_temperature(temperature)

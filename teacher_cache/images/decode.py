@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from teacher_cache.errors import printable
+from teacher_cache.lazy import load
 
 if TYPE_CHECKING:  # settings need the limits below, and no decoder
     from collections.abc import Callable
@@ -44,8 +44,7 @@ class Decoder:
     @cached_property
     def decode(self) -> "Callable[[bytes, int], NDArray[np.uint8]]":
         """The function itself."""
-        module, _, name = self.function.partition(":")
-        found: Callable[[bytes, int], NDArray[np.uint8]] = getattr(import_module(module), name)
+        found: Callable[[bytes, int], NDArray[np.uint8]] = load(self.function)
         return found
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from teacher_cache.classes.splits import is_split, parse_split
-from teacher_cache.classes.vocabulary_files import split_ids
+from teacher_cache.classes.vocabulary_files import unique_ids
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.text_file import MOST_LIST_BYTES, is_text, read_text
@@ -67,7 +67,7 @@ def _images_of_split(
         raise UsageError(
             f"{path} {problem}; name one: {', '.join(f'{path.name}#{name}' for name in split.parts)}"
         )
-    ids = split_ids(split)
+    ids = unique_ids(split.classes)
     if no_text := [name for name in ids if not is_text(name)]:
         raise UsageError(f"{path}: the class name {no_text[0]!r} is not valid text")
     return [(_inside(place, path), ids[label]) for place, label in split.parts[part]], ids
@@ -76,7 +76,7 @@ def _images_of_split(
 def _images_of_text(content: str, path: Path) -> list[tuple[str, str]]:
     """Return (path, class name) of each line; FGVC Aircraft lists images without a suffix."""
     images = []
-    for number, line in enumerate(content.replace("\r\n", "\n").split("\n"), start=1):
+    for number, line in enumerate(content.split("\n"), start=1):
         place, _, label = line.strip().partition(" ")
         if not place:
             continue

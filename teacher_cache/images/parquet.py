@@ -5,6 +5,7 @@ Indexing reads no image. An image is read with its row group, which is kept for 
 
 import threading
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -19,6 +20,7 @@ from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.remote import RemoteFile, file_info, is_remote, read_range
 from teacher_cache.images.decode import UnreadableImageError
 from teacher_cache.images.labels import LABEL_KEYS, parse_label
+from teacher_cache.images.location import PARQUET_ROW
 from teacher_cache.images.parallel import map_files
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import Source, SourceFile
@@ -61,7 +63,7 @@ def index_file(file: SourceFile) -> Rows:
                 for name, value in zip(names, labels, strict=True):
                     where = f"{file.path}: row {row}"
                     index, text = _label(value, class_list, where)
-                    builder.append_parquet_row(name or f"{file.stem}/{row}", row, index, text)
+                    builder.append(name or f"{file.stem}/{row}", row, PARQUET_ROW, index, text)
                     row += 1
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -165,7 +167,7 @@ class ParquetImages:
     group once; rows in random order read one row group for each image."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        self._open = lru_cache(KEPT_FILES)(_OpenFile)
         self._groups: OrderedDict[tuple[str, int], pa.ChunkedArray] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -201,17 +203,11 @@ class ParquetImages:
         return _read_beside(path, name) if content is None else bytes(content)
 
     def _file(self, path: str) -> _OpenFile:
-        with self._lock:
-            file = self._files.get(path)
-            if file is None:
-                try:
-                    file = self._files[path] = _OpenFile(path)
-                except DAMAGE as error:
-                    raise RppError(f"cannot read {path}: {_first_line(error)}") from error
-                while len(self._files) > KEPT_FILES:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(path)
-        return file
+        try:
+            with self._lock:
+                return self._open(path)
+        except DAMAGE as error:
+            raise RppError(f"cannot read {path}: {_first_line(error)}") from error
 
     def _images(self, path: str, file: _OpenFile, group: int) -> pa.ChunkedArray:
         with self._lock:

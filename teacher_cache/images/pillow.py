@@ -25,32 +25,21 @@ def decode_pillow(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """
     too_large = f"more than {max_pixels:,} pixels"
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise UnreadableImageError(too_large)
+            # The marker of a scan never occurs within data. A JPEG is known by its first bytes: Pillow calls
+            # a file with several of them MPO.
+            if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
+                raise UnreadableImageError(f"a JPEG of more than {MOST_SCANS} scans")
+            image.load()
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except UnidentifiedImageError as error:  # its message contains a memory address
         raise UnreadableImageError("not an image, or of a format that is not read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImageError(too_large) from error
-    except MemoryError:
+    except (UnreadableImageError, MemoryError):
         raise
-    except Exception as error:  # as below
-        raise UnreadableImageError(_reason(error)) from error
-    with image:
-        if image.width * image.height > max_pixels:
-            raise UnreadableImageError(too_large)
-        # The marker of a scan never occurs within data. A JPEG is known by its first bytes: Pillow calls
-        # a file with several of them MPO.
-        if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
-            raise UnreadableImageError(f"a JPEG of more than {MOST_SCANS} scans")
-        try:
-            image.load()
-            rgb = image if image.mode == "RGB" else image.convert("RGB")
-        except MemoryError:
-            raise
-        # Pillow's decoders raise many kinds of errors for damaged data, each of which costs one row
-        except Exception as error:
-            raise UnreadableImageError(_reason(error)) from error
-        return np.asarray(rgb)
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
+    # Pillow's decoders raise many kinds of errors for damaged data, each of which costs one row
+    except Exception as error:
+        raise UnreadableImageError(f"{type(error).__name__}: {str(error)[:200]}") from error

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections import OrderedDict
+from functools import lru_cache
 
 from teacher_cache.errors import RppError
 from teacher_cache.files.remote import is_remote, read_range
@@ -17,7 +17,7 @@ class ImageReader:
     """Reads samples' bytes from any number of threads, and keeps files open."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, io.FileIO] = OrderedDict()
+        self._open = lru_cache(MAX_OPEN_FILES)(io.FileIO)
         self._parquet = ParquetImages()
 
     def read(self, location: Location) -> bytes:
@@ -54,12 +54,7 @@ class ImageReader:
         return content
 
     def _read_local(self, path: str, offset: int, length: int) -> bytes:
-        file = self._open.get(path)
-        if file is None:
-            # An evicted file is closed when its last reader has finished.
-            file = self._open.setdefault(path, io.FileIO(path))
-            while len(self._open) > MAX_OPEN_FILES:
-                self._open.popitem(last=False)
+        file = self._open(path)  # an evicted file is closed when its last reader has finished
         # pread allocates what it is asked for, and a damaged table may ask for more than the file has
         available = max(0, os.fstat(file.fileno()).st_size - offset)
         return os.pread(file.fileno(), min(length, available), offset)

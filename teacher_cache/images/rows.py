@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from teacher_cache.images.location import PARQUET_ROW, WHOLE_FILE
+from teacher_cache.images.location import WHOLE_FILE
 
 ROWS_AS_LISTS = 1 << 16  # rows that exist as Python objects at a time; Arrow needs a tenth of their memory
 
@@ -57,7 +57,7 @@ class RowBuilder:
     def append(
         self, key: str, offset: int, length: int, label_index: int | None, label_name: str | None
     ) -> None:
-        """Add an image that is `length` bytes of the file, from byte `offset` on."""
+        """Add an image; `location.py` describes `offset` and `length`."""
         for column, value in zip(self._lists, (key, offset, length, label_index, label_name), strict=True):
             column.append(value)
         if len(self._lists[0]) == ROWS_AS_LISTS:
@@ -66,10 +66,6 @@ class RowBuilder:
     def append_file(self, key: str, length: int, label_name: str | None) -> None:
         """Add an image file of `length` bytes: `key` in the folder."""
         self.append(key, WHOLE_FILE, length, None, label_name)
-
-    def append_parquet_row(self, key: str, row: int, label_index: int | None, label_name: str | None) -> None:
-        """Add an image that is in row `row` of the Parquet file."""
-        self.append(key, row, PARQUET_ROW, label_index, label_name)
 
     def _pack(self) -> None:
         arrays = [pa.array(column, type) for column, type in zip(self._lists, SCHEMA.types, strict=True)]

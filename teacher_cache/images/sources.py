@@ -5,7 +5,6 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from teacher_cache.files.remote import (
     version_of,
 )
 from teacher_cache.images.decode import IMAGE_SUFFIXES
+from teacher_cache.lazy import load
 
 if TYPE_CHECKING:
     from teacher_cache.images.rows import Rows
@@ -44,8 +44,7 @@ class SourceKind:
 
     def index(self, source: "Source") -> "list[Rows]":
         """Read the source's headers."""
-        module, _, function = self.indexer.partition(":")
-        pieces: list[Rows] = getattr(import_module(module), function)(source)
+        pieces: list[Rows] = load(self.indexer)(source)
         return pieces
 
 

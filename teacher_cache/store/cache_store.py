@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, UsageError
-from teacher_cache.images import SampleTable
+from teacher_cache.images.table import SampleTable
 from teacher_cache.store.checksums import file_checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
@@ -23,8 +23,8 @@ from teacher_cache.store.layout import array_metadata, group_metadata, same_meta
 from teacher_cache.store.local_folder import LocalFolder
 from teacher_cache.store.lock import LOCK, build_lock
 from teacher_cache.store.parts import StoredParts
-from teacher_cache.store.places import folder_at
 from teacher_cache.store.presence import GROUP, HEADER_COPY
+from teacher_cache.store.remote_folder import RemoteFolder
 from teacher_cache.store.samples import SAMPLES, StoredSamples, write_samples
 from teacher_cache.store.vocabularies import VOCABULARIES, Vocabularies
 
@@ -79,7 +79,7 @@ class CacheStore:
             CacheBusyError: another build is creating it.
         """
         folder = folder_at(path)
-        present = set(folder.names())
+        present = set(folder.entries())
         if isinstance(folder, LocalFolder):
             if present or (folder.root.exists() and not folder.root.is_dir()):
                 raise UsageError(f"{path} exists and is not a cache; choose another --out")
@@ -249,6 +249,16 @@ class CacheStore:
             # another build may have changed it
             self._set_header(*read_header(self.folder))
             yield
+
+
+def folder_at(place: str | os.PathLike[str]) -> Folder:
+    """Return the folder of a path or URL; it need not exist.
+
+    Raises:
+        UsageError: a URL with an unknown protocol.
+    """
+    url = os.fspath(place).removeprefix("file://")
+    return RemoteFolder(url) if "://" in url else LocalFolder(url)
 
 
 def _write_new(

@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.store.folder import Sink
 
-# What zarr raises when the bytes of a shard were cut or overwritten.
-READ_ERRORS = (ValueError,)
-
 
 def bytes_checksum(content: bytes | memoryview) -> str:
     """Return the checksum of bytes."""

@@ -53,12 +53,9 @@ class Folder(ABC):
         """Stream an object into a file; it appears, complete, when the block ends without an error."""
 
     @abstractmethod
-    def names(self, key: str = "") -> list[str]:
-        """Return the names of objects and folders directly in a folder, ascending; none if it is missing."""
-
-    @abstractmethod
-    def objects(self, key: str = "") -> list[str]:
-        """Return the names of objects directly in a folder, ascending."""
+    def entries(self, key: str = "") -> dict[str, bool]:
+        """Return the names of what is directly in a folder, and whether each is an object (or a folder); none
+        if the folder is missing."""
 
     @abstractmethod
     def sizes(self, key: str = "") -> dict[str, int]:

@@ -42,24 +42,20 @@ class LocalFolder(Folder):
     @contextmanager
     def writing(self, key: str) -> Iterator["Sink"]:
         path = self.root / key
-        with _in_the_way(path):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"cannot write {path} ({error.strerror}); remove what is there") from error
         # shared: Dask may run a part twice when it loses sight of a worker
         with atomic_write(path, shared=True) as temporary, open(temporary, "wb") as file:
             yield file
 
-    def names(self, key: str = "") -> list[str]:
-        try:
-            return sorted(os.listdir(self.root / key))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def objects(self, key: str = "") -> list[str]:
+    def entries(self, key: str = "") -> dict[str, bool]:
         try:
             with os.scandir(self.root / key) as entries:
-                return sorted(entry.name for entry in entries if entry.is_file())
+                return {entry.name: entry.is_file() for entry in entries}
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return {}
 
     def sizes(self, key: str = "") -> dict[str, int]:
         found = {}
@@ -111,15 +107,6 @@ def _file(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise CacheDamagedError(f"{path} is not a regular file; remove it, or copy the cache again")
     return path
-
-
-@contextmanager
-def _in_the_way(path: Path) -> Iterator[None]:
-    """Report a file in the place of a folder, or a folder in the place of a file, in one line."""
-    try:
-        yield
-    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}); remove what is there") from error
 
 
 class _LocalStore(LocalStore):

@@ -70,16 +70,11 @@ class RemoteFolder(Folder):
         with reaching(self.url, writing=True):
             file.close()
 
-    def names(self, key: str = "") -> list[str]:
-        with reaching(self.url), suppress(FileNotFoundError):
-            return sorted(path.rsplit("/", 1)[-1] for path in self.fs.ls(self._at(key), detail=False))
-        return []
-
-    def objects(self, key: str = "") -> list[str]:
+    def entries(self, key: str = "") -> dict[str, bool]:
         with reaching(self.url), suppress(FileNotFoundError):
             found = self.fs.ls(self._at(key), detail=True)
-            return sorted(entry["name"].rsplit("/", 1)[-1] for entry in found if entry["type"] == "file")
-        return []
+            return {entry["name"].rsplit("/", 1)[-1]: entry["type"] == "file" for entry in found}
+        return {}
 
     def sizes(self, key: str = "") -> dict[str, int]:
         with reaching(self.url):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.images import SampleTable
+from teacher_cache.images.table import SampleTable
 from teacher_cache.store.checksums import ChecksumWriter
 from teacher_cache.store.folder import Folder, Sink
 

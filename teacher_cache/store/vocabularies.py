@@ -10,13 +10,7 @@ from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.compat.zarr import read
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.files.json_text import parse_json
-from teacher_cache.store.checksums import (
-    READ_ERRORS,
-    bytes_checksum,
-    checksum,
-    with_checksum,
-    without_checksum,
-)
+from teacher_cache.store.checksums import bytes_checksum, checksum, with_checksum, without_checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.layout import group_metadata, objects_in_memory, same_metadata
 from teacher_cache.store.presence import GROUP
@@ -38,7 +32,7 @@ class Vocabularies:
 
     def names(self) -> list[str]:
         """Return the names of the vocabularies, ascending."""
-        found = self._folder.names(VOCABULARIES)
+        found = sorted(self._folder.entries(VOCABULARIES))
         return [name for name in found if self._folder.exists(f"{VOCABULARIES}/{name}/{GROUP}")]
 
     def write(self, name: str, vocabulary: Vocabulary, features_CD: NDArray[np.float32]) -> None:
@@ -89,7 +83,7 @@ class Vocabularies:
         array = zarr.open_array(self._folder.zarr_store(writable=False), path=path, mode="r")
         try:
             features_CD = read(array, slice(None)).astype(np.float32, copy=False)
-        except READ_ERRORS as error:
+        except ValueError as error:
             raise CacheDamagedError(f"{what} is not readable: {error}") from error
         if checksum(features_CD) != expected:
             raise CacheDamagedError(f"{what} is not what was written; rpp-cache verify names the remedy")

@@ -16,7 +16,8 @@ import pytest
 import zarr
 from safetensors.torch import load_file
 
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.verify import verify_store
 from tests.faults.attempts import Attempts, Ended
 from tests.faults.conftest import KILLS, SAMPLES, SEED, Inputs, Record
 from tests.faults.test_kills import figures

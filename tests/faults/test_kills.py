@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.verify import verify_store
 from tests.faults.attempts import Attempts
 from tests.faults.conftest import KILLS, SEED, Inputs, Record
 from tests.teacher_cache.inputs import assert_same_arrays

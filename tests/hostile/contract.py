@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from teacher_cache.errors import RppError
-from teacher_cache.images import UnreadableImageError
+from teacher_cache.images.decode import UnreadableImageError
 
 PROCESSOR_SECONDS = 20.0  # of a call; calls on valid files take a hundredth of it
 MORE_BYTES = 3 << 30  # address space that a call may use, threads and their arenas included

@@ -22,8 +22,10 @@ from teacher_cache.errors import CacheDamagedError, RppError
 from teacher_cache.export import export_soft_labels
 from teacher_cache.info import describe
 from teacher_cache.stats import teacher_statistics
-from teacher_cache.store import CacheStore, samples, verify_store
+from teacher_cache.store import samples
+from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.checksums import checksum, with_checksum
+from teacher_cache.store.verify import verify_store
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import changed_json, damaged, damaged_json

@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacher_cache.errors import UsageError
-from teacher_cache.images import ImageReader, UnreadableImageError, index_images, parquet
+from teacher_cache.images import parquet
+from teacher_cache.images.decode import UnreadableImageError
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import damaged

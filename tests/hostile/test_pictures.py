@@ -21,8 +21,7 @@ from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheMismatchError, RppError, UsageError
-from teacher_cache.images import UnreadableImageError, decode_image
-from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from teacher_cache.images.pillow import MOST_SCANS
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import tried

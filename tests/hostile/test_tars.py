@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teacher_cache.errors import UsageError
-from teacher_cache.images import ImageReader, UnreadableImageError, index_images
+from teacher_cache.images.decode import UnreadableImageError
 from teacher_cache.images.headers import DamagedTarError, tar_members
+from teacher_cache.images.index import index_images
 from teacher_cache.images.location import ByteRange, WholeFile
+from teacher_cache.images.reader import ImageReader
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import damaged, damaged_json

@@ -13,8 +13,9 @@ from pipeline.recipe import load_recipe
 from teacher_cache.classes.templates import load_templates
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import ImageReader, index_images
-from teacher_cache.store import vocabulary_digest
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.store.vocabularies import vocabulary_digest
 from tests.hostile.conftest import fuzzed
 from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import DEEP, damaged, damaged_json

@@ -16,7 +16,8 @@ from student_train.training.loop import train
 from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings, ViewPolicy
-from teacher_cache.store import CacheStore, checksum
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.checksums import checksum
 from tests.conftest import Shared
 from tests.models import write_model
 

@@ -15,7 +15,9 @@ from PIL import Image
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import BuildSettings
-from teacher_cache.images import ImageReader, SampleTable, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
 
 ANIMALS = ("cat", "dog", "great horned owl", "axolotl", "sea urchin")
 ANIMAL_VOCABULARY = Vocabulary(ANIMALS, ANIMALS)

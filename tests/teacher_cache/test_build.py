@@ -23,8 +23,11 @@ from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, RppError, UsageError
-from teacher_cache.images import decode_image
-from teacher_cache.store import CHUNK_ROWS, SAMPLES, CacheStore, verify_store
+from teacher_cache.images.decode import decode_image
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CHUNK_ROWS
+from teacher_cache.store.samples import SAMPLES
+from teacher_cache.store.verify import verify_store
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import FULL, draw_crop
@@ -126,7 +129,7 @@ def test_a_second_call_computes_nothing_and_changes_no_file(
 
 KILLED_BUILD = """
 import os, signal, sys, time
-from teacher_cache import store
+from teacher_cache.store import parts as store
 moment, part = sys.argv.pop(1), int(sys.argv.pop(1))
 commit, write_record = store.StoredParts.commit, store.StoredParts.write_record
 

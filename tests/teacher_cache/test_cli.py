@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from teacher_cache import open_cache
-from teacher_cache.store import CacheStore, StoredParts
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.parts import StoredParts
 from tests.models import write_model
 from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import (

@@ -11,7 +11,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import CacheMismatchError
 from teacher_cache.estimate import estimate_build
-from teacher_cache.store import CacheStore
+from teacher_cache.store.cache_store import CacheStore
 from tests.teacher_cache.inputs import decoded_arrays, settings
 
 

@@ -14,8 +14,9 @@ from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ExtendSettings, ViewPolicy
 from teacher_cache.errors import CacheMismatchError, UsageError
 from teacher_cache.extend import extend_cache
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.local_folder import LocalFolder
+from teacher_cache.store.verify import verify_store
 from tests.models import write_model
 from tests.teacher_cache.inputs import (
     decoded_arrays,

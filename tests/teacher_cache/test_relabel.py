@@ -15,8 +15,9 @@ from teacher_cache.build import build_cache
 from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.relabel import relabel_cache
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.local_folder import LocalFolder
+from teacher_cache.store.verify import verify_store
 from tests.models import write_model
 from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names

@@ -15,7 +15,7 @@ from teacher_cache.extend import extend_cache
 from teacher_cache.info import describe
 from teacher_cache.softlabels import Rows
 from teacher_cache.stats import teacher_statistics
-from teacher_cache.store import CacheStore
+from teacher_cache.store.cache_store import CacheStore
 from tests.teacher_cache.inputs import settings, webdataset_members, write_shard
 
 

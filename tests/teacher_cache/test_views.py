@@ -16,9 +16,11 @@ from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
-from teacher_cache.images import SampleTable, decode_image, index_images
+from teacher_cache.images.decode import decode_image
+from teacher_cache.images.index import index_images
+from teacher_cache.images.table import SampleTable
 from teacher_cache.settings import validated
-from teacher_cache.store import CacheHeader
+from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import FULL, RATIO, ViewRenderer, draw_crop, evaluation_crop, normalise

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead, encoding_of
-from teacher_cache.images import SampleTable
-from teacher_cache.store import CacheHeader, CacheStore, vocabulary_digest
+from teacher_cache.images.table import SampleTable
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CacheHeader
+from teacher_cache.store.vocabularies import vocabulary_digest
 
 SAMPLES, VIEWS, WIDTH, PART = 23, 2, 6, 8
 NAMES = ("cat", "dog", "owl", "elk", "bee")

@@ -30,7 +30,7 @@ from student_train.runs.record import read_settings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import ImageReader
+from teacher_cache.images.reader import ImageReader
 from teacher_cache.softlabels import TeacherCache, open_cache
 from tests.pipeline.report.conftest import SAMPLES, SCRIPT, first_samples
 from tests.student_train.conftest import PICTURES

@@ -19,7 +19,10 @@ from teacher_cache import TeacherCache, open_cache
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import ImageReader, SampleTable, decode_image, index_images
+from teacher_cache.images.decode import decode_image
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import draw_crop

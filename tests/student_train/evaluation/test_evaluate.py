@@ -26,7 +26,9 @@ from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import UsageError
-from teacher_cache.images import ImageReader, decode_image, index_images
+from teacher_cache.images.decode import decode_image
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
 from teacher_cache.teacher.teacher import Teacher
 from tests.models import write_model
 from tests.student_train.conftest import PICTURES

@@ -12,9 +12,10 @@ from zarr.storage import LocalStore, MemoryStore
 
 from teacher_cache.compat import zarr as fence
 from teacher_cache.errors import CacheDamagedError, CacheUnreachableError
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.layout import array_metadata
 from teacher_cache.store.local_folder import LocalFolder
+from teacher_cache.store.verify import verify_store
 from tests.data import caches
 from tests.data.caches.write import header_of
 

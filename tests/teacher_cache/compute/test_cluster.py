@@ -24,7 +24,7 @@ from teacher_cache.compute.cluster import PartProgress
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
-from teacher_cache.store import CacheStore
+from teacher_cache.store.cache_store import CacheStore
 from tests.processes import LIBRARIES, ForkServer, Process
 from tests.teacher_cache.inputs import (
     assert_same_arrays,
@@ -37,7 +37,7 @@ from tests.teacher_cache.inputs import (
 # What a worker loads first: how many images it lives for, or which one it dies of.
 PRELOAD = """
 import os, signal
-from teacher_cache import images
+from teacher_cache.images import decode
 from teacher_cache.compute import part
 seen = 0
 
@@ -46,7 +46,7 @@ def decode_or_die(content, **more):
     seen += 1
     if {condition}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return images.decode_image(content, **more)
+    return decode.decode_image(content, **more)
 
 part.decode_image = decode_or_die
 """

@@ -23,9 +23,10 @@ from teacher_cache.compute.part import (
 )
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
-from teacher_cache.images import SampleTable, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.table import SampleTable
 from teacher_cache.info import slowest_stage
-from teacher_cache.store import CacheHeader
+from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.teacher import Teacher
 from tests.models import loaded
 from tests.teacher_cache.inputs import ANIMALS, encoded, jpeg, write_folder

@@ -9,14 +9,11 @@ import pytest
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files import remote
-from teacher_cache.images import (
-    ImageReader,
-    UnreadableImageError,
-    absolute_source,
-    expand_source,
-    index_images,
-)
+from teacher_cache.images.decode import UnreadableImageError
+from teacher_cache.images.index import index_images
 from teacher_cache.images.location import ByteRange
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.sources import absolute_source, expand_source
 from tests.teacher_cache.images.conftest import WebServer, upload
 from tests.teacher_cache.images.conftest import memory as memory
 from tests.teacher_cache.images.conftest import web as web

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from teacher_cache.images import decode, decode_image
-from teacher_cache.images.decode import Decoder
+from teacher_cache.images import decode
+from teacher_cache.images.decode import Decoder, decode_image
 from tests.teacher_cache.inputs import encoded, picture
 
 

@@ -8,10 +8,8 @@ import pytest
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
-from teacher_cache.images import (
-    ImageReader,
-    UnreadableImageError,
-)
+from teacher_cache.images.decode import UnreadableImageError
+from teacher_cache.images.reader import ImageReader
 from tests.teacher_cache.inputs import (
     indexed,
     jpeg,

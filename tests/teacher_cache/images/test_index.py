@@ -15,13 +15,10 @@ from hypothesis import strategies as st
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
-from teacher_cache.images import (
-    ImageReader,
-    SampleTable,
-    UnreadableImageError,
-    decode_image,
-    index_images,
-)
+from teacher_cache.images.decode import UnreadableImageError, decode_image
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.images.table import SampleTable
 from tests.teacher_cache.images.conftest import WebServer, upload
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,

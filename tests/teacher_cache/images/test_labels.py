@@ -7,7 +7,7 @@ import pytest
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
-from teacher_cache.images import index_images
+from teacher_cache.images.index import index_images
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     SYNSETS,

@@ -8,7 +8,8 @@ import pytest
 
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import UsageError
-from teacher_cache.images import ImageReader, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
 from tests.teacher_cache.inputs import jpeg
 
 PARTS = {

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images import ImageReader, UnreadableImageError, index_images
+from teacher_cache.images.decode import UnreadableImageError
+from teacher_cache.images.index import index_images
+from teacher_cache.images.reader import ImageReader
 from tests.teacher_cache.inputs import (
     ANIMALS,
     SYNSETS,

@@ -13,8 +13,7 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from teacher_cache.images import UnreadableImageError, decode_image
-from teacher_cache.images.decode import MAX_PIXELS
+from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from tests.teacher_cache.inputs import (
     encoded,
     jpeg,

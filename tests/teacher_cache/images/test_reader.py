@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 
 from teacher_cache.errors import RppError
-from teacher_cache.images import (
-    ImageReader,
-    UnreadableImageError,
-)
-from teacher_cache.images.reader import MAX_OPEN_FILES
+from teacher_cache.images.decode import UnreadableImageError
+from teacher_cache.images.reader import MAX_OPEN_FILES, ImageReader
 from tests.teacher_cache.inputs import (
     indexed,
     jpeg,

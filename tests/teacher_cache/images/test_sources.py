@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 
 from teacher_cache.errors import UsageError
-from teacher_cache.images import (
-    expand_source,
-    index_images,
-)
+from teacher_cache.images.index import index_images
+from teacher_cache.images.sources import expand_source
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     indexed,

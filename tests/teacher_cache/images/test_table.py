@@ -7,9 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from teacher_cache.images import (
-    SampleTable,
-)
+from teacher_cache.images.table import SampleTable
 from tests.teacher_cache.inputs import (
     indexed,
     jpeg,

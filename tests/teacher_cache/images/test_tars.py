@@ -12,9 +12,7 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 from teacher_cache.errors import UsageError
-from teacher_cache.images import (
-    index_images,
-)
+from teacher_cache.images.index import index_images
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     SYNSETS,

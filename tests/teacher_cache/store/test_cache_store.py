@@ -15,21 +15,19 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
-from teacher_cache import open_cache, store
+from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import CacheDamagedError, CacheMismatchError, UsageError
-from teacher_cache.images import SampleTable, index_images
+from teacher_cache.images.index import index_images
+from teacher_cache.images.table import SampleTable
 from teacher_cache.info import describe
-from teacher_cache.store import (
-    CHUNK_ROWS,
-    CacheHeader,
-    CacheStore,
-    StoredParts,
-    cache_store,
-    part_rows,
-    verify_store,
-)
+from teacher_cache.store import cache_store
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CHUNK_ROWS, CacheHeader, part_rows
+from teacher_cache.store.parts import StoredParts
+from teacher_cache.store.verify import verify_store
+from teacher_cache.store.vocabularies import vocabulary_digest
 from tests.teacher_cache.inputs import ANIMALS, settings, write_names, write_shards
 
 VOCABULARY = Vocabulary(ANIMALS, ANIMALS)
@@ -53,7 +51,7 @@ def header(table: SampleTable, part_size: int = 5, embedding: int = 8, views: in
         teacher={"model": "m", "pretrained": None, "weights_digest": "d", "logit_scale": 50.0},
         view_policy={"views": views},
         vocabulary="animals",
-        vocabulary_digest=store.vocabulary_digest(VOCABULARY),
+        vocabulary_digest=vocabulary_digest(VOCABULARY),
         sample_table_digest=table.digest,
         images="shards",
         software="rpp",

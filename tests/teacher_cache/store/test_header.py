@@ -17,7 +17,10 @@ from teacher_cache.encodings import registry
 from teacher_cache.encodings.topk import TopK
 from teacher_cache.errors import CacheMismatchError
 from teacher_cache.extend import extend_cache
-from teacher_cache.store import CacheHeader, CacheStore, header, verify_store
+from teacher_cache.store import header
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CacheHeader
+from teacher_cache.store.verify import verify_store
 from tests.data.caches.write import arrays_of, header_of
 from tests.teacher_cache.inputs import assert_same_arrays, settings
 

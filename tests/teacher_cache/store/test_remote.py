@@ -19,15 +19,16 @@ from teacher_cache.command_settings import ExtendSettings, RelabelSettings
 from teacher_cache.errors import CacheBusyError, CacheUnreachableError, UsageError
 from teacher_cache.extend import extend_cache
 from teacher_cache.relabel import relabel_cache
-from teacher_cache.store import CacheStore, lock, verify_store
-from teacher_cache.store.places import folder_at
+from teacher_cache.store import lock
+from teacher_cache.store.cache_store import CacheStore, folder_at
 from teacher_cache.store.remote_folder import RemoteFolder
+from teacher_cache.store.verify import verify_store
 from tests.processes import ForkServer
 from tests.teacher_cache.inputs import decoded_arrays, settings
 
 KILLED_BUILD = """
 import os, signal, time
-from teacher_cache.store import StoredParts
+from teacher_cache.store.parts import StoredParts
 write_record = StoredParts.write_record
 
 def kill_before_record(self, record):
@@ -162,7 +163,7 @@ def test_an_object_whose_writing_fails_does_not_appear(bucket: str) -> None:
 
     with pytest.raises(RuntimeError, match="no more"):
         write_some()
-    assert folder.names() == []
+    assert folder.entries() == {}
 
 
 def held_by(copy: str, **holder: Any) -> None:

@@ -11,7 +11,7 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.images import SampleTable
+from teacher_cache.images.table import SampleTable
 from teacher_cache.store import samples
 from teacher_cache.store.checksums import file_checksum
 from teacher_cache.store.samples import StoredSamples, write_samples

@@ -9,7 +9,9 @@ import pytest
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.errors import CacheDamagedError
-from teacher_cache.store import CacheStore, parts, verify_store
+from teacher_cache.store import parts
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.verify import verify_store
 from tests.teacher_cache.inputs import assert_same_arrays, settings
 
 # object of the cache of `conftest.py` -> what verify names: a part or a table

@@ -11,7 +11,8 @@ import zarr
 from student_train.data.readers import StoredArrays
 from student_train.data.shards import ShardedArray
 from teacher_cache import open_cache
-from teacher_cache.store import CacheStore, verify_store
+from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.verify import verify_store
 from tests.data.caches.write import ENCODINGS, VIEWS, arrays_of, write
 
 CACHES = Path(__file__).parents[2] / "data" / "caches"
