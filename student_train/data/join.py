@@ -128,6 +128,11 @@ class Join:
             reader, list(sources.values()), rows, cache.num_views, device, processes=ranks_here
         )
 
+    @property
+    def mode(self) -> str:
+        """Where image features come from: `features` (a cache; no image is read) or `images`."""
+        return "images" if self._student_features is None else "features"
+
     def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """Yield the batches of steps first_step .. last_step - 1, each read while the one before is used.
 

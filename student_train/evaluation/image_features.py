@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student_train.evaluation.models import FeatureModel, StudentFeatures
+from student_train.evaluation.models import StudentFeatures
 from teacher_cache.errors import UsageError
 from teacher_cache.images import ImageReader, SampleTable, UnreadableImageError, decode_image
 from teacher_cache.images.decode import MAX_PIXELS
 from teacher_cache.images.location import Location
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache
-from teacher_cache.teacher.teacher import image_tower
+from teacher_cache.teacher.teacher import Teacher, image_tower
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EncodedImages:
 
 
 def encode_images(
-    models: Iterable[FeatureModel],
+    models: Iterable[Teacher],
     samples: SampleTable,
     batch_size: int = 64,
     threads: int = 4,
@@ -87,7 +87,7 @@ def encode_images(
     return EncodedImages({tower: torch.cat(parts) for tower, parts in features.items()}, labels, skipped)
 
 
-def _rendered(image: NDArray[np.uint8], models: Iterable[FeatureModel]) -> list[NDArray[np.uint8]]:
+def _rendered(image: NDArray[np.uint8], models: Iterable[Teacher]) -> list[NDArray[np.uint8]]:
     """Return pixels for each model, [3, H, W]; models with equal preprocessing share them."""
     rendered: list[tuple[Any, NDArray[np.uint8]]] = []
     pixels = []
@@ -101,7 +101,7 @@ def _rendered(image: NDArray[np.uint8], models: Iterable[FeatureModel]) -> list[
     return pixels
 
 
-def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> EncodedImages:
+def cached_images(models: Iterable[Teacher], cache: TeacherCache) -> EncodedImages:
     """Read the features of the evaluation views from a cache, without reading images.
 
     Raises:
@@ -121,7 +121,7 @@ def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> Encode
     return EncodedImages({tower: features_ND}, labels, skipped)
 
 
-def check_cached(models: Iterable[FeatureModel], cache: TeacherCache) -> str:
+def check_cached(models: Iterable[Teacher], cache: TeacherCache) -> str:
     """Check that a cache has the image features of models; return the name of their image tower.
 
     Raises:

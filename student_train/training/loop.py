@@ -103,7 +103,6 @@ class Run:
     """The parts of a run.
 
     Attributes:
-        mode: where image features come from: `features` (the cache) or `images`.
         record: what `settings.json` holds of the run to resume; None in a new run.
         init: the prompts that a new run starts from.
         first_step: steps that were taken before, known once the run is started.
@@ -114,7 +113,6 @@ class Run:
     cache: TeacherCache
     student: PromptedCLIP
     join: Join
-    mode: str
     forward: Forward
     loss: TotalLoss
     optimizer: PromptOptimizer
@@ -136,13 +134,7 @@ class Run:
             self.folder.drop_metrics(after=self.first_step)
         else:
             self.record = describe_run(
-                self.settings,
-                self.cache,
-                self.student,
-                self.mode,
-                self.processes.size,
-                self.join.batch_size,
-                self.init,
+                self.settings, self.cache, self.student, self.join, self.processes.size, self.init
             )
             self.folder.create(self.record)
         if self.processes.first:
@@ -226,7 +218,7 @@ class Run:
             seconds=seconds,
             samples_per_second=samples / max(seconds, 1e-9),
             wait_seconds=self.metrics.wait_seconds,
-            mode=self.mode,
+            mode=self.join.mode,
         )
 
 
@@ -258,7 +250,7 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
         frozen.requires_grad_(False)
     student = student.to(device)
     loss = TotalLoss(settings)
-    join, mode = make_join(settings, cache, base, processes, device, loss.reads_teacher)
+    join = make_join(settings, cache, base, processes, device, loss.reads_teacher)
     total_steps = min(settings.epochs * join.steps_per_epoch, settings.max_steps or 2**62)
     learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = PromptOptimizer(settings, learnable, device, total_steps)
@@ -269,7 +261,6 @@ def prepare(settings: TrainSettings, processes: Processes, device: torch.device)
         cache=cache,
         student=student,
         join=join,
-        mode=mode,
         forward=Forward(settings, cache, student, processes, device),
         loss=loss,
         optimizer=optimizer,

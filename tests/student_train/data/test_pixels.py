@@ -5,6 +5,7 @@ import os
 import signal
 import tarfile
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -197,13 +198,9 @@ class TestKeys:
     ) -> None:
         """Two pictures of equal size change places: noticed in the first batch of their part alone."""
         workers = PixelWorkers(cache.samples, 100, teacher.renderer, workers=0)
-        flags = [
-            [sample.check for sample in batch]
-            for batch in workers._requests(
-                [requests(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 250, 130], [1, 2, 299])]
-            )
-        ]
-        assert flags == [[True, True, True], [False, True, False], [False, False, False]]
+        batches = [requests(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 130, 250], [1, 2, 299])]
+        flags = [[sample.check for sample in piece] for piece in workers._pieces(batches, deque())]
+        assert flags == [[True, True, True], [False, False, True], [False, False, False]]
 
 
 def test_workers_are_as_many_as_the_cores_that_may_be_used(
