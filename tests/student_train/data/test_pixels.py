@@ -15,7 +15,7 @@ import torch
 from student_train.data.pixels import PixelWorkers, ViewRequest, ViewRequests, check_key, read_pixels
 from student_train.training import inputs
 from student_train.training.distributed import Processes
-from student_train.training.loop import prepare
+from student_train.training.loop import Run
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
@@ -210,6 +210,6 @@ def test_workers_are_as_many_as_the_cores_that_may_be_used(
     monkeypatch.setattr(inputs, "usable_cores", lambda: 6)
     for size, of_each in ((1, 6), (3, 2), (9, 1)):
         alone = Processes(local_size=size)
-        run = prepare(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
+        run = Run(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
         assert run.join._pixels is not None
         assert run.join._pixels._workers == of_each
