@@ -5,7 +5,7 @@ Computes logits and passes them to the evaluators, which are in `evaluators/`.
 Shapes: N images, B batch, C classes, D embedding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,9 @@ def figures(
     """
     task = Task(len(own.classes), temperature, own.classes)
     evaluators = [EVALUATORS[metric](task) for metric in metrics]
-    for part in _pieces(len(own.labels), task.classes):
+    step = max(1, BATCH_LOGITS // task.classes)
+    for first in range(0, len(own.labels), step):
+        part = slice(first, first + step)
         scores = Scores(own[part], own.labels[part], teacher[part] if teacher else None)
         for evaluator in evaluators:
             evaluator.update(scores)
@@ -182,8 +184,3 @@ def figures(
     for evaluator in evaluators:
         found |= evaluator.figures()
     return found
-
-
-def _pieces(rows: int, classes: int) -> Iterator[slice]:
-    step = max(1, BATCH_LOGITS // classes)
-    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))
