@@ -89,15 +89,13 @@ def encode_images(
 
 def _rendered(image: NDArray[np.uint8], models: Iterable[Teacher]) -> list[NDArray[np.uint8]]:
     """Return pixels for each model, [3, H, W]; models with equal preprocessing share them."""
-    rendered: list[tuple[Any, NDArray[np.uint8]]] = []
+    rendered: dict[str, NDArray[np.uint8]] = {}  # by preprocessing, which has no hash
     pixels = []
     for model in models:
-        preprocess = model.renderer.preprocess
-        found = next((image_pixels for known, image_pixels in rendered if known == preprocess), None)
-        if found is None:
-            found = model.renderer.render_evaluation(image)
-            rendered.append((preprocess, found))
-        pixels.append(found)
+        preprocess = repr(model.renderer.preprocess)
+        if preprocess not in rendered:
+            rendered[preprocess] = model.renderer.render_evaluation(image)
+        pixels.append(rendered[preprocess])
     return pixels
 
 
