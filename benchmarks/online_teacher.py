@@ -82,9 +82,9 @@ def train_online(settings: TrainSettings) -> RunResult:
     def online_join(settings: TrainSettings, cache: TeacherCache, base: LoadedModel, *others: Any) -> Any:
         # without features in the cache, images are read also where no vision prompt needs them
         with patch.object(TeacherCache, "keeps_image_features", False):
-            join, mode = make_join(settings, cache, base, *others)
+            join = make_join(settings, cache, base, *others)
         join.batches = Online(join, base, settings)  # type: ignore[method-assign, assignment]
-        return join, mode
+        return join
 
     with patch.dict(train.__globals__, make_join=online_join):
         return train(settings)

@@ -112,14 +112,11 @@ class Join:
         self._own = slice(self.batch_size * rank // ranks, self.batch_size * (rank + 1) // ranks)
         self._pixels = pixels
 
-        encoding_arrays = tuple(cache.encoding.arrays(cache.header.embedding, cache.header.classes))
         sources = {}
         if soft_labels or student_features is cache:
-            sources["teacher"] = StoredArrays(cache, encoding_arrays)
+            sources["teacher"] = _encoded(cache)
         if student_features is not None and student_features is not cache:
-            header = student_features.header
-            names = student_features.encoding.arrays(header.embedding, header.classes)
-            sources["student"] = StoredArrays(student_features, tuple(names))
+            sources["student"] = _encoded(student_features)
         if pixels is not None:
             sources["crops"] = StoredArrays(cache, ("crops",))
         self._student_features = student_features
@@ -128,6 +125,11 @@ class Join:
         self.reader = make_reader(
             reader, list(sources.values()), rows, cache.num_views, device, processes=ranks_here
         )
+
+    @property
+    def mode(self) -> str:
+        """Where image features come from: `features` (a cache; no image is read) or `images`."""
+        return "images" if self._student_features is None else "features"
 
     def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
         """Yield the batches of steps first_step .. last_step - 1, each read while the one before is used.
@@ -200,6 +202,11 @@ class Join:
 
         for decoded in pixels.decode(requests(), self._own.stop - self._own.start):
             yield replace(waiting.popleft(), pixels=decoded)
+
+
+def _encoded(cache: TeacherCache) -> StoredArrays:
+    names = cache.encoding.arrays(cache.header.embedding, cache.header.classes)
+    return StoredArrays(cache, tuple(names))
 
 
 def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from student_train.compat.torch import WorkerProcesses
 from teacher_cache.errors import RppError, UsageError
@@ -169,7 +169,7 @@ class PixelWorkers:
         loader: DataLoader[NDArray[np.uint8] | RppError] = DataLoader(
             _DecodedPieces(self._renderer, self._max_pixels),
             batch_size=None,
-            sampler=_PiecesInReadingOrder(self._requests(batches), orders),
+            sampler=self._pieces(batches, orders),
             num_workers=self._workers,
             collate_fn=_unchanged,
             worker_init_fn=partial(_prepare_worker, os.getpid()),
@@ -186,7 +186,10 @@ class PixelWorkers:
                 pixels[torch.from_numpy(order[begin : begin + PIECE])] = torch.from_numpy(piece)
             yield pixels
 
-    def _requests(self, batches: Iterable[ViewRequests]) -> Iterator[list[ViewRequest]]:
+    def _pieces(
+        self, batches: Iterable[ViewRequests], orders: deque[NDArray[np.int64]]
+    ) -> Iterator[list[ViewRequest]]:
+        """Split each batch into pieces, in the order of their bytes in the shards; append it to `orders`."""
         checked = np.zeros(len(self._samples) // self._part_size + 1, dtype=bool)
         for batch in batches:
             parts = batch.rows // self._part_size
@@ -194,12 +197,14 @@ class PixelWorkers:
             checked[parts] = True
             keys, locations = self._samples.keys(batch.rows), self._samples.locations(batch.rows)
             fields = zip(keys, locations, batch.views.tolist(), batch.crops, check.tolist(), strict=True)
-            yield [ViewRequest(*values) for values in fields]
+            requests = [ViewRequest(*values) for values in fields]
+            order = sorted(range(len(requests)), key=lambda i: requests[i].location)
+            orders.append(np.array(order))
+            for begin in range(0, len(order), PIECE):
+                yield [requests[i] for i in order[begin : begin + PIECE]]
 
 
-def _received(
-    loader: DataLoader[NDArray[np.uint8] | RppError],
-) -> Iterator[NDArray[np.uint8]]:
+def _received(loader: DataLoader[NDArray[np.uint8] | RppError]) -> Iterator[NDArray[np.uint8]]:
     workers = WorkerProcesses(loader)
     # An error's traceback may keep this generator open until the interpreter exits, which waits for workers.
     atexit.register(workers.end)
@@ -216,21 +221,6 @@ def _received(
     finally:
         workers.end()
         atexit.unregister(workers.end)
-
-
-class _PiecesInReadingOrder(Sampler[list[ViewRequest]]):
-    """Splits each batch into pieces, in the order of their bytes in the shards, and appends this order of the
-    batch's samples to `orders`."""
-
-    def __init__(self, batches: Iterable[list[ViewRequest]], orders: deque[NDArray[np.int64]]) -> None:
-        self._batches, self._orders = batches, orders
-
-    def __iter__(self) -> Iterator[list[ViewRequest]]:
-        for batch in self._batches:
-            order = sorted(range(len(batch)), key=lambda i: batch[i].location)
-            self._orders.append(np.array(order))
-            for begin in range(0, len(order), PIECE):
-                yield [batch[i] for i in order[begin : begin + PIECE]]
 
 
 class _DecodedPieces(Dataset[NDArray[np.uint8] | RppError]):

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,15 +82,13 @@ def _torch_dtype(stored: NDArray[Any]) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class LoadedWindow:
-    """A window with its arrays.
+    """The arrays of a window.
 
     Attributes:
-        window: the window.
         stored: arrays of each source, by name.
         index: row in these arrays of the window's sample i, int64 [n].
     """
 
-    window: Window
     stored: list[dict[str, Tensor]]
     index: Tensor
 
@@ -105,14 +103,6 @@ def _rows(values: Tensor, index: Tensor) -> Tensor:
     if values.device.type != "cpu":
         return values.index_select(0, index)
     return torch.from_numpy(values.numpy().take(index.numpy(), axis=0))
-
-
-class Reader(Protocol):
-    """Load windows."""
-
-    def load(self, window: Window) -> LoadedWindow:
-        """Return a window with its arrays."""
-        ...
 
 
 class MemoryReader:
@@ -132,7 +122,7 @@ class MemoryReader:
     def load(self, window: Window) -> LoadedWindow:
         """Return the index of the window's samples in the loaded arrays; nothing is read."""
         index = (window.views * self._rows + window.positions)[window.shuffled]
-        return LoadedWindow(window, self._stored, torch.from_numpy(index).to(self._device))
+        return LoadedWindow(self._stored, torch.from_numpy(index).to(self._device))
 
 
 class BlockReader:
@@ -157,7 +147,7 @@ class BlockReader:
             to_device(source.read(rows, window.views, room), self._device)
             for source, room in zip(self._sources, rooms, strict=True)
         ]
-        return LoadedWindow(window, stored, torch.from_numpy(window.shuffled).to(self._device))
+        return LoadedWindow(stored, torch.from_numpy(window.shuffled).to(self._device))
 
 
 def make_reader(
@@ -167,7 +157,7 @@ def make_reader(
     views: int,
     device: torch.device,
     processes: int,
-) -> Reader:
+) -> MemoryReader | BlockReader:
     """Return the reader of this name; `auto` is `memory` if the run's arrays fit, otherwise `blocks`.
 
     Args:
@@ -180,9 +170,9 @@ def make_reader(
     """
     if name == "auto":
         name = "memory" if fits(sources, len(rows), views, free_memory() // processes) else "blocks"
-    return (
-        MemoryReader(sources, rows, views, device) if name == "memory" else BlockReader(sources, rows, device)
-    )
+    if name == "memory":
+        return MemoryReader(sources, rows, views, device)
+    return BlockReader(sources, rows, device)
 
 
 def fits(sources: list[StoredArrays], rows: int, views: int, free: int) -> bool:

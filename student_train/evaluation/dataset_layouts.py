@@ -16,11 +16,8 @@ from teacher_cache.images.sources import find_source
 from teacher_cache.preflight import require_classes
 from teacher_cache.store.presence import require_cache
 
-CLASSNAMES, TEMPLATES, DATASET_TYPE = (
-    "classnames.txt",
-    "zeroshot_classification_templates.txt",
-    "dataset_type.txt",
-)
+CLASSNAMES, DATASET_TYPE = "classnames.txt", "dataset_type.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
 
 
 def find_format(settings: DataSettings) -> Format:

@@ -5,7 +5,7 @@ Computes logits and passes them to the evaluators, which are in `evaluators/`.
 Shapes: N images, B batch, C classes, D embedding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch import Tensor
 from student_train.evaluation.datasets import Dataset, open_dataset
 from student_train.evaluation.evaluators import EVALUATORS, Scores, Task
 from student_train.evaluation.image_features import EncodedImages, cached_images, check_cached, encode_images
-from student_train.evaluation.models import FeatureModel, FeatureModels, LoadedFeatureModel
+from student_train.evaluation.models import FeatureModels, LoadedFeatureModel
 from student_train.evaluation.settings import EvalOptions, EvalSettings, ModelOptions, ModelSettings
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images.table import SampleTable
 from teacher_cache.softlabels import TeacherCache
+from teacher_cache.teacher.teacher import Teacher
 
 MOST_DECODING_THREADS = 16
 BATCH_LOGITS = 1 << 24  # of a batch of scores: 64 MB
@@ -125,7 +126,7 @@ def check_evaluation(models: Sequence[ComparedModel], dataset: Dataset, options:
         check_cached(_feature_models(models), dataset.source)
 
 
-def _feature_models(models: Sequence[ComparedModel]) -> list[FeatureModel]:
+def _feature_models(models: Sequence[ComparedModel]) -> list[Teacher]:
     return [loaded.model for pair in models for loaded in pair if loaded is not None]
 
 
@@ -173,7 +174,9 @@ def figures(
     """
     task = Task(len(own.classes), temperature, own.classes)
     evaluators = [EVALUATORS[metric](task) for metric in metrics]
-    for part in _pieces(len(own.labels), task.classes):
+    step = max(1, BATCH_LOGITS // task.classes)
+    for first in range(0, len(own.labels), step):
+        part = slice(first, first + step)
         scores = Scores(own[part], own.labels[part], teacher[part] if teacher else None)
         for evaluator in evaluators:
             evaluator.update(scores)
@@ -181,8 +184,3 @@ def figures(
     for evaluator in evaluators:
         found |= evaluator.figures()
     return found
-
-
-def _pieces(rows: int, classes: int) -> Iterator[slice]:
-    step = max(1, BATCH_LOGITS // classes)
-    return (slice(first, min(first + step, rows)) for first in range(0, rows, step))

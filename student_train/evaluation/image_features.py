@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student_train.evaluation.models import FeatureModel, StudentFeatures
+from student_train.evaluation.models import StudentFeatures
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from teacher_cache.images.location import Location
@@ -22,7 +22,7 @@ from teacher_cache.images.reader import ImageReader
 from teacher_cache.images.table import SampleTable
 from teacher_cache.progress import counting
 from teacher_cache.softlabels import TeacherCache
-from teacher_cache.teacher.teacher import image_tower
+from teacher_cache.teacher.teacher import Teacher, image_tower
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EncodedImages:
 
 
 def encode_images(
-    models: Iterable[FeatureModel],
+    models: Iterable[Teacher],
     samples: SampleTable,
     batch_size: int = 64,
     threads: int = 4,
@@ -88,21 +88,19 @@ def encode_images(
     return EncodedImages({tower: torch.cat(parts) for tower, parts in features.items()}, labels, skipped)
 
 
-def _rendered(image: NDArray[np.uint8], models: Iterable[FeatureModel]) -> list[NDArray[np.uint8]]:
+def _rendered(image: NDArray[np.uint8], models: Iterable[Teacher]) -> list[NDArray[np.uint8]]:
     """Return pixels for each model, [3, H, W]; models with equal preprocessing share them."""
-    rendered: list[tuple[Any, NDArray[np.uint8]]] = []
+    rendered: dict[str, NDArray[np.uint8]] = {}  # by preprocessing, which has no hash
     pixels = []
     for model in models:
-        preprocess = model.renderer.preprocess
-        found = next((image_pixels for known, image_pixels in rendered if known == preprocess), None)
-        if found is None:
-            found = model.renderer.render_evaluation(image)
-            rendered.append((preprocess, found))
-        pixels.append(found)
+        preprocess = repr(model.renderer.preprocess)
+        if preprocess not in rendered:
+            rendered[preprocess] = model.renderer.render_evaluation(image)
+        pixels.append(rendered[preprocess])
     return pixels
 
 
-def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> EncodedImages:
+def cached_images(models: Iterable[Teacher], cache: TeacherCache) -> EncodedImages:
     """Read the features of the evaluation views from a cache, without reading images.
 
     Raises:
@@ -122,7 +120,7 @@ def cached_images(models: Iterable[FeatureModel], cache: TeacherCache) -> Encode
     return EncodedImages({tower: features_ND}, labels, skipped)
 
 
-def check_cached(models: Iterable[FeatureModel], cache: TeacherCache) -> str:
+def check_cached(models: Iterable[Teacher], cache: TeacherCache) -> str:
     """Check that a cache has the image features of models; return the name of their image tower.
 
     Raises:

@@ -6,10 +6,9 @@ Shapes: B batch, C classes, D embedding.
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.evaluation.preflight import zero_shot_without_cache
@@ -24,46 +23,15 @@ from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UsageError
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.teacher.openclip import LoadedModel, load_model
-from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
-from teacher_cache.views import ViewRenderer, normalise
+from teacher_cache.teacher.teacher import Teacher, choose_device
 
 
-class FeatureModel(Protocol):
-    """The interface of a model in evaluation; `Teacher` has it."""
-
-    renderer: ViewRenderer
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor of the logits."""
-        ...
-
-    @property
-    def image_tower(self) -> str:
-        """Name of the image tower: equal for models with equal image features."""
-        ...
-
-    def image_features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return unit features [B, D] float32 of uint8 pixels."""
-        ...
-
-    def class_features(self, vocabulary: Vocabulary) -> Tensor:
-        """Return unit class features [C, D] float32 on the CPU."""
-        ...
-
-
-class StudentFeatures:
-    """A student as a `FeatureModel`. Without text prompts, it reads names through the templates."""
+class StudentFeatures(Teacher):
+    """A student with the interface of `Teacher`. Without text prompts, it reads names in templates."""
 
     def __init__(self, student: PromptedCLIP, device: torch.device, precision: Precision = "fp32") -> None:
-        self.student, self.device, self.precision = student.to(device).eval(), device, precision
-        self.renderer = ViewRenderer(student.base.preprocess)
-        self._frozen = Teacher(student.base, device, precision)
-
-    @property
-    def logit_scale(self) -> float:
-        """Factor of the logits."""
-        return float(self.student.logit_scale.exp())
+        super().__init__(student.base, device, precision)
+        self.student = self.model = student.to(device).eval()
 
     @property
     def has_image_prompts(self) -> bool:
@@ -72,27 +40,15 @@ class StudentFeatures:
 
     @property
     def image_tower(self) -> str:
-        """Name of the image tower: equal for models with equal image features."""
+        """A name that is equal for models with equal image features."""
         prompted = f" with the prompts of {id(self.student)}" if self.has_image_prompts else ""
-        return self._frozen.image_tower + prompted
+        return super().image_tower + prompted
 
     @torch.inference_mode()
-    def image_features(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return unit features [B, D] float32 of uint8 pixels."""
-        if not self.has_image_prompts:
-            return self._frozen.image_features(pixels_BCHW)
-        preprocess = self.student.base.preprocess
-        pixels = normalise(pixels_BCHW.to(self.device), preprocess.mean, preprocess.std)
-        dtype = AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            features = self.student.encode_image(pixels)
-        return F.normalize(features.float(), dim=-1)
-
-    @torch.inference_mode()
-    def class_features(self, vocabulary: Vocabulary) -> Tensor:
+    def class_features(self, vocabulary: Vocabulary, classes_per_batch: int = 256) -> Tensor:
         """Return unit class features [C, D] float32 on the CPU."""
         if "text" not in self.student.prompts:
-            return self._frozen.class_features(vocabulary)
+            return super().class_features(vocabulary, classes_per_batch)
         return self.student.class_features(vocabulary.names).float().cpu()
 
 
@@ -107,7 +63,7 @@ class LoadedFeatureModel:
     """
 
     name: str
-    model: FeatureModel
+    model: Teacher
     templates: tuple[str, ...]
 
 
@@ -128,9 +84,11 @@ class FeatureModels:
         if settings.student == ZERO_SHOT:
             return self._zero_shot(settings)
         student = load_student(settings.student, settings.model, settings.pretrained, load=self._load)
-        templates = run_templates(settings.student)
+        trained = student.provenance
         return LoadedFeatureModel(
-            settings.student, StudentFeatures(student, device, settings.precision), templates
+            settings.student,
+            StudentFeatures(student, device, settings.precision),
+            tuple(trained["templates"]) if trained else (DEFAULT_TEMPLATE,),
         )
 
     def teacher_of(self, settings: ModelSettings) -> LoadedFeatureModel:
@@ -189,17 +147,7 @@ class FeatureModels:
         return self._loaded[key]
 
 
-def run_templates(student: str) -> tuple[str, ...]:
-    """Return the templates of the cache that a student was trained on, for students without text prompts.
-
-    Raises:
-        UsageError: its run's settings, or the `config.json` beside it, cannot be read.
-    """
-    trained = read_provenance(Path(student))
-    return tuple(trained["templates"]) if trained else (DEFAULT_TEMPLATE,)
-
-
-def load_with_classes(settings: ModelWithClasses) -> tuple[FeatureModel, Vocabulary]:
+def load_with_classes(settings: ModelWithClasses) -> tuple[Teacher, Vocabulary]:
     """Load a model and the classes, with the model's templates."""
     loaded = FeatureModels().load(settings)
     names = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)

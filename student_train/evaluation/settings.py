@@ -57,22 +57,27 @@ class DataSettings(DataOptions):
     )
 
 
-class ModelOptions(BaseModel):
-    """Where models are, and how they run."""
+class FrozenModelPlace(BaseModel):
+    """Where the frozen model of a student is now."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cache: Place | None = Field(
-        default=None,
-        description="cache with the model and templates of --student zero-shot and the teacher of agreement "
-        "[default: the cache of the run]",
-    )
     model: str | None = Field(
         default=None, description="where the frozen model is now [default: where it was at training]"
     )
     pretrained: str | None = Field(
         default=None,
         description="pretrained tag or weights file of the frozen model now [default: as at training]",
+    )
+
+
+class ModelOptions(FrozenModelPlace):
+    """Where models are, and how they run."""
+
+    cache: Place | None = Field(
+        default=None,
+        description="cache with the model and templates of --student zero-shot and the teacher of agreement "
+        "[default: the cache of the run]",
     )
     precision: Precision = Field(default="fp32", description="autocast precision")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")

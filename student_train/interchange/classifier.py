@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from student_train.evaluation.models import load_with_classes
 from student_train.interchange.settings import ClassifierSettings
-from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.atomic_write import atomic_write
+from teacher_cache.errors import RppError
+from teacher_cache.files.atomic_write import atomic_write, atomic_write_text, make_folder
 
 SAFETENSORS, NPY, CLASSES = "classifier.safetensors", "classifier.npy", "classes.json"
 
@@ -32,10 +32,7 @@ def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
     """
     model, vocabulary = load_with_classes(settings)
     features_CD = model.class_features(vocabulary).contiguous()
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {settings.out} cannot be a folder: {error.strerror}") from error
+    make_folder(settings.out)
     classes = {"names": list(vocabulary.names), "ids": list(vocabulary.ids)}
     files = {name: settings.out / name for name in (SAFETENSORS, NPY, CLASSES)}
     try:
@@ -44,8 +41,7 @@ def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
             save_file({"class_features": features_CD, "logit_scale": scale}, path)
         with atomic_write(files[NPY]) as path, open(path, "wb") as file:
             np.save(file, features_CD.numpy(), allow_pickle=False)
-        with atomic_write(files[CLASSES]) as path:
-            path.write_text(json.dumps(classes, ensure_ascii=False, indent=1), encoding="utf-8")
+        atomic_write_text(files[CLASSES], json.dumps(classes, ensure_ascii=False, indent=1))
     except (OSError, SafetensorError) as error:
         raise RppError(f"{settings.out} cannot be written: {error}") from error
     return files

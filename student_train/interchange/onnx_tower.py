@@ -25,7 +25,7 @@ from student_train.interchange.settings import OnnxSettings
 from student_train.model.stored import StoredStudent, read_student
 from student_train.model.student import PromptedCLIP
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.atomic_write import atomic_write, require_writable
+from teacher_cache.files.atomic_write import atomic_write, make_folder, require_writable
 from teacher_cache.views import ViewRenderer, normalise
 
 PIXELS, FEATURES = "pixels", "image_features"
@@ -66,10 +66,7 @@ def export_onnx(settings: OnnxSettings) -> OnnxFile:
     out = settings.out
     if os.path.isdir(out):
         raise UsageError(f"--out {out} is a folder; give a file such as {out / 'image.onnx'}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {out.parent} cannot be a folder: {error.strerror}") from error
+    make_folder(out.parent)
     require_writable(out)  # before tracing, which takes a minute
     stored = read_student(settings.student)
     student = PromptedCLIP.from_stored(stored, settings.model, settings.pretrained)

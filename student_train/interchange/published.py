@@ -24,6 +24,7 @@ from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP, save_student
 from student_train.runs.record import STUDENT
 from teacher_cache.errors import UsageError
+from teacher_cache.files.atomic_write import make_folder
 from teacher_cache.teacher.checkpoint_file import load_plain
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.text_towers import text_parts
@@ -66,10 +67,7 @@ def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
     with torch.no_grad():
         first_nW = context_nW + parts.positional_embedding[1 : 1 + n]
         cast(Prompts, student.tower_prompts("text")).q[0].copy_(first_nW)
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out {settings.out} cannot be a folder: {error.strerror}") from error
+    make_folder(settings.out)
     return save_student(student, settings.out)
 
 

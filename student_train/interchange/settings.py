@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from student_train.evaluation.settings import MODEL, NAMES, ModelWithClasses
+from student_train.evaluation.settings import MODEL, NAMES, FrozenModelPlace, ModelWithClasses
 from teacher_cache.settings import Panels
 
 
@@ -53,10 +53,9 @@ class HuggingFaceSettings(BaseModel):
     )
 
 
-class OnnxSettings(BaseModel):
+class OnnxSettings(FrozenModelPlace):
     """Settings of an export of the image tower."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     PANELS: ClassVar[Panels] = {"Model": ("student", "model", "pretrained"), "Output": ("out",)}
 
     student: Path = Field(
@@ -64,10 +63,3 @@ class OnnxSettings(BaseModel):
         "is open_clip's own model"
     )
     out: Path = Field(description="the ONNX file, image.onnx for example")
-    model: str | None = Field(
-        default=None, description="where the frozen model is now [default: where it was at training]"
-    )
-    pretrained: str | None = Field(
-        default=None,
-        description="pretrained tag or weights file of the frozen model now [default: as at training]",
-    )

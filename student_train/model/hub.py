@@ -1,6 +1,7 @@
 """Fetch students from Hugging Face's hub, or from its cache on this machine."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -16,17 +17,12 @@ from student_train.runs.record import CONFIG, MODEL
 from teacher_cache.errors import RppError, UsageError
 
 
-def fetch_folder(
-    repository: str,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-) -> Path:
+def fetch_folder(repository: str, **options: Any) -> Path:
     """Fetch a student's files from Hugging Face's hub, or from its cache on this machine.
 
-    The arguments are those of `huggingface_hub.hf_hub_download`.
+    Args:
+        repository: 'ORG/REPO'.
+        options: of `huggingface_hub.hf_hub_download`.
 
     Returns:
         The folder of `config.json` and `model.safetensors`.
@@ -36,18 +32,7 @@ def fetch_folder(
         RppError: it could not be fetched.
     """
     try:
-        config, _ = (
-            hf_hub_download(
-                repository,
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            for name in (CONFIG, MODEL)
-        )
+        config, _ = (hf_hub_download(repository, name, **options) for name in (CONFIG, MODEL))
     except LocalEntryNotFoundError as error:  # also without a network
         raise RppError(
             f"no folder {repository}, and as a repository not in the hub's cache and could not be fetched"

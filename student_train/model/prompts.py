@@ -53,7 +53,6 @@ class Prompts(nn.Module):
         generator: source of the random values, on the CPU.
         """
         super().__init__()
-        self.carry = settings.carry
         initial_JnW = torch.zeros(depth, *first_nW.shape)
         if settings.carry == "replace":
             initial_JnW.normal_(0, INIT_STD, generator=generator)

@@ -31,7 +31,7 @@ from student_train.runs.record import (
 )
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.files.atomic_write import atomic_write
+from teacher_cache.files.atomic_write import atomic_write, atomic_write_text, make_folder
 from teacher_cache.files.json_text import first_problem, parse_json
 from teacher_cache.model_names import portable_model, portable_pretrained
 
@@ -124,16 +124,12 @@ def write_folder(
     """
     if os.path.exists(folder / STUDENT) or os.path.exists(folder / SETTINGS):
         raise UsageError(f"{folder} has a run or its student; choose another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be a folder: {error.strerror}") from error
+    make_folder(folder, option="")
     portable = record.portable()
     model = write_student(folder / MODEL, portable, tensors)
     config = FolderRecord(**portable.model_dump(), safetensors_digest=_digest(model), training=training)
     try:
-        with atomic_write(folder / CONFIG) as temporary:
-            temporary.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        atomic_write_text(folder / CONFIG, config.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise RppError(f"{folder / CONFIG} cannot be written: {error.strerror}") from error
     return {MODEL: model, CONFIG: folder / CONFIG}

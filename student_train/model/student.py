@@ -317,7 +317,14 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         folder = Path(pretrained_model_name_or_path)
         if not os.path.isdir(folder):
             repository = str(pretrained_model_name_or_path)
-            folder = fetch_folder(repository, revision, cache_dir, force_download, local_files_only, token)
+            folder = fetch_folder(
+                repository,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
         return cls.from_stored(read_student(folder), model, pretrained, device)
 
     def _save_pretrained(self, save_directory: Path) -> None:

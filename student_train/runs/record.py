@@ -43,16 +43,9 @@ def read_settings(out: Path) -> dict[str, Any]:
     Raises:
         UsageError: no run there, a run of a newer version, or a damaged file.
     """
-    try:
-        record = parse_json((out / SETTINGS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
-    except OSError as error:
-        raise UsageError(f"{out / SETTINGS} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     parts = {"settings": dict, "cache": dict, "student": dict, "templates": list}
     try:
+        record: dict[str, Any] = parse_json((out / SETTINGS).read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError("expected a JSON object")
         _require_known_format(out, record)
@@ -60,10 +53,13 @@ def read_settings(out: Path) -> dict[str, Any]:
             if not isinstance(record.get(name), kind):
                 raise ValueError(f"{name!r} is missing or of another type")
         check_teacher(record["cache"].get("teacher"), record["templates"])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
+    except OSError as error:
+        raise UsageError(f"{out / SETTINGS} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
-    found: dict[str, Any] = record
-    return found
+    return record
 
 
 def _require_known_format(out: Path, record: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ def make_join(
     processes: Processes,
     device: torch.device,
     soft_labels: bool,
-) -> tuple[Join, str]:
-    """The run's batches, and their mode: `features` (no image is read) or `images`.
+) -> Join:
+    """The run's batches.
 
     Stored features are used where no vision prompt changes them and a cache has those of the student's model.
 
@@ -72,7 +72,7 @@ def make_join(
             workers = max(1, min(16, usable_cores() // processes.local_size))
         header = cache.header
         pixels = PixelWorkers(samples, header.part_size, renderer, workers, pin, header.max_pixels)
-    join = Join(
+    return Join(
         cache,
         rows,
         settings.batch_size,
@@ -86,7 +86,6 @@ def make_join(
         ranks=processes.size,
         ranks_here=processes.local_size,
     )
-    return join, "images" if features is None else "features"
 
 
 def check_student_features(

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from student_train.data.join import Batch, Join
-from student_train.model.stored import StoredStudent, read_student
+from student_train.data.join import Batch
+from student_train.model.stored import read_student
 from student_train.model.student import PromptedCLIP, save_student
 from student_train.runs.folder import BAD_STEP, RunFolder
 from student_train.runs.record import find_checkpoint, public_record, require_startable
@@ -34,7 +34,7 @@ from student_train.training.optimizer import PromptOptimizer
 from student_train.training.run_identity import check_same_run, describe_run
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.softlabels import TeacherCache, open_cache
+from teacher_cache.softlabels import open_cache
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def train(settings: TrainSettings) -> RunResult:
         stop_signals() as stopped,
         ExitStack() as at_end,
     ):
-        run = processes.agree(prepare, settings, processes, device)
+        run = processes.agree(Run, settings, processes, device)
         at_end.callback(run.folder.close)
         at_end.push(run.metrics.logs)
         processes.agree(run.start)
@@ -98,34 +98,53 @@ def train(settings: TrainSettings) -> RunResult:
         return processes.agree(run.finish)
 
 
-@dataclass
 class Run:
     """The parts of a run.
 
     Attributes:
-        mode: where image features come from: `features` (the cache) or `images`.
         record: what `settings.json` holds of the run to resume; None in a new run.
-        init: the prompts that a new run starts from.
         first_step: steps that were taken before, known once the run is started.
     """
 
-    settings: TrainSettings
-    processes: Processes
-    cache: TeacherCache
-    student: PromptedCLIP
-    join: Join
-    mode: str
-    forward: Forward
-    loss: TotalLoss
-    optimizer: PromptOptimizer
-    health: Health
-    checkpoint: Checkpoint
-    folder: RunFolder
-    metrics: Metrics
-    record: dict[str, Any] | None
-    init: StoredStudent | None
-    total_steps: int
-    first_step: int = 0
+    def __init__(self, settings: TrainSettings, processes: Processes, device: torch.device) -> None:
+        """Open, load and check everything, and write nothing.
+
+        Raises:
+            UsageError: as `train`.
+        """
+        if settings.resume and settings.out is None:
+            raise UsageError("--resume needs --out with a run's folder")
+        out = settings.out or Path("runs") / f"{Path(settings.cache).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        record = require_startable(out, settings.resume)
+        logs = MetricLogs(settings.log)
+        cache = open_cache(settings.cache, settings.vocabulary)
+        cache.encoding.require_temperature(settings.temperature)
+        torch.manual_seed(settings.seed)
+        base = load_student_base(settings, cache, device)
+        # a checkpoint has the prompts: the run of --init may be gone
+        from_checkpoint = record is not None and find_checkpoint(out) is not None
+        init = read_student(settings.init) if settings.init is not None and not from_checkpoint else None
+        if record is not None:
+            started_from = record.get("init") if from_checkpoint else (init.digest if init else None)
+            check_same_run(settings, out, record, cache, base, started_from)
+        student = PromptedCLIP(base, settings.prompts, seed=settings.seed)
+        if init is not None:
+            student.take_prompts(init)
+        if settings.freeze and (frozen := student.tower_prompts(settings.freeze)):
+            frozen.requires_grad_(False)
+        student = student.to(device)
+        self.settings, self.processes, self.cache, self.student = settings, processes, cache, student
+        self.record, self.init, self.first_step = record, init, 0
+        self.loss = TotalLoss(settings)
+        self.join = make_join(settings, cache, base, processes, device, self.loss.reads_teacher)
+        self.total_steps = min(settings.epochs * self.join.steps_per_epoch, settings.max_steps or 2**62)
+        learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        self.optimizer = PromptOptimizer(settings, learnable, device, self.total_steps)
+        self.forward = Forward(settings, cache, student, processes, device)
+        self.health = Health(device, settings.clip_norm, self.optimizer.scaler)
+        self.checkpoint = Checkpoint(out, student.prompts, self.optimizer, writes=processes.first)
+        self.folder = RunFolder(out, writes=processes.first)
+        self.metrics = Metrics(self.folder, logs, settings.log_every, visible=processes.first)
 
     def start(self) -> None:
         """Create the run's folder, or resume the run in it."""
@@ -136,13 +155,7 @@ class Run:
             self.folder.drop_metrics(after=self.first_step)
         else:
             self.record = describe_run(
-                self.settings,
-                self.cache,
-                self.student,
-                self.mode,
-                self.processes.size,
-                self.join.batch_size,
-                self.init,
+                self.settings, self.cache, self.student, self.join, self.processes.size, self.init
             )
             self.folder.create(self.record)
         if self.processes.first:
@@ -226,61 +239,8 @@ class Run:
             seconds=seconds,
             samples_per_second=samples / max(seconds, 1e-9),
             wait_seconds=self.metrics.wait_seconds,
-            mode=self.mode,
+            mode=self.join.mode,
         )
-
-
-def prepare(settings: TrainSettings, processes: Processes, device: torch.device) -> Run:
-    """Open, load and check everything, and write nothing.
-
-    Raises:
-        UsageError: as `train`.
-    """
-    if settings.resume and settings.out is None:
-        raise UsageError("--resume needs --out with a run's folder")
-    out = settings.out or Path("runs") / f"{Path(settings.cache).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    record = require_startable(out, settings.resume)
-    logs = MetricLogs(settings.log)
-    cache = open_cache(settings.cache, settings.vocabulary)
-    cache.encoding.require_temperature(settings.temperature)
-    torch.manual_seed(settings.seed)
-    base = load_student_base(settings, cache, device)
-    # a checkpoint has the prompts: the run of --init may be gone
-    from_checkpoint = record is not None and find_checkpoint(out) is not None
-    init = read_student(settings.init) if settings.init is not None and not from_checkpoint else None
-    if record is not None:
-        started_from = record.get("init") if from_checkpoint else (init.digest if init else None)
-        check_same_run(settings, out, record, cache, base, started_from)
-    student = PromptedCLIP(base, settings.prompts, seed=settings.seed)
-    if init is not None:
-        student.take_prompts(init)
-    if settings.freeze and (frozen := student.tower_prompts(settings.freeze)):
-        frozen.requires_grad_(False)
-    student = student.to(device)
-    loss = TotalLoss(settings)
-    join, mode = make_join(settings, cache, base, processes, device, loss.reads_teacher)
-    total_steps = min(settings.epochs * join.steps_per_epoch, settings.max_steps or 2**62)
-    learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = PromptOptimizer(settings, learnable, device, total_steps)
-    folder = RunFolder(out, writes=processes.first)
-    return Run(
-        settings=settings,
-        processes=processes,
-        cache=cache,
-        student=student,
-        join=join,
-        mode=mode,
-        forward=Forward(settings, cache, student, processes, device),
-        loss=loss,
-        optimizer=optimizer,
-        health=Health(device, settings.clip_norm, optimizer.scaler),
-        checkpoint=Checkpoint(out, student.prompts, optimizer, writes=processes.first),
-        folder=folder,
-        metrics=Metrics(folder, logs, settings.log_every, visible=processes.first),
-        record=record,
-        init=init,
-        total_steps=total_steps,
-    )
 
 
 @contextmanager

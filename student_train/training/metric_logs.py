@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from student_train.runs.record import read_metrics
@@ -175,9 +174,7 @@ class MetricLogs:
     def __enter__(self) -> "MetricLogs":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for name, log in self._open.items():
             self._attempt(name, log.close, kind is not None)
         self._open = {}
@@ -195,8 +192,5 @@ def chosen_logs(names: Sequence[LogName]) -> list[str]:
     for name in ("tensorboard", "wandb"):
         if name in names and find_spec(name) is None:
             raise UsageError(f"--log {name} needs the package {name}: pip install 'rpp-clip[{name}]'")
-    automatic = "auto" in names and find_spec("tensorboard") is not None
-    return [
-        *(["tensorboard"] if automatic or "tensorboard" in names else []),
-        *(["wandb"] if "wandb" in names else []),
-    ]
+    automatic = ["tensorboard"] if "auto" in names and find_spec("tensorboard") is not None else []
+    return [name for name in ("tensorboard", "wandb") if name in [*names, *automatic]]

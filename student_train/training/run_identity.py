@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from student_train.data.join import Join
 from student_train.model.stored import StoredStudent
 from student_train.model.student import PromptedCLIP
 from student_train.runs.record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT, flat_settings
@@ -22,10 +23,9 @@ def describe_run(
     settings: TrainSettings,
     cache: TeacherCache,
     student: PromptedCLIP,
-    mode: str,
+    join: Join,
     processes: int,
-    samples_per_step: int,
-    init: StoredStudent | None = None,
+    init: StoredStudent | None,
 ) -> dict[str, Any]:
     """The content of `settings.json`: everything that decides the run's result."""
     return {
@@ -39,10 +39,10 @@ def describe_run(
             "config": student.base.config,
         },
         "templates": list(cache.vocabulary.templates),
-        "mode": mode,
+        "mode": join.mode,
         "init": None if init is None else init.digest,
         "processes": processes,
-        "samples_per_step": samples_per_step,
+        "samples_per_step": join.batch_size,
         "never_read": student.describe_unused(),
         "software": f"rpp {rpp_version()}, torch {torch.__version__}",
     }

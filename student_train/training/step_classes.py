@@ -72,7 +72,7 @@ def sample_classes(labels_B: Tensor, num_classes: int, k: int, generator: torch.
     """Sample a step's classes: those of the batch, and random others (POMP, arXiv 2304.04704).
 
     Args:
-        labels_B: hard labels of the batch, int64, all ≥ 0.
+        labels_B: hard labels of the batch, int64, all ≥ 0, of at most K classes.
         k: classes per step, K.
         generator: of the random classes, on the CPU.
 
@@ -80,14 +80,11 @@ def sample_classes(labels_B: Tensor, num_classes: int, k: int, generator: torch.
         [K] int64, ascending, without duplicates.
 
     Raises:
-        UsageError: the batch has more than K classes.
+        ValueError: the batch has more than K classes.
     """
     present = labels_B.unique()
     if len(present) > k:
-        raise UsageError(
-            f"{k} classes per step are fewer than the {len(present)} classes of one batch; use more classes "
-            "or a smaller batch"
-        )
+        raise ValueError(f"the batch has {len(present)} classes, more than K = {k}")
     drawn = torch.randperm(num_classes, generator=generator)
     others = drawn[~torch.isin(drawn, present)][: k - len(present)]
     return torch.cat([present, others]).sort().values

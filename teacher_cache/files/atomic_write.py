@@ -57,6 +57,18 @@ def atomic_write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def make_folder(folder: Path, option: str = "--out ") -> None:
+    """Create a folder for output, and its parents.
+
+    Raises:
+        UsageError: it cannot be created, or is a file; the message names `option`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{option}{folder} cannot be a folder: {error.strerror}") from error
+
+
 def require_writable(path: Path) -> None:
     """Check that `atomic_write(path)` can create a file, before long work whose result goes there.
 

@@ -44,8 +44,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]
     """The sources with all changes of the page, and the files that it wrote or changed."""
     copy = tmp_path_factory.mktemp("copy")
     for name in (*PACKAGES, "tests"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("demo", "__pycache__"))
-    (copy / "pipeline" / "demo").symlink_to(ROOT / "pipeline" / "demo")
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     touched = []
     for block in blocks_of(PAGE):

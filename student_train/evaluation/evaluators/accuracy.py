@@ -1,17 +1,13 @@
 """Accuracy: share of images whose class comes first or among the first five, and the mean over classes."""
 
-from typing import ClassVar
-
 import torch
 
-from student_train.evaluation.evaluators.evaluator import Scores, Task, top_places
+from student_train.evaluation.evaluators.evaluator import Evaluator, Scores, Task, top_places
 
 
-class Accuracy:
+class Accuracy(Evaluator):
     """`top1`, `top5`: shares of the images; `per_class`: mean over the classes that have images of the share
     that comes first, which a frequent class does not dominate."""
-
-    needs_teacher: ClassVar[bool] = False
 
     def __init__(self, task: Task) -> None:
         self._images_C = torch.zeros(task.classes, dtype=torch.int64)

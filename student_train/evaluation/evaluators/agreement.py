@@ -1,22 +1,18 @@
 """Agreement with the teacher, whether it is right or wrong."""
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 
-from student_train.evaluation.evaluators.evaluator import Scores, Task
+from student_train.evaluation.evaluators.evaluator import Evaluator, Scores, Task
 from teacher_cache.errors import UsageError
 
 
-class Agreement:
+class Agreement(Evaluator):
     """`agreement`: share of images with the teacher's first class; `kl`: mean over images of
     KL(softmax(z_teacher / T) ‖ softmax(z / T)) in nats."""
 
-    needs_teacher: ClassVar[bool] = True
+    needs_teacher = True
 
     def __init__(self, task: Task) -> None:
-        if not task.temperature > 0:
-            raise UsageError(f"--temperature {task.temperature} is not above 0")
         self._temperature = task.temperature
         self._same, self._kl, self._images = 0, 0.0, 0
 

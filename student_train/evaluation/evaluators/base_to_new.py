@@ -1,18 +1,14 @@
 """Base-to-new generalisation: prompts trained on half of the classes, tested on either half (CoCoOp, arXiv
 2203.05557)."""
 
-from typing import ClassVar
-
 from student_train.data.order import subset_classes
-from student_train.evaluation.evaluators.evaluator import Scores, Task, top_places
+from student_train.evaluation.evaluators.evaluator import Evaluator, Scores, Task, top_places
 from teacher_cache.errors import UsageError
 
 
-class BaseToNew:
+class BaseToNew(Evaluator):
     """`base`, `new`: top-1 among the first half of the classes (rounded up) over its images, and among the
     rest over theirs; `harmonic`: the harmonic mean of both. A half without images has no figure."""
-
-    needs_teacher: ClassVar[bool] = False
 
     def __init__(self, task: Task) -> None:
         if task.classes < 2:

@@ -1,17 +1,15 @@
 """Counts of right images by class."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from student_train.evaluation.evaluators.evaluator import Scores, Task, top_places
+from student_train.evaluation.evaluators.evaluator import Evaluator, Scores, Task, top_places
 
 
-class ByClass:
+class ByClass(Evaluator):
     """`by_class`: for each class that has images `[name, images, right]`, the number of its images and of
     those whose class comes first. Only in JSON; tables leave it out."""
-
-    needs_teacher: ClassVar[bool] = False
 
     def __init__(self, task: Task) -> None:
         self._names = task.names or tuple(str(number) for number in range(task.classes))

@@ -1,19 +1,15 @@
 """Expected calibration error: whether a model is right as often as its probabilities claim."""
 
-from typing import ClassVar
-
 import torch
 
-from student_train.evaluation.evaluators.evaluator import Scores, Task, top_places
+from student_train.evaluation.evaluators.evaluator import Evaluator, Scores, Task, top_places
 
 BINS = 15
 
 
-class Calibration:
+class Calibration(Evaluator):
     """`ece`: over 15 equal bins of the highest probability p at T = 1, the mean of |share right - mean p|,
     weighted by images (Guo et al., arXiv 1706.04599, equation 3)."""
-
-    needs_teacher: ClassVar[bool] = False
 
     def __init__(self, task: Task) -> None:
         self._claimed, self._right = (torch.zeros(BINS, dtype=torch.float64) for _ in range(2))

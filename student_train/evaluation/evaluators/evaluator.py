@@ -42,7 +42,7 @@ class Scores:
 class Evaluator(Protocol):
     """Computes figures over one data set. Raises UsageError for a `Task` that does not fit."""
 
-    needs_teacher: ClassVar[bool]
+    needs_teacher: ClassVar[bool] = False
 
     def __init__(self, task: Task) -> None: ...
 

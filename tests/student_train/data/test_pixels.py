@@ -5,6 +5,7 @@ import os
 import signal
 import tarfile
 import time
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from student_train.data.pixels import PixelWorkers, ViewRequest, ViewRequests, check_key, read_pixels
 from student_train.training import inputs
 from student_train.training.distributed import Processes
-from student_train.training.loop import prepare
+from student_train.training.loop import Run
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import ViewPolicy
@@ -200,13 +201,9 @@ class TestKeys:
     ) -> None:
         """Two pictures of equal size change places: noticed in the first batch of their part alone."""
         workers = PixelWorkers(cache.samples, 100, teacher.renderer, workers=0)
-        flags = [
-            [sample.check for sample in batch]
-            for batch in workers._requests(
-                [requests(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 250, 130], [1, 2, 299])]
-            )
-        ]
-        assert flags == [[True, True, True], [False, True, False], [False, False, False]]
+        batches = [requests(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 130, 250], [1, 2, 299])]
+        flags = [[sample.check for sample in piece] for piece in workers._pieces(batches, deque())]
+        assert flags == [[True, True, True], [False, False, True], [False, False, False]]
 
 
 def test_workers_are_as_many_as_the_cores_that_may_be_used(
@@ -216,6 +213,6 @@ def test_workers_are_as_many_as_the_cores_that_may_be_used(
     monkeypatch.setattr(inputs, "usable_cores", lambda: 6)
     for size, of_each in ((1, 6), (3, 2), (9, 1)):
         alone = Processes(local_size=size)
-        run = prepare(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
+        run = Run(settings(cache_path, tmp_path / "run", towers="both"), alone, torch.device("cpu"))
         assert run.join._pixels is not None
         assert run.join._pixels._workers == of_each

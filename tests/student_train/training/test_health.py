@@ -18,7 +18,7 @@ from student_train.model.settings import PromptSettings
 from student_train.training import optimizer
 from student_train.training.distributed import joined_processes
 from student_train.training.health import Health
-from student_train.training.loop import prepare, train
+from student_train.training.loop import Run, train
 from student_train.training.losses.hard import HardLoss
 from student_train.training.losses.term import StepLogits
 from student_train.training.settings import TrainSettings
@@ -74,7 +74,7 @@ def test_a_step_that_is_not_finite_ends_the_run_before_a_checkpoint_has_it(
     record = json.loads((out / "bad-step.json").read_text())
     assert (record["step"], record["what"]) == (6, f"the {what} is not finite")
     with joined_processes("cpu") as joined:
-        rows, views = prepare(settings(cache_path, tmp_path / "other"), *joined).join.step_samples(5)
+        rows, views = Run(settings(cache_path, tmp_path / "other"), *joined).join.step_samples(5)
     assert (record["rows"], record["views"]) == (rows.tolist(), views.tolist())
     assert record["keys"] == open_cache(cache_path).samples.keys(rows)
     assert f"(rows {', '.join(map(str, rows[:8].tolist()))}, ...; all of them" in str(stopped.value)

@@ -23,7 +23,7 @@ from student_train.model.settings import PromptSettings
 from student_train.runs.folder import RunFolder
 from student_train.training.checkpoint import Checkpoint
 from student_train.training.distributed import Processes
-from student_train.training.loop import prepare, train
+from student_train.training.loop import Run, train
 from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.command_settings import RelabelSettings
@@ -187,7 +187,7 @@ class TestModes:
         run = settings(cache_path, tmp_path / "run", student_features=own, batch_size=290)
         done = train(run)
         assert (done.steps, done.samples) == (1, 290)  # with the ten others a step would have 290 of 300
-        prepared = prepare(run.model_copy(update={"out": None}), Processes(), torch.device("cpu"))
+        prepared = Run(run.model_copy(update={"out": None}), Processes(), torch.device("cpu"))
         assert prepared.join.rows.tolist() == list(range(10, 300))
 
     def test_other_images_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
