@@ -16,7 +16,9 @@ from student_train.runs.record import (
     read_results,
     read_settings,
 )
+from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.settings import to_flat
 
 OF_TRAINING = ("steps", "samples_per_second", "seconds", "wait_seconds")
 OF_LAST_LINE = ("step", "loss", "accuracy")  # and all terms of the loss
@@ -54,12 +56,14 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
 def _settings(record: dict[str, Any]) -> dict[str, Any]:
     """Return everything that decided the result and cost of a run, by flat names."""
     cache = record["cache"]
-    found = {name: value for name, value in flat_settings(record).items() if name not in FREE}
+    # an earlier version did not record later options, which then have their defaults
+    defaults = to_flat(TrainSettings(cache=""))
+    found = {n: value for n, value in (defaults | flat_settings(record)).items() if n not in FREE}
     found |= {f"cache {name}": cache[name] for name in CACHE_FIELDS if name in cache}
     found |= {f"teacher {name}": value for name, value in cache["teacher"].items()}
     student = {name: value for name, value in record["student"].items() if name != "config"}
     found |= {f"student {name}": value for name, value in student.items()}
-    others = ("templates", "mode", "init", "processes", "samples_per_step", "never_read", "software")
+    others = ("templates", "mode", "init", "processes", "samples_per_step", "software")
     return found | {name: record.get(name) for name in others if name in record}
 
 

@@ -246,8 +246,8 @@ def check_same_settings(settings: TrainSettings, out: Path) -> None:
         changed = changed_settings(read_settings(folder), settings)
         if changed:
             raise UsageError(
-                f"the run {folder} was created with different settings ({'; '.join(changed)}); "
-                f"choose another --out than {out}"
+                f"the run {folder} was created with different settings ({'; '.join(changed)}); use the "
+                f"stored settings or choose another --out than {out}"
             )
 
 

@@ -141,7 +141,8 @@ class RelabelSettings(BaseModel):
     )
     templates: str | None = Field(
         default=None,
-        description="one text with {} for the class name, a file of such texts, imagenet or imagenet-simple "
+        description="one text with {} for the class name, a file of such texts, "
+        f"{' or '.join(TEMPLATE_SETS)} "
         "[default: those of the build]",
     )
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")

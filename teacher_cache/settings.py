@@ -40,7 +40,7 @@ def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:
         for problem in error.errors():
             # behind the field's name, `loc` names the member of a union
             field = next((str(part) for part in reversed(problem["loc"]) if part in known), None)
-            option = f"--{field.replace('_', '-')}" if field else settings.__name__
+            option = f"--{field.replace('_', '-')}" if field else ".".join(map(str, problem["loc"]))
             value = "" if problem["type"] == "missing" else f" {problem['input']!r}"
             problems.setdefault(option + value, []).append(reason(problem))
         lines = [option + ": " + " or ".join(found) for option, found in problems.items()]

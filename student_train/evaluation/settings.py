@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from student_train.data.settings import ClassSubset
 from student_train.figures import METRICS
+from teacher_cache.classes.templates import TEMPLATE_SETS
 from teacher_cache.classes.vocabulary import Duplicates, Lemma
 from teacher_cache.command_settings import Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
@@ -37,7 +38,8 @@ class DataOptions(BaseModel):
     )
     templates: str | None = Field(
         default=None,
-        description="one text with {} for the class name, a file of such texts, imagenet or imagenet-simple "
+        description="one text with {} for the class name, a file of such texts, "
+        f"{' or '.join(TEMPLATE_SETS)} "
         "[default: the data set's, else those that the model was trained with]",
     )
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")

@@ -241,7 +241,15 @@ def _damage(path: Path) -> Iterator[None]:
     """Raise a UsageError that names the file for whatever reading a damaged one raises."""
     try:
         yield
-    except (SafetensorError, OSError, ValueError) as error:  # a ValidationError is a ValueError
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:  # a ValidationError is a ValueError
+        if isinstance(error, ValidationError) and error.errors()[0]["type"] == "extra_forbidden":
+            option = error.errors()[0]["loc"][-1]
+            raise UsageError(
+                f"{path} has the option '{option}', which rpp {rpp_version()} does not know; install a newer "
+                "rpp-clip"
+            ) from error
         text = first_problem(error) if isinstance(error, ValidationError) else str(error)
         reason = (text or type(error).__name__).splitlines()[0]
         raise UsageError(f"{path} is damaged or not a student: {reason}") from error

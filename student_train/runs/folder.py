@@ -43,11 +43,8 @@ class RunFolder:
                 )
             self._write_settings(record)
 
-    def resume(self, record: dict[str, Any]) -> None:
-        """Lock the folder of a run that is to be resumed. It then has the current format.
-
-        Args:
-            record: the run's `settings.json`.
+    def resume(self) -> None:
+        """Lock the folder of a run that is to be resumed.
 
         Raises:
             UsageError: another process trains in it, or it cannot be written.
@@ -55,8 +52,19 @@ class RunFolder:
         if self._writes:
             with _writing(self.out):
                 self._acquire_lock()
-                if record.get("format_version") != RUN_FORMAT:  # an earlier rpp would not find the checkpoint
-                    self._write_settings({**record, "format_version": RUN_FORMAT})
+
+    def raise_format(self, record: dict[str, Any]) -> None:
+        """Give a run of an earlier version the current format: that version would not find the checkpoint.
+
+        Args:
+            record: the run's `settings.json`.
+
+        Raises:
+            UsageError: it cannot be written.
+        """
+        if self._writes and record.get("format_version") != RUN_FORMAT:
+            with _writing(self.out):
+                self._write_settings({**record, "format_version": RUN_FORMAT})
 
     def drop_metrics(self, after: int) -> None:
         """Remove the lines of `metrics.jsonl` that belong to later steps.

@@ -7,6 +7,7 @@ sampled classes, learning rate) follows from the settings and the number of the 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,7 +21,7 @@ from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write
-from teacher_cache.files.json_text import first_problem
+from teacher_cache.files.json_text import first_problem, parse_json
 from teacher_cache.teacher.checkpoint_file import load_plain
 
 FORMAT = 1
@@ -113,7 +114,7 @@ class Checkpoint:
         try:
             earlier = path.name == EARLIER_CHECKPOINT
             record, tensors = _read_pickle(path, self._optimizer.name) if earlier else _read(path)
-            self._check(path, record, tensors, total_steps)
+            self._check(record, tensors, total_steps)
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
         except (ValueError, SafetensorError) as error:
@@ -138,20 +139,13 @@ class Checkpoint:
         self.last_step = record.step
         return record.step
 
-    def _check(self, path: Path, record: Record, tensors: dict[str, Tensor], total_steps: int) -> None:
+    def _check(self, record: Record, tensors: dict[str, Tensor], total_steps: int) -> None:
         """Refuse a state that loading would accept and later steps would fail at.
 
         Raises:
-            UsageError: an optimizer or a format that this version does not have.
             ValueError: a step outside the schedule, another optimizer or scaler, or tensors of other names or
                 shapes, or that are not finite.
         """
-        if record.format > FORMAT or record.optimizer not in OPTIMIZERS:
-            raise UsageError(
-                f"{path} has checkpoint format {record.format} and the optimizer {record.optimizer!r}; rpp "
-                f"{rpp_version()} reads format {FORMAT} and has {', '.join(OPTIMIZERS)}; keep the checkpoint "
-                "and resume with the version that wrote it"
-            )
         if record.optimizer != self._optimizer.name:
             raise ValueError(f"its optimizer is {record.optimizer}, expected {self._optimizer.name}")
         if not 0 <= record.step <= total_steps:
@@ -183,9 +177,25 @@ def _flat_tensors(prompts: dict[str, Tensor], states: dict[int, dict[str, Tensor
     }
 
 
+def _require_known(path: Path, stored: Any) -> None:
+    """Refuse a checkpoint of a later version before its fields are checked: it is not damaged."""
+    if not isinstance(stored, dict):
+        raise ValueError("it has no record")
+    version, optimizer = stored.get("format"), stored.get("optimizer")
+    later = type(version) is int and version > FORMAT
+    if later or (isinstance(optimizer, str) and optimizer not in OPTIMIZERS):
+        raise UsageError(
+            f"{path} has checkpoint format {version} and the optimizer {optimizer!r}; rpp {rpp_version()} "
+            f"reads format {FORMAT} and has {', '.join(OPTIMIZERS)}; keep the checkpoint and resume with the "
+            "version that wrote it"
+        )
+
+
 def _read(path: Path) -> tuple[Record, dict[str, Tensor]]:
     with safe_open(path, framework="pt") as file:
-        record = Record.model_validate_json((file.metadata() or {}).get("checkpoint", ""))
+        stored = parse_json((file.metadata() or {}).get("checkpoint", ""))
+        _require_known(path, stored)
+        record = Record.model_validate(stored)
         return record, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
 
 

@@ -150,8 +150,9 @@ class Run:
         """Create the run's folder, or resume the run in it."""
         resumes = self.record is not None
         if self.record is not None:
-            self.folder.resume(self.record)
+            self.folder.resume()
             self.first_step = self.checkpoint.load(self.total_steps)
+            self.folder.raise_format(self.record)
             self.folder.drop_metrics(after=self.first_step)
         else:
             self.record = describe_run(

@@ -84,7 +84,10 @@ def check_same_run(
         f"{name}: stored {stored}, requested {now}" for name, stored, now in compared if stored != now
     ]
     if changed:
-        raise UsageError(f"the run {out} was created with different settings ({'; '.join(changed)})")
+        raise UsageError(
+            f"the run {out} was created with different settings ({'; '.join(changed)}); use the stored "
+            "settings or choose another --out"
+        )
 
 
 def changed_settings(record: dict[str, Any], settings: TrainSettings) -> list[str]:

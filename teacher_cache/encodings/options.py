@@ -43,7 +43,7 @@ class EncodingChoice(BaseModel):
                 value = getattr(self, option)
                 if value is not None and option not in allowed:
                     flag = f"--{option.replace('_', '-')}"
-                    raise UsageError(f"{flag} {value} belongs to --encoding {name}, not to {self.encoding}")
+                    raise UsageError(f"{flag} belongs to --encoding {name}, not to {self.encoding}")
         return self
 
 
@@ -57,6 +57,8 @@ def _options() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ENCODINGS.values():
         for name, option in _option_names(kind).items():
+            if option in found:
+                raise TypeError(f"two encodings have an option '{option}'; rename one in its option_names")
             field = kind.model_fields[name]
             annotation: Any = field.annotation
             if field.metadata:  # bounds

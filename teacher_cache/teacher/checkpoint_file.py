@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from teacher_cache.errors import RppError
+
 ZIP = b"PK\3\4"
 
 
@@ -25,13 +27,16 @@ def load_plain(path: Path, mmap: bool = False) -> Any:
         ValueError: the file is not a checkpoint, is damaged or compressed, or names code (`GLOBAL NAME`)
             that is not in torch's `safe_globals`.
         OSError: the file cannot be read.
+        RppError: there is not enough memory for what the file requests.
     """
     is_archive = _check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)
     except OSError:
         raise
-    except Exception as error:  # which one, the opcodes of a damaged pickle decide
+    except Exception as error:  # the opcodes of a damaged pickle decide which one
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):  # torch's allocator
+            raise RppError(f"{path} needs more memory than is available: {_reason(error)}") from error
         raise ValueError(_reason(error)) from error
 
 

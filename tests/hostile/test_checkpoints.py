@@ -223,6 +223,13 @@ def test_an_unknown_optimizer_or_format_is_not_called_damage(run: Run) -> None:
         assert "remove" not in str(refused.value)
 
 
+def test_a_later_format_is_not_called_damage_whatever_its_fields_are(run: Run) -> None:
+    _, tensors = read_parts(run)
+    write_parts(run, {"format": 2, "steps": [1], "optimizer": "sgd"}, tensors)
+    with pytest.raises(UsageError, match=r"checkpoint format 2 .*; keep the checkpoint"):
+        run.resume()
+
+
 def test_a_checkpoint_without_permission_is_not_called_damage(run: Run) -> None:
     (run.out / CHECKPOINT).unlink()
     (run.out / CHECKPOINT).mkdir()

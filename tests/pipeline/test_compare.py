@@ -57,17 +57,17 @@ def test_only_differences_are_named(runs: list[Path]) -> None:
 
 
 def test_long_values_are_shown_where_they_differ(runs: list[Path], tmp_path: Path) -> None:
-    """Long values, such as sentences about dead prompts, would make a table hundreds of columns wide."""
+    """Long values, such as templates, would make a table hundreds of columns wide."""
     folders, sentences = [], []
     for name, blocks in (("one", "8"), ("two", "11")):
         folders.append(Path(shutil.copytree(runs[0], tmp_path / name)))
         record = json.loads((folders[-1] / "settings.json").read_text())
         sentences.append([f"text: {'so ' * 40}blocks 1 to {blocks} of {'many ' * 40}"])
-        (folders[-1] / "settings.json").write_text(json.dumps(record | {"never_read": sentences[-1]}))
+        (folders[-1] / "settings.json").write_text(json.dumps(record | {"templates": sentences[-1]}))
     compared = compare_runs(folders)
-    assert compared["settings"] == {"never_read": sentences}
+    assert compared["settings"] == {"templates": sentences}
     (row,) = compared_cells(compared).rows
-    assert row[0] == "never_read"
+    assert row[0] == "templates"
     assert ["blocks 1 to 8 of" in row[1], "blocks 1 to 11 of" in row[2]] == [True, True]
     assert max(map(len, row)) <= 62
 

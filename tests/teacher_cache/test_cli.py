@@ -166,7 +166,7 @@ def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) 
         ({"--templates": "a photo"}, r"templates 'a photo'"),
         ({"--scheduler": "tcp://127.0.0.1:1"}, r"no Dask scheduler answers at tcp://127\.0\.0\.1:1"),
         ({"--scheduler": "tcp://127.0.0.1:1", "--workers": 2}, r"--workers starts workers on this machine"),
-        ({"--topk": 5}, r"--topk 5 belongs to --encoding topk, not to factored"),
+        ({"--topk": 5}, r"--topk belongs to --encoding topk, not to factored"),
         (_other_labels, r"5 classes"),
         (_empty, r"no image"),
         (_tar_without_images, r"no image"),

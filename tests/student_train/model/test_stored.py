@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from student_train.model import stored
 from student_train.model.settings import PromptSettings
@@ -71,3 +73,16 @@ def test_a_new_prompt_option_with_a_default_keeps_stored_students(
     monkeypatch.setattr(stored, "FolderRecord", LaterFolderRecord)
     student = load(name)
     assert student.settings == LaterPromptSettings(**write.PROMPTS.model_dump())
+
+
+def test_a_prompt_option_of_a_later_version_is_not_called_damage(tmp_path: Path) -> None:
+    path = tmp_path / "student.safetensors"
+    with safe_open(WRITTEN / "run" / path.name, framework="pt") as file:
+        record = json.loads(file.metadata()["student"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    record["prompts"]["gate"] = False
+    save_file(tensors, path, {"student": json.dumps(record)})
+    with pytest.raises(
+        UsageError, match=r"has the option 'gate', which rpp \S+ does not know; install a newer"
+    ):
+        stored.read_student(path)

@@ -61,7 +61,7 @@ def test_an_option_that_was_added_since_has_its_default(demo_cache_path: Path, t
         ({"label_smoothing": 0.1}, "label_smoothing: stored 0.0, requested 0.1"),
         ({"prompts": {**values["prompts"], "dropout": 0.5}}, "dropout: stored 0.0, requested 0.5"),
     ):
-        with pytest.raises(UsageError, match=rf"with different settings \({message}\)$"):
+        with pytest.raises(UsageError, match=rf"with different settings \({message}\);"):
             train(LaterSettings(**{**values, **changed}))
     train(LaterSettings(**values))
     assert_ends_as_before(run, "adamw")
@@ -76,3 +76,14 @@ def test_an_option_that_this_version_lacks_is_reported(demo_cache_path: Path, tm
     record["settings"]["prompts"] = {"towers": "all"}
     (problem,) = changed_settings(record, asked)
     assert problem.startswith("stored settings that this version of rpp does not accept: --towers 'all'")
+
+
+def test_a_run_that_cannot_be_resumed_is_left_as_it_was(demo_cache_path: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(EARLIER / "adamw", tmp_path / "run"))
+    checkpoint = run / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    before = (run / "settings.json").read_bytes()
+    asked = settings(demo_cache_path, run, **RUNS["adamw"]).model_copy(update={"resume": True})
+    with pytest.raises(UsageError, match=r"checkpoint\.pt is damaged"):
+        train(asked)
+    assert (run / "settings.json").read_bytes() == before

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from teacher_cache.errors import RppError
 from teacher_cache.teacher.checkpoint_file import load_plain
 
 
@@ -59,3 +60,16 @@ def test_an_archive_is_mapped_into_memory_if_asked(tmp_path: Path) -> None:
     for zipped in (True, False):  # the older format cannot be mapped, and is read
         torch.save({"a": torch.arange(5)}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
         assert load_plain(tmp_path / "a.pt", mmap=True)["a"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_file_that_needs_more_memory_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(torch.ones(4), tmp_path / "good.pt")
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", out_of_memory)
+    with pytest.raises(RppError, match=r"good\.pt needs more memory than is available: "):
+        load_plain(tmp_path / "good.pt")
