@@ -106,7 +106,7 @@ def _attributes(folder: Folder, key: str, what: str) -> dict[str, Any]:
     try:
         record = parse_json(folder.read(key))
     except ValueError as error:
-        raise CacheDamagedError(f"{what} is not readable: {error}") from error
+        raise CacheDamagedError(f"{what} is not readable: {error}; copy the cache again") from error
     attributes = record.get("attributes") if key == GROUP and isinstance(record, dict) else record
     if not isinstance(attributes, dict):
         raise CacheDamagedError(f"{what} is not readable: it has no attributes")

@@ -3,11 +3,13 @@
 import json
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from pipeline.cli import main
 from pipeline.suite import READY, load_suite
@@ -111,13 +113,16 @@ def test_a_shared_image_tower_runs_once_per_image(
     demo_cache_path: Path, runs: list[str], styles: str, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The text student, zero-shot and the teacher of all three share the frozen tower."""
-    encode, seen = Teacher.image_features, []
-    monkeypatch.setattr(
-        Teacher, "image_features", lambda self, pixels: seen.append(len(pixels)) or encode(self, pixels)
-    )
+    encode, seen = Teacher.image_features, Counter[bool]()
+
+    def count(self: Teacher, pixels: Tensor) -> Tensor:
+        seen[getattr(self, "has_image_prompts", False)] += len(pixels)
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Teacher, "image_features", count)
     options = EvalOptions(cache=str(demo_cache_path), metrics=("accuracy", "agreement"))
     run_suites([load_suite(styles, pictures)], [*runs, "zero-shot"], options)
-    assert sum(seen) == 200
+    assert seen == {False: 200, True: 200}, "the frozen tower, and that of the student with vision prompts"
 
 
 def test_names_are_read_once_for_the_teacher_of_several_students(
