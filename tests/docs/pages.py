@@ -123,15 +123,15 @@ def commands_of(block: Block) -> list[Command]:
 
 def _logical_lines(text: str) -> list[tuple[int, str]]:
     whole: list[tuple[int, str]] = []
-    begun = ""
+    command = ""
     for number, line in enumerate(text.splitlines()):
-        begun += line
-        if begun.endswith("\\"):
-            begun = begun.removesuffix("\\")
+        command += line
+        if command.endswith("\\"):
+            command = command.removesuffix("\\")
         else:
-            whole.append((number, begun))
-            begun = ""
-    assert not begun, f"a line goes on behind the end: {begun}"
+            whole.append((number, command))
+            command = ""
+    assert not command, f"a line continues after the end: {command}"
     return whole
 
 

@@ -68,7 +68,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert figures(one) == figures(other)
 
 
-def go_on(train: Call, cache: Path, run: Path, trained: Path) -> None:
+def resume_run(train: Call, cache: Path, run: Path, trained: Path) -> None:
     """Assert that the run, once the fault is gone, ends like an undisturbed one."""
     ended = train(cache, run, *(["--resume"] if (run / "settings.json").exists() else []))
     assert ended.code == 0, ended.stderr
@@ -94,7 +94,7 @@ def test_a_full_disk(build: Call, train: Call, undisturbed: Path, trained: Path,
         most = (trained / "checkpoint.safetensors").stat().st_size
         ended = train(undisturbed, run, largest_file=int(most * chance.random()))
         assert ended.is_one_line_error, ended.stderr
-        go_on(train, undisturbed, run, trained)
+        resume_run(train, undisturbed, run, trained)
         record(f"run: {ONE_SENTENCE}")
 
 
@@ -116,7 +116,7 @@ def test_a_read_that_fails(
         ended = train(undisturbed, run, "--workers=1", failing_read=chance.randint(1, SAMPLES))
         assert ended.is_one_line_error, ended.stderr
         assert "Input/output error" in ended.last_line
-        go_on(train, undisturbed, run, trained)
+        resume_run(train, undisturbed, run, trained)
         record(f"run: {ONE_SENTENCE}")
 
 
@@ -225,7 +225,7 @@ def test_a_deleted_part(
             assert build(cache).code == 0
             assert attempts.call("rpp-cache", "verify", cache).code == 0
             assert_same_arrays(cache, undisturbed)
-            go_on(train, cache, run, trained)
+            resume_run(train, cache, run, trained)
             record(f"its {'record' if 'parts' in gone else array}: {ONE_SENTENCE}")
             shutil.rmtree(cache)
             shutil.rmtree(run)
@@ -267,7 +267,7 @@ def test_an_incomplete_copy_of_a_cache(
         else:
             assert not verify_store(CacheStore.open(cache))
             assert_same_arrays(cache, undisturbed)
-            record("a build: mended, same arrays")
+            record("a build: repaired, same arrays")
 
 
 class Flaky(ThreadingHTTPServer):

@@ -88,7 +88,7 @@ def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory) ->
     try:
         while piece := os.read(ours, 65536):
             output += piece
-    except OSError:  # what a terminal says when nobody is left at its other end
+    except OSError:  # the other end of the terminal is closed
         pass
     os.close(ours)
     assert process.wait() == 0, output.decode()

@@ -67,13 +67,13 @@ def thinned(tar: Path, out: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_path(shared: Shared) -> Path:
-    """A finished cache of the model `gelu`; nobody may write to it."""
+    """A finished cache of the model `gelu`; read-only."""
     return shared("gelu", lambda folder: build(folder, "gelu")) / "gelu-0.zarr"
 
 
 @pytest.fixture(scope="session")
 def demo_cache_path(shared: Shared) -> Path:
-    """A finished cache of the demo's teacher, which tells classes apart; nobody may write to it."""
+    """A finished cache of the demo's teacher, which tells classes apart; read-only."""
 
     def make(folder: Path) -> None:
         build_with(PICTURES.parent / "teacher", folder / "demo.zarr")
@@ -83,7 +83,7 @@ def demo_cache_path(shared: Shared) -> Path:
 
 @pytest.fixture(scope="session")
 def run_of(shared: Shared, demo_cache_path: Path) -> Callable[[str], Path]:
-    """Short trainings on the demo's teacher, by the towers that have prompts; nobody may write to them."""
+    """Short trainings on the demo's teacher, by the towers that have prompts; read-only."""
 
     def trained(towers: str) -> Path:
         asked = TrainSettings(

@@ -146,7 +146,7 @@ def _tar_without_images(tmp_path: Path, arguments: dict[str, Any]) -> None:
     arguments["--images"] = write_shard(tmp_path / "none.tar", [("readme.txt", b"nothing")])
 
 
-def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) -> None:
+def _created_with_another_teacher(tmp_path: Path, arguments: dict[str, Any], cache: Path) -> None:
     shutil.copytree(cache, arguments["--out"])
     arguments["--teacher"] = write_model(tmp_path / "other", "gelu", seed=1)
 
@@ -170,7 +170,7 @@ def _begun_with_another(tmp_path: Path, arguments: dict[str, Any], cache: Path) 
         (_other_labels, r"5 classes"),
         (_empty, r"no image"),
         (_tar_without_images, r"no image"),
-        (_begun_with_another, r"teacher\.weights_digest: stored \S+, requested \S+"),
+        (_created_with_another_teacher, r"teacher\.weights_digest: stored \S+, requested \S+"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(
@@ -178,7 +178,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(
 ) -> None:
     if isinstance(change, dict):
         arguments |= change
-    elif change is _begun_with_another:
+    elif change is _created_with_another_teacher:
         change(tmp_path, arguments, cache)
     else:
         change(tmp_path, arguments)

@@ -41,15 +41,15 @@ def test_a_dry_run_reports_the_sizes_of_the_cache_and_writes_nothing(
 def test_the_time_is_that_of_the_missing_parts(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
-    begun = tmp_path / "zarr"
-    asked = settings(shards, names, begun, teacher)
+    out = tmp_path / "zarr"
+    asked = settings(shards, names, out, teacher)
     build_cache(asked)
-    store = CacheStore.open(begun, writable=True)
+    store = CacheStore.open(out, writable=True)
     for part in (0, 3):
         store.parts.withdraw(part)
-    before = _paths(begun)
+    before = _paths(out)
     found = estimate_build(asked)
-    assert _paths(begun) == before
+    assert _paths(out) == before
     assert (found.parts_total, found.parts_missing) == (4, 2)
     assert found.seconds["class_features"] == 0
     assert found.seconds_total == pytest.approx(6 / found.views_per_second, abs=0.1)

@@ -124,7 +124,7 @@ def without_classes(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def run_path(inputs: Path) -> Path:
-    """A recipe's run with prompts in both towers; nobody may write to it."""
+    """A recipe's run with prompts in both towers; read-only."""
     recipe = inputs / "run.toml"
     recipe.write_text(
         f"""

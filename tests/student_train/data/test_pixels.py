@@ -123,7 +123,7 @@ next(decoded)
 
 
 @pytest.mark.parametrize("by", [0, signal.SIGTERM, signal.SIGKILL])
-def test_workers_that_nobody_reads_from_end_with_their_parent(
+def test_workers_without_a_reader_end_with_their_parent(
     processes: ForkServer, cache_path: Path, by: int
 ) -> None:
     end = f"import os; os.kill(os.getpid(), {int(by)})" if by else ""

@@ -44,7 +44,7 @@ UNKNOWN = "It is unknown how these prompts were trained"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model, cache and run of a teacher; nobody may write to it."""
+    """A folder with the model, cache and run of a teacher; read-only."""
     folder = tmp_path_factory.mktemp("trained")
     cache = build(folder, "gelu")
     places = {"images": str(PICTURES / "noto.tar"), "student": str(folder / "model-gelu-0")}
@@ -259,8 +259,8 @@ class TestProvenance:
     def test_a_run_starts_from_the_folder(self, trained: Path, tmp_path: Path) -> None:
         exported(trained / "run", tmp_path / "out")
         (cache,) = trained.glob("*.zarr")
-        begun = {"towers": "vision", "max_steps": 1, "images": str(PICTURES / "noto.tar")}
-        train(settings(cache, tmp_path / "second", init=tmp_path / "out", lr=1e-9, **begun))
+        first = {"towers": "vision", "max_steps": 1, "images": str(PICTURES / "noto.tar")}
+        train(settings(cache, tmp_path / "second", init=tmp_path / "out", lr=1e-9, **first))
         for name, tensor in load_file(tmp_path / "second" / "student.safetensors").items():
             before = load_file(tmp_path / "out" / "model.safetensors")[name]
             torch.testing.assert_close(tensor, before, atol=1e-6, rtol=0)

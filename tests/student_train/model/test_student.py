@@ -121,7 +121,7 @@ class TestWrongStudents:
         with pytest.raises(UsageError, match="no student at"):
             load_student(tmp_path / "nothing")
 
-    def test_an_unfinished_run_says_how_to_go_on(self, tmp_path: Path) -> None:
+    def test_an_unfinished_run_says_how_to_resume(self, tmp_path: Path) -> None:
         (tmp_path / "settings.json").write_text("{}")
         with pytest.raises(UsageError, match=r"not finished.*--resume"):
             load_student(tmp_path)

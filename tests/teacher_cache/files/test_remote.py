@@ -211,7 +211,7 @@ def test_lasting_failures_stop_the_build(kind: str, web: WebServer) -> None:
 
 
 def test_an_unreachable_server_is_not_a_missing_file(web: WebServer) -> None:
-    url = web.url.rpartition(":")[0] + ":9"  # nobody listens there
+    url = web.url.rpartition(":")[0] + ":9"  # no server
     with pytest.raises(RppError, match=rf"cannot read {url}/0\.tar \(.*[Cc]onnect") as caught:
         index_images(f"{url}/0.tar", ANIMAL_VOCABULARY)
     assert not isinstance(caught.value, UsageError)

@@ -53,7 +53,7 @@ def test_every_stored_object_is_in_the_list_above(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("key", STORED)
-def test_a_flipped_bit_is_found_named_and_mended(
+def test_a_flipped_bit_is_found_named_and_repaired(
     key: str, cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
     out, named = tmp_path / "zarr", STORED[key]
