@@ -83,6 +83,7 @@ class Checkpoint:
         tensors = _flat_tensors(self._prompts.state_dict(), optimizer.optimizer.state_dict()["state"])
         # shared prompts are one tensor of three names, which safetensors does not store
         plain = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        self._check(record, plain, step)  # an OptimizerKind with other tensors fails here, not on resume
         with atomic_write(self._out / CHECKPOINT, sync=True) as temporary:
             save_file(plain, temporary, {"checkpoint": record.model_dump_json()})
         (self._out / EARLIER_CHECKPOINT).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from student_train.interchange.published import read_context
 from student_train.runs.record import CHECKPOINT, EARLIER_CHECKPOINT
 from student_train.training.checkpoint import Checkpoint
 from student_train.training.optimizer import PromptOptimizer
-from student_train.training.optimizers import OPTIMIZERS
+from student_train.training.optimizers import OPTIMIZERS, OptimizerKind, sgd
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
 from tests.hostile.conftest import fuzzed
@@ -189,6 +189,14 @@ def earlier(tmp_path: Path) -> tuple[Run, dict[str, Any]]:
     run.step()
     torch.save(run.state(), run.out / EARLIER_CHECKPOINT)
     return run, run.state()
+
+
+def test_a_kind_of_optimizer_with_wrong_tensors_fails_at_the_first_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sgd, "SGD", OptimizerKind(sgd.make_sgd, {"momentum": "parameter"}))
+    with pytest.raises(ValueError, match=r"it lacks the tensor optimizer\.0\.momentum"):
+        stepped(tmp_path / "run")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
