@@ -51,6 +51,7 @@ def _check_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+    # NotImplementedError: zipfile's, for a version of the format that the file claims
     except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f"it is a damaged zip archive ({error})") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):

@@ -72,6 +72,14 @@ def test_long_values_are_shown_where_they_differ(runs: list[Path], tmp_path: Pat
     assert max(map(len, row)) <= 62
 
 
+def test_an_option_that_a_run_did_not_record_has_its_default(runs: list[Path], tmp_path: Path) -> None:
+    earlier = Path(shutil.copytree(runs[0], tmp_path / "earlier"))
+    record = json.loads((earlier / "settings.json").read_text())
+    del record["settings"]["clip_norm"], record["settings"]["prompts"]["carry"]
+    (earlier / "settings.json").write_text(json.dumps(record))
+    assert compare_runs([runs[0], earlier])["settings"] == {}
+
+
 def test_a_run_with_itself_differs_in_nothing(runs: list[Path]) -> None:
     compared = compare_runs([runs[0], runs[0]])
     assert compared["settings"] == {}

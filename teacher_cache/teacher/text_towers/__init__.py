@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from teacher_cache.errors import UnsupportedTowerError
 from teacher_cache.teacher.text_towers.open_clip import clip, custom_text_clip
 from teacher_cache.teacher.text_towers.text_parts import Layout, TextParts, unsupported
 
@@ -17,14 +16,7 @@ def text_parts(model: nn.Module) -> TextParts:
         UnsupportedTowerError: another kind of text tower; the message names it and lists what works.
     """
     for layout in LAYOUTS:
-        try:
-            parts = layout(model)
-        except AttributeError as error:  # names that open_clip does not document
-            raise UnsupportedTowerError(
-                f"the text tower of this release of open_clip cannot carry text prompts ({error}); rpp is "
-                "tested with open_clip 3.2 and 3.3"
-            ) from error
-        if parts is not None:
+        if (parts := layout(model)) is not None:
             return parts
     raise unsupported(f"the model class {type(model).__name__}")
 

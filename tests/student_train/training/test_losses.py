@@ -133,6 +133,11 @@ def test_every_other_class_is_sampled_equally_often() -> None:
     assert others.numpy() == pytest.approx(6 / 18, abs=0.04)  # more than five standard deviations
 
 
+def test_fewer_classes_than_the_batch_has_are_refused() -> None:
+    with pytest.raises(ValueError, match="the batch has 3 classes, more than K = 2"):
+        sample_classes(torch.tensor([1, 2, 3]), 20, 2, torch.Generator())
+
+
 def hard_gradient(
     logits_BC: torch.Tensor, labels_B: torch.Tensor, chosen: torch.Tensor, correction: float
 ) -> torch.Tensor:

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from teacher_cache.encodings import ClassHead, Encoding, encoding_of
+from teacher_cache.encodings import ENCODINGS, ClassHead, Encoding, encoding_of, options
 from teacher_cache.errors import UsageError
 from tests.teacher_cache.encodings.cases import ALL, TEMPERATURES, as_read, case, cases
 
@@ -162,3 +162,9 @@ def test_int8_uses_its_whole_range() -> None:
     features_BD, head = case(5, 17.0)
     stored = encoding_of({"name": "factored-int8"}).encode(features_BD, head)["image_features"]
     np.testing.assert_array_equal(np.abs(stored.astype(np.int64)).max(1), np.full(7, 127))
+
+
+def test_two_encodings_with_an_option_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "ENCODINGS", {"topk": ENCODINGS["topk"], "other": ENCODINGS["topk"]})
+    with pytest.raises(TypeError, match="two encodings have an option 'topk'; rename one"):
+        options._options()

@@ -2,8 +2,10 @@
 
 import open_clip
 import pytest
+import torch
 
 from teacher_cache.errors import UnsupportedTowerError
+from teacher_cache.teacher import text_towers
 from teacher_cache.teacher.openclip import vision_transformer
 from teacher_cache.teacher.text_towers import text_parts
 from tests.models import loaded
@@ -26,3 +28,9 @@ def test_towers_that_cannot_carry_prompts_are_named_with_those_that_can() -> Non
     coca = open_clip.create_model("coca_base", load_weights=False, device="meta")
     with pytest.raises(UnsupportedTowerError, match=r"model class CoCa cannot carry text prompts"):
         text_parts(coca)
+
+
+def test_a_mistake_in_another_layout_is_not_blamed_on_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_towers, "LAYOUTS", (lambda model: model.no_such_name,))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        text_towers.text_parts(torch.nn.Linear(1, 1))
