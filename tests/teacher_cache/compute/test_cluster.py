@@ -50,7 +50,22 @@ def decode_or_die(content, **more):
 
 part.decode_image = decode_or_die
 """
-DIES_IN_ITS_THIRD_PART = PRELOAD.format(condition="seen == 16")  # of six images each
+# Of six images each; a file tells the other worker.
+DIES_IN_ITS_THIRD_PART = PRELOAD.format(condition="seen == 16 and not open('died', 'w').close()")
+# The other worker would else compute all parts while the first one still loads its model.
+WAITS_FOR_THE_DEATH = """
+import os, time
+from teacher_cache.images import decode
+from teacher_cache.compute import part
+
+def decode_after_the_death(content, **more):
+    end = time.monotonic() + 120
+    while not os.path.exists('died') and time.monotonic() < end:
+        time.sleep(0.02)
+    return decode.decode_image(content, **more)
+
+part.decode_image = decode_after_the_death
+"""
 DIES_OF_POISON = PRELOAD.format(condition="content == b'poison'")
 
 
@@ -104,12 +119,14 @@ def test_a_worker_killed_within_a_part_loses_only_that_part(
     source = write_shards(tmp_path / "shards", samples=36)
     asked = settings(source, names, tmp_path / "zarr", teacher, part_size=6)
     build_cache(asked.model_copy(update={"out": str(tmp_path / "undisturbed")}))
-    (tmp_path / "preload.py").write_text(DIES_IN_ITS_THIRD_PART)
+    died = repr(str(tmp_path / "died"))
+    (tmp_path / "preload.py").write_text(DIES_IN_ITS_THIRD_PART.replace("'died'", died))
+    (tmp_path / "waits.py").write_text(WAITS_FOR_THE_DEATH.replace("'died'", died))
     at_the_kill: dict[str, int] = {}
     with (
         dask_scheduler(processes, tmp_path) as (address, _),
         dask_worker(processes, address, "left", "--preload", str(tmp_path / "preload.py")) as victim,
-        dask_worker(processes, address, "right"),
+        dask_worker(processes, address, "right", "--preload", str(tmp_path / "waits.py")),
     ):
         with Client(address) as client:
             client.wait_for_workers(2, timeout=60)
