@@ -258,7 +258,9 @@ def predict_command(
 @settings_options(ImportSettings)
 def import_command(
     settings: ImportSettings,
-    checkpoint: Annotated[Path, typer.Argument(help="a checkpoint of CoOp's or POMP's prompt learner")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="of CoOp, POMP, KgCoOp, ProGrad, MaPLe, IVLP, VPT or PromptSRC")
+    ],
 ) -> None:
     """Make a student of published prompts, to evaluate them like your own runs.
 
@@ -267,8 +269,13 @@ def import_command(
     require_file(checkpoint)
     require_model(settings.model, settings.pretrained)
     with loading():
-        from student_train.interchange.published import import_prompts
-    print_line(import_prompts(settings, checkpoint))
+        from student_train.interchange.published import import_prompts, import_summary
+        from student_train.model.stored import read_student
+    path = import_prompts(settings, checkpoint)
+    record = read_student(path).record
+    if record.imported is not None:
+        note(import_summary(record.imported, record.prompts))
+    print_line(path)
 
 
 export = command_line("Write a student for other programs.", no_args_is_help=True)

@@ -27,6 +27,13 @@ _CUSTOM_BLOCKS = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "gelu": {"embed_dim": 48, "vision_cfg": _VISION, "text_cfg": _TEXT},
     "quickgelu": {"embed_dim": 48, "quick_gelu": True, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    # As OpenAI's models: the vision tower is wider than the text tower.
+    "wide-vision": {
+        "embed_dim": 48,
+        "quick_gelu": True,
+        "vision_cfg": {**_VISION, "width": 96},
+        "text_cfg": _TEXT,
+    },
     # CustomTextCLIP, every option of the custom block, pooling at the EOS token and over the patches.
     "custom": {
         "embed_dim": 48,

@@ -12,7 +12,10 @@ from pipeline.report.plots import Bar, HeatCell, bar_chart, heat_map
 from pipeline.seeds import Spread, figure_text, number, spread
 from student_train.figures import FIGURES
 
-STRUCTURE = ("prompt_structure", "carry", "prompt_depth", "prompt_length", "towers")
+STRUCTURE = (
+    *("prompt_structure", "carry", "prompt_depth", "prompt_length"),
+    *("vision_prompt_depth", "vision_prompt_length", "towers"),
+)
 MOST_PAIRS = 3  # of axes with heat maps
 MOST_MAPS = 4  # per pair, one for each combination of the other axes
 MOST_BARS = 40

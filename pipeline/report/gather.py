@@ -19,7 +19,14 @@ from teacher_cache.errors import UsageError
 from teacher_cache.settings import to_flat
 
 # Short words for settings in the names of configurations; none if the value is clear without it.
-SHORT = {"prompt_structure": "", "carry": "", "prompt_depth": "depth", "prompt_length": "length"}
+SHORT = {
+    "prompt_structure": "",
+    "carry": "",
+    "prompt_depth": "depth",
+    "prompt_length": "length",
+    "vision_prompt_depth": "vision depth",
+    "vision_prompt_length": "vision length",
+}
 LONGEST_REASON = 300
 
 

@@ -1,133 +1,209 @@
-"""Import published prompts of CoOp and POMP as students, to evaluate them like our own runs.
+"""Import published prompts as students, to evaluate them like our own runs.
 
-Their checkpoints store the state of a `prompt_learner`: `ctx`, the context vectors between the start of text
-and the class name, without position embeddings. That is a text prompt of structure `shared` and depth 1.
-Dassl also stores states of optimizer and scheduler, under warm-up even a scheduler and an optimizer as
-objects. Those are skipped; no code of the file runs.
+`checkpoint_state.py` reads a file, `methods.py` says what its tensors mean, and `frozen_weights.py` compares
+the frozen model. All methods that can be imported have prompts of structure `shared` under carry `replace`:
+CoOp and its kind at the input of the text tower, IVLP, VPT and PromptSRC in the blocks of one or both towers.
+MaPLe's vision prompts are projections of its text prompts, constant after training.
 
-Shapes: n prompt length, W text tower width.
+Shapes: n prompt length, W text width, V vision width.
 """
 
+import logging
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from student_train.interchange.checkpoint_state import first_names, read_state
+from student_train.interchange.frozen_weights import (
+    check_frozen_weights,
+    other_class_tokens,
+    words_before_names,
+)
+from student_train.interchange.methods import PublishedPrompts, published_prompts
 from student_train.interchange.settings import ImportSettings
 from student_train.model.prompts import Prompts
-from student_train.model.settings import PromptSettings
+from student_train.model.settings import PromptSettings, Tower
+from student_train.model.stored import ImportRecord, file_digest
 from student_train.model.student import PromptedCLIP, save_student
 from student_train.runs.record import STUDENT
+from teacher_cache.classes.templates import PROMPT_WORDS
 from teacher_cache.errors import UsageError
 from teacher_cache.files.atomic_write import make_folder
-from teacher_cache.teacher.checkpoint_file import load_plain
-from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
 from teacher_cache.teacher.text_towers import text_parts
 
-CONTEXT = ("ctx", "prompt_learner.ctx", "module.ctx", "module.prompt_learner.ctx")
-# Dassl's schedulers and optimizers, its figures (numpy's numbers), and the containers of optimizers' states.
-SKIPPED = (
-    *(f"torch.optim.lr_scheduler.{name}" for name in ("StepLR", "MultiStepLR", "CosineAnnealingLR")),
-    *(f"torch.optim.{name}" for name in ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop")),
-    *(f"dassl.optim.radam.{name}" for name in ("RAdam", "PlainRAdam", "AdamW")),
-    *(f"numpy.{name}" for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")),
-    "builtins.dict",
-)
-STATES = "collections.defaultdict"
+# Methods whose N_CTX prompts replace the first words of CTX_INIT if N_CTX is at most 4: further words stay
+# (github.com/muzairkhattak/multimodal-prompt-learning/issues/32).
+CUT_INIT, LONGEST_CUT = ("MaPLe", "IVLP", "PromptSRC"), 4
+
+log = logging.getLogger(__name__)
 
 
 def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
-    """Write a CoOp or POMP checkpoint as `student.safetensors` and return the file.
+    """Write a published checkpoint as `student.safetensors` and return the file.
 
-    The checkpoint is read with `weights_only`.
+    Its record names the method, the checkpoint and the number of tensors that were used and redundant
+    (`ImportRecord`). A warning reports class texts of another model.
 
     Raises:
-        UsageError: the checkpoint does not exist, is not a checkpoint, needs code to be run, or has no
-            context; its context differs for each class (CoOp's CSC) or has another width than the model's
-            text tower; or the folder already has a student.
+        UsageError: the checkpoint is not one of a method that a student can express, has unknown or missing
+            tensors, or was trained on another model; its context differs for each class (CoOp's CSC); or the
+            folder already has a student.
     """
     if os.path.exists(settings.out / STUDENT):
         raise UsageError(f"{settings.out} already has a student; choose another --out")
-    context_nW = read_context(checkpoint)
+    found = read_prompts(checkpoint)
     base = load_model(settings.model, settings.pretrained)
-    parts = text_parts(base.model)
-    n, width = context_nW.shape
-    if width != parts.positional_embedding.shape[1]:
-        raise UsageError(
-            f"{checkpoint} has context vectors of width {width}, but the text tower of {base.name} has width "
-            f"{parts.positional_embedding.shape[1]}: the prompts were trained on another model"
-        )
-    prompts = PromptSettings(towers="text", prompt_structure="shared", prompt_depth=1, prompt_length=n)
-    student = PromptedCLIP(base, prompts)
+    _check_towers(checkpoint, base, found)
+    check_frozen_weights(checkpoint, base, found.frozen)
+    words = _fixed_words(checkpoint, base, found) if settings.fixed_words is None else settings.fixed_words
+    student = PromptedCLIP(base, _prompt_settings(found, words))
     with torch.no_grad():
-        first_nW = context_nW + parts.positional_embedding[1 : 1 + n]
-        cast(Prompts, student.tower_prompts("text")).q[0].copy_(first_nW)
+        for tower, prompts in _prompts_behind_embeddings(base, found).items():
+            cast(Prompts, student.tower_prompts(tower)).q.copy_(torch.stack(prompts))
+    student.imported = ImportRecord(
+        method=found.method,
+        file=checkpoint.name,
+        file_digest=file_digest(checkpoint),
+        used=found.used,
+        redundant=len(found.class_tokens) + len(found.frozen) + found.unused,
+    )
     make_folder(settings.out)
     return save_student(student, settings.out)
 
 
-def read_context(checkpoint: Path) -> Tensor:
-    """Read the context vectors of a checkpoint, [n, W] float32.
+def read_prompts(checkpoint: Path) -> PublishedPrompts:
+    """Read the prompts of a checkpoint, without comparing its frozen model.
 
     Raises:
         UsageError: as `import_prompts`.
     """
-    try:
-        with skipping():
-            found: Any = load_plain(checkpoint)
-    except OSError as error:
-        raise UsageError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        if needed := re.search(r"GLOBAL (\S+)", str(error)):
-            raise UsageError(
-                f"{checkpoint} cannot be read without running code that it names ({needed[1]}); ask its "
-                "authors for a file with only the prompt learner's state_dict"
-            ) from error
-        raise UsageError(f"{checkpoint} cannot be read as a checkpoint of torch.save ({error})") from error
-    state = found.get("state_dict", found) if isinstance(found, dict) else None
-    context = None
-    if isinstance(state, dict):
-        context = next((state[name] for name in CONTEXT if name in state), None)
-    if not isinstance(context, Tensor) or not context.is_floating_point():
-        raise UsageError(f"{checkpoint} has no context vectors (ctx) of a prompt learner")
-    # a view of one number can have any shape; a contiguous tensor has as many numbers as its shape
-    if context.layout != torch.strided or context.device.type != "cpu" or not context.is_contiguous():
-        raise UsageError(f"{checkpoint} has context vectors that are not a dense CPU tensor")
-    if context.dim() != 2 or not len(context):
+    return published_prompts(checkpoint, read_state(checkpoint))
+
+
+def import_summary(imported: ImportRecord, prompts: PromptSettings) -> str:
+    """Return one line that says what was imported."""
+    both = prompts.towers == "both"
+    depths: dict[Tower, int | None] = {
+        "text": prompts.prompt_depth,
+        "vision": prompts.vision_prompt_depth if both else prompts.prompt_depth,
+    }
+    towers = [
+        f"{tower} depth {depth}, length {prompts.length_of(tower)}"
+        for tower, depth in depths.items()
+        if prompts.towers in ("both", tower)
+    ]
+    words = f"; '{prompts.fixed_words}' before each class name" if prompts.fixed_words else ""
+    return (
+        f"{imported.method}: {'; '.join(towers)}{words}; {imported.used} tensors used, "
+        f"{imported.redundant} redundant"
+    )
+
+
+def _prompt_settings(found: PublishedPrompts, fixed_words: str) -> PromptSettings:
+    first, *second = [prompts for prompts in (found.text, found.vision) if prompts]
+    return PromptSettings(
+        towers="both" if second else "text" if found.text else "vision",
+        prompt_structure="shared",
+        prompt_depth=len(first),
+        prompt_length=len(first[0]),
+        vision_prompt_depth=len(second[0]) if second else None,
+        vision_prompt_length=len(second[0][0]) if second else None,
+        fixed_words=fixed_words,
+    )
+
+
+def _check_towers(checkpoint: Path, base: LoadedModel, found: PublishedPrompts) -> None:
+    sizes = {}
+    if found.text:
+        parts = text_parts(base.model)
+        sizes["text"] = (found.text, parts.positional_embedding.shape[1], len(parts.blocks))
+    if found.vision:
+        visual = vision_transformer(base.model)
+        blocks = len(visual.transformer.resblocks)
+        sizes["vision"] = (found.vision, visual.class_embedding.shape[0], blocks)
+    for tower, (prompts, width, blocks) in sizes.items():
+        own = prompts[0].shape[1]
+        if (own, len(prompts)) == (width, min(len(prompts), blocks)):
+            continue
+        what = "context vectors" if tower == "text" else "vision prompts"
+        theirs, ours = f"{what} of width {own}", f"width {width}"
+        if own == width:
+            theirs, ours = f"{what} for {len(prompts)} blocks", f"{blocks} blocks"
         raise UsageError(
-            f"{checkpoint} has context vectors of shape {list(context.shape)}; expected [n, width] with n of "
-            "at least 1: one context for all classes"
+            f"{checkpoint} has {theirs}, but the {tower} tower of {base.name} has {ours}: the prompts were "
+            "trained on another model"
         )
-    if not context.isfinite().all():
-        raise UsageError(f"{checkpoint} has context vectors that are not finite")
-    return context.float()
 
 
-class _Skipped:
-    """Stand-in for an object of the file: accepts its arguments and state, and keeps nothing."""
-
-    def __new__(cls, *arguments: object) -> "_Skipped":
-        return super().__new__(cls)
-
-    def __init__(self, *arguments: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _states(*arguments: object) -> dict[Any, Any]:
-    return {}  # `weights_only` fills only plain dictionaries
+@torch.no_grad()
+def _prompts_behind_embeddings(base: LoadedModel, found: PublishedPrompts) -> dict[Tower, list[Tensor]]:
+    """Return the prompts as a student has them: those of block 1 are the input of the block."""
+    towers: dict[Tower, list[Tensor]] = {}
+    if found.text:
+        first_nW, *deep = found.text
+        positions = text_parts(base.model).positional_embedding
+        towers["text"] = [first_nW + positions[1 : 1 + len(first_nW)], *deep]
+    if found.vision:
+        first_nV, *deep = found.vision
+        towers["vision"] = [vision_transformer(base.model).ln_pre(first_nV), *deep]
+    return towers
 
 
-@contextmanager
-def skipping() -> Iterator[None]:
-    """Make `weights_only` replace the classes in SKIPPED by stand-ins; it refuses all other code."""
-    stand_ins = [(_Skipped, name) for name in SKIPPED]
-    with torch.serialization.safe_globals([*stand_ins, (_states, STATES)]):
-        yield
+def _fixed_words(checkpoint: Path, base: LoadedModel, found: PublishedPrompts) -> str:
+    """Return the words between the text prompts and the class names, and warn of another model's texts.
+
+    Raises:
+        UsageError: the checkpoint leaves them open.
+    """
+    if not found.text:
+        return ""
+    other = other_class_tokens(base, found.class_tokens)
+    if other:
+        log.warning(
+            "%s: its embeddings of class texts (%s) are not those of %s: the prompts were probably trained "
+            "on another model",
+            checkpoint,
+            first_names(other),
+            base.name,
+        )
+    length = len(found.text[0])
+    if found.method not in CUT_INIT or length > LONGEST_CUT:
+        return ""
+    words = " ".join(PROMPT_WORDS.split()[length:])
+    tokens = None if other else words_before_names(base, found.class_tokens)
+    if tokens is not None:
+        usual = _tokens(base, words)
+        if tokens[: len(usual)] == usual and words:
+            return words
+        classes = max(len(x) for name, x in found.class_tokens.items() if name.endswith("suffix"))
+        if not tokens or classes == 1:
+            return ""
+        raise UsageError(
+            f"{checkpoint}: all {classes} class texts in token_suffix begin with the same tokens, "
+            f"{_text(base, tokens)}; give these words with --fixed-words if CTX_INIT had more words than "
+            "N_CTX, or --fixed-words '' if they are part of the class names"
+        )
+    if not words or other:
+        return ""
+    raise UsageError(
+        f"{checkpoint} has {length} prompts of {found.method} and no token_suffix, so it is not known which "
+        f"words stood between them and the class names; give --fixed-words '{words}' (with the published "
+        "CTX_INIT), or --fixed-words '' for none"
+    )
+
+
+def _tokens(base: LoadedModel, words: str) -> list[int]:
+    """Return the tokens of words, without start and end of text."""
+    tokens_1T = base.tokenizer([words])
+    end = int(text_parts(base.model).pool_positions(tokens_1T))
+    tokens: list[int] = tokens_1T[0, 1:end].tolist()
+    return tokens
+
+
+def _text(base: LoadedModel, tokens: list[int]) -> str:
+    decode = getattr(base.tokenizer, "decode", None)
+    return f"'{decode(tokens).strip()}'" if decode else str(tokens)

@@ -16,12 +16,21 @@ class ImportSettings(BaseModel):
     """Settings of an import."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    PANELS: ClassVar[Panels] = {"Model": ("model", "pretrained"), "Output": ("out",)}
+    PANELS: ClassVar[Panels] = {
+        "Model": ("model", "pretrained"),
+        "Prompts": ("fixed_words",),
+        "Output": ("out",),
+    }
 
     out: Path = Field(description="folder for the student; rpp eval and rpp-train --init read it")
     model: str = Field(description="open_clip model that the prompts were trained on")
     pretrained: str | None = Field(
         default=None, description="its pretrained tag or weights file [default: a model folder has its own]"
+    )
+    fixed_words: str | None = Field(
+        default=None,
+        description="words between the prompts and each class name, where CTX_INIT had more words than N_CTX "
+        "[default: those in the checkpoint's token_suffix]",
     )
 
 

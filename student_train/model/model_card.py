@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from student_train.figures import FIGURES
 from student_train.markdown import plain, table
-from student_train.model.stored import StudentRecord
+from student_train.model.stored import ImportRecord, StudentRecord
 from teacher_cache.model_names import LOCAL_DIR
 from teacher_cache.teacher.openclip import hub_repository
 
@@ -74,7 +74,7 @@ def model_card(
         "",
         "## Training",
         "",
-        *_training_lines(training),
+        *_training_lines(training, record.imported),
         "",
         *table(["setting", "value"], [[setting, _value(value)] for setting, value in settings.items()]),
         "",
@@ -117,7 +117,12 @@ def _figure_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
     return table(titles, rows)
 
 
-def _training_lines(training: Mapping[str, Any] | None) -> list[str]:
+def _training_lines(training: Mapping[str, Any] | None, imported: ImportRecord | None) -> list[str]:
+    if imported is not None:
+        return [
+            f"These prompts were not trained by RPP, but imported from {plain(imported.file)}, a checkpoint "
+            f"of {plain(imported.method)} with the digest {plain(imported.file_digest)}."
+        ]
     if training is None:
         return ["It is unknown how these prompts were trained: they came without the record of a run."]
     teacher, cache = training["teacher"], training["cache"]

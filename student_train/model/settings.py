@@ -35,10 +35,23 @@ class PromptSettings(BaseModel):
         description=f"number of first blocks with their own prompts [default: {DEFAULT_DEPTH}, at most all]",
     )
     prompt_length: int = Field(default=4, ge=1, le=LONGEST_PROMPT, description="prompt positions per tower")
+    vision_prompt_depth: int | None = Field(
+        default=None, ge=0, description="another depth for the vision tower [default: --prompt-depth]"
+    )
+    vision_prompt_length: int | None = Field(
+        default=None,
+        ge=1,
+        le=LONGEST_PROMPT,
+        description="another length for the vision tower [default: --prompt-length]",
+    )
     prompt_init: str = Field(
         default=PROMPT_WORDS,
         description="words whose token embeddings the text prompts start from; further positions start "
         "random, further words are not used",
+    )
+    fixed_words: str = Field(
+        default="",
+        description="words between the text prompts and each class name; MaPLe's two prompts precede 'of a'",
     )
 
     def depth_of(self, tower: Tower, blocks: int) -> int:
@@ -49,10 +62,15 @@ class PromptSettings(BaseModel):
         """
         if self.towers not in ("both", tower):
             return 0
-        if self.prompt_depth is None:
+        own = self.vision_prompt_depth if tower == "vision" else None
+        depth = self.prompt_depth if own is None else own
+        if depth is None:
             return min(DEFAULT_DEPTH, blocks)
-        if self.prompt_depth > blocks:
-            raise UsageError(
-                f"prompt depth {self.prompt_depth} is more than the {blocks} blocks of the {tower} tower"
-            )
-        return self.prompt_depth
+        if depth > blocks:
+            raise UsageError(f"prompt depth {depth} is more than the {blocks} blocks of the {tower} tower")
+        return depth
+
+    def length_of(self, tower: Tower) -> int:
+        """Return the prompt length n in a tower."""
+        own = self.vision_prompt_length if tower == "vision" else None
+        return self.prompt_length if own is None else own

@@ -39,6 +39,26 @@ FORMAT, FORMAT_VERSION = "rpp-student", 1
 FLOATS = ("F16", "BF16", "F32", "F64")  # dtypes of prompts, as safetensors names them
 
 
+class ImportRecord(BaseModel):
+    """Record of the published checkpoint that a student was imported from.
+
+    Attributes:
+        method: the method whose layout the checkpoint has, 'MaPLe' for example.
+        file: last name of the checkpoint's path.
+        file_digest: digest of the checkpoint.
+        used: number of its tensors that became the student's prompts.
+        redundant: number of its other tensors, which the frozen model or the class names determine.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    method: str
+    file: str
+    file_digest: str
+    used: int
+    redundant: int
+
+
 class StudentRecord(BaseModel):
     """Record of a student beside its tensors. Options that did not exist when it was written get defaults.
 
@@ -46,6 +66,7 @@ class StudentRecord(BaseModel):
         prompts: settings of its prompts.
         model, pretrained: open_clip's name and tag, or folder and file, of the frozen model at training.
         weights_digest: digest of the frozen model's weights.
+        imported: the published checkpoint that the prompts come from; None for prompts of our own runs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +76,7 @@ class StudentRecord(BaseModel):
     model: str
     pretrained: str | None
     weights_digest: str
+    imported: ImportRecord | None = None
 
     def portable(self) -> "StudentRecord":
         """Return the record without paths of this machine: of folders and files only the last name."""
@@ -127,7 +149,7 @@ def write_folder(
     make_folder(folder, option="")
     portable = record.portable()
     model = write_student(folder / MODEL, portable, tensors)
-    config = FolderRecord(**portable.model_dump(), safetensors_digest=_digest(model), training=training)
+    config = FolderRecord(**portable.model_dump(), safetensors_digest=file_digest(model), training=training)
     try:
         atomic_write_text(folder / CONFIG, config.model_dump_json(indent=2) + "\n")
     except OSError as error:
@@ -204,7 +226,7 @@ def _read_file(path: Path, training: dict[str, Any] | None) -> StoredStudent:
         found = parse_json((file.metadata() or {}).get("student", "{}"))
         record = StudentRecord(**_checked_format(path, found))
         tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return StoredStudent(path, record, tensors, _digest(path), training)
+        return StoredStudent(path, record, tensors, file_digest(path), training)
 
 
 def _tensor(file: Any, name: str) -> Tensor:
@@ -232,8 +254,11 @@ def _checked_format(path: Path, record: Any) -> dict[str, Any]:
     return record
 
 
-def _digest(path: Path) -> str:
-    return f"blake2b:{hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}"
+def file_digest(path: Path) -> str:
+    """Return the digest of a file's bytes."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+    return f"blake2b:{digest.hexdigest()}"
 
 
 @contextmanager

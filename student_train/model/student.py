@@ -24,7 +24,14 @@ from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompt_tokenizer import PromptedReading, PromptTokenizer
 from student_train.model.prompts import INIT_STD, Prompts, unused_query_blocks
 from student_train.model.settings import PromptSettings, Tower
-from student_train.model.stored import StoredStudent, StudentRecord, read_student, write_folder, write_student
+from student_train.model.stored import (
+    ImportRecord,
+    StoredStudent,
+    StudentRecord,
+    read_student,
+    write_folder,
+    write_student,
+)
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
 from teacher_cache.errors import UnsupportedTowerError, UsageError
@@ -44,6 +51,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         settings: settings of its prompts.
         prompts: `Prompts` by tower, "text" and "vision"; a tower without prompts is missing.
         provenance: how it was trained, as in `stored.StoredStudent`; None if it was not loaded.
+        imported: the published checkpoint that its prompts come from; None for prompts of our own runs.
     """
 
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
@@ -63,6 +71,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         super().__init__()
         self.base, self.settings = base, settings
         self.provenance: dict[str, Any] | None = None
+        self.imported: ImportRecord | None = None
         self.clip = base.model.eval().requires_grad_(False)
         self.prompts = nn.ModuleDict()
         for number, tower in enumerate(TOWERS):
@@ -86,22 +95,29 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
 
     def _first_prompt(self, tower: Tower, generator: torch.Generator) -> Tensor:
         """Return the initial prompt of block 1, [n, W] float32."""
-        n = self.settings.prompt_length
+        n = self.settings.length_of(tower)
         if tower == "vision":
             width = vision_transformer(self.clip).class_embedding.shape[0]
             return INIT_STD * torch.randn(n, width, generator=generator)
         parts = text_parts(self.clip)
         room = parts.positional_embedding.shape[0] - 3  # SOT, one token of a name, EOT
+        room -= len(self._word_tokens(self.settings.fixed_words))
         if n > room:
+            behind = f" with --fixed-words '{self.settings.fixed_words}'" if self.settings.fixed_words else ""
             raise UsageError(
-                f"prompt length {n} leaves no room for a name; the text tower holds at most {room}"
+                f"prompt length {n} leaves no room for a name; the text tower holds at most {max(0, room)}"
+                f"{behind}"
             )
-        tokens_T = self.base.tokenizer([self.settings.prompt_init])[0]
-        words_T = tokens_T[1 : int(parts.pool_positions(tokens_T[None]))][:n]
+        words_T = self._word_tokens(self.settings.prompt_init)[:n]
         embedding = parts.token_embedding.weight
         first_nW = INIT_STD * torch.randn(n, embedding.shape[1], generator=generator)
         first_nW[: len(words_T)] = embedding[words_T.to(embedding.device)].cpu()  # random behind the words
         return first_nW + parts.positional_embedding[1 : 1 + n].cpu()
+
+    def _word_tokens(self, words: str) -> Tensor:
+        """Return the tokens of words without start and end of text, int64 [T]."""
+        tokens_1T = self.base.tokenizer([words])
+        return tokens_1T[0, 1 : int(text_parts(self.clip).pool_positions(tokens_1T))]
 
     @classmethod
     def from_stored(
@@ -128,7 +144,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             ) from error
         student = cls(base, record.prompts)
         student.take_prompts(stored)
-        student.provenance = stored.provenance
+        student.provenance, student.imported = stored.provenance, record.imported
         return student.eval()
 
     def take_prompts(self, stored: StoredStudent) -> None:
@@ -164,7 +180,11 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         """Return the record that is stored beside the tensors."""
         base = self.base
         return StudentRecord(
-            prompts=self.settings, model=base.name, pretrained=base.pretrained, weights_digest=base.digest
+            prompts=self.settings,
+            model=base.name,
+            pretrained=base.pretrained,
+            weights_digest=base.digest,
+            imported=self.imported,
         )
 
     def train(self, mode: bool = True) -> "PromptedCLIP":
@@ -255,11 +275,11 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
     def tokenize_names(self, names: Sequence[str]) -> Tensor:
         """Return tokens int64 [C, T] of 'NAME.' for each class name, with room for the prompts (as in CoOp).
 
-        Without text prompts `prompt_init` precedes the name. A name that is too long loses its last tokens
-        before the full stop; a warning reports how many names did.
+        `fixed_words` precede the name; without text prompts, `prompt_init` does. A name that is too long
+        loses its last tokens before the full stop; a warning reports how many names did.
         """
         prompts = self.tower_prompts("text")
-        words = "" if prompts else self.settings.prompt_init
+        words = self.settings.fixed_words if prompts else self.settings.prompt_init
         tokens_CT = self.base.tokenizer([prompted_text(name, words) for name in names])
         length = self.context_length - (prompts.length if prompts else 0)
         try:

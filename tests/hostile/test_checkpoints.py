@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from student_train.interchange.published import read_context
+from student_train.interchange.published import read_prompts
 from student_train.runs.record import CHECKPOINT, EARLIER_CHECKPOINT
 from student_train.training.checkpoint import Checkpoint
 from student_train.training.optimizer import PromptOptimizer
@@ -173,7 +173,7 @@ def test_fuzz_published_checkpoints(tmp_path_factory: pytest.TempPathFactory, da
     state = {"state_dict": {"ctx": torch.ones(4, WIDTH), "token_prefix": torch.ones(2, 1, WIDTH)}, "epoch": 5}
     path = tmp_path_factory.getbasetemp() / "published.pt"
     path.write_bytes(data.draw(hostile_checkpoints(state)))
-    tried(lambda: read_context(path))
+    tried(lambda: read_prompts(path))
 
 
 @pytest.fixture
@@ -367,7 +367,7 @@ def test_a_compressed_checkpoint_is_not_unpacked(earlier: tuple[Run, dict[str, A
     with pytest.raises(UsageError, match=r"(entries are|is) compressed"):
         run.resume()
     with pytest.raises(UsageError, match=r"cannot be read as a checkpoint of torch.save"):
-        read_context(run.out / EARLIER_CHECKPOINT)
+        read_prompts(run.out / EARLIER_CHECKPOINT)
 
 
 def test_entries_that_overlap_are_refused(earlier: tuple[Run, dict[str, Any]]) -> None:
@@ -407,4 +407,4 @@ def test_context_vectors_that_are_larger_than_their_file_are_refused(
         bounded(),
         pytest.raises(UsageError, match=r"not a dense CPU tensor|code that it names \(torch\._utils\."),
     ):
-        read_context(tmp_path / "context.pt")
+        read_prompts(tmp_path / "context.pt")

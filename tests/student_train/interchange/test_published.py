@@ -1,25 +1,21 @@
 """Checkpoints in the layout of CoOp and POMP, compared with the forward pass that CoOp publishes."""
 
-import os
 import pickle
 import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
 from pipeline.cli import main
-from student_train.interchange.published import import_prompts, read_context
+from student_train.interchange.published import import_prompts
 from student_train.interchange.settings import ImportSettings
 from student_train.model.student import load_student
 from teacher_cache.errors import UsageError
 from tests.models import write_model
-from tests.teacher_cache.teacher.test_openclip import RunsCode
 
 NAMES = ["cat", "grand piano", 'n\'t "quoted", name', "hündchen"]
 
@@ -119,92 +115,3 @@ def test_errors_name_what_cannot_be_imported(model: Path, tmp_path: Path) -> Non
         assert not {"\n", "\x1b"} & set(message), path
         assert "weights_only" not in message
     assert not (tmp_path / "out").exists()
-
-
-class WarmupScheduler(LRScheduler):
-    """As Dassl's ConstantWarmupScheduler in dassl/optim/lr_scheduler.py: the next one is an attribute."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, successor: LRScheduler) -> None:
-        self.successor, self.warmup_epoch, self.cons_lr = successor, 1, 1e-5
-        super().__init__(optimizer, last_epoch=-1)
-
-    def get_lr(self) -> list[Any]:
-        if self.last_epoch >= self.warmup_epoch:
-            return self.successor.get_last_lr()
-        return [self.cons_lr for _ in self.base_lrs]
-
-    def step(self, epoch: int | None = None) -> None:
-        if self.last_epoch >= self.warmup_epoch:
-            self.successor.step(epoch)
-            self._last_lr = self.successor.get_last_lr()
-        else:
-            super().step(epoch)
-
-
-def trained_checkpoint(path: Path, context: torch.Tensor, optimizer: Any, scheduler: Any) -> Path:
-    """What Dassl's `save_model` (dassl/engine/trainer.py) writes after three epochs with a warm-up."""
-    weight = torch.nn.Parameter(context.clone())
-    steps = optimizer([weight], lr=0.002)
-    warm = WarmupScheduler(steps, scheduler(steps))
-    for _ in range(3):
-        weight.grad = torch.ones_like(weight)
-        steps.step()
-        warm.step()
-    assert isinstance(warm.state_dict()["successor"], LRScheduler)
-    states = {"optimizer": steps.state_dict(), "scheduler": warm.state_dict()}
-    return checkpoint(path, context, **states, val_result=np.float64(71.5))
-
-
-def sgd(weights: Any, lr: float) -> torch.optim.SGD:
-    return torch.optim.SGD(weights, lr=lr, momentum=0.9)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "scheduler"),
-    [
-        (sgd, lambda o: CosineAnnealingLR(o, 5.0)),
-        (torch.optim.Adam, lambda o: StepLR(o, step_size=2)),
-        (torch.optim.AdamW, lambda o: MultiStepLR(o, milestones=[1, 2])),
-        (torch.optim.RMSprop, lambda o: CosineAnnealingLR(o, 5.0)),
-    ],
-)
-def test_states_of_optimizer_and_scheduler_are_skipped(
-    model: Path, tmp_path: Path, optimizer: Any, scheduler: Any
-) -> None:
-    context = 0.05 * torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
-    path = trained_checkpoint(tmp_path / "model.pth.tar-3", context, optimizer, scheduler)
-    assert torch.equal(read_context(path), context)
-    found = import_prompts(ImportSettings(out=tmp_path / "a", model=str(model)), path)
-    plain = checkpoint(tmp_path / "plain", context)
-    same = import_prompts(ImportSettings(out=tmp_path / "b", model=str(model)), plain)
-    assert found.read_bytes() == same.read_bytes()
-
-
-@pytest.mark.parametrize("new", [True, False])
-def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, new: bool) -> None:
-    """In any place of the file and in both formats of torch; also a call of `os.system`."""
-    marker = tmp_path / "ran"
-
-    class System:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return os.system, (f"touch {marker}",)
-
-    for code, name in ((RunsCode(str(marker)), r"getattr|pathlib\.\S*"), (System(), r"posix\.system")):
-        for place in ("scheduler", "state_dict", "val_result"):
-            state = {"state_dict": {"ctx": torch.zeros(4, 64)}, place: code}
-            torch.save(state, tmp_path / "bad", _use_new_zipfile_serialization=new)
-            with pytest.raises(UsageError, match=rf"without running code that it names \(({name})\)"):
-                read_context(tmp_path / "bad")
-    assert not marker.exists()
-
-
-def test_skipped_classes_are_refused_elsewhere(tmp_path: Path) -> None:
-    """Importing does not change torch's list of safe globals."""
-    path = trained_checkpoint(
-        tmp_path / "trained", torch.zeros(4, 64), torch.optim.SGD, lambda o: CosineAnnealingLR(o, 5.0)
-    )
-    before = set(torch.serialization.get_safe_globals())
-    read_context(path)
-    assert set(torch.serialization.get_safe_globals()) == before
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(path, weights_only=True)
