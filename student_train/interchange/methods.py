@@ -33,6 +33,7 @@ FROZEN = re.compile(r"logit_scale|(image_encoder|text_encoder|ZS_image_encoder)\
 # Parameters of KgCoOp's prompt learner that its forward pass does not use.
 KGCOOP_UNUSED = re.compile(r"bias_vectors|meta_net\.linear1\.(weight|bias)")
 KGCOOP_MARK = "bias_vectors"
+IVLP = "IVLP or PromptSRC"  # PromptSRC's prompts are IVLP's, trained with other losses
 
 # Methods that a student cannot express: a pattern of names, the method, and why.
 NOT_EXPRESSIBLE = (
@@ -96,8 +97,8 @@ def published_prompts(checkpoint: Path, state: Mapping[str, Tensor]) -> Publishe
     frozen = {name: state[name] for name in rest if FROZEN.fullmatch(name) and "VPT" not in name}
     if unknown := [name for name in rest if name not in frozen]:
         raise UsageError(
-            f"{checkpoint} looks like a checkpoint of {method}, but has tensors that {method} does not have: "
-            f"{first_names(unknown)}; it cannot be imported, because they may be part of what was learned"
+            f"{checkpoint} looks like a checkpoint of {method}, but also has {first_names(unknown)}; it "
+            "cannot be imported, because these may be part of what was learned"
         )
     if missing := [name for name in expected if name not in state]:
         raise UsageError(
@@ -139,7 +140,7 @@ def _method(state: Mapping[str, Tensor]) -> str | None:
         is_text = CONTEXT in state or any(
             name.startswith("text_encoder.") and "VPT" in name for name in state
         )
-        return "IVLP" if is_text else "VPT"
+        return IVLP if is_text else "VPT"
     if CONTEXT not in state:
         return None
     if KGCOOP_MARK in state:
@@ -158,7 +159,7 @@ def _expected(state: Mapping[str, Tensor], method: str) -> list[str]:
             *(COMPOUND.format(number) for number in range(deep)),
             *(f"{layer}.{part}" for layer in layers for part in ("weight", "bias")),
         ]
-    if method not in ("PromptSRC", "IVLP", "VPT"):
+    if method not in ("PromptSRC", IVLP, "VPT"):
         return [CONTEXT]
     text = [] if method == "VPT" else [CONTEXT, *_blocks(state, TEXT_BLOCK)]
     vision = _blocks(state, VISION_BLOCK)
@@ -222,7 +223,12 @@ def _checked(checkpoint: Path, name: str, tensor: Tensor, dimensions: int) -> Te
     shape = list(tensor.shape)
     if len(shape) != dimensions or 0 in shape:
         expected = "[n, width] with n of at least 1" if dimensions == 2 else "[width]"
-        which = ": one context for all classes" if name == CONTEXT else ""
+        which = ""
+        if name == CONTEXT:
+            which = (
+                ": one context for all classes; contexts for each class (CSC of CoOp) and several contexts "
+                "(PLOT) cannot be imported"
+            )
         raise UsageError(f"{checkpoint} has {name} of shape {shape}; expected {expected}{which}")
     if dimensions == 2 and not name.endswith(".weight") and shape[0] > LONGEST_PROMPT:
         raise UsageError(

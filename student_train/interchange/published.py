@@ -22,22 +22,22 @@ from student_train.interchange.frozen_weights import (
     other_class_tokens,
     words_before_names,
 )
-from student_train.interchange.methods import PublishedPrompts, published_prompts
+from student_train.interchange.methods import IVLP, PublishedPrompts, published_prompts
 from student_train.interchange.settings import ImportSettings
 from student_train.model.prompts import Prompts
 from student_train.model.settings import PromptSettings, Tower
 from student_train.model.stored import ImportRecord, file_digest
-from student_train.model.student import PromptedCLIP, save_student
+from student_train.model.student import TOWERS, PromptedCLIP, save_student
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import PROMPT_WORDS
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import UsageError, printable
 from teacher_cache.files.atomic_write import make_folder
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
 from teacher_cache.teacher.text_towers import text_parts
 
 # Methods whose N_CTX prompts replace the first words of CTX_INIT if N_CTX is at most 4: further words stay
 # (github.com/muzairkhattak/multimodal-prompt-learning/issues/32).
-CUT_INIT, LONGEST_CUT = ("MaPLe", "IVLP", "PromptSRC"), 4
+CUT_INIT, LONGEST_CUT = ("MaPLe", IVLP, "PromptSRC"), 4
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
             cast(Prompts, student.tower_prompts(tower)).q.copy_(torch.stack(prompts))
     student.imported = ImportRecord(
         method=found.method,
-        file=checkpoint.name,
+        file=printable(checkpoint.name),
         file_digest=file_digest(checkpoint),
         used=found.used,
         redundant=len(found.class_tokens) + len(found.frozen) + found.unused,
@@ -86,15 +86,11 @@ def read_prompts(checkpoint: Path) -> PublishedPrompts:
 
 def import_summary(imported: ImportRecord, prompts: PromptSettings) -> str:
     """Return one line that says what was imported."""
-    both = prompts.towers == "both"
-    depths: dict[Tower, int | None] = {
-        "text": prompts.prompt_depth,
-        "vision": prompts.vision_prompt_depth if both else prompts.prompt_depth,
-    }
+    depths = {"text": prompts.prompt_depth, "vision": prompts.vision_prompt_depth or prompts.prompt_depth}
     towers = [
-        f"{tower} depth {depth}, length {prompts.length_of(tower)}"
-        for tower, depth in depths.items()
-        if prompts.towers in ("both", tower)
+        f"{tower} depth {depths[tower]}, length {prompts.length_of(tower)}"
+        for tower in TOWERS
+        if prompts.has_prompts(tower)
     ]
     words = f"; '{prompts.fixed_words}' before each class name" if prompts.fixed_words else ""
     return (
@@ -105,13 +101,14 @@ def import_summary(imported: ImportRecord, prompts: PromptSettings) -> str:
 
 def _prompt_settings(found: PublishedPrompts, fixed_words: str) -> PromptSettings:
     first, *second = [prompts for prompts in (found.text, found.vision) if prompts]
+    vision = second[0] if second else first
     return PromptSettings(
         towers="both" if second else "text" if found.text else "vision",
         prompt_structure="shared",
         prompt_depth=len(first),
         prompt_length=len(first[0]),
-        vision_prompt_depth=len(second[0]) if second else None,
-        vision_prompt_length=len(second[0][0]) if second else None,
+        vision_prompt_depth=len(vision) if len(vision) != len(first) else None,
+        vision_prompt_length=len(vision[0]) if len(vision[0]) != len(first[0]) else None,
         fixed_words=fixed_words,
     )
 

@@ -60,15 +60,22 @@ class PromptSettings(BaseModel):
         Raises:
             UsageError: deeper than the tower.
         """
-        if self.towers not in ("both", tower):
+        if not self.has_prompts(tower):
             return 0
-        own = self.vision_prompt_depth if tower == "vision" else None
-        depth = self.prompt_depth if own is None else own
+        depth = self._asked_depth(tower)
         if depth is None:
             return min(DEFAULT_DEPTH, blocks)
         if depth > blocks:
             raise UsageError(f"prompt depth {depth} is more than the {blocks} blocks of the {tower} tower")
         return depth
+
+    def has_prompts(self, tower: Tower) -> bool:
+        """Return whether a tower has prompts."""
+        return self.towers in ("both", tower) and self._asked_depth(tower) != 0
+
+    def _asked_depth(self, tower: Tower) -> int | None:
+        own = self.vision_prompt_depth if tower == "vision" else None
+        return self.prompt_depth if own is None else own
 
     def length_of(self, tower: Tower) -> int:
         """Return the prompt length n in a tower."""

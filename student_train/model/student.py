@@ -159,9 +159,11 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
                 f"{self.base.name} has {self.base.digest}"
             )
         own = self.prompt_tensors()
-        if {n: x.shape for n, x in own.items()} != {n: x.shape for n, x in stored.tensors.items()}:
+        words = "text" in self.prompts and self.settings.fixed_words != stored.record.prompts.fixed_words
+        if words or {n: x.shape for n, x in own.items()} != {n: x.shape for n, x in stored.tensors.items()}:
             differ = [
-                f"--{name.replace('_', '-')} stored {theirs}, requested {getattr(self.settings, name)}"
+                f"--{name.replace('_', '-')} stored {_shown(theirs)}, requested "
+                f"{_shown(getattr(self.settings, name))}"
                 for name, theirs in stored.record.prompts
                 if theirs != getattr(self.settings, name) and name != "prompt_init"
             ]
@@ -376,6 +378,10 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
                     "them"
                 )
         return lines
+
+
+def _shown(value: object) -> object:
+    return value if value != "" else "''"
 
 
 def save_student(student: PromptedCLIP, folder: Path) -> Path:

@@ -59,7 +59,7 @@ def make_join(
         features = open_cache(settings.student_features)
         check_student_features(settings, cache, features, base)
         valid = valid & features.valid  # an image may have become unreadable between the two builds
-    elif settings.prompts.towers == "text" and cache.teacher["weights_digest"] == base.digest:
+    elif not settings.prompts.has_prompts("vision") and cache.teacher["weights_digest"] == base.digest:
         features = cache if cache.keeps_image_features else None
     num_classes = len(cache.vocabulary)
     rows = select_rows(cache.labels, valid, num_classes, settings.class_subset, settings.shots, settings.seed)
@@ -96,7 +96,7 @@ def check_student_features(
     Raises:
         UsageError: what differs.
     """
-    if settings.prompts.towers != "text":
+    if settings.prompts.has_prompts("vision"):
         raise UsageError(
             "--student-features works with text prompts only: vision prompts change the features"
         )

@@ -39,7 +39,7 @@ def check_train(settings: TrainSettings) -> None:
     # otherwise it is not known yet whether images are read
     if (
         settings.images is not None
-        and settings.prompts.towers != "text"
+        and settings.prompts.has_prompts("vision")
         and settings.student_features is None
     ):
         require_images(settings.images)

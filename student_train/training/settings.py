@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from student_train.data.settings import ClassSubset, ReaderName
-from student_train.model.settings import PromptSettings
+from student_train.model.settings import PromptSettings, Tower
 from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.command_settings import Precision
 from teacher_cache.errors import UsageError
@@ -136,5 +136,10 @@ class TrainSettings(BaseModel):
             raise UsageError(
                 f"--freeze {self.freeze} needs --towers both, not {self.prompts.towers}: the prompts of the "
                 "other tower learn"
+            )
+        other: Tower = "text" if self.freeze == "vision" else "vision"
+        if self.freeze and not self.prompts.has_prompts(other):
+            raise UsageError(
+                f"--freeze {self.freeze} leaves nothing to learn: the {other} tower has prompt depth 0"
             )
         return self

@@ -106,7 +106,7 @@ class StepText:
     ) -> None:
         self.student, self._processes = student, processes
         self.fixed_CD: Tensor | None = None
-        if student.settings.towers == "vision":
+        if not student.settings.has_prompts("text"):
             same = student.base.digest == cache.teacher["weights_digest"]
             teacher = Teacher(student.base, device)
             features = cache.class_features if same else teacher.class_features(cache.vocabulary)

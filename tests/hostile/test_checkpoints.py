@@ -28,6 +28,7 @@ from tests.hostile.contract import bounded, is_one_line, tried
 from tests.hostile.mutations import changed_json, damaged
 
 WIDTH = 8
+ROOMS = ("text", "image")
 STEPS = 5  # of the run's schedule
 
 
@@ -170,7 +171,13 @@ def test_fuzz_earlier_checkpoints(tmp_path_factory: pytest.TempPathFactory, data
 @given(data=st.data())
 @fuzzed(100)
 def test_fuzz_published_checkpoints(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    state = {"state_dict": {"ctx": torch.ones(4, WIDTH), "token_prefix": torch.ones(2, 1, WIDTH)}, "epoch": 5}
+    context = {"ctx": torch.ones(4, WIDTH), "token_prefix": torch.ones(2, 1, WIDTH)}
+    deep = {f"{room}_encoder.transformer.resblocks.1.VPT_shallow": torch.ones(4, WIDTH) for room in ROOMS}
+    projection = {"proj.weight": torch.ones(9, WIDTH), "proj.bias": torch.ones(9)}
+    learned = data.draw(
+        st.sampled_from([{}, {**deep, "image_encoder.VPT": torch.ones(4, WIDTH)}, projection])
+    )
+    state = {"state_dict": {**context, **learned}, "epoch": 5}
     path = tmp_path_factory.getbasetemp() / "published.pt"
     path.write_bytes(data.draw(hostile_checkpoints(state)))
     tried(lambda: read_prompts(path))

@@ -118,7 +118,7 @@ def test_words_that_the_file_leaves_open_have_to_be_given(model: Path, tmp_path:
     short = ivlp_state(*opened, learned((2, 2), (0, 0), "of a"))
     del short["prompt_learner.token_suffix"]
     with pytest.raises(
-        UsageError, match=r"2 prompts of IVLP and no token_suffix, .* give --fixed-words 'of a'"
+        UsageError, match=r"2 prompts of IVLP or PromptSRC and no token_suffix, .* give --fixed-words 'of a'"
     ):
         imported(model, tmp_path / "open", short)
     assert imported(model, tmp_path / "of a", short, "of a") == "of a"

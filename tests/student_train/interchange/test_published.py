@@ -1,5 +1,6 @@
 """Checkpoints in the layout of CoOp and POMP, compared with the forward pass that CoOp publishes."""
 
+import hashlib
 import pickle
 import sys
 from fractions import Fraction
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 from pipeline.cli import main
-from student_train.interchange.published import import_prompts
-from student_train.interchange.settings import ImportSettings
+from student_train.interchange.huggingface import export_huggingface
+from student_train.interchange.published import import_prompts, import_summary
+from student_train.interchange.settings import HuggingFaceSettings, ImportSettings
+from student_train.model.settings import PromptSettings
+from student_train.model.stored import ImportRecord, read_student
 from student_train.model.student import load_student
 from teacher_cache.errors import UsageError
 from tests.models import write_model
@@ -81,7 +85,37 @@ def test_the_command(
         assert (ended.value.code or 0) == code
     printed = capsys.readouterr()
     assert printed.out.strip() == str(tmp_path / "out" / "student.safetensors")
+    assert "CoOp: text depth 1, length 4; 1 tensors used, 2 redundant\n" in printed.err
     assert "already has a student" in printed.err
+
+
+def test_the_summary_names_each_tower() -> None:
+    record = ImportRecord(method="MaPLe", file="f", file_digest="d", used=9, redundant=3)
+    settings = PromptSettings(prompt_depth=3, prompt_length=2, fixed_words="of a")
+    both = "text depth 3, length 2; vision depth 3, length 2"
+    words = "'of a' before each class name"
+    assert import_summary(record, settings) == f"MaPLe: {both}; {words}; 9 tensors used, 3 redundant"
+    other = PromptSettings(prompt_depth=3, vision_prompt_depth=1, vision_prompt_length=8)
+    assert "text depth 3, length 4; vision depth 1, length 8; 9" in import_summary(record, other)
+    vision = PromptSettings(towers="vision", prompt_depth=2)
+    assert import_summary(record, vision).startswith("MaPLe: vision depth 2, length 4; 9")
+
+
+def test_a_student_keeps_the_record_of_its_import(model: Path, tmp_path: Path) -> None:
+    """In its file, in Hugging Face's layout and in the model card; a run that starts from it has its own."""
+    path = checkpoint(tmp_path / "model.pth.tar-5", torch.zeros(4, 64))
+    import_prompts(ImportSettings(out=tmp_path / "run", model=str(model)), path)
+    digest = f"blake2b:{hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}"
+    record = ImportRecord(method="CoOp", file=path.name, file_digest=digest, used=1, redundant=2)
+    student = load_student(tmp_path / "run")
+    student.save_pretrained(tmp_path / "saved")
+    export_huggingface(HuggingFaceSettings(student=tmp_path / "run", out=tmp_path / "exported"))
+    for folder in ("run", "saved", "exported"):
+        assert read_student(tmp_path / folder).record.imported == record
+    for folder in ("saved", "exported"):
+        card = (tmp_path / folder / "README.md").read_text().replace("\\", "")
+        assert f"imported from model.pth.tar-5, a checkpoint of CoOp with the digest {digest}." in card
+        assert str(tmp_path) not in (tmp_path / folder / "config.json").read_text().replace(str(model), "")
 
 
 def test_errors_name_what_cannot_be_imported(model: Path, tmp_path: Path) -> None:

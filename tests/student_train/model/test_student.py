@@ -97,6 +97,51 @@ def test_a_stored_student_comes_back_the_same(
     assert {name.split(".")[1] for name in tensors} == stored
 
 
+@pytest.mark.parametrize("carry", ["replace", "residual"])
+@pytest.mark.parametrize(
+    ("text", "vision"), [((1, 2), (3, 5)), ((3, 4), (1, 1)), ((2, 3), (0, 3)), ((0, 3), (2, 3))]
+)
+def test_towers_have_their_own_depth_and_length(
+    tmp_path: Path, carry: str, text: tuple[int, int], vision: tuple[int, int]
+) -> None:
+    """Each tower is that of a student with prompts in this tower only; depth 0 is the frozen tower."""
+    base = load_model(str(write_model(tmp_path / "model", "gelu")))
+    settings = PromptSettings(
+        carry=carry,
+        prompt_depth=text[0],
+        prompt_length=text[1],
+        vision_prompt_depth=vision[0],
+        vision_prompt_length=vision[1],
+    )
+    save_student(changed(PromptedCLIP(base, settings, seed=3)), tmp_path)
+    student = load_student(tmp_path)
+    assert student.settings == settings
+    images = torch.randn(2, 3, 32, 32)
+    found = {"text": student.class_features(NAMES), "vision": student.encode_image(images)}
+    for tower, (depth, length) in {"text": text, "vision": vision}.items():
+        own = PromptSettings(towers=tower, carry=carry, prompt_depth=depth, prompt_length=length)
+        alone = PromptedCLIP(base, own)
+        with torch.no_grad():
+            for name, tensor in alone.prompt_tensors().items():
+                tensor.copy_(student.prompt_tensors()[name])
+        assert own.has_prompts(tower) == settings.has_prompts(tower) == (tower in student.prompts)
+        assert len(alone.prompts) == (depth > 0)
+        expected = alone.class_features(NAMES) if tower == "text" else alone.encode_image(images)
+        assert torch.equal(found[tower], expected)
+
+
+def test_fixed_words_stand_between_prompts_and_name() -> None:
+    base = loaded("gelu")
+    student = changed(PromptedCLIP(base, PromptSettings(towers="text", prompt_length=2, fixed_words="of a")))
+    plain = PromptedCLIP(base, PromptSettings(towers="text", prompt_length=2))
+    plain.load_state_dict(student.state_dict())
+    expected = plain.class_features([f"of a {name}" for name in NAMES])
+    assert torch.equal(student.class_features(NAMES), expected)
+    assert not torch.allclose(student.class_features(NAMES), plain.class_features(NAMES), atol=1e-3)
+    tokens = student.tokenizer([f"a photo of a {name}." for name in NAMES])
+    assert torch.equal(student.encode_text(tokens, normalize=True), expected)
+
+
 class TestWrongStudents:
     @pytest.fixture
     def run(self, tmp_path: Path) -> Path:

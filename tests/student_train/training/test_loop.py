@@ -174,6 +174,20 @@ class TestModes:
         (line,) = metrics(tmp_path / "hard")
         assert line["loss"] == pytest.approx(metrics(tmp_path / "features")[0]["hard_loss"])
 
+    def test_a_vision_depth_of_0_is_a_run_with_text_prompts(self, cache_path: Path, tmp_path: Path) -> None:
+        """It reads features, no images, and learns the same; a text depth of 0 leaves the class features."""
+        run = settings(cache_path, tmp_path / "text", max_steps=3)
+        train(run)
+        for name, change in {
+            "vision": {"prompt_depth": 0, "vision_prompt_depth": 1, "towers": "both"},
+            "both": {"vision_prompt_depth": 0, "towers": "both"},
+        }.items():
+            prompts = run.prompts.model_copy(update=change)
+            done = train(run.model_copy(update={"out": tmp_path / name, "prompts": prompts}))
+            assert done.mode == {"vision": "images", "both": "features"}[name]
+        assert_same_result(tmp_path / "text", tmp_path / "both")
+        assert {name.split(".")[0] for name in result(tmp_path / "vision")} == {"vision"}
+
     def test_features_of_another_model_are_refused(self, cache_path: Path, tmp_path: Path) -> None:
         own = build(tmp_path, "quickgelu", seed=3)
         with pytest.raises(UsageError, match=r"has features of .*quickgelu-3.*the student is .*gelu-0"):

@@ -123,3 +123,21 @@ def test_prompts_that_do_not_fit_are_refused_with_the_reason(
     with pytest.raises(UsageError, match="needs --towers both, not text"):
         settings(cache_path, tmp_path / "e", towers="text", freeze="text", init=pretrained)
     assert load_student(pretrained).settings.prompt_length == 3
+
+
+def test_prompts_with_other_fixed_words_are_refused(cache_path: Path, tmp_path: Path) -> None:
+    """The same prompts with other words behind them are another function."""
+    first = settings(cache_path, tmp_path / "first", max_steps=1)
+    words = first.prompts.model_copy(update={"fixed_words": "of a"})
+    train(first.model_copy(update={"prompts": words}))
+    with pytest.raises(UsageError, match="--fixed-words stored of a, requested ''"):
+        train(settings(cache_path, tmp_path / "second", max_steps=1, init=tmp_path / "first"))
+
+
+def test_a_tower_of_depth_0_leaves_nothing_to_learn(cache_path: Path, tmp_path: Path) -> None:
+    asked = settings(cache_path, tmp_path / "run", towers="both", init=tmp_path)
+    prompts = asked.prompts.model_copy(update={"vision_prompt_depth": 0})
+    with pytest.raises(
+        UsageError, match="--freeze text leaves nothing to learn: the vision tower has prompt"
+    ):
+        TrainSettings(**{**dict(asked), "prompts": prompts, "freeze": "text"})
