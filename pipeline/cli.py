@@ -23,7 +23,7 @@ from student_train.evaluation.preflight import (
     require_picture,
 )
 from student_train.evaluation.settings import DataOptions, DataSettings, EvalOptions, PredictSettings
-from student_train.interchange.preflight import require_onnx
+from student_train.interchange.preflight import require_checkpoint, require_onnx
 from student_train.interchange.settings import (
     ClassifierSettings,
     HuggingFaceSettings,
@@ -42,7 +42,7 @@ from teacher_cache.options import (
     run_app,
     settings_options,
 )
-from teacher_cache.preflight import require_file, require_model
+from teacher_cache.preflight import require_model
 from teacher_cache.progress import loading
 
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
@@ -266,7 +266,7 @@ def import_command(
 
     Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
     """
-    require_file(checkpoint)
+    require_checkpoint(checkpoint)
     require_model(settings.model, settings.pretrained)
     with loading():
         from student_train.interchange.published import import_prompts, import_summary

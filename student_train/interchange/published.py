@@ -59,7 +59,10 @@ def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
     base = load_model(settings.model, settings.pretrained)
     _check_towers(checkpoint, base, found)
     check_frozen_weights(checkpoint, base, found.frozen)
-    words = _fixed_words(checkpoint, base, found) if settings.fixed_words is None else settings.fixed_words
+    other_texts = _warn_of_other_texts(checkpoint, base, found)
+    words = settings.fixed_words
+    if words is None:
+        words = _fixed_words(checkpoint, base, found, other_texts)
     student = PromptedCLIP(base, _prompt_settings(found, words))
     with torch.no_grad():
         for tower, prompts in _prompts_behind_embeddings(base, found).items():
@@ -150,15 +153,9 @@ def _prompts_behind_embeddings(base: LoadedModel, found: PublishedPrompts) -> di
     return towers
 
 
-def _fixed_words(checkpoint: Path, base: LoadedModel, found: PublishedPrompts) -> str:
-    """Return the words between the text prompts and the class names, and warn of another model's texts.
-
-    Raises:
-        UsageError: the checkpoint leaves them open.
-    """
-    if not found.text:
-        return ""
-    other = other_class_tokens(base, found.class_tokens)
+def _warn_of_other_texts(checkpoint: Path, base: LoadedModel, found: PublishedPrompts) -> bool:
+    """Warn of class texts of another model; return whether there are some."""
+    other = other_class_tokens(base, found.class_tokens) if found.text else []
     if other:
         log.warning(
             "%s: its embeddings of class texts (%s) are not those of %s: the prompts were probably trained "
@@ -167,11 +164,22 @@ def _fixed_words(checkpoint: Path, base: LoadedModel, found: PublishedPrompts) -
             first_names(other),
             base.name,
         )
+    return bool(other)
+
+
+def _fixed_words(checkpoint: Path, base: LoadedModel, found: PublishedPrompts, other_texts: bool) -> str:
+    """Return the words between the text prompts and the class names.
+
+    Raises:
+        UsageError: the checkpoint leaves them open.
+    """
+    if not found.text:
+        return ""
     length = len(found.text[0])
     if found.method not in CUT_INIT or length > LONGEST_CUT:
         return ""
     words = " ".join(PROMPT_WORDS.split()[length:])
-    tokens = None if other else words_before_names(base, found.class_tokens)
+    tokens = None if other_texts else words_before_names(base, found.class_tokens)
     if tokens is not None:
         usual = _tokens(base, words)
         if tokens[: len(usual)] == usual and words:
@@ -184,7 +192,7 @@ def _fixed_words(checkpoint: Path, base: LoadedModel, found: PublishedPrompts) -
             f"{_text(base, tokens)}; give these words with --fixed-words if CTX_INIT had more words than "
             "N_CTX, or --fixed-words '' if they are part of the class names"
         )
-    if not words or other:
+    if not words or other_texts:
         return ""
     raise UsageError(
         f"{checkpoint} has {length} prompts of {found.method} and no token_suffix, so it is not known which "

@@ -51,7 +51,8 @@ class PromptSettings(BaseModel):
     )
     fixed_words: str = Field(
         default="",
-        description="words between the text prompts and each class name; MaPLe's two prompts precede 'of a'",
+        description="words between the text prompts and each class name, such as 'of a' behind MaPLe's two "
+        "prompts [default: none]",
     )
 
     def depth_of(self, tower: Tower, blocks: int) -> int:
