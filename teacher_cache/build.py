@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,19 +17,22 @@ from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import BuildSettings, ComputeSettings
 from teacher_cache.compute.cluster import Work, compute_parts
 from teacher_cache.compute.workers import on_this_machine
+from teacher_cache.conventions import ConventionOptions, recorded_conventions
 from teacher_cache.distribution import rpp_version
 from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import absolute_source
 from teacher_cache.images.table import SampleTable
+from teacher_cache.model_names import is_weights_file
 from teacher_cache.relabel import ensure_vocabulary
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.header import CacheHeader, part_rows
 from teacher_cache.store.local_folder import disk_errors
 from teacher_cache.store.vocabularies import vocabulary_digest
-from teacher_cache.teacher.openclip import load_model
+from teacher_cache.teacher.openclip import LoadedModel, load_model
+from teacher_cache.teacher.registry import earlier_choice
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
 
@@ -58,7 +62,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     started = time.monotonic()
     with stoppable():
         vocabulary, samples, notes = load_inputs(settings, on_note)
-        loaded = load_model(settings.teacher, settings.pretrained)
+        loaded = load_requested(settings, on_note)
         teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
         store = open_or_create(settings, teacher, vocabulary, samples)
         computed = 0
@@ -125,6 +129,26 @@ def load_inputs(
     for note in notes:
         on_note(note)
     return vocabulary, samples, notes
+
+
+def load_requested(settings: BuildSettings, on_note: Callable[[str], None]) -> LoadedModel:
+    """Load the teacher that the settings name.
+
+    A weights file keeps the conventions that an existing cache records, unless the settings state some.
+
+    Raises:
+        UsageError: as `load_model`.
+    """
+    given = ConventionOptions(**{name: getattr(settings, name) for name in ConventionOptions.model_fields})
+    stored: dict[str, Any] = {}
+    with suppress(CacheDamagedError):
+        if given == ConventionOptions() and is_weights_file(settings.pretrained):
+            stored = CacheStore.open(settings.out).header.teacher if CacheStore.exists(settings.out) else {}
+    loaded = load_model(settings.teacher, settings.pretrained, "cpu", recorded_conventions(stored) or given)
+    for note in (*loaded.notes, earlier_choice(stored, loaded.conventions) if stored else ""):
+        if note:
+            on_note(note)
+    return loaded
 
 
 def _known_samples(out: str) -> SampleTable | None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from teacher_cache.classes.templates import DEFAULT_TEMPLATE, TEMPLATE_SETS
 from teacher_cache.classes.vocabulary import Duplicates, Lemma
+from teacher_cache.conventions import ConventionOptions
 from teacher_cache.encodings import EncodingSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
@@ -64,12 +65,12 @@ class ComputeSettings(BaseModel):
         return self
 
 
-class BuildSettings(ComputeSettings, EncodingSettings):
+class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
     """Settings of stage one."""
 
     PANELS: ClassVar[Panels] = {
         "Data": ("images", "classes", "templates", "lemma", "duplicates", "max_pixels"),
-        "Teacher": ("teacher", "pretrained", "precision"),
+        "Teacher": ("teacher", "pretrained", "precision", *ConventionOptions.model_fields),
         "Views": tuple(ViewPolicy.model_fields),
         "Cache": ("out", *EncodingSettings.model_fields, "part_size"),
         "Compute": COMPUTE,

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from teacher_cache.build import header_of, load_inputs
+from teacher_cache.build import header_of, load_inputs, load_requested
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.compute.part import PartTask, part_arrays
@@ -26,7 +26,6 @@ from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
 from teacher_cache.store.samples import SAMPLES
-from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
 SLICE_SECONDS = 10.0  # how long the timed images may take, about
@@ -73,11 +72,8 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
     """
     with stoppable("stopped"):
         vocabulary, samples, _ = load_inputs(settings, on_note)
-        teacher = Teacher(
-            load_model(settings.teacher, settings.pretrained),
-            choose_device(settings.device),
-            settings.precision,
-        )
+        loaded = load_requested(settings, on_note)
+        teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
         header = header_of(settings, teacher, vocabulary, samples)
         existing = CacheStore.open(settings.out) if CacheStore.exists(settings.out) else None
         if existing:

@@ -24,10 +24,18 @@ def canonical_model_name(name: str) -> str:
     return name.replace("/", "-")
 
 
+def is_weights_file(pretrained: str | None) -> bool:
+    """Return whether `--pretrained` is a file; a tag is not one."""
+    return bool(pretrained) and os.path.isfile(Path(pretrained or "").expanduser())
+
+
 def canonical_pretrained(pretrained: str | None) -> str | None:
-    """Return the absolute path of a weights file; a tag is returned unchanged."""
-    if pretrained and os.path.isfile(Path(pretrained).expanduser()):
-        return str(Path(pretrained).expanduser().resolve())
+    """Return the absolute path of a weights file; a tag is returned unchanged.
+
+    A link stays one: in the cache of Hugging Face's hub it has the file's name, and its target has none.
+    """
+    if pretrained and is_weights_file(pretrained):
+        return os.path.abspath(Path(pretrained).expanduser())
     return pretrained
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from student_train.evaluation.models import StudentFeatures
+from teacher_cache.conventions import recorded_conventions
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from teacher_cache.images.location import Location
@@ -126,7 +127,8 @@ def check_cached(models: Iterable[Teacher], cache: TeacherCache) -> str:
     Raises:
         UsageError: a model has another image tower.
     """
-    tower = image_tower(cache.teacher["weights_digest"], cache.teacher["precision"])
+    teacher = cache.teacher
+    tower = image_tower(teacher["weights_digest"], teacher["precision"], recorded_conventions(teacher))
     for model in models:
         if model.image_tower != tower:
             if isinstance(model, StudentFeatures) and model.has_image_prompts:

@@ -20,6 +20,7 @@ from student_train.runs.record import SETTINGS, read_settings
 from teacher_cache.classes.templates import DEFAULT_TEMPLATE
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import Precision
+from teacher_cache.conventions import Conventions, recorded_conventions
 from teacher_cache.errors import UsageError
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.teacher.openclip import LoadedModel, load_model
@@ -71,8 +72,8 @@ class LoadedFeatureModel:
 class FeatureModels:
     """Loads models; a frozen model or teacher that several share is loaded once."""
 
-    _loaded: dict[tuple[str, str | None], LoadedModel] = field(default_factory=dict)
-    _teachers: dict[tuple[str, str, tuple[str, ...]], LoadedFeatureModel] = field(default_factory=dict)
+    _loaded: dict[tuple[str, str | None, str], LoadedModel] = field(default_factory=dict)
+    _teachers: dict[tuple[str, str, str, tuple[str, ...]], LoadedFeatureModel] = field(default_factory=dict)
 
     def load(self, settings: ModelSettings) -> LoadedFeatureModel:
         """Load the model of the settings.
@@ -122,28 +123,42 @@ class FeatureModels:
         self, teacher: dict[str, Any], settings: ModelSettings, templates: tuple[str, ...]
     ) -> LoadedFeatureModel:
         """Load the teacher of a cache from its path of today."""
-        digest = teacher["weights_digest"]
-        loaded = next((known for known in self._loaded.values() if known.digest == digest), None)
+        digest, conventions = teacher["weights_digest"], recorded_conventions(teacher)
+        loaded = next(
+            (
+                known
+                for known in self._loaded.values()
+                if known.digest == digest
+                and (conventions is None or known.conventions.fields == conventions.fields)
+            ),
+            None,
+        )
         if loaded is None:
             # --model and --pretrained are for the student's own frozen model, which may be another one
             own = settings.student == ZERO_SHOT
             model, pretrained = (settings.model, settings.pretrained) if own else (None, None)
             if model is None:
                 model, pretrained = teacher["model"], pretrained or teacher.get("pretrained")
-            loaded = self._load(model, pretrained)
+            loaded = self._load(model, pretrained, conventions=conventions)
         if loaded.digest != digest:
             cache = f"the cache {settings.cache}" if settings.cache else "the run's cache"
             raise UsageError(f"{loaded.name} has weights {loaded.digest} now, {cache} was made with {digest}")
-        key = (digest, settings.precision, templates)
+        key = (repr(loaded.preprocess), digest, settings.precision, templates)
         if key not in self._teachers:
             frozen = Teacher(loaded, choose_device(settings.device), settings.precision)
             self._teachers[key] = LoadedFeatureModel(ZERO_SHOT, frozen, templates)
         return self._teachers[key]
 
-    def _load(self, name: str, pretrained: str | None, device: torch.device | str = "cpu") -> LoadedModel:
-        key = (name, pretrained)
+    def _load(
+        self,
+        name: str,
+        pretrained: str | None,
+        device: torch.device | str = "cpu",
+        conventions: Conventions | None = None,
+    ) -> LoadedModel:
+        key = (name, pretrained, repr(conventions and conventions.fields))
         if key not in self._loaded:
-            self._loaded[key] = load_model(name, pretrained, device)
+            self._loaded[key] = load_model(name, pretrained, device, conventions)
         return self._loaded[key]
 
 

@@ -6,26 +6,14 @@ skipped. `methods.py` decides what the tensors mean.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from teacher_cache.errors import UsageError
-from teacher_cache.teacher.checkpoint_file import load_plain
+from teacher_cache.teacher.checkpoint_file import load_plain, skipping
 
-# Dassl's schedulers and optimizers, its figures (numpy's numbers), and the containers of optimizers' states.
-SKIPPED = (
-    *(f"torch.optim.lr_scheduler.{name}" for name in ("StepLR", "MultiStepLR", "CosineAnnealingLR")),
-    *(f"torch.optim.{name}" for name in ("sgd.SGD", "adam.Adam", "adamw.AdamW", "rmsprop.RMSprop")),
-    *(f"dassl.optim.radam.{name}" for name in ("RAdam", "PlainRAdam", "AdamW")),
-    *(f"numpy.{name}" for name in ("dtype", "core.multiarray.scalar", "_core.multiarray.scalar")),
-    "builtins.dict",
-)
-STATES = "collections.defaultdict"
 # Wrappers of a model: DataParallel, Lightning, torch.compile.
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 LEARNER = "prompt_learner."
@@ -112,28 +100,3 @@ def first_names(names: Any) -> str:
     names = [str(name) for name in names]
     shown = ", ".join(n if len(n) <= LONGEST_NAME else f"{n[:LONGEST_NAME]}..." for n in names[:3])
     return shown if len(names) <= 3 else f"{shown}, ... ({len(names):,} in all)"
-
-
-class _Skipped:
-    """Stand-in for an object of the file: accepts its arguments and state, and keeps nothing."""
-
-    def __new__(cls, *arguments: object) -> "_Skipped":
-        return super().__new__(cls)
-
-    def __init__(self, *arguments: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _states(*arguments: object) -> dict[Any, Any]:
-    return {}  # `weights_only` fills only plain dictionaries
-
-
-@contextmanager
-def skipping() -> Iterator[None]:
-    """Make `weights_only` replace the classes in SKIPPED by stand-ins; it refuses all other code."""
-    stand_ins = [(_Skipped, name) for name in SKIPPED]
-    with torch.serialization.safe_globals([*stand_ins, (_states, STATES)]):
-        yield

@@ -30,6 +30,7 @@ from student_train.model.stored import ImportRecord, file_digest
 from student_train.model.student import TOWERS, PromptedCLIP, save_student
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import PROMPT_WORDS
+from teacher_cache.conventions import ConventionOptions
 from teacher_cache.errors import UsageError, printable
 from teacher_cache.files.atomic_write import make_folder
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
@@ -56,7 +57,10 @@ def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
     if os.path.exists(settings.out / STUDENT):
         raise UsageError(f"{settings.out} already has a student; choose another --out")
     found = read_prompts(checkpoint)
-    base = load_model(settings.model, settings.pretrained)
+    like = ConventionOptions(weights_like=settings.weights_like)
+    base = load_model(settings.model, settings.pretrained, conventions=like)
+    for note in base.notes:
+        log.warning(note)
     _check_towers(checkpoint, base, found)
     check_frozen_weights(checkpoint, base, found.frozen)
     other_texts = _warn_of_other_texts(checkpoint, base, found)

@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from student_train.evaluation.settings import MODEL, NAMES, FrozenModelPlace, ModelWithClasses
+from teacher_cache.conventions import WEIGHTS_LIKE
 from teacher_cache.settings import Panels
 
 
@@ -17,7 +18,7 @@ class ImportSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     PANELS: ClassVar[Panels] = {
-        "Model": ("model", "pretrained"),
+        "Model": ("model", "pretrained", "weights_like"),
         "Prompts": ("fixed_words",),
         "Output": ("out",),
     }
@@ -27,6 +28,7 @@ class ImportSettings(BaseModel):
     pretrained: str | None = Field(
         default=None, description="its pretrained tag or weights file [default: a model folder has its own]"
     )
+    weights_like: str | None = WEIGHTS_LIKE
     fixed_words: str | None = Field(
         default=None,
         description="words between the prompts and each class name, where CTX_INIT had more words than N_CTX "

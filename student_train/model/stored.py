@@ -29,6 +29,7 @@ from student_train.runs.record import (
     read_settings,
     require_student,
 )
+from teacher_cache.conventions import Conventions
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write, atomic_write_text, make_folder
@@ -67,6 +68,7 @@ class StudentRecord(BaseModel):
         model, pretrained: open_clip's name and tag, or folder and file, of the frozen model at training.
         weights_digest: digest of the frozen model's weights.
         imported: the published checkpoint that the prompts come from; None for prompts of our own runs.
+        conventions: with which the frozen model was loaded; None in records of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,6 +79,7 @@ class StudentRecord(BaseModel):
     pretrained: str | None
     weights_digest: str
     imported: ImportRecord | None = None
+    conventions: Conventions | None = None
 
     def portable(self) -> "StudentRecord":
         """Return the record without paths of this machine: of folders and files only the last name."""

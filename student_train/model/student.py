@@ -34,11 +34,14 @@ from student_train.model.stored import (
 )
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
+from teacher_cache.conventions import Conventions, recorded_conventions
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
+from teacher_cache.teacher.registry import earlier_conventions
 from teacher_cache.teacher.text_towers import text_parts
 
 TOWERS: tuple[Tower, ...] = ("text", "vision")
+Load = Callable[[str, str | None, torch.device | str, Conventions | None], LoadedModel]
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +129,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         model: str | None = None,
         pretrained: str | None = None,
         device: torch.device | str = "cpu",
-        load: Callable[[str, str | None, torch.device | str], LoadedModel] = load_model,
+        load: Load = load_model,
     ) -> Self:
         """Return a stored student in evaluation mode; the arguments are those of `load_student`.
 
@@ -136,7 +139,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         record = stored.record
         now_pretrained = pretrained if model else pretrained or record.pretrained
         try:
-            base = load(model or record.model, now_pretrained, device)
+            base = load(model or record.model, now_pretrained, device, stored_conventions(stored))
         except UsageError as error:
             raise UsageError(
                 f"cannot load the frozen model of the student {stored.path}: {error}; if it moved, give its "
@@ -187,6 +190,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             pretrained=base.pretrained,
             weights_digest=base.digest,
             imported=self.imported,
+            conventions=base.conventions,
         )
 
     def train(self, mode: bool = True) -> "PromptedCLIP":
@@ -384,6 +388,21 @@ def _shown(value: object) -> object:
     return value if value != "" else "''"
 
 
+def stored_conventions(stored: StoredStudent) -> Conventions | None:
+    """Return the conventions of a student's frozen model; None if they are those of a folder or the hub.
+
+    An earlier version recorded them only of the teacher, which usually is the same model, and otherwise chose
+    those of the tag, or for a weights file those of the model's configuration.
+    """
+    record, trained = stored.record, stored.provenance
+    if record.conventions is not None:
+        return record.conventions
+    is_teacher = trained is not None and trained["teacher"]["weights_digest"] == record.weights_digest
+    if trained and is_teacher and (recorded := recorded_conventions(trained["teacher"])):
+        return recorded
+    return None if record.pretrained is None else earlier_conventions(record.model, record.pretrained)
+
+
 def save_student(student: PromptedCLIP, folder: Path) -> Path:
     """Write the prompts and their record as `student.safetensors`, completely or not at all.
 
@@ -401,7 +420,7 @@ def load_student(
     model: str | None = None,
     pretrained: str | None = None,
     device: torch.device | str = "cpu",
-    load: Callable[[str, str | None, torch.device | str], LoadedModel] = load_model,
+    load: Load = load_model,
 ) -> PromptedCLIP:
     """Load a student that `rpp-train` or `save_pretrained` has written.
 

@@ -29,7 +29,7 @@ RUN_FORMAT = 2
 # Settings that may change when a run is resumed, without changing its result.
 FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "log", "device", "out"}
 # Settings whose content is compared, not their value.
-MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "init"}
+MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "weights_like", "init"}
 # Fields of a cache's header that describe its content; the others say where it is and how it is divided.
 CACHE_FIELDS = (
     *("samples", "classes", "encoding", "view_policy", "max_pixels"),

@@ -1,30 +1,58 @@
 """The inputs of a run: the student's frozen model, and features or images joined with the cache."""
 
+import logging
+from typing import Any
+
 import torch
 
 from student_train.data.join import Join, locate_images
 from student_train.data.order import select_rows
 from student_train.data.pixels import PixelWorkers
 from student_train.training.distributed import Processes
+from student_train.training.run_identity import base_conventions
 from student_train.training.settings import TrainSettings
 from student_train.training.step_classes import check_classes_per_step
+from teacher_cache.conventions import ConventionOptions, recorded_conventions
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import UsageError
+from teacher_cache.model_names import is_weights_file
 from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.teacher.openclip import LoadedModel, load_model
+from teacher_cache.teacher.registry import earlier_choice
 from teacher_cache.views import ViewRenderer
 
+log = logging.getLogger(__name__)
 
-def load_student_base(settings: TrainSettings, cache: TeacherCache, device: torch.device) -> LoadedModel:
+
+def load_student_base(
+    settings: TrainSettings, cache: TeacherCache, device: torch.device, record: dict[str, Any] | None = None
+) -> LoadedModel:
     """The student's frozen model: the teacher's own unless the settings name another.
+
+    It keeps the conventions that the cache, or the run to resume, records.
+
+    Args:
+        record: `settings.json` of the run to resume.
 
     Raises:
         UsageError: no such model, or the teacher's model has other weights than the cache was built with.
     """
+    teachers = recorded_conventions(cache.teacher)
     if settings.student is not None or settings.pretrained is not None:
-        return load_model(settings.student or cache.teacher["model"], settings.pretrained, device)
+        name = settings.student or cache.teacher["model"]
+        if record is not None and (conventions := base_conventions(record)):
+            return load_model(name, settings.pretrained, device, conventions)
+        like = ConventionOptions(weights_like=settings.weights_like)
+        if teachers and like.weights_like is None and is_weights_file(settings.pretrained):
+            base = load_model(name, settings.pretrained, device, teachers)
+            if base.digest == cache.teacher["weights_digest"]:  # the teacher's weights, which moved
+                return base
+        base = load_model(name, settings.pretrained, device, like)
+        for note in base.notes:
+            log.warning(note)
+        return base
     try:
-        base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device)
+        base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device, teachers)
     except UsageError as error:
         raise UsageError(
             f"the teacher's model, which the student is by default: {error}; if it moved, name its new place "
@@ -35,6 +63,8 @@ def load_student_base(settings: TrainSettings, cache: TeacherCache, device: torc
             f"{base.name} has weights {base.digest}, the cache {cache.path} was built with "
             f"{cache.teacher['weights_digest']}; name the student's weights with --student and --pretrained"
         )
+    if warning := earlier_choice(cache.teacher, base.conventions):
+        log.warning(warning)
     return base
 
 
@@ -59,7 +89,7 @@ def make_join(
         features = open_cache(settings.student_features)
         check_student_features(settings, cache, features, base)
         valid = valid & features.valid  # an image may have become unreadable between the two builds
-    elif not settings.prompts.has_prompts("vision") and cache.teacher["weights_digest"] == base.digest:
+    elif not settings.prompts.has_prompts("vision") and _is_made_by(cache, base):
         features = cache if cache.keeps_image_features else None
     num_classes = len(cache.vocabulary)
     rows = select_rows(cache.labels, valid, num_classes, settings.class_subset, settings.shots, settings.seed)
@@ -88,6 +118,13 @@ def make_join(
     )
 
 
+def _is_made_by(cache: TeacherCache, base: LoadedModel) -> bool:
+    """Return whether a cache has the features of a model, with its preprocessing."""
+    recorded = recorded_conventions(cache.teacher)
+    same = recorded is None or recorded.fields == base.conventions.fields
+    return same and bool(cache.teacher["weights_digest"] == base.digest)
+
+
 def check_student_features(
     settings: TrainSettings, cache: TeacherCache, features: TeacherCache, base: LoadedModel
 ) -> None:
@@ -104,6 +141,12 @@ def check_student_features(
         raise UsageError(
             f"{features.path} has features of {features.teacher['model']} "
             f"({features.teacher['weights_digest']}), the student is {base.name} ({base.digest})"
+        )
+    recorded = recorded_conventions(features.teacher)
+    if recorded and (differ := recorded.differ(base.conventions)):
+        raise UsageError(
+            f"{features.path} has features of {features.teacher['model']} with other conventions than the "
+            f"student's model: {'; '.join(differ)}; build those features with the student's"
         )
     for name in ("sample_table_digest", "view_policy"):
         ours, theirs = getattr(cache.header, name), getattr(features.header, name)

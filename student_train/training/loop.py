@@ -120,7 +120,7 @@ class Run:
         cache = open_cache(settings.cache, settings.vocabulary)
         cache.encoding.require_temperature(settings.temperature)
         torch.manual_seed(settings.seed)
-        base = load_student_base(settings, cache, device)
+        base = load_student_base(settings, cache, device, record)
         # a checkpoint has the prompts: the run of --init may be gone
         from_checkpoint = record is not None and find_checkpoint(out) is not None
         init = read_student(settings.init) if settings.init is not None and not from_checkpoint else None

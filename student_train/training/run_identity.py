@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from student_train.data.join import Join
 from student_train.model.stored import StoredStudent
@@ -12,11 +13,13 @@ from student_train.model.student import PromptedCLIP
 from student_train.runs.record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT, flat_settings
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.conventions import Conventions, recorded_conventions
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import from_flat, to_flat
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.openclip import LoadedModel
+from teacher_cache.teacher.registry import earlier_conventions
 
 
 def describe_run(
@@ -37,6 +40,7 @@ def describe_run(
             "pretrained": student.base.pretrained,
             "weights_digest": student.base.digest,
             "config": student.base.config,
+            "conventions": student.base.conventions.model_dump(mode="json"),
         },
         "templates": list(cache.vocabulary.templates),
         "mode": join.mode,
@@ -46,6 +50,28 @@ def describe_run(
         "never_read": student.describe_unused(),
         "software": f"rpp {rpp_version()}, torch {torch.__version__}",
     }
+
+
+def base_conventions(record: dict[str, Any]) -> Conventions | None:
+    """Return the conventions of a recorded run's frozen model; None if they are those of a folder or the hub.
+
+    Args:
+        record: the run's `settings.json`.
+
+    Raises:
+        UsageError: the record is damaged.
+    """
+    student, teacher = record["student"], record["cache"]["teacher"]
+    if stored := student.get("conventions"):
+        try:
+            return Conventions(**stored)
+        except (TypeError, ValidationError) as error:
+            raise UsageError(f"the run's record of its model's conventions is damaged: {stored}") from error
+    if teacher["weights_digest"] == student.get("weights_digest"):
+        return recorded_conventions(teacher)
+    if not student.get("pretrained"):
+        return None
+    return earlier_conventions(student["model"], student["pretrained"])
 
 
 def check_same_run(

@@ -13,6 +13,7 @@ from student_train.data.settings import ClassSubset, ReaderName
 from student_train.model.settings import PromptSettings, Tower
 from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.command_settings import Precision
+from teacher_cache.conventions import WEIGHTS_LIKE
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
 
@@ -34,7 +35,7 @@ class TrainSettings(BaseModel):
             *("cache", "vocabulary", "images", "student_features"),
             *("class_subset", "shots", "classes_per_step", "reader"),
         ),
-        "Prompts": ("student", "pretrained", *PromptSettings.model_fields, "init", "freeze"),
+        "Prompts": ("student", "pretrained", "weights_like", *PromptSettings.model_fields, "init", "freeze"),
         "Loss": ("soft_weight", "temperature"),
         "Optimisation": (
             *("epochs", "max_steps", "batch_size", "optimizer", "lr", "weight_decay"),
@@ -56,6 +57,7 @@ class TrainSettings(BaseModel):
     pretrained: str | None = Field(
         default=None, description="pretrained tag or weights file of --student [default: the teacher's]"
     )
+    weights_like: str | None = WEIGHTS_LIKE
     images: str | None = Field(
         default=None, description="image source [default: where the cache found its images]"
     )

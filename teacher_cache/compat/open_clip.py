@@ -4,14 +4,16 @@
   something else: the tower's `forward` with hooks on its transformer, which embeds the patches twice.
 - The order of the steps of the evaluation transform: pixels are taken before the last two, to-tensor and
   normalise. If these are others: the complete transform, inverted, which makes a float copy of each image.
+- Its warning that a model without weights is random: weights are loaded afterwards.
 - Classes of `open_clip.transformer` and `open_clip.transform`: recognised by name, or not used.
 
 Both ways give the same bits. Seen with open_clip 3.2.0 and 3.3.0. Other files use names that `open_clip`
 itself exports.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -81,6 +83,21 @@ def evaluation_picture(preprocess: PreprocessCfg) -> Callable[[Image.Image], Ima
 def _inverted(transform: Callable[[Image.Image], Tensor], image: Image.Image) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = (transform(image) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return pixels
+
+
+@contextmanager
+def without_warning() -> Iterator[None]:
+    """Drop open_clip's warning about a model that is created without weights."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No pretrained weights loaded")
+
+    root = logging.getLogger()  # open_clip has no logger of its own
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
 
 
 def is_own(module: object, name: str) -> bool:

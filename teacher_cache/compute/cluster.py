@@ -28,6 +28,7 @@ from teacher_cache.compute.workers import (
     local_workers,
     scheduler_needed,
 )
+from teacher_cache.conventions import recorded_conventions
 from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
@@ -218,7 +219,8 @@ def _open(work: Work, teacher: Teacher | None = None) -> Opened:
 
 
 def _load_teacher(work: Work, store: CacheStore) -> Teacher:
-    loaded = load_model(work.teacher, work.pretrained)
+    conventions = recorded_conventions(store.header.teacher)
+    loaded = load_model(work.teacher, work.pretrained, conventions=conventions)
     expected = store.header.teacher["weights_digest"]
     if loaded.digest != expected:
         raise RppError(

@@ -42,6 +42,7 @@ class TeacherRecord(BaseModel):
     pretrained: str | None
     weights_digest: str
     logit_scale: float = Field(gt=0, allow_inf_nan=False)
+    conventions_from: str | None = None
 
 
 def part_rows(requested: int, samples: int) -> int:
@@ -163,7 +164,7 @@ class CacheHeader:
             if isinstance(stored, dict):
                 keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
                 # a moved model folder with the same weights is the same teacher
-                if name == "teacher" and set(keys) <= {"model", "pretrained"}:
+                if name == "teacher" and set(keys) <= {"model", "pretrained", "conventions_from"}:
                     continue
                 differences += [(f"{name}.{key}", stored.get(key), wanted.get(key)) for key in keys]
             else:

@@ -9,18 +9,21 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from teacher_cache.compat.open_clip import PreprocessCfg, is_own, preprocessing_of
+from teacher_cache.compat.open_clip import PreprocessCfg, is_own, preprocessing_of, without_warning
+from teacher_cache.conventions import PREPROCESSING, ConventionOptions, Conventions
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
-from teacher_cache.files.json_text import parse_json
+from teacher_cache.files.json_text import first_problem, parse_json
 from teacher_cache.files.text_file import read_text
 from teacher_cache.model_names import (
     HF_HUB,
@@ -29,10 +32,9 @@ from teacher_cache.model_names import (
     canonical_pretrained,
     require_model_folder,
 )
-from teacher_cache.teacher.checkpoint_file import load_plain
+from teacher_cache.teacher.registry import CONFIG, Choice, UndecidedConventionsError, choose_conventions
+from teacher_cache.teacher.weights_file import State, is_openai, load_weights, read_weights, weights_in
 
-PICKLES = (".bin", ".pth")  # as open_clip looks for them in a folder, if it has no safetensors file
-NO_PICKLES = (".safetensors", ".npy", ".npz")
 # What `open_clip.create_model` raises for weights that are missing, damaged or of other shapes. What files of
 # the user hold is checked before; anything else is a defect.
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
@@ -47,7 +49,12 @@ SIZES = {
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A frozen open_clip model in evaluation mode, with its tokenizer, preprocessing and identity."""
+    """A frozen open_clip model in evaluation mode, with its tokenizer, preprocessing and identity.
+
+    Attributes:
+        conventions: with which it was loaded, and where they are from.
+        notes: remarks for the user: what was assumed of its weights.
+    """
 
     name: str
     pretrained: str | None
@@ -56,6 +63,8 @@ class LoadedModel:
     preprocess: PreprocessCfg
     config: dict[str, Any]
     digest: str
+    conventions: Conventions
+    notes: tuple[str, ...] = ()
 
     @property
     def context_length(self) -> int:
@@ -116,25 +125,6 @@ def weights_digest(model: nn.Module) -> str:
     return f"blake2b:{digest.hexdigest()}"
 
 
-def _check_files(name: str, pretrained: str | None) -> None:
-    """Check the user's configuration and weights files before open_clip reads them.
-
-    open_clip raises errors of any type for files that are not what it expects.
-
-    Raises:
-        ValueError: the file is damaged or is not what it should be.
-    """
-    if name.startswith(LOCAL_DIR):
-        folder = Path(name.removeprefix(LOCAL_DIR))
-        _check_config(folder / "open_clip_config.json")
-        if not list(folder.glob("*.safetensors")):
-            for path in folder.iterdir():
-                if path.suffix in PICKLES:
-                    _check_state_dict(path)
-    elif pretrained and os.path.isfile(pretrained) and Path(pretrained).suffix not in NO_PICKLES:
-        _check_state_dict(Path(pretrained))
-
-
 def _check_config(path: Path) -> None:
     record = parse_json(read_text(path))
     model = record.get("model_cfg") if isinstance(record, dict) else None
@@ -151,47 +141,42 @@ def _check_config(path: Path) -> None:
                 raise ValueError(f"{path.name}: {name} must be a positive integer, found {part[name]!r}")
 
 
-def _check_state_dict(path: Path) -> None:
-    found = load_plain(path, mmap=True)
-    state = found.get("state_dict", found) if isinstance(found, dict) else None
-    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path.name} does not hold a state dict")
-
-
-def load_model(name: str, pretrained: str | None = None, device: torch.device | str = "cpu") -> LoadedModel:
+def load_model(
+    name: str,
+    pretrained: str | None = None,
+    device: torch.device | str = "cpu",
+    conventions: ConventionOptions | Conventions | None = None,
+) -> LoadedModel:
     """Load a frozen open_clip model in float32.
 
     Args:
         name: an open_clip model name, a folder with `open_clip_config.json` and weights (also as
             `local-dir:PATH`), or `hf-hub:ORG/REPO`.
-        pretrained: a tag of that model or a weights file (safetensors, or a checkpoint that loads with
-            `weights_only`). None for folders and the hub, which have their own weights.
+        pretrained: a tag of that model or a weights file (safetensors, a checkpoint that loads with
+            `weights_only`, or OpenAI's TorchScript archive). None for folders and the hub, which have their
+            own weights.
         device: device of the model.
+        conventions: those that the user states, or all of them as a record has them. The others are those of
+            the tag, the folder or the file (`registry.choose_conventions`).
 
     Raises:
-        UsageError: an unknown model, weights that are missing, damaged or of other shapes, or `pretrained`
-            for a model that has its own weights.
+        UsageError: an unknown model, weights that are missing, damaged or of other names or shapes,
+            `pretrained` for a model that has its own weights, or a weights file whose conventions are not
+            known.
         RppError: the weights of a known tag could not be downloaded.
     """
     name, pretrained = canonical_model_name(name), canonical_pretrained(pretrained)
     _check_names(name, pretrained)
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
-        _check_files(name, pretrained)
-        config = open_clip.get_model_config(name)
-        model = open_clip.create_model(
-            name,
-            pretrained=pretrained,
-            device=torch.device(device),
-            # open_clip only warns if a tag was trained with QuickGELU and the configuration has GELU. The
-            # features would be wrong, so the tag decides.
-            force_quick_gelu=bool(tag and tag.get("quick_gelu", False)),
-            require_pretrained=True,
-            weights_only=True,  # a weights file may be a pickle; no code in it runs
-        )
+        file = _weights_file(name, pretrained)
+        states = None if file is None else read_weights(file)
+        choice = _choice(name, pretrained, conventions, file, states)
+        model = _create(name, None if file else pretrained, device, choice)
+        if file is not None and states is not None:
+            load_weights(model, file, states)
         tokenizer = open_clip.get_tokenizer(name)
     except LOAD_ERRORS as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = _reason(error)
         if "download" in reason.lower():
             raise RppError(f"the weights of {name} / {pretrained} could not be fetched: {reason}") from error
         raise UsageError(f"cannot load {name} with weights '{pretrained or name}': {reason}") from error
@@ -205,9 +190,96 @@ def load_model(name: str, pretrained: str | None = None, device: torch.device | 
         ) from error
     model.eval().requires_grad_(False)
     preprocess = preprocessing_of(model)
-    quick_gelu = bool(config.get("quick_gelu", False) or (tag and tag.get("quick_gelu", False)))
-    config = json.loads(json.dumps({**config, "quick_gelu": quick_gelu}))
-    return LoadedModel(name, pretrained, model, tokenizer, preprocess, config, weights_digest(model))
+    config = open_clip.get_model_config(name)
+    config = json.loads(json.dumps({**config, "quick_gelu": _quick_gelu(name, pretrained, config, choice)}))
+    try:
+        used = Conventions(
+            quick_gelu=config["quick_gelu"],
+            **{field: getattr(preprocess, field) for field in PREPROCESSING},
+            source=choice.source,
+        )
+    except ValidationError as error:
+        raise UsageError(f"cannot load {name}: its preprocess_cfg has {first_problem(error)}") from error
+    notes = tuple(note for note in (choice.note, _folder_note(name, choice)) if note)
+    digest = weights_digest(model)
+    return LoadedModel(name, pretrained, model, tokenizer, preprocess, config, digest, used, notes)
+
+
+def _weights_file(name: str, pretrained: str | None) -> Path | None:
+    """Return the file that weights are read from; None if open_clip downloads them."""
+    if name.startswith(LOCAL_DIR):
+        folder = Path(name.removeprefix(LOCAL_DIR))
+        _check_config(folder / CONFIG)
+        return weights_in(folder)
+    if pretrained is None or open_clip.get_pretrained_cfg(name, pretrained):
+        return None
+    return Path(pretrained)
+
+
+def _choice(
+    name: str,
+    pretrained: str | None,
+    conventions: ConventionOptions | Conventions | None,
+    file: Path | None,
+    states: dict[str, State] | None,
+) -> Choice:
+    if isinstance(conventions, Conventions):
+        return Choice(conventions.fields, conventions.source)
+    given = conventions or ConventionOptions()
+    try:
+        return choose_conventions(name, pretrained, given, openai=is_openai(states or {}))
+    except UndecidedConventionsError:
+        if file is not None and states is not None:  # the file may not be the model's at all
+            load_weights(_create(name, None, "cpu", Choice({}, "")), file, states)
+        raise
+
+
+def _create(name: str, pretrained: str | None, device: torch.device | str, choice: Choice) -> Any:
+    """Create a model. Its weights are loaded if open_clip downloads them (a tag or the hub)."""
+    config = open_clip.get_model_config(name)
+    quick_gelu = _quick_gelu(name, pretrained, config, choice)
+    own = {"quick_gelu": False} if config.get("quick_gelu", False) and not quick_gelu else {}
+    loads = pretrained is not None or name.startswith(HF_HUB)
+    with without_warning() if not loads else nullcontext():
+        return open_clip.create_model(
+            name,
+            pretrained=pretrained,
+            load_weights=loads,
+            device=torch.device(device),
+            # open_clip only warns if a tag was trained with QuickGELU and the configuration has GELU. The
+            # features would be wrong, so the tag decides.
+            force_quick_gelu=quick_gelu,
+            force_preprocess_cfg={f: x for f, x in choice.fields.items() if f in PREPROCESSING},
+            pretrained_text=False,
+            require_pretrained=loads,
+            weights_only=True,  # a weights file may be a pickle; no code in it runs
+            **own,
+        )
+
+
+def _quick_gelu(name: str, pretrained: str | None, config: dict[str, Any], choice: Choice) -> bool:
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
+    own = config.get("quick_gelu", False) or tag.get("quick_gelu", False)
+    return bool(choice.fields.get("quick_gelu", own))
+
+
+def _folder_note(name: str, choice: Choice) -> str:
+    """Return what is assumed of a folder whose configuration has no mean and std of the pixels."""
+    if not name.startswith(LOCAL_DIR) or {"mean", "std"} <= choice.fields.keys():
+        return ""
+    path = Path(name.removeprefix(LOCAL_DIR)) / CONFIG
+    found = parse_json(read_text(path)).get("preprocess_cfg") or {}
+    if {"mean", "std"} <= found.keys() | choice.fields.keys():
+        return ""
+    return f"{path} has no preprocess_cfg with mean and std; those of OpenAI's models are assumed"
+
+
+def _reason(error: Exception) -> str:
+    """Return an error of open_clip in one line, with the first names of a state dict that does not fit."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    if lines[0].startswith("Error(s) in loading state_dict") and len(lines) > 1:
+        return f"{lines[0]} {lines[1][:200]}"
+    return lines[0]
 
 
 def vision_transformer(model: nn.Module) -> Any:

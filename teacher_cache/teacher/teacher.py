@@ -13,8 +13,10 @@ from torch import Tensor
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import Precision
+from teacher_cache.conventions import PREPROCESSING, Conventions, described, recorded_conventions
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.teacher.openclip import LoadedModel, load_model
+from teacher_cache.teacher.registry import earlier_choice
 from teacher_cache.teacher.text_towers import TextParts, text_parts
 from teacher_cache.views import ViewRenderer, normalise
 
@@ -61,7 +63,7 @@ class Teacher:
     @property
     def image_tower(self) -> str:
         """A name that is equal for teachers with equal image features."""
-        return image_tower(self.loaded.digest, self.precision)
+        return image_tower(self.loaded.digest, self.precision, self.loaded.conventions)
 
     def _autocast(self) -> torch.autocast:
         dtype = AUTOCAST.get(self.precision)
@@ -142,18 +144,20 @@ class Teacher:
             "logit_scale": self.loaded.logit_scale,
             "precision": self.precision,
             "quick_gelu": self.loaded.config["quick_gelu"],
+            "conventions_from": self.loaded.conventions.source,
         }
 
 
-def image_tower(weights_digest: str, precision: Precision) -> str:
+def image_tower(weights_digest: str, precision: Precision, conventions: Conventions | None) -> str:
     """Return a name that is equal for teachers with equal image features."""
-    return f"{weights_digest} in {precision}"
+    fields = {} if conventions is None else {name: conventions.fields[name] for name in PREPROCESSING}
+    return "; ".join(filter(None, [f"{weights_digest} in {precision}", described(fields)]))
 
 
 def recorded_teacher(
     record: dict[str, Any], model: str | None = None, pretrained: str | None = None, device: str = "auto"
 ) -> Teacher:
-    """Load the teacher that a cache was made with.
+    """Load the teacher that a cache was made with, with its conventions.
 
     Args:
         record: the result of `Teacher.describe`.
@@ -165,7 +169,9 @@ def recorded_teacher(
     """
     if model is None:
         model, pretrained = record["model"], pretrained or record["pretrained"]
-    loaded = load_model(model, pretrained)
+    loaded = load_model(model, pretrained, conventions=recorded_conventions(record))
+    if warning := earlier_choice(record, loaded.conventions):
+        log.warning(warning)
     if loaded.digest != record["weights_digest"]:
         raise UsageError(
             f"{loaded.name} has weights {loaded.digest}, the cache was made with {record['weights_digest']}; "
