@@ -88,7 +88,7 @@ FLOORS = {
         ("command_settings",),
         ("images", "encodings"),
         ("classes",),
-        ("options", "model_names", "distribution", "progress"),
+        ("options", "model_names", "conventions", "distribution", "progress"),
         ("files", "compat", "settings", "stopping", "cores", "lazy", "errors"),
     ),
 }

@@ -46,10 +46,8 @@ def weights_in(folder: Path) -> Path:
     Raises:
         ValueError: there is none.
     """
-    found = [
-        path for suffix in (".safetensors", ".bin", ".pth") for path in sorted(folder.glob(f"*{suffix}"))
-    ]
-    found.sort(key=lambda path: path.suffix != ".safetensors")
+    found = [path for suffix in (".safetensors", ".bin", ".pth") for path in folder.glob(f"*{suffix}")]
+    found.sort(key=lambda path: (path.suffix != ".safetensors", path))
     preferred = [path for name in PREFERRED for path in found if path.name == name]
     if not found:
         raise ValueError("the folder has no weights (a .safetensors, .bin or .pth file)")
@@ -154,7 +152,12 @@ def _without_prefix(found: State, own: State) -> Iterator[State]:
     for prefix in sorted({end for end in ends if not end or end.endswith(".")}, key=len):
         if all(name.startswith(prefix) for name in state):
             names = {name.removeprefix(prefix): x for name, x in state.items()}
-            yield {name: x for name, x in names.items() if name in own or name not in REDUNDANT}
+            yield {name: x for name, x in names.items() if name in own or not _is_redundant(name)}
+
+
+def _is_redundant(name: str) -> bool:
+    # the causal mask of a text tower, which TorchScript stores, is made anew
+    return name in REDUNDANT or name.rpartition(".")[2] == "attn_mask"
 
 
 def _unwrapped(name: str) -> str:

@@ -1,0 +1,163 @@
+"""Weights files in the forms that people have, and what is said of those that do not fit."""
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from teacher_cache.teacher.weights_file import load_weights, read_weights, weights_in
+from tests.models import CONFIGS, loaded
+from tests.teacher_cache.teacher.archives import write_openai
+
+STATE = loaded("gelu").model.state_dict()
+
+
+def empty(config: str = "gelu") -> nn.Module:
+    """Return a model with zeros."""
+    model = copy.deepcopy(loaded(config).model)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    return model
+
+
+def load(path: Path, config: str = "gelu") -> nn.Module:
+    model = empty(config)
+    load_weights(model, path, read_weights(path))
+    return model
+
+
+def prefixed(prefix: str, state: dict[str, Any] = STATE) -> dict[str, Any]:
+    return {prefix + name: x for name, x in state.items()}
+
+
+def trained(**more: Any) -> dict[str, Any]:
+    """Return what a training loop stores beside the weights."""
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter])
+    return {
+        "epoch": 3,
+        "best": np.float64(0.5),
+        "history": np.arange(3),
+        "args": argparse.Namespace(lr=0.1, out=Path("x")),
+        "optimizer": optimizer.state_dict(),
+        "schedule": torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=3),
+        **more,
+    }
+
+
+COMPILED = {
+    name.replace("visual.", "visual._orig_mod.").replace(
+        "resblocks.0.", "resblocks.0._fsdp_wrapped_module."
+    ): x
+    for name, x in STATE.items()
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        {"state_dict": prefixed("module.")},
+        {"state_dict": prefixed("model.")},
+        {"model": prefixed("_orig_mod.")},
+        {"model_state_dict": prefixed("module._orig_mod.")},
+        {"module": prefixed("model.clip_model.")},
+        prefixed("_orig_mod.module."),
+        COMPILED,
+        {"model": prefixed("model.", COMPILED)},
+        trained(state_dict=prefixed("module.")),
+        trained(model=STATE, model_ema=prefixed("module.")),
+        {"epoch": 3, **STATE},
+        {name: x.half() for name, x in STATE.items()},
+        {**STATE, "input_resolution": torch.tensor(32), "context_length": torch.tensor(77)},
+    ],
+)
+def test_a_state_dict_of_the_model_is_loaded(content: dict, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    found = load(tmp_path / "weights.pt").state_dict()
+    assert all(torch.allclose(found[name], x, atol=2e-3, rtol=1e-3) for name, x in STATE.items())
+
+
+def test_the_older_format_and_a_blob_without_a_name(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(prefixed("model."), tmp_path / "5f0e3a")
+    for name in ("old.pt", "5f0e3a"):
+        assert torch.equal(load(tmp_path / name).state_dict()["text_projection"], STATE["text_projection"])
+
+
+def test_an_archive_of_openai_is_loaded(tmp_path: Path) -> None:
+    path = write_openai(tmp_path / "clip.pt", "gelu")
+    found = load(path).state_dict()
+    assert all(torch.equal(found[name], x.half().float()) for name, x in STATE.items())
+
+
+def test_open_clip_still_converts_and_resizes(tmp_path: Path) -> None:
+    smaller = open_clip.CLIP(
+        **CONFIGS["gelu"] | {"vision_cfg": CONFIGS["gelu"]["vision_cfg"] | {"image_size": 24}}
+    )
+    torch.save(trained(state_dict=smaller.state_dict()), tmp_path / "smaller.pt")
+    found = load(tmp_path / "smaller.pt").state_dict()["visual.positional_embedding"]
+    assert found.shape == STATE["visual.positional_embedding"].shape
+    assert torch.equal(found[0], smaller.visual.positional_embedding[0])
+
+    layout = loaded("siglip-text").model.state_dict()  # a CustomTextCLIP, stored as a CLIP
+    older = {name.removeprefix("text."): x for name, x in layout.items()}
+    torch.save(older, tmp_path / "older.pt")
+    found = load(tmp_path / "older.pt", "siglip-text").state_dict()
+    assert all(torch.equal(found[name], x) for name, x in layout.items())
+
+
+TRANSFORMERS = {f"vision_model.encoder.layers.{n}.mlp.fc1.weight": torch.ones(2) for n in range(5)}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            {"weight": torch.ones(2), "bias": torch.ones(2)},
+            rf"expected {len(STATE)} tensors, found 2; missing: \S+, \S+, \S+, \.\.\. \({len(STATE)} in all\); "
+            "unexpected: weight, bias; give the model",
+        ),
+        (
+            {"state_dict": prefixed("model.") | {"loss.scale": torch.ones(1)}},
+            rf"expected {len(STATE)} tensors, found {len(STATE) + 1}; .*unexpected: .*model\.",
+        ),
+        (
+            {"state_dict": {k: x for k, x in prefixed("model.").items() if "ln_final" not in k}},
+            rf"found {len(STATE) - 2}; missing: ln_final.weight, ln_final.bias; give",
+        ),
+        (TRANSFORMERS, r"layout of the transformers library; take open_clip's file"),
+        (
+            prefixed("model.") | {"model.text_projection": torch.ones(3, 4)},
+            r"another size: expected text_projection \[64, 48\], found \[3, 4\]",
+        ),
+        ({"model": STATE, "module": prefixed("module.")}, r"several state dicts that fit: model, module"),
+        ({"model": 3}, "does not hold a state dict"),
+    ],
+)
+def test_other_weights_are_refused_with_their_names(content: dict, reason: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=reason) as refused:
+        load(tmp_path / "weights.pt")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_torchscript_file_of_another_model_is_refused_with_its_names(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="found 2; missing: .*; unexpected: weight, bias"):
+        load(tmp_path / "weights.pt")
+
+
+def test_the_weights_of_a_folder_are_those_that_open_clip_takes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the folder has no weights"):
+        weights_in(tmp_path)
+    for name in ("b.bin", "a.pth", "pytorch_model.bin", "z.safetensors", "open_clip_model.safetensors"):
+        (tmp_path / name).touch()
+        assert str(weights_in(tmp_path)) == open_clip.factory._find_checkpoint_in_dir(tmp_path)
