@@ -41,7 +41,6 @@ from teacher_cache.images.decode import decode_image
 from teacher_cache.images.index import index_images
 from teacher_cache.images.reader import ImageReader
 from teacher_cache.images.table import SampleTable
-from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
 
 
@@ -115,13 +114,14 @@ def main(
             out=str(folder / "zarr"),
             teacher=model,
             pretrained=str(folder / "random.safetensors"),
+            weights_like=next(iter(open_clip.list_pretrained_tags_by_model(model)), None),
             part_size=count,
             **{name: value for name, value in chosen.items() if value},
         )
         vocabulary = load_vocabulary(settings.classes)
         samples = SampleTable(index_images(settings.images, vocabulary)[0].table.slice(0, count))
         where = choose_device(device)
-        teacher = Teacher(load_model(model, settings.pretrained), where, settings.precision)
+        teacher = Teacher(load_requested(settings, print), where, settings.precision)
         batches = preprocessed(samples, teacher.loaded.preprocess, settings.batch_size)
         autocast = torch.autocast(where.type, dtype=AUTOCAST.get(precision), enabled=precision != "fp32")
 

@@ -149,8 +149,11 @@ def test_a_configuration_beside_the_file_tells(tmp_path: Path) -> None:
     found = choose_conventions("ViT-B-32", file, NOTHING)
     assert found.source == "open_clip_config.json beside the file"
     assert found.fields == {
-        **{"quick_gelu": True, "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)},
-        **{"interpolation": "bilinear", "resize_mode": "shortest"},
+        "quick_gelu": True,
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.5, 0.5, 0.5),
+        "interpolation": "bilinear",
+        "resize_mode": "shortest",
     }
     write_config(tmp_path)  # no preprocessing: all tags have the same
     assert choose_conventions("ViT-B-32", file, NOTHING).fields == OPENAI
