@@ -33,7 +33,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from timing import machine
 
-from teacher_cache.build import compute_missing, open_or_create
+from teacher_cache.build import compute_missing, load_requested, open_or_create
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.compute.workers import on_this_machine

@@ -161,6 +161,9 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
                 f"the student {stored.path} was trained on weights {stored.record.weights_digest}, but "
                 f"{self.base.name} has {self.base.digest}"
             )
+        trained = stored_conventions(stored)
+        if trained is not None and (changed := trained.differ(self.base.conventions)):
+            log.warning("the student %s was trained with %s", stored.path, "; ".join(changed))
         own = self.prompt_tensors()
         words = "text" in self.prompts and self.settings.fixed_words != stored.record.prompts.fixed_words
         if words or {n: x.shape for n, x in own.items()} != {n: x.shape for n, x in stored.tensors.items()}:

@@ -13,7 +13,7 @@ from student_train.model.student import PromptedCLIP
 from student_train.runs.record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT, flat_settings
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import ViewPolicy
-from teacher_cache.conventions import Conventions, recorded_conventions
+from teacher_cache.conventions import Conventions, described, recorded_conventions
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import from_flat, to_flat
@@ -100,6 +100,9 @@ def check_same_run(
         ("prompts of --init", record.get("init"), init),
         ("student config", record["student"].get("config"), base.config),
     ]
+    before, now = (recorded_conventions(teacher) for teacher in (record["cache"]["teacher"], cache.teacher))
+    if before and now and before.fields != now.fields:
+        compared.append(("cache conventions", described(before.fields), described(now.fields)))
     for name in ("sample_table_digest", "vocabulary_digest"):
         compared.append((f"cache {name}", record["cache"].get(name), header[name]))
     policy = record["cache"].get("view_policy")

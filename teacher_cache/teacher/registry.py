@@ -119,7 +119,7 @@ def tag_conventions(name: str, tag: str) -> Fields:
     Of other texts: those of the model's configuration, and open_clip's default preprocessing.
     """
     found = open_clip.get_pretrained_cfg(name, tag)
-    config = open_clip.get_model_config(name) or {}
+    config = open_clip.get_model_config(name) if name in open_clip.list_models() else {}
     quick_gelu = found.get("quick_gelu", False) or config.get("quick_gelu", False)
     return {"quick_gelu": bool(quick_gelu), **_preprocessing(found)}
 

@@ -82,7 +82,7 @@ def read_weights(path: Path) -> dict[str, State]:
         places |= {name: found.get(name) for name in CONTAINERS}
     states = {place: _tensors(value) for place, value in places.items()}
     if not any(states.values()):
-        raise ValueError(f"{path.name} does not hold a state dict")
+        raise ValueError(f"{path.name} does not hold a state dict (torch.save(model.state_dict(), ...))")
     return {place: state for place, state in states.items() if state}
 
 

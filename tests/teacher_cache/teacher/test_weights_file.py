@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from teacher_cache.model_names import canonical_pretrained
 from teacher_cache.teacher.weights_file import load_weights, read_weights, weights_in
 from tests.models import CONFIGS, loaded
 from tests.teacher_cache.teacher.archives import write_openai
@@ -90,6 +91,16 @@ def test_the_older_format_and_a_blob_without_a_name(tmp_path: Path) -> None:
     save_file(prefixed("model."), tmp_path / "5f0e3a")
     for name in ("old.pt", "5f0e3a"):
         assert torch.equal(load(tmp_path / name).state_dict()["text_projection"], STATE["text_projection"])
+
+
+def test_a_link_of_the_hubs_cache_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    save_file(STATE, tmp_path / "blobs" / "5f0e3a")
+    link = tmp_path / "snapshots" / "open_clip_model.safetensors"
+    link.symlink_to("../blobs/5f0e3a")
+    assert canonical_pretrained(str(link)) == str(link)
+    assert torch.equal(load(link).state_dict()["text_projection"], STATE["text_projection"])
 
 
 def test_an_archive_of_openai_is_loaded(tmp_path: Path) -> None:
