@@ -220,7 +220,7 @@ def _open(work: Work, teacher: Teacher | None = None) -> Opened:
 
 def _load_teacher(work: Work, store: CacheStore) -> Teacher:
     conventions = recorded_conventions(store.header.teacher)
-    loaded = load_model(work.teacher, work.pretrained, conventions=conventions)
+    loaded = load_model(work.teacher, work.pretrained, "cpu", conventions)
     expected = store.header.teacher["weights_digest"]
     if loaded.digest != expected:
         raise RppError(

@@ -139,20 +139,22 @@ def load_weights(model: nn.Module, path: Path, states: dict[str, State]) -> None
 
 def _fitted(found: State, own: State) -> State | None:
     """Return the tensors by the model's names, if names and shapes are the model's behind a common prefix."""
-    state = next((state for state in _without_prefix(found, own) if state.keys() == own.keys()), None)
-    fits = state is not None and all(x.shape == own[name].shape for name, x in state.items())
-    return state if fits else None
+    names = {_unwrapped(name) for name in found}
+    for prefix, state in _forms(found, own):
+        common = all(name.startswith(prefix) for name in names) and len(names) == len(found)
+        if common and state.keys() == own.keys():
+            return state if all(x.shape == own[name].shape for name, x in state.items()) else None
+    return None
 
 
-def _without_prefix(found: State, own: State) -> Iterator[State]:
-    """Yield the tensors by the names behind each prefix that the name of the model's first tensor has."""
+def _forms(found: State, own: State) -> Iterator[tuple[str, State]]:
+    """Yield each prefix that the name of the model's first tensor has, and the tensors without that prefix."""
     anchor = next(iter(own))
     state = {_unwrapped(name): x for name, x in found.items()}
-    ends = [name.removesuffix(anchor) for name in state if name.endswith(anchor)]
-    for prefix in sorted({end for end in ends if not end or end.endswith(".")}, key=len):
-        if all(name.startswith(prefix) for name in state):
-            names = {name.removeprefix(prefix): x for name, x in state.items()}
-            yield {name: x for name, x in names.items() if name in own or not _is_redundant(name)}
+    ends = {name.removesuffix(anchor) for name in state if name.endswith(anchor)}
+    for prefix in sorted((end for end in ends if not end or end.endswith(".")), key=len):
+        names = {name.removeprefix(prefix): x for name, x in state.items()}
+        yield prefix, {name: x for name, x in names.items() if name in own or not _is_redundant(name)}
 
 
 def _is_redundant(name: str) -> bool:
@@ -168,7 +170,7 @@ def _unwrapped(name: str) -> str:
 
 def _misfit(states: dict[str, State], own: State) -> str:
     """Return how the most similar state dict of a file differs from the model's."""
-    forms = [form for found in states.values() for form in (*_without_prefix(found, own), found)]
+    forms = [form for found in states.values() for form in (*dict(_forms(found, own)).values(), found)]
     state = max(forms, key=lambda form: len(form.keys() & own.keys()))
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
