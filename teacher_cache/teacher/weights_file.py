@@ -148,7 +148,7 @@ def _fitted(found: State, own: State) -> State | None:
 
 
 def _forms(found: State, own: State) -> Iterator[tuple[str, State]]:
-    """Yield each prefix that the name of the model's first tensor has, and the tensors without that prefix."""
+    """Yield each prefix that the name of the model's first tensor has, and the tensors without it."""
     anchor = next(iter(own))
     state = {_unwrapped(name): x for name, x in found.items()}
     ends = {name.removesuffix(anchor) for name in state if name.endswith(anchor)}
