@@ -83,9 +83,11 @@ def _own_classes(folder: Path) -> Vocabulary:
         raise UsageError(f"{folder / CLASSNAMES} has no class names; write one per line")
     if not all(names):  # CLIP_benchmark takes an empty line as a class
         raise UsageError(f"{folder / CLASSNAMES}: line {names.index('') + 1} is empty; remove it")
+    notes: tuple[str, ...] = ()
     if by_synset := synsets_and_names(names, folder / CLASSNAMES):
         names = tuple(by_synset[1])
-    return Vocabulary(names, tuple(map(str, range(len(names)))), ())
+        notes = (f"the lines of {folder / CLASSNAMES} start with a synset, which is not part of the name",)
+    return Vocabulary(names, tuple(map(str, range(len(names)))), (), notes)
 
 
 def _text(path: Path) -> str:

@@ -26,7 +26,7 @@ _SYNSET_AND_NAME = re.compile(r"[\"']?(n\d{8})[\"']?(?:\s*[:,;|=]\s*|\s+)(\S.*)"
 _NUMBER_AND_NAME = re.compile(r"(\d{1,9})(?:\s*[:,;|=)]\s*|\.\s+|\s+)(\S.*)")
 _NUMBER_IN_NAME = re.compile(r"(\d{1,9})\.(\S.*)")  # folders of CUB-200 and Caltech-256: 001.ak47
 _ID_AND_NAME = re.compile(r"([^\t|]*[^\t|\s])\s*[\t|]\s*([^\t|\s][^\t|]*)")
-_QUOTED = re.compile(r"([\"'])(.+)\1,?")
+_QUOTED = re.compile(r"([\"'])((?:(?!\1).)+)\1,?")
 
 
 @dataclass

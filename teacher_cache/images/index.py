@@ -11,7 +11,7 @@ from teacher_cache.errors import UsageError, printable
 from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.folder import folder_times
 from teacher_cache.images.labels import resolve_labels
-from teacher_cache.images.leftovers import sum_of_leftovers
+from teacher_cache.images.leftovers import kind_of_leftover, sum_of_leftovers
 from teacher_cache.images.rows import Rows, joined, joined_statements
 from teacher_cache.images.sources import SOURCES, Source, find_source
 from teacher_cache.images.statements import LabelChoice
@@ -76,10 +76,20 @@ def index_images(
     notes = [printable(note) for note in (*notes, *report.notes)]
     table = table.with_label_report(replace(report, notes=notes))
     if not reusable:
+        if known is not None and known.label_report is None and _differs_by_leftovers(known, table):
+            return known, [*notes, KEPT_ROWS]
         return table, notes
     # sizes and times are from before the files were read: a change since then is read the next time
     fingerprint = _fingerprint(found, vocabulary, times, labels)
     return table.with_origin(Origin(fingerprint, notes, list(times))), notes
+
+
+def _differs_by_leftovers(known: SampleTable, table: SampleTable) -> bool:
+    """Return whether an earlier version's table has the same samples and leftovers beside them."""
+    if len(known) <= len(table):
+        return False
+    keys = [key for key in known.keys(slice(None)) if kind_of_leftover(key) is None]
+    return keys == table.keys(slice(None))
 
 
 def _common_class_list(pieces: Iterable[Rows], source: str) -> tuple[str, ...] | None:
