@@ -264,12 +264,19 @@ def _lemmas_of_synsets(synsets: list[str], classes: int, source: str | Path) -> 
 
 
 def _notes_on_names(names: list[str], source: str | Path) -> list[str]:
+    notes = []
+    with_commas = [name for name in names if "," in name]
+    if len(with_commas) > len(names) // 2:
+        notes.append(
+            f"{len(with_commas)} of {len(names)} class names in {source} contain commas, such as "
+            f"'{with_commas[0][:100]}'; each is read as one name"
+        )
     if unusual := [name for name in names if _is_unusual(name)]:
-        return [
+        notes.append(
             f"{len(unusual)} class names in {source} contain invisible characters, unusual spaces or "
             f"decomposed letters, such as {unusual[0]!a}; the text tower reads them as they are"
-        ]
-    return []
+        )
+    return notes
 
 
 def _lemmas(description: str) -> list[str]:

@@ -208,6 +208,8 @@ def _pairs_from_csv(content: str, path: Path) -> Pairs:
     elif _SYNSET_AND_NAME.fullmatch(rows[0][0]):  # 'n01440764 tench, Tinca tinca': these commas are lemmas'
         lines = [" ".join(line.split()) for line in content.split("\n") if line.strip()]
         return [(line, line) for line in lines]
+    elif len(rows[0]) > 1 and all(_SYNSET.fullmatch(row[0]) for row in rows):
+        return [(line, line) for line in (f"{row[0]} {', '.join(filter(None, row[1:]))}" for row in rows)]
     else:
         id_column, name_column = 0, min(1, len(rows[0]) - 1)
     for number, row in enumerate(rows, start=1):

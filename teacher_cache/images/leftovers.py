@@ -16,6 +16,7 @@ KINDS = {
     "the file system": r"lost\+found|\.Trash[^/]*",
     "hidden files": r"\.(?!\.?(?:/|$))[^/]+",
 }
+LONGEST_NAME = 200  # letters in a note
 _LEFTOVER = re.compile(
     rf"(?:^|/)(?:{'|'.join(f'(?P<k{n}>{names})' for n, names in enumerate(KINDS.values()))})(?:/|$)",
     re.IGNORECASE,
@@ -68,7 +69,8 @@ class Leftovers:
     def notes(self) -> list[str]:
         """One remark for the user about each kind."""
         return [
-            f"passed over {count} leftover{'s' * (count > 1)} of {kind}, the first is {self.first[kind]}"
+            f"passed over {count} leftover{'s' if count > 1 else ''} of {kind}, the first is "
+            f"{self.first[kind][:LONGEST_NAME]}"
             for kind, count in self.counts.items()
         ]
 

@@ -122,6 +122,7 @@ class _Samples:
         self._image: TarMember | None = None
         self._cls: Sequence[Statement] = ()
         self._json: Sequence[Statement] = ()
+        self._unreadable: UsageError | None = None
 
     def add(self, member: TarMember, file: BinaryIO) -> None:
         """Add the next member."""
@@ -136,18 +137,29 @@ class _Samples:
             self._image = self._image or member
         elif suffix in (".cls", ".json"):
             where = f"{self.span.file.path}:{member.name}"
-            if member.size > LONGEST_LABEL:
-                raise UsageError(f"{where}: cannot read the label (it has {member.size:,} bytes)")
-            file.seek(member.offset)
-            statements = read_label(file.read(member.size), suffix, where)
+            try:
+                statements = self._read(member, file, suffix, where)
+            except UsageError as error:
+                if suffix == ".cls":
+                    raise
+                self._unreadable = error  # captions and boxes, perhaps, beside a .cls
+                return
             if suffix == ".cls":
                 self._cls = self._cls or statements
             else:
                 self._json = self._json or statements
 
+    def _read(self, member: TarMember, file: BinaryIO, suffix: str, where: str) -> list[Statement]:
+        if member.size > LONGEST_LABEL:
+            raise UsageError(f"{where}: cannot read the label (it has {member.size:,} bytes)")
+        file.seek(member.offset)
+        return read_label(file.read(member.size), suffix, where)
+
     def _finish(self) -> None:
         if self._image is None:
             return
+        if self._unreadable is not None and not self._cls:
+            raise self._unreadable
         key, path = self._stem.lstrip("/"), self._image.name
         synsets = SYNSET.findall(path) + self._synsets
         if not self._cls and not self._json and synsets == synsets[:1] * len(synsets):

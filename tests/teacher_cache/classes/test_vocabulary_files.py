@@ -108,6 +108,24 @@ KAGGLE = (
 )
 
 
+def test_names_with_commas_are_told(tmp_path: Path) -> None:
+    vocabulary = _read(tmp_path / "lemmas.txt", "tench, Tinca tinca\ngoldfish, Carassius auratus\ncat\n")
+    assert vocabulary.names[0] == "tench, Tinca tinca"
+    assert "2 of 3 class names" in vocabulary.notes[0]
+    assert "'tench, Tinca tinca'; each is read as one name" in vocabulary.notes[0]
+
+
+@pytest.mark.parametrize("name", ["v.tsv", "v.csv"])
+def test_columns_of_synsets_and_lemmas_without_a_header(name: str, tmp_path: Path) -> None:
+    lines = {
+        "v.tsv": "n01440764\ttench, Tinca tinca\nn01443537\tgoldfish\n",
+        "v.csv": 'n01440764,tench,Tinca tinca\nn01443537,"goldfish, Carassius auratus"\n',
+    }
+    (tmp_path / name).write_text(lines[name])
+    assert load_vocabulary(tmp_path / name).names == ("tench", "goldfish")
+    assert load_vocabulary(tmp_path / name, lemma="last").names[0] == "Tinca tinca"
+
+
 @pytest.mark.parametrize("file", ["LOC_synset_mapping.txt", "LOC_synset_mapping.csv"])
 @pytest.mark.parametrize(
     ("lemma", "name"),
@@ -199,7 +217,7 @@ def test_a_column_of_numbers_or_ids_is_no_part_of_the_name(
         ("707-320", "727-200"),
         ("2012 Audi A5", "2012 BMW M3"),
         ("0 tench",),
-        ("cat, domestic", "dog, domestic"),
+        ("cat, domestic", "dog", "owl"),
         ("n0144 tench", "goldfish"),
         ("n01440764tench",),
     ],

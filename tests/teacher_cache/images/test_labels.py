@@ -119,6 +119,13 @@ def test_labels_that_mean_one_class_or_none_agree(
     assert indexed(shard, SYNSETS).labels.tolist() == [label]
 
 
+@pytest.mark.parametrize("content", [b"[[0, 0, 5, 5]]", b"{", b"\xff", b'{"label": [1, 2]}'])
+def test_a_json_that_is_no_label_beside_a_cls_is_left_out(content: bytes, tmp_path: Path) -> None:
+    for members in ([("0.json", content), ("0.cls", b"1")], [("0.cls", b"1"), ("0.json", content)]):
+        shard = write_shard(tmp_path / "s.tar", [("0.jpg", jpeg(0)), *members])
+        assert indexed(shard).labels.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("name", "members", "said"),
     [
