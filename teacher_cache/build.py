@@ -20,7 +20,7 @@ from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.conventions import ConventionOptions, recorded_conventions
 from teacher_cache.distribution import rpp_version
 from teacher_cache.encodings import encoding_of
-from teacher_cache.errors import CacheDamagedError, UsageError
+from teacher_cache.errors import CacheDamagedError, UsageError, printable
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import absolute_source
 from teacher_cache.images.table import SampleTable
@@ -118,11 +118,9 @@ def load_inputs(
 ) -> tuple[Vocabulary, SampleTable, list[str]]:
     """Return the vocabulary, the samples, and remarks for the user, which also go to `on_note`."""
     vocabulary = load_vocabulary(settings.classes, settings.templates, settings.lemma, settings.duplicates)
-    samples, notes = index_images(settings.images, vocabulary, _known_samples(settings.out))
-    notes = list(notes)
-    if vocabulary.duplicate_names:
-        shared = sum(vocabulary.duplicate_names.values())
-        notes.append(f"{shared} classes share their name with another and cannot be told apart by it")
+    known = _known_samples(settings.out)
+    samples, notes = index_images(settings.images, vocabulary, known, settings.labels)
+    notes = [*notes, *map(printable, vocabulary.remarks)]
     encoding = encoding_of(settings.encoding_record)
     encoding.require_classes(len(vocabulary))
     notes += encoding.notes(len(vocabulary))

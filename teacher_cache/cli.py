@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -64,22 +64,18 @@ def build(
     Example: rpp-cache build --images 'shards/{0000..1415}.tar' --classes imagenet-21k --out ./zarr
     --teacher ViT-L-14 --pretrained openai
     """
-
-    def remark(note: str) -> None:
-        remarks.print(f"note: {note}", markup=False)
-
     preflight.check_build(settings)
     with loading():
         from teacher_cache.build import build_cache
         from teacher_cache.estimate import estimate_build
     if dry_run:
-        estimate = estimate_build(settings, remark)
+        estimate = estimate_build(settings, _remark)
         if as_json:
             print(json.dumps(asdict(estimate)))
         else:
             console.print(estimate_text(estimate), markup=False, highlight=False)
         return
-    result = build_cache(settings, remark)
+    result = build_cache(settings, _remark)
     if as_json:
         print(json.dumps(result.__dict__, default=str))
         return
@@ -90,6 +86,10 @@ def build(
     )
     if result.skipped:
         console.print(f"unreadable images and reasons: rpp-cache info --skipped {result.path}", markup=False)
+
+
+def _remark(note: str) -> None:
+    remarks.print(f"note: {note}", markup=False)
 
 
 def estimate_text(estimate: "Estimate") -> str:
@@ -147,9 +147,25 @@ def info(
             )
         elif name == "slowest_stage":
             value = f"{value}: {REMEDIES[value]}" if value else "nothing has been computed yet"
+        elif name == "labels":
+            value = printable(_label_text(value))
+        elif name == "notes":
+            value = "".join(f"\n  {printable(note)}" for note in value) or "none"
         elif isinstance(value, dict):
             value = ", ".join(f"{key} {item}" for key, item in value.items())
         console.print(f"{name}: {value}", markup=False, highlight=False)
+
+
+def _label_text(labels: dict[str, Any]) -> str:
+    """Return the counts of labels in one line, with the first samples of each count."""
+
+    def counted(name: str) -> str:
+        keys = labels.get(f"first_{name}")
+        count = "not counted" if labels[name] is None else f"{labels[name]:,}"
+        return f"{name.replace('_', ' ')} {count}" + (f" (first: {', '.join(keys)})" if keys else "")
+
+    counts = ("labelled", "unlabelled", "outside_vocabulary", "contradictory")
+    return f"{', '.join(map(counted, counts))}, choice {labels['choice']}"
 
 
 @app.command(cls=OneCommand)
@@ -219,6 +235,8 @@ def relabel(settings: RelabelSettings, cache: Cache, as_json: Json = False) -> N
     with loading():
         from teacher_cache.relabel import relabel_cache
     result = relabel_cache(cache, settings)
+    for note in result.notes:
+        _remark(note)
     if as_json:
         print(json.dumps(asdict(result)))
         return

@@ -14,11 +14,16 @@ from teacher_cache.conventions import ConventionOptions
 from teacher_cache.encodings import EncodingSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
+from teacher_cache.images.statements import LabelChoice
 from teacher_cache.settings import MOST_PROCESSES, Panels, Place
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
 
+LABELS = (
+    "which label counts where those of one sample contradict one another; auto refuses them, first takes the "
+    "first of list, column, cls, json, folder, name, shard"
+)
 COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict")
 
 
@@ -69,7 +74,7 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
     """Settings of stage one."""
 
     PANELS: ClassVar[Panels] = {
-        "Data": ("images", "classes", "templates", "lemma", "duplicates", "max_pixels"),
+        "Data": ("images", "labels", "classes", "templates", "lemma", "duplicates", "max_pixels"),
         "Teacher": ("teacher", "pretrained", "precision", *ConventionOptions.model_fields),
         "Views": tuple(ViewPolicy.model_fields),
         "Cache": ("out", *EncodingSettings.model_fields, "part_size"),
@@ -79,6 +84,7 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
     images: str = Field(
         description="tar shards ('a/{00..99}.tar'), Parquet files or an image folder; a path or a URL"
     )
+    labels: LabelChoice = Field(default="auto", description=LABELS)
     classes: str = Field(
         description="class names: imagenet-21k or a similar known name, or a .txt, .csv or .json file"
     )

@@ -74,7 +74,7 @@ def _require_extensible(store: CacheStore, views: int) -> None:
 
 
 def _locate_images(store: CacheStore, images: str) -> None:
-    samples, _ = index_images(images, store.vocabulary())
+    samples, _ = index_images(images, store.vocabulary(), labels=store.samples.label_choice)
     if samples.digest != store.header.sample_table_digest:
         raise UsageError(
             f"'{images}' does not contain the samples of the cache {store.path}: expected "

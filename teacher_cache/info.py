@@ -1,8 +1,13 @@
 """What `rpp-cache info` prints: the content of a cache, its progress and the slowest stage of its build."""
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
+from teacher_cache.errors import CacheDamagedError
+from teacher_cache.images.table import LabelReport
 from teacher_cache.store.cache_store import CacheStore
 
 # Remedies by the slowest stage of a build.
@@ -25,7 +30,7 @@ def slowest_stage(seconds: dict[str, float]) -> str:
 
 def describe(store: CacheStore) -> dict[str, Any]:
     """Return what `rpp-cache info` prints."""
-    header = store.header
+    header, labels = store.header, asdict(_label_report(store))
     store.parts.require_all_shards()
     records = store.parts.records()
     seconds: dict[str, float] = {}
@@ -50,6 +55,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "parts_committed": len(records),
         "complete": len(records) == header.parts,
         "bytes_per_view": round(store.parts.bytes_per_view(), 1),
+        "labels": {name: value for name, value in labels.items() if name != "notes"},
         "encoding": header.encoding["name"],
         "encoding_options": {key: value for key, value in header.encoding.items() if key != "name"},
         "teacher": header.teacher,
@@ -64,4 +70,23 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "seconds": seconds,
         "slowest_stage": slowest_stage(seconds) if "wall" in seconds else None,
         "software": header.software,
+        "notes": labels["notes"],
     }
+
+
+def _label_report(store: CacheStore) -> LabelReport:
+    """Return what indexing reported; of an earlier version's cache, what its labels tell."""
+    try:
+        samples = store.samples
+        if report := samples.label_report:
+            return report
+        unlabelled, origin = np.flatnonzero(samples.labels < 0), samples.origin
+        return LabelReport(
+            choice="first",
+            labelled=len(samples) - len(unlabelled),
+            unlabelled=len(unlabelled),
+            first_unlabelled=samples.keys(unlabelled[:3]),
+            notes=origin.notes if origin else [],
+        )
+    except CacheDamagedError:
+        return LabelReport(choice="first")  # `verify` and `build` name the damage

@@ -6,13 +6,13 @@ The cache must keep image features, which depends on its encoding.
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from teacher_cache.classes.templates import load_templates
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import RelabelSettings
 from teacher_cache.encodings import encoding_of
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import UsageError, printable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.local_folder import disk_errors
 from teacher_cache.store.vocabularies import vocabulary_digest
@@ -29,6 +29,7 @@ class RelabelResult:
     labelled_classes: int
     written: bool
     seconds: float
+    notes: list[str] = field(default_factory=list)
 
 
 def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
@@ -53,7 +54,7 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
         templates = store.vocabulary().templates
     else:
         templates = load_templates(settings.templates)
-    vocabulary = Vocabulary(vocabulary.names, vocabulary.ids, templates)
+    vocabulary = replace(vocabulary, templates=templates)
 
     def teacher() -> Teacher:
         return recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
@@ -68,6 +69,7 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
         labelled_classes=int((known >= 0).sum()),
         written=written,
         seconds=time.monotonic() - started,
+        notes=[printable(note) for note in vocabulary.remarks],
     )
 
 

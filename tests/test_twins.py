@@ -75,6 +75,7 @@ TESTED_IN = {
     "teacher_cache/files/json_text.py": "hostile/test_students.py: nested too deeply",
     "teacher_cache/files/text_file.py": "hostile/test_vocabularies.py",
     "teacher_cache/images/rows.py": "teacher_cache/images/test_folder.py",
+    "teacher_cache/images/statements.py": "teacher_cache/images/test_labels.py",
     "teacher_cache/info.py": "teacher_cache/test_cli.py",
     "teacher_cache/model_names.py": "teacher_cache/teacher/test_openclip.py",
     "teacher_cache/preflight.py": "student_train/evaluation/test_preflight.py",

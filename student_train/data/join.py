@@ -255,7 +255,7 @@ def locate_images(cache: TeacherCache, images: str | None) -> SampleTable:
     """
     if images is None:
         return cache.samples
-    samples, _ = index_images(images, cache.vocabulary)
+    samples, _ = index_images(images, cache.vocabulary, labels=cache.samples.label_choice)
     if samples.digest != cache.header.sample_table_digest:
         raise UsageError(
             f"'{images}' does not have the samples of the cache {cache.path}: expected {len(cache)} samples, "

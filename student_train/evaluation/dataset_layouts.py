@@ -4,11 +4,13 @@ Reads class names and lists, not images. Imports nothing slow.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from student_train.evaluation.settings import DataSettings, Format
 from teacher_cache.classes.templates import load_templates
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
+from teacher_cache.classes.vocabulary_files import synsets_and_names
 from teacher_cache.errors import UsageError
 from teacher_cache.files.remote import is_remote
 from teacher_cache.files.text_file import read_text
@@ -62,7 +64,7 @@ def vocabulary_of(settings: DataSettings, form: Format) -> Vocabulary:
 def with_templates(vocabulary: Vocabulary, settings: DataSettings, own: tuple[str, ...]) -> Vocabulary:
     """Return the vocabulary with the templates of the settings, or else the data set's own."""
     templates = own if settings.templates is None else load_templates(settings.templates)
-    return Vocabulary(vocabulary.names, vocabulary.ids, templates)
+    return replace(vocabulary, templates=templates)
 
 
 def image_source_of(settings: DataSettings, form: Format) -> str:
@@ -81,7 +83,11 @@ def _own_classes(folder: Path) -> Vocabulary:
         raise UsageError(f"{folder / CLASSNAMES} has no class names; write one per line")
     if not all(names):  # CLIP_benchmark takes an empty line as a class
         raise UsageError(f"{folder / CLASSNAMES}: line {names.index('') + 1} is empty; remove it")
-    return Vocabulary(names, tuple(map(str, range(len(names)))), ())
+    notes: tuple[str, ...] = ()
+    if by_synset := synsets_and_names(names, folder / CLASSNAMES):
+        names = tuple(by_synset[1])
+        notes = (f"the lines of {folder / CLASSNAMES} start with a synset, which is not part of the name",)
+    return Vocabulary(names, tuple(map(str, range(len(names)))), (), notes)
 
 
 def _text(path: Path) -> str:

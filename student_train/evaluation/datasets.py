@@ -17,7 +17,7 @@ from student_train.evaluation.dataset_layouts import (
 )
 from student_train.evaluation.settings import DataSettings
 from teacher_cache.classes.vocabulary import Vocabulary
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import UsageError, printable
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import find_source
 from teacher_cache.images.table import SampleTable
@@ -68,7 +68,9 @@ def open_dataset(settings: DataSettings) -> Dataset:
             [],
         )
     vocabulary = vocabulary_of(settings, form)
-    samples, notes = index_images(image_source_of(settings, form), vocabulary)
+    source = image_source_of(settings, form)
+    samples, notes = index_images(source, vocabulary, labels=settings.labels)
+    notes = [*notes, *map(printable, vocabulary.notes)]
     classes = _chosen(samples.labels, len(vocabulary), settings)
     return Dataset(settings.images, samples, vocabulary, classes, settings.class_subset, notes)
 

@@ -12,9 +12,10 @@ from student_train.data.settings import ClassSubset
 from student_train.figures import METRICS
 from teacher_cache.classes.templates import TEMPLATE_SETS
 from teacher_cache.classes.vocabulary import Duplicates, Lemma
-from teacher_cache.command_settings import Precision
+from teacher_cache.command_settings import LABELS, Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.images.sources import SOURCES
+from teacher_cache.images.statements import LabelChoice
 from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class DataOptions(BaseModel):
 
     format: Format = Field(default="auto", description="layout of the data set")
     split: str = Field(default="test", description="part of a data set in CoOp's or CLIP_benchmark's layout")
+    labels: LabelChoice = Field(default="auto", description=LABELS)
     classes: str | None = Field(
         default=None, description="class names: a known name or a file [default: the data set's own]"
     )

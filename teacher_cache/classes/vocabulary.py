@@ -5,8 +5,10 @@ class is decided in `images/`.
 """
 
 import os
+import re
+import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +38,10 @@ IMAGENETS = {
 # ImageNet-1K with the names that CLIP's authors chose. Published tables use these.
 CLIP_NAMES = "imagenet-1k-clip"
 
+_SYNSET = re.compile(r"n\d{8}")
+# Soft hyphens, zero-width characters, marks of writing direction, variation selectors, byte order marks.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+
 DIGITS = 18  # of a class index or a numeric id, at most; Python refuses to read thousands of them
 
 
@@ -47,11 +53,13 @@ class Vocabulary:
         names: class names as the text tower reads them, [C].
         ids: class ids as image sources have them: the synset, or the name where there is no id, [C].
         templates: texts with one `{}` for the name; class features are the mean over them.
+        notes: how a file of names was read, for the user; not part of the vocabulary.
     """
 
     names: tuple[str, ...]
     ids: tuple[str, ...]
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -64,10 +72,46 @@ class Vocabulary:
     def index_of(self, label: str) -> int | None:
         """Return the class index of an id or a name; None if it is unknown or shared by several classes.
 
-        An exact match goes before one that ignores case and takes `_` for a space, an id before a name.
+        An exact match goes before one that ignores case and takes `_` for a space, and this one before one
+        that also ignores the Unicode form (`_form`). An id goes before a name.
         """
         exact, folded = self._index
-        return exact.get(label, folded.get(_fold(label)))
+        found = exact.get(label, folded.get(_fold(label)))
+        return self._forms.get(_form(label)) if found is None and self.is_other_form(label) else found
+
+    def is_other_form(self, label: str) -> bool:
+        """Return whether the label is no id or name as written, also without regard to case and `_`."""
+        exact, folded = self._index
+        return label not in exact and _fold(label) not in folded
+
+    @cached_property
+    def _forms(self) -> dict[str, int | None]:
+        """Class index by an id or name without its Unicode form."""
+        names, ids = (tuple(map(_form, labels)) for labels in (self.names, self.ids))
+        return _unshared(names) | _unshared(ids)
+
+    @cached_property
+    def similar_names(self) -> list[tuple[str, ...]]:
+        """Groups of different names that differ only in case, spaces, `_` or Unicode form."""
+        groups: dict[str, dict[str, None]] = {}
+        for name in self.names:
+            groups.setdefault(_form(name), {})[name] = None
+        return [tuple(group) for group in groups.values() if len(group) > 1]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know about the names: how they were read, and which ones are alike."""
+        remarks = list(self.notes)
+        if self.duplicate_names:
+            shared = sum(self.duplicate_names.values())
+            remarks.append(f"{shared} classes share their name with another and cannot be told apart by it")
+        if groups := self.similar_names:
+            first = " and ".join(ascii(name) if _is_unusual(name) else f"'{name}'" for name in groups[0][:3])
+            remarks.append(
+                f"the names of {sum(map(len, groups))} classes differ from another name only in case, "
+                f"spaces, underscores or Unicode form, such as {first}; text towers may read them alike"
+            )
+        return remarks
 
     @cached_property
     def _index(self) -> tuple[dict[str, int | None], dict[str, int | None]]:
@@ -130,6 +174,18 @@ def _fold(label: str) -> str:
     return " ".join(label.replace("_", " ").split()).casefold()
 
 
+def _form(label: str) -> str:
+    """Return a label without case, spaces, `_` and Unicode form: macOS writes decomposed letters, other
+    programs composed ones; full-width letters and invisible characters come with copied text."""
+    return unicodedata.normalize("NFKC", _fold(_INVISIBLE.sub("", unicodedata.normalize("NFKC", label))))
+
+
+def _is_unusual(name: str) -> bool:
+    """Return whether a name contains invisible characters, unusual spaces or decomposed letters."""
+    spaces = any(letter.isspace() and letter != " " for letter in name)
+    return bool(_INVISIBLE.search(name)) or spaces or not unicodedata.is_normalized("NFC", name)
+
+
 def load_vocabulary(
     source: str | Path,
     templates: str = DEFAULT_TEMPLATE,
@@ -139,22 +195,24 @@ def load_vocabulary(
     """Load class names of an ImageNet or from a file.
 
     Args:
-        source: one of `IMAGENETS`, `CLIP_NAMES`, or a file: `.txt` (one name a line), `.csv`/`.tsv` (a header
-            with one of `NAME_COLUMNS` and optionally one of `ID_COLUMNS`; without a header the columns are
-            id and name, or name only), `.json` (a list of names, an object index -> name, id -> name, or
-            index -> [id, name] as in Keras, or CoOp's `split_zhou_*.json`).
+        source: one of `IMAGENETS`, `CLIP_NAMES`, or a file: `.txt` (one name a line, or a synset, a number or
+            an id and a name), `.csv`/`.tsv` (a header with one of `NAME_COLUMNS` and optionally one of
+            `ID_COLUMNS`; without a header the columns are id and name, or name only), `.json` (a list of
+            names, an object index -> name, id -> name, or index -> [id, name] as in Keras, or CoOp's
+            `split_zhou_*.json`). Names that are all synsets are replaced by ImageNet-21K's.
         templates: as `load_templates` takes them.
         lemma: which of a synset's names to use: the first, the last, the shortest, or all of them joined by
-            commas. Only ImageNet's synsets have several.
+            commas. Only synsets have several.
         duplicates: what to do with a name that an earlier class has. `lemma` takes the class's next free
             lemma, or keeps the name if there is none; `definition` then adds the first clause of the
             definition; `keep` changes no name; `error` refuses.
 
     Raises:
-        UsageError: an unknown name, an unreadable file, an empty name, an id of several classes, or a
-            template without `{}`.
+        UsageError: an unknown name, an unreadable file, an empty name, an id of several classes, synsets in
+            only some lines, or a template without `{}`.
     """
     texts = load_templates(templates)
+    notes: list[str] = []
     if str(source).lower() in IMAGENETS:
         from timm.data import ImageNetInfo  # imports torch
 
@@ -170,10 +228,55 @@ def load_vocabulary(
         lemmas, definitions = [[name] for name in IMAGENET_CLASSNAMES], {}
     else:
         require_vocabulary(source)
-        ids, names = read_names(Path(source))
-        lemmas, definitions = [[name] for name in names], {}
+        found = read_names(Path(source))
+        ids, lemmas, definitions, notes = found.ids, found.lemmas, {}, found.notes
+        synsets = [names[0] for names in lemmas if _SYNSET.fullmatch(names[0])]
+        if synsets:
+            lemmas = _lemmas_of_synsets(synsets, len(ids), source)
+            ids = ids if all(map(str.isdecimal, ids)) else synsets
+            notes.append(f"{source} has only synsets; their names come from timm's ImageNetInfo")
+        notes += _notes_on_names([names[0] for names in lemmas], source)
     chosen = _choose_names(ids, lemmas, definitions, lemma, duplicates)
-    return Vocabulary(tuple(chosen), tuple(ids), texts)
+    return Vocabulary(tuple(chosen), tuple(ids), texts, tuple(notes))
+
+
+def _lemmas_of_synsets(synsets: list[str], classes: int, source: str | Path) -> list[list[str]]:
+    """Return ImageNet-21K's lemmas of the synsets that a vocabulary has in place of names.
+
+    Raises:
+        UsageError: only some of its names are synsets, or ImageNet-21K does not have all of them.
+    """
+    if len(synsets) < classes:
+        raise UsageError(
+            f"vocabulary {source}: {len(synsets):,} of {classes:,} class names are synsets "
+            f"({', '.join(synsets[:3])}), the others are not; write names in place of the synsets"
+        )
+    from timm.data import ImageNetInfo  # imports torch
+
+    info = ImageNetInfo(IMAGENETS["imagenet-21k-goog"])
+    known = set(info.label_names())
+    if unknown := [synset for synset in synsets if synset not in known]:
+        raise UsageError(
+            f"vocabulary {source} has synsets in place of class names, and ImageNet-21K has no name for "
+            f"{len(unknown):,} of {classes:,} ({', '.join(unknown[:3])}); write 'SYNSET NAME' in each line"
+        )
+    return [_lemmas(info.label_name_to_description(synset)) for synset in synsets]
+
+
+def _notes_on_names(names: list[str], source: str | Path) -> list[str]:
+    notes = []
+    with_commas = [name for name in names if "," in name]
+    if len(with_commas) > len(names) // 2:
+        notes.append(
+            f"{len(with_commas)} of {len(names)} class names in {source} contain commas, such as "
+            f"'{with_commas[0][:100]}'; each is read as one name"
+        )
+    if unusual := [name for name in names if _is_unusual(name)]:
+        notes.append(
+            f"{len(unusual)} class names in {source} contain invisible characters, unusual spaces or "
+            f"decomposed letters, such as {unusual[0]!a}; the text tower reads them as they are"
+        )
+    return notes
 
 
 def _lemmas(description: str) -> list[str]:

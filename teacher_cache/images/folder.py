@@ -6,15 +6,16 @@ A row's path is the folder; its key is the image's path within it.
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-
-import pyarrow as pa
+from dataclasses import replace
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.remote import ask, filesystem
 from teacher_cache.images.decode import IMAGE_SUFFIXES
-from teacher_cache.images.labels import SYNSET
+from teacher_cache.images.labels import synsets_in
+from teacher_cache.images.leftovers import Leftovers
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import THREADS, Source
+from teacher_cache.images.statements import Statement
 
 
 def index_folder(source: Source) -> list[Rows]:
@@ -26,20 +27,20 @@ def index_folder(source: Source) -> list[Rows]:
     """
     root = source.files[0].path
     if source.is_remote:  # object stores have no folders whose times could be compared
-        return [Rows(root, _table(_remote_images(root)), by_order=True, reusable=False)]
-    times = folder_times(root, [""])
-    folders, images = _list(root, "")
+        leftovers = Leftovers()
+        rows = _rows(root, _remote_images(root, leftovers))
+        return [replace(rows, leftovers=leftovers, reusable=False)]
 
-    def branch(top: str) -> tuple[pa.Table, dict[str, int]]:
-        walked: dict[str, int] = {}
-        return _table(_walk(root, top, walked)), walked
+    def branch(top: str) -> Rows:
+        leftovers, times = Leftovers(), dict[str, int]()
+        rows = _rows(root, _walk(root, top, leftovers, times))
+        return replace(rows, leftovers=leftovers, folder_times=times)
 
+    leftovers, times = Leftovers(), folder_times(root, [""])
+    folders, images = _list(root, "", leftovers)
     with ThreadPoolExecutor(THREADS) as pool:
         branches = list(pool.map(branch, folders))
-    tables = [_table(images), *(table for table, _ in branches)]
-    for _, walked in branches:
-        times |= walked
-    return [Rows(root, pa.concat_tables(tables), folder_times=times, by_order=True)]
+    return [replace(_rows(root, images), leftovers=leftovers, folder_times=times), *branches]
 
 
 def folder_times(root: str, folders: Iterable[str]) -> dict[str, int]:
@@ -48,7 +49,7 @@ def folder_times(root: str, folders: Iterable[str]) -> dict[str, int]:
     return {f: os.stat(place).st_mtime_ns if os.path.isdir(place) else -1 for f, place in places.items()}
 
 
-def _walk(root: str, top: str, walked: dict[str, int]) -> Iterator[tuple[str, int]]:
+def _walk(root: str, top: str, leftovers: Leftovers, walked: dict[str, int]) -> Iterator[tuple[str, int]]:
     """Yield the images below a folder. A link to one of the folders above it is not followed."""
     todo: list[tuple[str, tuple[str, ...]]] = [(top, (os.path.realpath(root),))]
     while todo:
@@ -57,18 +58,20 @@ def _walk(root: str, top: str, walked: dict[str, int]) -> Iterator[tuple[str, in
         if real in above:
             continue
         walked |= folder_times(root, [folder])
-        folders, images = _list(root, folder)
+        folders, images = _list(root, folder, leftovers)
         todo += [(inside, (*above, real)) for inside in reversed(folders)]
         yield from images
 
 
-def _list(root: str, folder: str) -> tuple[list[str], list[tuple[str, int]]]:
+def _list(root: str, folder: str, leftovers: Leftovers) -> tuple[list[str], list[tuple[str, int]]]:
     """Return the folders in a folder, and its images with their sizes, by their paths in the root."""
     folders, images = [], []
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 place = f"{folder}/{entry.name}" if folder else entry.name
+                if leftovers.has(entry.name, place):
+                    continue
                 if entry.is_dir():
                     folders.append(place)
                 elif _is_image(entry.name):
@@ -93,12 +96,15 @@ def _utf8(path: str) -> str:
     return path
 
 
-def _remote_images(root: str) -> list[tuple[str, int]]:
+def _remote_images(root: str, leftovers: Leftovers) -> list[tuple[str, int]]:
     files, path = filesystem(root)
     found = ask(root, lambda: files.find(path, detail=True))
     prefix = path.rstrip("/") + "/"
+    places = {name.removeprefix(prefix): info for name, info in sorted(found.items())}
     images = [
-        (name.removeprefix(prefix), int(info["size"])) for name, info in found.items() if _is_image(name)
+        (place, int(info["size"]))
+        for place, info in places.items()
+        if not leftovers.has(place) and _is_image(place)
     ]
 
     def own_images_first(image: tuple[str, int]) -> list[tuple[bool, str]]:
@@ -112,10 +118,10 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _table(images: Iterable[tuple[str, int]]) -> pa.Table:
+def _rows(root: str, images: Iterable[tuple[str, int]]) -> Rows:
     builder = RowBuilder()
     for key, length in images:
-        folder, below, _ = key.partition("/")
-        synset = None if below else SYNSET.search(key)
-        builder.append_file(key, length, folder if below else synset[0] if synset else None)
-    return builder.table()
+        top, below, _ = key.partition("/")
+        folder = [Statement("folder", "", None, top)] if below else []
+        builder.append_file(key, length, [*folder, *synsets_in(key)])
+    return Rows(root, builder.table(), several=builder.several, by_order=True)

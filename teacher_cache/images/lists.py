@@ -7,6 +7,7 @@ path within it.
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from teacher_cache.classes.splits import is_split, parse_split
@@ -15,8 +16,11 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.text_file import MOST_LIST_BYTES, is_text, read_text
 from teacher_cache.images.decode import IMAGE_SUFFIXES
+from teacher_cache.images.labels import synsets_in
+from teacher_cache.images.leftovers import Leftovers, kind_of_leftover
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import THREADS, Source
+from teacher_cache.images.statements import Statement
 
 
 def index_list(source: Source) -> list[Rows]:
@@ -41,14 +45,19 @@ def index_list(source: Source) -> list[Rows]:
         images = _images_of_text(content, path)
     if not images:
         raise UsageError(f"{path} lists no image" + (f" for {part}" if part else ""))
+    leftovers = Leftovers()
+    images = [image for image in images if not leftovers.has(image[0])]
+    if not images:
+        raise UsageError(f"{path} lists no image: {'; '.join(leftovers.notes)}")
     root = _folder_of(path, images[0][0])
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(_size, (root / place for place, _ in images)))
     builder = RowBuilder()
     for (place, label), size in zip(images, sizes, strict=True):
-        builder.append_file(place, size, label)
+        builder.append_file(place, size, [Statement("list", "", None, label), *synsets_in(place)])
+    rows = Rows(str(root), builder.table(), [], builder.several, leftovers)
     # the list stays the same when its images change
-    return [Rows(str(root), builder.table(), class_list=class_list, reusable=False)]
+    return [replace(rows, class_list=class_list, reusable=False)]
 
 
 def _images_of_split(
@@ -99,7 +108,10 @@ def _inside(place: str, path: Path) -> str:
 def _folder_of(path: Path, first: str) -> Path:
     """Return the folder that the listed paths start from: the list's own, or one directly below it."""
     own = path.absolute().parent
-    candidates: Iterable[Path] = [own, *sorted(folder for folder in own.iterdir() if folder.is_dir())]
+    candidates: Iterable[Path] = [
+        own,
+        *sorted(f for f in own.iterdir() if f.is_dir() and not kind_of_leftover(f.name)),
+    ]
     found = next((folder for folder in candidates if os.path.isfile(folder / first)), None)
     if found is None:
         raise UsageError(f"{path}: the image {first} is neither in {own} nor in a folder directly below it")

@@ -19,14 +19,16 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.files.remote import RemoteFile, file_info, is_remote, read_range
 from teacher_cache.images.decode import UnreadableImageError
-from teacher_cache.images.labels import LABEL_KEYS, parse_label
+from teacher_cache.images.labels import LABEL_KEYS, labels_of_record, synsets_in
+from teacher_cache.images.leftovers import Leftovers
 from teacher_cache.images.location import PARQUET_ROW
 from teacher_cache.images.parallel import map_files
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import Source, SourceFile
+from teacher_cache.images.statements import Statement
 
 IMAGE_COLUMNS = ("image", "img")
-LABEL_COLUMNS = ("label", "labels", "fine_label", *LABEL_KEYS)
+LABEL_COLUMNS = tuple(dict.fromkeys(("label", "labels", "fine_label", *LABEL_KEYS)))
 # What pyarrow raises for damaged bytes. A text that is not UTF-8 is found when it becomes a Python string.
 DAMAGE = (pa.ArrowException, OSError, UnicodeDecodeError)
 KEPT_FILES = 64
@@ -46,30 +48,32 @@ def index_file(file: SourceFile) -> Rows:
         UsageError: not a Parquet file, no column of images, or labels that cannot name a class.
         RppError: the file cannot be read.
     """
-    builder = RowBuilder()
+    builder, leftovers = RowBuilder(), Leftovers()
     try:
         with _open(file.path, file.size) as parquet:
             if parquet.metadata.num_rows > file.size:  # empty rows take no bytes there, but memory here
                 raise UsageError(f"{file.path}: {parquet.metadata.num_rows:,} rows in {file.size:,} bytes")
             schema = parquet.schema_arrow
-            image, label = _image_column(schema, file.path), _label_column(schema)
-            class_list = _class_list(schema, label)
-            columns = [f"{image}.path"] + ([label] if label else [])
+            image, labels = _image_column(schema, file.path), _label_columns(schema)
+            class_lists = {label: names for label in labels if (names := _class_list(schema, label))}
+            columns = [f"{image}.path", *labels]
             row = 0
             for group in range(parquet.num_row_groups):
                 table = parquet.read_row_group(group, columns=columns)
                 names = pc.struct_field(table[image], "path").to_pylist()
-                labels = table[label].to_pylist() if label else [None] * len(names)
-                for name, value in zip(names, labels, strict=True):
-                    where = f"{file.path}: row {row}"
-                    index, text = _label(value, class_list, where)
-                    builder.append(name or f"{file.stem}/{row}", row, PARQUET_ROW, index, text)
+                for name, *values in zip(names, *(table[label].to_pylist() for label in labels), strict=True):
+                    if name is None or not leftovers.has(name.rpartition("/")[2], name):
+                        record = dict(zip(labels, values, strict=True))
+                        stated = _labels(record, class_lists, f"{file.path}: row {row}")
+                        stated += synsets_in(name or "")
+                        builder.append_stated(name or f"{file.stem}/{row}", row, PARQUET_ROW, stated)
                     row += 1
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise RppError(f"cannot read {file.path}: {error.strerror}") from error
         raise UsageError(f"{file.path} is not a readable Parquet file ({_first_line(error)})") from error
-    return Rows(file.path, builder.table(), class_list=class_list)
+    class_list = class_lists.get(labels[0]) if labels else None
+    return Rows(file.path, builder.table(), [], builder.several, leftovers, class_list)
 
 
 def _open(path: str, size: int | None = None) -> pq.ParquetFile:
@@ -112,14 +116,21 @@ def _features(schema: pa.Schema) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _label_column(schema: pa.Schema) -> str | None:
-    known = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-    labels = [name for name in schema.names if _class_list(schema, name)]
-    return known or (labels[0] if len(labels) == 1 else None)
+def _label_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of labels in their order; those behind the first must contain numbers or texts."""
+    known = [name for name in LABEL_COLUMNS if name in schema.names]
+    if not known:
+        lists = [name for name in schema.names if _class_list(schema, name)]
+        return lists if len(lists) == 1 else []
+
+    def is_simple(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+    return [known[0], *(name for name in known[1:] if is_simple(schema.field(name).type))]
 
 
-def _class_list(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
-    feature = _features(schema).get(label or "")
+def _class_list(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    feature = _features(schema).get(label)
     names = feature.get("names") if isinstance(feature, dict) else None
     if isinstance(names, dict):  # index -> name, as in a data set's card
         if not all(key.isdecimal() and len(key) <= DIGITS for key in names):
@@ -128,15 +139,22 @@ def _class_list(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names) if isinstance(names, list) and names else None
 
 
-def _label(value: Any, class_list: tuple[str, ...] | None, where: str) -> tuple[int | None, str | None]:
-    if isinstance(value, float | list | dict | bytes):
-        raise UsageError(f"{where}: the label {str(value)[:40]!r} is neither a class index nor a name")
-    index, text = parse_label(value, where)
-    if index is None or class_list is None or index < 0:
-        return index, text
-    if index >= len(class_list):
-        raise UsageError(f"{where}: the label {index}, but the file names only {len(class_list)} classes")
-    return None, class_list[index]
+def _labels(record: dict[str, Any], class_lists: dict[str, tuple[str, ...]], where: str) -> list[Statement]:
+    """Return the labels of a row; a number of a column with a list of classes becomes its name."""
+    for value in record.values():
+        if isinstance(value, float | list | dict | bytes):
+            raise UsageError(f"{where}: the label {str(value)[:40]!r} is neither a class index nor a name")
+    found = []
+    for label in labels_of_record("column", record, list(record), where):
+        names = class_lists.get(label.key)
+        if names is not None and label.number is not None and label.number >= 0:
+            if label.number >= len(names):
+                raise UsageError(
+                    f"{where}: the label {label.number}, but the file names only {len(names)} classes"
+                )
+            label = Statement("column", label.key, None, names[label.number])
+        found.append(label)
+    return found
 
 
 class _OpenFile:

@@ -1,17 +1,21 @@
 """Rows as a source yields them, before labels are looked up in the vocabulary."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from teacher_cache.images.leftovers import Leftovers
 from teacher_cache.images.location import WHOLE_FILE
+from teacher_cache.images.statements import Statement, Statements, in_order
 
 ROWS_AS_LISTS = 1 << 16  # rows that exist as Python objects at a time; Arrow needs a tenth of their memory
 
 # label_index, label_name: the source's label, as a class index (WebDataset's .cls) or a name or id (a folder,
-# a synset), or neither.
+# a synset), or neither. Where several places state a label, the first of them; `Rows.several` has all.
 SCHEMA = pa.schema(
     [
         ("key", pa.large_string()),
@@ -24,6 +28,26 @@ SCHEMA = pa.schema(
 
 
 @dataclass
+class SeveralStatements:
+    """The samples for which a source states several different labels.
+
+    Equal statements of many samples are stored once: there are about as many as classes.
+
+    Attributes:
+        rows: of these samples, ascending, [S] int64.
+        codes: for each of them, the index of its statements in `sets`, [S] int64.
+        sets: the different statements; the first one of each is the label unless another is chosen.
+    """
+
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    codes: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    sets: list[Statements] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass
 class Rows:
     """Rows of one file, or of one folder of images.
 
@@ -31,6 +55,8 @@ class Rows:
         path: the file or the folder.
         table: columns as in `SCHEMA`; `location.py` describes offset and length.
         notes: remarks for the user.
+        several: the labels of samples that have several.
+        leftovers: files and folders that were passed over.
         class_list: all classes in the order of the source's own numbers, where it has such a list.
         folder_times: of an image folder, the time of the last change of each folder in it, ns.
         by_order: whether its classes may be matched to the vocabulary by their sorted order.
@@ -41,6 +67,8 @@ class Rows:
     path: str
     table: pa.Table
     notes: list[str] = field(default_factory=list)
+    several: SeveralStatements = field(default_factory=SeveralStatements)
+    leftovers: Leftovers = field(default_factory=Leftovers)
     class_list: tuple[str, ...] | None = None
     folder_times: dict[str, int] = field(default_factory=dict)
     by_order: bool = False
@@ -53,6 +81,8 @@ class RowBuilder:
     def __init__(self) -> None:
         self._lists: tuple[list[object], ...] = tuple([] for _ in SCHEMA)
         self._batches: list[pa.RecordBatch] = []
+        self._rows, self._codes = array("q"), array("q")
+        self._sets: dict[Statements, int] = {}
 
     def append(
         self, key: str, offset: int, length: int, label_index: int | None, label_name: str | None
@@ -63,9 +93,17 @@ class RowBuilder:
         if len(self._lists[0]) == ROWS_AS_LISTS:
             self._pack()
 
-    def append_file(self, key: str, length: int, label_name: str | None) -> None:
+    def append_stated(self, key: str, offset: int, length: int, statements: Iterable[Statement]) -> None:
+        """Add an image with all that is stated about its label, in the order of precedence."""
+        found = in_order(statements)
+        if len(found) > 1:
+            self._rows.append(sum(map(len, self._batches)) + len(self._lists[0]))
+            self._codes.append(self._sets.setdefault(found, len(self._sets)))
+        self.append(key, offset, length, *(found[0][2:] if found else (None, None)))
+
+    def append_file(self, key: str, length: int, statements: Iterable[Statement]) -> None:
         """Add an image file of `length` bytes: `key` in the folder."""
-        self.append(key, WHOLE_FILE, length, None, label_name)
+        self.append_stated(key, WHOLE_FILE, length, statements)
 
     def _pack(self) -> None:
         arrays = [pa.array(column, type) for column, type in zip(self._lists, SCHEMA.types, strict=True)]
@@ -77,6 +115,12 @@ class RowBuilder:
         """Return all rows so far."""
         self._pack()
         return pa.Table.from_batches(self._batches, SCHEMA)
+
+    @property
+    def several(self) -> SeveralStatements:
+        """The labels of samples that have several."""
+        rows, codes = np.array(self._rows, np.int64), np.array(self._codes, np.int64)
+        return SeveralStatements(rows, codes, list(self._sets))
 
 
 def joined(pieces: Sequence[Rows]) -> pa.Table:
@@ -95,3 +139,22 @@ def joined(pieces: Sequence[Rows]) -> pa.Table:
             piece.table = piece.table.drop_columns([name])
         del chunks, column
     return pa.table(columns)
+
+
+def joined_statements(pieces: Iterable[tuple[SeveralStatements, int]]) -> SeveralStatements:
+    """Return the statements of all pieces in their order.
+
+    Args:
+        pieces: with the number of all rows of each.
+    """
+    known: dict[Statements, int] = {}
+    rows: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    codes: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    start = 0
+    for piece, count in pieces:
+        if len(piece):
+            here = np.array([known.setdefault(one, len(known)) for one in piece.sets], np.int64)
+            rows.append(piece.rows + start)
+            codes.append(here[piece.codes])
+        start += count
+    return SeveralStatements(np.concatenate(rows), np.concatenate(codes), list(known))

@@ -4,7 +4,7 @@ import itertools
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from teacher_cache.files.remote import (
     version_of,
 )
 from teacher_cache.images.decode import IMAGE_SUFFIXES
+from teacher_cache.images.leftovers import Leftovers, kind_of_leftover
 from teacher_cache.lazy import load
 
 if TYPE_CHECKING:
@@ -84,11 +85,13 @@ class Source:
     Attributes:
         kind: a name in `SOURCES`.
         part: the requested part of a list.
+        leftovers: files in a folder, or matches of a pattern, that were passed over.
     """
 
     kind: str
     files: list[SourceFile]
     part: str | None = None
+    leftovers: Leftovers = field(default_factory=Leftovers)
 
     @property
     def is_remote(self) -> bool:
@@ -124,6 +127,7 @@ def find_source(source: str) -> Source:
     source = source.removeprefix("file://")
     if listed := LIST.fullmatch(source):
         return _list(source, listed["file"], listed["part"])
+    leftovers = Leftovers()
     patterns = _expand_braces(source if is_remote(source) else os.path.expanduser(source)) if source else []
     with ThreadPoolExecutor(THREADS) as pool:
         expanded = pool.map(_remote_matches if is_remote(source) else _local_matches, patterns)
@@ -131,9 +135,10 @@ def find_source(source: str) -> Source:
         for pattern, matches in zip(patterns, expanded, strict=True):
             if matches is None:
                 raise UsageError(f"image source '{source}': {pattern} does not exist")
-            found.extend(matches)
+            is_named = not _has_glob(pattern)
+            found.extend(m for m in matches if is_named or not leftovers.has(m.name, m.path))
         folders = [match for match in found if match.is_folder]
-        if len(found) == 1 and folders and (inside := _files_in_folder(source, folders[0].path)):
+        if len(found) == 1 and folders and (inside := _files_in_folder(source, folders[0].path, leftovers)):
             found, folders = inside, []
         if not found or (folders and len(found) > 1):
             count = f"{len(folders)} folders among {len(found)} matches" if found else "nothing"
@@ -148,7 +153,7 @@ def find_source(source: str) -> Source:
             f"image source '{source}' names files of several kinds ({', '.join(sorted(kinds))}); name files "
             "of one kind"
         )
-    return Source("folder" if folders else kinds.pop(), files)
+    return Source("folder" if folders else kinds.pop(), files, leftovers=leftovers)
 
 
 def _file_suffixes() -> tuple[str, ...]:
@@ -159,7 +164,7 @@ def _kind_of_file(path: str) -> str:
     return next((name for name, kind in SOURCES.items() if path.endswith(kind.suffixes)), "tars")
 
 
-def _files_in_folder(source: str, folder: str) -> "list[_Match]":
+def _files_in_folder(source: str, folder: str, leftovers: Leftovers) -> "list[_Match]":
     """Files of the first kind that the folder contains; none if it is an image folder.
 
     Raises:
@@ -167,7 +172,10 @@ def _files_in_folder(source: str, folder: str) -> "list[_Match]":
     """
     inside = (_remote_folder if is_remote(folder) else _local_folder)(folder)
     for kind in SOURCES.values():
-        if chosen := [match for match in inside if match.path.endswith(kind.suffixes)]:
+        ours = [match for match in inside if match.path.endswith(kind.suffixes)]
+        if chosen := [match for match in ours if kind_of_leftover(match.name) is None]:
+            for match in ours:
+                leftovers.has(match.name, match.path)
             if not is_remote(folder) and _contains_images_too(folder):
                 suffix = os.path.splitext(chosen[0].path)[1]
                 raise UsageError(
@@ -192,6 +200,11 @@ class _Match:
     path: str
     is_folder: bool
     info: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Its own name without folders."""
+        return self.path.rstrip("/").rpartition("/")[2]
 
 
 def _described(match: _Match) -> SourceFile:
@@ -230,7 +243,7 @@ def _local_folder(folder: str) -> list[_Match]:
 def _contains_images_too(folder: str) -> bool:
     with os.scandir(folder) as entries:
         return any(
-            not entry.name.startswith(".")
+            kind_of_leftover(entry.name) is None
             and (entry.is_dir() or os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES)
             for entry in entries
         )

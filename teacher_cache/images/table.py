@@ -6,18 +6,43 @@
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import cast, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from teacher_cache.files.json_text import parse_json
+from teacher_cache.files.json_text import parse_json, typed_record
 from teacher_cache.images.location import Location, stored_location
+from teacher_cache.images.statements import LabelChoice
 
-_ORIGIN = b"rpp.origin"
+_ORIGIN, _LABELS = b"rpp.origin", b"rpp.labels"
+
+
+@dataclass(frozen=True)
+class LabelReport:
+    """What is known about the labels of a table, for the user; None is what was not counted.
+
+    Attributes:
+        choice: which label counts where several of a sample name different classes: `LabelChoice`.
+        labelled, unlabelled: samples with and without a hard label.
+        outside_vocabulary: samples without one because their class is not in the vocabulary.
+        contradictory: samples whose labels name different classes.
+        first_unlabelled, first_contradictory: keys of the first three.
+        notes: all remarks of indexing.
+    """
+
+    choice: str = "auto"
+    labelled: int | None = None
+    unlabelled: int | None = None
+    outside_vocabulary: int | None = None
+    contradictory: int | None = None
+    first_unlabelled: list[str] = field(default_factory=list)
+    first_contradictory: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,8 +106,30 @@ class SampleTable:
 
     def with_origin(self, origin: Origin) -> "SampleTable":
         """Return the same table with its source recorded."""
-        record = json.dumps(vars(origin))  # ASCII: names of folders may contain what UTF-8 cannot encode
-        return SampleTable(self.table.replace_schema_metadata({_ORIGIN: record}))
+        # ASCII: names of folders may contain what UTF-8 cannot encode
+        return self._with_metadata({_ORIGIN: json.dumps(vars(origin))})
+
+    @property
+    def label_report(self) -> LabelReport | None:
+        """What indexing reported about the labels; None in tables of earlier versions."""
+        record = (self.schema.metadata or {}).get(_LABELS)
+        with suppress(ValueError, TypeError):
+            return typed_record(LabelReport, parse_json(record or b""))
+        return None
+
+    @property
+    def label_choice(self) -> LabelChoice:
+        """Which label counted where several contradicted one another: to index the same images again."""
+        choice = self.label_report.choice if self.label_report else None
+        return cast(LabelChoice, choice) if choice in get_args(LabelChoice) else "first"
+
+    def with_label_report(self, report: LabelReport) -> "SampleTable":
+        """Return the same table with the report recorded; it is stored in the Parquet file's metadata."""
+        return self._with_metadata({_LABELS: json.dumps(asdict(report))})
+
+    def _with_metadata(self, more: dict[bytes, str]) -> "SampleTable":
+        metadata = {**(self.schema.metadata or {}), **more}
+        return SampleTable(self.table.replace_schema_metadata(metadata))
 
     def keys(self, rows: slice | NDArray[np.int64]) -> list[str]:
         """Keys of the given rows."""

@@ -4,6 +4,7 @@ A member's name is only a key: no file of that name is opened or written.
 """
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -11,10 +12,12 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.remote import READ_AHEAD_BYTES, RemoteFile, is_remote
 from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.headers import DamagedTarError, TarMember, tar_members
-from teacher_cache.images.labels import SYNSET, read_label
+from teacher_cache.images.labels import SYNSET, read_label, synsets_in
+from teacher_cache.images.leftovers import Leftovers, is_plain
 from teacher_cache.images.parallel import map_files
 from teacher_cache.images.rows import RowBuilder, Rows
 from teacher_cache.images.sources import Source, SourceFile
+from teacher_cache.images.statements import Statement
 
 LONGEST_LABEL = 1 << 24  # bytes of a .cls or .json; captions and boxes of an image take some KB
 LOCAL_BUFFER_BYTES = 8192  # headers are some 100 KB apart: a larger buffer reads images in vain
@@ -81,6 +84,8 @@ def index_tar(span: TarSpan) -> tuple[Rows, list[TarSpan]]:
     try:
         with span.open() as file:
             for member in tar_members(file, span.start, span.stop):
+                if not is_plain(member.name) and samples.leftovers.has(member.name):
+                    continue
                 if member.name.endswith(".tar"):
                     stop = member.offset + member.size
                     inner.append(TarSpan(span.file, member.offset, stop, member.name))
@@ -106,15 +111,18 @@ class _Samples:
     def __init__(self, span: TarSpan) -> None:
         self.span = span
         self.notes: list[str] = []
+        self.leftovers = Leftovers()
         self._builder = RowBuilder()
-        self._synset = SYNSET.search(span.file_name)
+        self._synsets: list[str] = SYNSET.findall(span.file_name)[:1]
         self._more_images = 0
         self._start("")
 
     def _start(self, stem: str) -> None:
         self._stem = stem
         self._image: TarMember | None = None
-        self._label: tuple[int | None, str | None] = (None, None)
+        self._cls: Sequence[Statement] = ()
+        self._json: Sequence[Statement] = ()
+        self._unreadable: UsageError | None = None
 
     def add(self, member: TarMember, file: BinaryIO) -> None:
         """Add the next member."""
@@ -127,21 +135,41 @@ class _Samples:
         if suffix in IMAGE_SUFFIXES:
             self._more_images += self._image is not None
             self._image = self._image or member
-        elif suffix in (".cls", ".json") and self._label == (None, None):
+        elif suffix in (".cls", ".json"):
             where = f"{self.span.file.path}:{member.name}"
-            if member.size > LONGEST_LABEL:
-                raise UsageError(f"{where}: cannot read the label (it has {member.size:,} bytes)")
-            file.seek(member.offset)
-            self._label = read_label(file.read(member.size), suffix, where)
+            try:
+                statements = self._read(member, file, suffix, where)
+            except UsageError as error:
+                if suffix == ".cls":
+                    raise
+                self._unreadable = error  # captions and boxes, perhaps, beside a .cls
+                return
+            if suffix == ".cls":
+                self._cls = self._cls or statements
+            else:
+                self._json = self._json or statements
+
+    def _read(self, member: TarMember, file: BinaryIO, suffix: str, where: str) -> list[Statement]:
+        if member.size > LONGEST_LABEL:
+            raise UsageError(f"{where}: cannot read the label (it has {member.size:,} bytes)")
+        file.seek(member.offset)
+        return read_label(file.read(member.size), suffix, where)
 
     def _finish(self) -> None:
         if self._image is None:
             return
-        index, name = self._label
-        if index is None and name is None and (synset := SYNSET.search(self._image.name) or self._synset):
-            name = synset[0]
-        key = self._stem.lstrip("/")
-        self._builder.append(key, self._image.offset, self._image.size, index, name)
+        if self._unreadable is not None and not self._cls:
+            raise self._unreadable
+        key, path = self._stem.lstrip("/"), self._image.name
+        synsets = SYNSET.findall(path) + self._synsets
+        if not self._cls and not self._json and synsets == synsets[:1] * len(synsets):
+            # one label in one or more places, as in ImageNet's own tars: its millions of images take this way
+            name = synsets[0] if synsets else None
+            self._builder.append(key, self._image.offset, self._image.size, None, name)
+            return
+        shard = [Statement("shard", "", None, synset) for synset in self._synsets]
+        stated = [*self._cls, *self._json, *synsets_in(path), *shard]
+        self._builder.append_stated(key, self._image.offset, self._image.size, stated)
 
     def rows(self) -> Rows:
         """Return all samples. Call it once, after the last member."""
@@ -151,4 +179,5 @@ class _Samples:
                 f"{self.span}: {self._more_images} images share a sample's name; "
                 "the first of each name is taken"
             )
-        return Rows(self.span.file.path, self._builder.table(), self.notes)
+        table, several = self._builder.table(), self._builder.several
+        return Rows(self.span.file.path, table, self.notes, several, self.leftovers)

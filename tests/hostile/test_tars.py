@@ -220,7 +220,7 @@ def test_a_label_of_64_gb_is_not_read(tmp_path: Path) -> None:
     """A sparse file, which takes no space on the disk."""
     size = 64 << 30
     with open(tmp_path / "s.tar", "wb") as file:
-        file.write(tar_of("a.json", size))
+        file.write(tar_of("a.cls", size))
         file.truncate(BLOCK + size + 2 * BLOCK)
     with bounded(), pytest.raises(UsageError, match="it has 68,719,476,736 bytes"):
         index_images(str(tmp_path / "s.tar"), ANIMAL_VOCABULARY)

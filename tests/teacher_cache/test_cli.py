@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from teacher_cache import open_cache
+from teacher_cache.images.table import SampleTable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.parts import StoredParts
 from tests.models import write_model
@@ -22,6 +23,7 @@ from tests.teacher_cache.conftest import Run
 from tests.teacher_cache.inputs import (
     ANIMALS,
     assert_same_arrays,
+    jpeg,
     webdataset_members,
     write_names,
     write_shard,
@@ -73,6 +75,64 @@ def test_info_as_text_has_the_same_fields(run: Run, cache: Path) -> None:
     assert "samples: 12" in out
     assert "complete: True" in out
     assert "animals" in out
+
+
+def test_info_counts_labels_and_has_the_notes_of_indexing(
+    run: Run, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    members = [
+        ("._0.cls", b"\0\5\26\7\x8f"),
+        ("0.jpg", jpeg(0)),
+        ("0.cls", b"0"),
+        ("0.json", b'{"label": 1}'),
+    ]
+    members += [
+        ("1.jpg", jpeg(1)),
+        ("2.jpg", jpeg(2)),
+        ("2.cls", b"zebra"),
+        ("3.jpg", jpeg(3)),
+        ("3.cls", b"cat"),
+    ]
+    arguments["--images"] = write_shard(tmp_path / "s.tar", members)
+    code, _, err = run("build", *flat(arguments))
+    assert code == 2
+    assert "the labels of 1 of 4 samples contradict one another (0: cls 0, json label 1)" in err
+    code, _, err = run("build", *flat(arguments | {"--labels": "json"}))
+    assert code == 0
+    facts = json.loads(run("info", "--json", arguments["--out"])[1])
+    assert facts["labels"] == {
+        "choice": "json",
+        "labelled": 2,
+        "unlabelled": 2,
+        "outside_vocabulary": 1,
+        "contradictory": 1,
+        "first_unlabelled": ["1", "2"],
+        "first_contradictory": ["0"],
+    }
+    assert facts["notes"] == [
+        "passed over 1 leftover of macOS, the first is ._0.cls",
+        "the labels of 1 samples contradict one another (0: json label 1, cls 0); that in json counts",
+        "1 samples of 1 classes outside the vocabulary (zebra) have no hard label",
+        "1 of 4 samples have no label (1)",
+        "3 of 5 classes have no sample",
+    ]
+    assert all(f"note: {note}" in err for note in facts["notes"])
+    text = run("info", arguments["--out"])[1]
+    assert "labelled 2, unlabelled 2 (first: 1, 2), outside vocabulary 1, contradictory 1 (first: 0)" in text
+    assert run("build", *flat(arguments | {"--labels": "json"}))[0] == 0
+    assert run("build", *flat(arguments | {"--labels": "cls"}))[0] == 2  # the cache has other labels
+
+
+def test_info_of_an_earlier_versions_cache_counts_what_it_has(run: Run, cache: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(cache, tmp_path / "old")
+    store = CacheStore.open(old, writable=True)
+    bare = SampleTable(store.samples.table.replace_schema_metadata(None))
+    with store.locked():
+        store.locate_images(bare, store.header.images)
+    facts = json.loads(run("info", "--json", old)[1])
+    assert (facts["labels"]["labelled"], facts["labels"]["unlabelled"]) == (12, 0)
+    assert (facts["labels"]["contradictory"], facts["notes"]) == (None, [])
+    assert "contradictory not counted" in run("info", old)[1]
 
 
 def test_unreadable_images_are_listed_with_their_reasons(

@@ -89,6 +89,27 @@ def test_shards_beyond_nshards_are_not_read(tmp_path: Path) -> None:
     assert len(opened(folder).labels) == 18
 
 
+def test_synsets_in_clip_benchmarks_class_names_are_no_part_of_the_names(tmp_path: Path) -> None:
+    dataset = opened(
+        write_clip_benchmark(tmp_path, [f"n0144076{n} {name}" for n, name in enumerate("abcde")])
+    )
+    assert dataset.vocabulary.names == tuple("abcde")
+    assert dataset.labels.tolist() == [n % 5 for n in range(12)]
+    assert any("start with a synset" in note for note in dataset.notes)
+
+
+def test_contradictory_labels_need_a_choice_and_leftovers_are_told(tmp_path: Path) -> None:
+    members = [("._0.jpg", b"\0\5\26\7"), ("0.jpg", jpeg(0)), ("0.json", b'{"label": 1}'), ("0.cls", b"0")]
+    shard = write_shard(tmp_path / "s.tar", members)
+    (tmp_path / "c.txt").write_text("0: cat\n1: dog\n")
+    with pytest.raises(UsageError, match=r"contradict one another .*choose with --labels"):
+        opened(shard, classes=str(tmp_path / "c.txt"))
+    dataset = opened(shard, classes=str(tmp_path / "c.txt"), labels="json")
+    assert (dataset.labels.tolist(), dataset.vocabulary.names) == ([1], ("cat", "dog"))
+    for said in ("passed over 1 leftover of macOS", "contradict", "start with a number"):
+        assert any(said in note for note in dataset.notes), said
+
+
 @pytest.mark.parametrize(
     ("files", "others", "message"),
     [

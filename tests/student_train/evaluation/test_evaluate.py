@@ -127,9 +127,10 @@ def test_unreadable_and_unlabelled_images_are_left_out_with_their_labels_and_cou
     printed = capsys.readouterr()
     result = json.loads(printed.out)
     assert (result["samples"], result["skipped"], result["without_label"]) == (98, 1, 1)
-    assert [f"note: {line}" in printed.err for line in result["notes"]] == [True, True]
+    assert [f"note: {line}" in printed.err for line in result["notes"]] == [True, True, True]
+    assert result["notes"][0].startswith("1 of 100 samples have no label")
     key = members[jpegs[3]][0].removesuffix(".jpg")
-    assert result["notes"][1].startswith(f"1 images cannot be read; the first is {key}: ")
+    assert result["notes"][2].startswith(f"1 images cannot be read; the first is {key}: ")
 
 
 def test_a_student_without_text_prompts_reads_names_through_its_caches_templates(

@@ -137,6 +137,27 @@ def test_ids_that_differ_in_case_only_need_an_exact_match() -> None:
     assert [vocabulary.index_of(label) for label in ("Turkey", "turkey", "TURKEY", "CAT")] == [0, 1, None, 2]
 
 
+@pytest.mark.parametrize(
+    "other", ["caf\u00e9 au lait", "cafe\u0301_au lait", "CAF\u00c9 AU LAIT", "\uff43afe\u0301 au\u200b lait"]
+)
+def test_a_name_is_found_in_any_unicode_form(other: str) -> None:
+    vocabulary = Vocabulary(("caf\u00e9 au lait", "tench"), ("a", "b"))
+    assert vocabulary.index_of(other) == 0
+    assert Vocabulary((other, "tench"), ("a", "b")).index_of("cafe\u0301 au lait") == 0
+
+
+def test_names_that_differ_in_form_only_need_an_exact_match_and_are_told() -> None:
+    vocabulary = Vocabulary(("caf\u00e9", "cafe\u0301", "China", "china", "owl"), ("a", "b", "c", "d", "e"))
+    assert [vocabulary.index_of(name) for name in ("caf\u00e9", "cafe\u0301", "CAF\u00c9")] == [0, 1, 0]
+    assert vocabulary.index_of("cafe\u0301\u200b") is None
+    assert vocabulary.similar_names == [("caf\u00e9", "cafe\u0301"), ("China", "china")]
+    assert vocabulary.remarks == [
+        "the names of 4 classes differ from another name only in case, spaces, underscores or Unicode form, "
+        "such as 'caf\u00e9' and 'cafe\\u0301'; text towers may read them alike"
+    ]
+    assert Vocabulary(("owl", "cat"), ("owl", "cat")).remarks == []
+
+
 def test_a_whole_number_is_a_class_index_unless_the_ids_are_whole_numbers() -> None:
     named = Vocabulary(("dog", "cat", "bird"), ("n2", "n0", "n1"))
     numbered = Vocabulary(("dog", "cat", "bird"), ("2", "0", "17"))

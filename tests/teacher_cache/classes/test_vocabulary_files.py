@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
+from teacher_cache.classes.vocabulary import Lemma, Vocabulary, load_vocabulary
 from teacher_cache.errors import UsageError
 
 
@@ -79,3 +79,163 @@ def test_a_broken_file_is_refused_with_place_and_reason(
 def test_an_unknown_vocabulary_is_refused_with_the_known_names(source: str) -> None:
     with pytest.raises(UsageError, match=r"no such file, and no known name \(imagenet-21k, "):
         load_vocabulary(source)
+
+
+# Synsets, numbers and ids before the names
+
+SYNSETS = ("n01440764", "n01443537", "n01484850")
+NAMES = ("tench", "goldfish", "great white shark")
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ",", ", ", ": ", " : ", ";", "|", " = "])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+@pytest.mark.parametrize("file", ["classnames.txt", "words.names"])
+def test_a_synset_before_the_name_is_the_id(separator: str, ending: str, file: str, tmp_path: Path) -> None:
+    """CoOp's classnames.txt, DINOv2's labels.txt, WordNet's words.txt, and other forms of them."""
+    lines = [f"{s}{separator}{n}" for s, n in zip(SYNSETS, NAMES, strict=True)]
+    vocabulary = _read(tmp_path / file, "\ufeff" + ending.join(lines) + ending)
+    assert (vocabulary.ids, vocabulary.names) == (SYNSETS, NAMES)
+    assert vocabulary.notes == (
+        f"the lines of {tmp_path / file} start with a synset: it is the class's id, the rest its name (id "
+        "n01440764, name 'tench')",
+    )
+
+
+KAGGLE = (
+    "n01440764 tench, Tinca tinca\n"
+    "n01443537 goldfish, Carassius auratus\n"
+    "n01484850 great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias\n"
+)
+
+
+def test_names_with_commas_are_told(tmp_path: Path) -> None:
+    vocabulary = _read(tmp_path / "lemmas.txt", "tench, Tinca tinca\ngoldfish, Carassius auratus\ncat\n")
+    assert vocabulary.names[0] == "tench, Tinca tinca"
+    assert "2 of 3 class names" in vocabulary.notes[0]
+    assert "'tench, Tinca tinca'; each is read as one name" in vocabulary.notes[0]
+
+
+@pytest.mark.parametrize("name", ["v.tsv", "v.csv"])
+def test_columns_of_synsets_and_lemmas_without_a_header(name: str, tmp_path: Path) -> None:
+    lines = {
+        "v.tsv": "n01440764\ttench, Tinca tinca\nn01443537\tgoldfish\n",
+        "v.csv": 'n01440764,tench,Tinca tinca\nn01443537,"goldfish, Carassius auratus"\n',
+    }
+    (tmp_path / name).write_text(lines[name])
+    assert load_vocabulary(tmp_path / name).names == ("tench", "goldfish")
+    assert load_vocabulary(tmp_path / name, lemma="last").names[0] == "Tinca tinca"
+
+
+@pytest.mark.parametrize("file", ["LOC_synset_mapping.txt", "LOC_synset_mapping.csv"])
+@pytest.mark.parametrize(
+    ("lemma", "name"),
+    [("first", "great white shark"), ("last", "Carcharodon carcharias"), ("shortest", "man-eater")],
+)
+def test_commas_behind_a_synset_separate_lemmas(file: str, lemma: Lemma, name: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(KAGGLE)
+    vocabulary = load_vocabulary(tmp_path / file, lemma=lemma)
+    assert vocabulary.ids == SYNSETS
+    assert vocabulary.names[2] == name
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("v.txt", '"n01440764","tench"\n"n01443537","goldfish"\n"n01484850","great white shark"\n'),
+        ("v.csv", "n01440764\ttench\nn01443537\tgoldfish\nn01484850\tgreat white shark\n"),
+        ("v.txt", "wnid\tname\nn01440764\ttench\nn01443537\tgoldfish\nn01484850\tgreat white shark\n"),
+        ("v.csv", "wnid|name\nn01440764|tench\nn01443537|goldfish\nn01484850|great white shark\n"),
+        ("v.json", '["n01440764 tench", "n01443537 goldfish", "n01484850 great white shark"]'),
+        (
+            "v.json",
+            '{"1": "n01443537 goldfish", "0": "n01440764 tench", "2": "n01484850: great white shark"}',
+        ),
+        ("v.txt", "n01440764\nn01443537\nn01484850\n"),
+        ("imagenet21k_wordnet_ids.txt", "n01440764\r\nn01443537\r\nn01484850\r\n"),
+        ("v.csv", "n01440764\nn01443537\nn01484850\n"),
+        ("v.json", '["n01440764", "n01443537", "n01484850"]'),
+    ],
+)
+def test_other_files_of_synsets_have_their_names(file: str, content: str, tmp_path: Path) -> None:
+    vocabulary = _read(tmp_path / file, content)
+    assert (vocabulary.ids, vocabulary.names) == (SYNSETS, NAMES)
+
+
+def test_synsets_alone_have_the_packaged_lemmas_with_a_note(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text("n01484850\n")
+    vocabulary = load_vocabulary(tmp_path / "v.txt", lemma="last")
+    assert vocabulary.names == ("Carcharodon carcharias",)
+    assert "their names come from timm's ImageNetInfo" in vocabulary.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            "n01440764 tench\ngoldfish\nowl\n",
+            r"1 of 3 lines start with a synset .*, 2 do not \('goldfish', 'owl'\)",
+        ),
+        ("n01440764 tench\nn01443537\n", r"1 of 2 lines .*, 1 do not \('n01443537'\)"),
+        ("n01440764\ncat\n", r"0 of 2 lines start with a synset"),
+        ("n01440764\nn99999999\n", r"ImageNet-21K has no name for 1 of 2 \(n99999999\)"),
+        ("n01440764 tench\nn01440764 goldfish\n", "the id 'n01440764' belongs to several classes"),
+    ],
+)
+def test_synsets_in_some_lines_are_refused(content: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=reason):
+        _read(tmp_path / "v.txt", content)
+
+
+@pytest.mark.parametrize(
+    ("content", "ids", "names"),
+    [
+        ("0\ttench\n1\tgoldfish\n", ("0", "1"), ("tench", "goldfish")),
+        ("0: tench\n1: goldfish\n", ("0", "1"), ("tench", "goldfish")),
+        ("0 tench\n1 goldfish\n", ("0", "1"), ("tench", "goldfish")),
+        ("0,tench\n1,goldfish\n", ("0", "1"), ("tench", "goldfish")),
+        ("1. tench\n2. goldfish\n", ("1", "2"), ("tench", "goldfish")),
+        ("1\tgoldfish\n0\ttench\n", ("1", "0"), ("goldfish", "tench")),
+        ("1 001.ak47\n2 002.american-flag\n", ("001.ak47", "002.american-flag"), ("ak47", "american-flag")),
+        ("001.ak47\n002.american-flag\n", ("001.ak47", "002.american-flag"), ("ak47", "american-flag")),
+        ("a1\ttench\nb2\tgoldfish\n", ("a1", "b2"), ("tench", "goldfish")),
+        ("a1 | tench\nb2 | goldfish\n", ("a1", "b2"), ("tench", "goldfish")),
+    ],
+)
+def test_a_column_of_numbers_or_ids_is_no_part_of_the_name(
+    content: str, ids: tuple[str, ...], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    vocabulary = _read(tmp_path / "v.txt", content)
+    assert (vocabulary.ids, vocabulary.names) == (ids, names)
+    assert "start with a" in vocabulary.notes[0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("7 Up", "Fanta"),
+        ("1 series", "3 series", "5 series"),
+        ("707-320", "727-200"),
+        ("2012 Audi A5", "2012 BMW M3"),
+        ("0 tench",),
+        ("cat, domestic", "dog", "owl"),
+        ("n0144 tench", "goldfish"),
+        ("n01440764tench",),
+    ],
+)
+def test_names_that_only_look_like_columns_stay(names: tuple[str, ...], tmp_path: Path) -> None:
+    vocabulary = _read(tmp_path / "v.txt", "\n".join(names))
+    assert (vocabulary.names, vocabulary.ids, vocabulary.notes) == (names, names, ())
+
+
+def test_names_in_quotes_are_read_without_them(tmp_path: Path) -> None:
+    assert _read(tmp_path / "v.txt", '"cat"\n"dog"\n').names == ("cat", "dog")
+    assert _read(tmp_path / "v.txt", "'cat',\n'dog',\n").names == ("cat", "dog")
+    assert _read(tmp_path / "v.txt", '"bra"\ndog\n').names == ('"bra"', "dog")
+
+
+@pytest.mark.parametrize("name", ["dog\u200b", "hot\u00a0dog", "\ufeffdog", "cafe\u0301"])
+def test_invisible_characters_in_names_are_told(name: str, tmp_path: Path) -> None:
+    vocabulary = _read(tmp_path / "v.txt", f"cat\n{name}\nowl")
+    assert vocabulary.names[1] == name
+    assert f"1 class names in {tmp_path / 'v.txt'} contain invisible characters" in vocabulary.notes[0]
+    assert ascii(name) in vocabulary.notes[0]
