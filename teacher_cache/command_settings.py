@@ -18,7 +18,14 @@ from teacher_cache.settings import MOST_PROCESSES, Panels, Place
 Precision = Literal["fp32", "bf16", "fp16"]
 Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
 
-COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict")
+Lock = Annotated[
+    bool,
+    Field(
+        description="lock the output; with --no-lock, make sure yourself that no other process writes there "
+        "[default: --lock]"
+    ),
+]
+COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict", "lock")
 
 
 class ViewPolicy(BaseModel):
@@ -56,6 +63,7 @@ class ComputeSettings(BaseModel):
         description="address of a running Dask scheduler, tcp://HOST:PORT [default: workers on this machine]",
     )
     strict: bool = Field(default=False, description="stop at the first unreadable image")
+    lock: Lock = True
 
     @model_validator(mode="after")
     def _one_place(self) -> "ComputeSettings":
@@ -133,6 +141,7 @@ class RelabelSettings(BaseModel):
     PANELS: ClassVar[Panels] = {
         "Vocabulary": ("name", "classes", "templates", "lemma", "duplicates"),
         "Teacher": ("teacher", "pretrained", "device"),
+        "Output": ("lock",),
     }
 
     name: str = Field(description="name of the vocabulary in this cache")
@@ -152,3 +161,4 @@ class RelabelSettings(BaseModel):
     )
     pretrained: str | None = Field(default=None, description="its weights file now [default: where it was]")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    lock: Lock = True

@@ -143,7 +143,7 @@ class Run:
         self.forward = Forward(settings, cache, student, processes, device)
         self.health = Health(device, settings.clip_norm, self.optimizer.scaler)
         self.checkpoint = Checkpoint(out, student.prompts, self.optimizer, writes=processes.first)
-        self.folder = RunFolder(out, writes=processes.first)
+        self.folder = RunFolder(out, writes=processes.first, lock=settings.lock)
         self.metrics = Metrics(self.folder, logs, settings.log_every, visible=processes.first)
 
     def start(self) -> None:
