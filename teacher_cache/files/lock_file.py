@@ -10,7 +10,6 @@ they keep a `flock` if their parent is killed, and `filelock` has neither `lockf
 
 import errno
 import fcntl
-import logging
 import os
 import stat
 import threading
@@ -22,12 +21,10 @@ from pathlib import Path
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write
-from teacher_cache.files.owner_record import HeldError, OwnerRecord, read_record
+from teacher_cache.files.owner_record import HeldError, OwnerRecord, read_record, say
 
 POLL_SECONDS = 0.2
 LONGEST_RECORD = 4096  # bytes
-
-LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,8 +144,8 @@ def _lock_descriptor(descriptor: int, path: Path, place: "RecordFile") -> str | 
             answers.append(f"{kind}: {error.strerror}")
         else:
             return kind
-    LOG.warning(
-        f"note: the file system of {path} has no file locks ({', '.join(answers)}); so that no two processes "
+    say(
+        f"the file system of {path} has no file locks ({', '.join(answers)}); so that no two processes "
         f"write the same files, {place.url} locks instead: it names this process and is renewed every minute"
     )
     return "record"

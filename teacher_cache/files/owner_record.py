@@ -6,9 +6,9 @@ record beside a lock of the operating system, for machines that cannot see that 
 """
 
 import json
-import logging
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -24,8 +24,6 @@ DEAD_AFTER_SECONDS = 300.0  # five missed renewals; clocks of machines may diffe
 SETTLE_SECONDS = 2.0  # if two processes write the record at the same time, the one that writes last has it
 
 LATEST = 1e11  # seconds; a later time of a renewal is damage
-
-LOG = logging.getLogger(__name__)
 
 
 class HeldError(Exception):
@@ -151,11 +149,11 @@ class OwnerRecord:
         lock, process = self._place.url, _process(holder)
         if not same_lock:
             reason = "has ended" if died else "no longer renews it"
-            LOG.warning(f"note: taking over the lock {lock} of {process}, which {reason}")
+            say(f"taking over the lock {lock} of {process}, which {reason}")
         elif elsewhere and silent < 2 * RENEW_SECONDS:
             ago = timedelta(seconds=max(0, round(silent)))
-            LOG.warning(
-                f"note: {process} had the lock {lock} until {ago} ago; if it still runs, stop it: then the "
+            say(
+                f"{process} had the lock {lock} until {ago} ago; if it still runs, stop it: then the "
                 "locks of this file system do not reach other machines"
             )
         self._place.replace(self._content())
@@ -185,9 +183,15 @@ class OwnerRecord:
             with suppress(RppError, OSError):
                 holder = read_record(self._place) or {}
                 if holder.get("owner") != self._owner:
-                    LOG.warning(f"note: {_process(holder)} has taken over the lock {self._place.url}")
+                    say(f"{_process(holder)} has taken over the lock {self._place.url}")
                     return
                 self._place.replace(self._content())
+
+
+def say(note: str) -> None:
+    """Print a remark for the user on standard error."""
+    with suppress(OSError):  # a closed terminal
+        print(f"note: {printable(note)}", file=sys.stderr, flush=True)
 
 
 def read_record(place: RecordPlace) -> dict[str, Any] | None:

@@ -192,7 +192,7 @@ class TestResume:
         run: Path,
         locks: tuple[str, ...],
         monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         def missing(descriptor: int, operation: int) -> None:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -205,7 +205,7 @@ class TestResume:
         (run / "run.lock.owner").write_text(json.dumps(left | {"time": time.time()}))
         again = settings(cache_path, run, max_steps=2, resume=True)
         assert train(again).steps == 2
-        assert f"taking over the lock {run}/run.lock.owner of process {2**22 + 1}" in caplog.text
+        assert f"taking over the lock {run}/run.lock.owner of process {2**22 + 1}" in capsys.readouterr().err
         assert not (run / "run.lock.owner").exists()
         folder = RunFolder(run)
         folder.resume()

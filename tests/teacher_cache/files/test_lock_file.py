@@ -178,14 +178,14 @@ def test_a_file_system_without_locks_has_the_next_kind(
 
 
 def test_without_any_locks_a_line_says_what_the_file_system_answered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     without(monkeypatch, "flock", "lockf")
     assert is_free(tmp_path / "lock")
     assert re.search(
         r"file system of .*/lock has no file locks \(flock: Function not implemented, lockf: Function not "
         r"implemented\); so that no two processes write the same files, .*/lock.owner locks instead",
-        caplog.text,
+        capsys.readouterr().err,
     )
 
 
@@ -196,7 +196,7 @@ def test_processes_exclude_each_other_whichever_way_they_lock(
     there: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "lock"
     without(monkeypatch, *here)
@@ -215,7 +215,7 @@ def test_processes_exclude_each_other_whichever_way_they_lock(
         assert is_free(path)
     ended = f"process {process.pid} on {socket.gethostname()}, which has ended"
     said = f"taking over the lock {record_of(path)} of {ended}"
-    assert (said in caplog.text) == (here != there or here == KINDS["record"])
+    assert (said in capsys.readouterr().err) == (here != there or here == KINDS["record"])
 
 
 @pytest.mark.parametrize("locks", KINDS.values(), ids=KINDS)
@@ -243,7 +243,7 @@ def test_a_process_on_another_machine(
     locks: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "lock"
     without(monkeypatch, *locks)
@@ -253,20 +253,20 @@ def test_a_process_on_another_machine(
         pass
     put_record(path, time=time.time() - owner_record.DEAD_AFTER_SECONDS - 1)
     assert is_free(path)
-    assert "of process 7 on elsewhere, which no longer renews it" in caplog.text
+    assert "of process 7 on elsewhere, which no longer renews it" in capsys.readouterr().err
     assert not record_of(path).exists()
 
 
-def test_a_flock_of_this_machine_only_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_flock_of_this_machine_only_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """NFS with local_lock, Lustre with localflock: the kernel gives both machines the lock."""
     put_record(tmp_path / "lock", kind="flock", time=time.time() - 20)
     assert is_free(tmp_path / "lock")
-    assert "process 7 on elsewhere had the lock" in caplog.text
-    assert "the locks of this file system do not reach other machines" in caplog.text
-    caplog.clear()
+    said = capsys.readouterr().err
+    assert "note: process 7 on elsewhere had the lock" in said
+    assert "the locks of this file system do not reach other machines" in said
     put_record(tmp_path / "lock", kind="flock", time=time.time() - 200)  # killed some time ago
     assert is_free(tmp_path / "lock")
-    assert caplog.text == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_a_number_that_another_process_has_now_is_not_the_owner(
