@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from teacher_cache.command_settings import Lock
 from teacher_cache.settings import MOST_PROCESSES, Panels
 
 MOST_SEEDS = 10_000
@@ -20,7 +21,7 @@ class SweepSettings(BaseModel):
     PANELS: ClassVar[Panels] = {
         "Grid": ("set", "seeds"),
         "Compute": ("jobs", "scheduler"),
-        "Output": ("out",),
+        "Output": ("out", "lock"),
     }
 
     set: tuple[str, ...] = Field(
@@ -45,6 +46,7 @@ class SweepSettings(BaseModel):
         description="address of a Dask scheduler whose workers run the grid, tcp://HOST:PORT [default: this "
         "machine]",
     )
+    lock: Lock = True
 
 
 class DemoSettings(BaseModel):

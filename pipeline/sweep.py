@@ -78,8 +78,8 @@ def run_sweep(
     for cell in cells:
         check_same_settings(cell.train, out)
     message = f"stopped; finished runs are kept in {out}: run the same command again to continue"
-    with lock_sweep(out) as lock, stoppable(message):
-        ensure_cache(recipe, on_note)
+    with lock_sweep(out, settings.lock) as lock, stoppable(message):
+        ensure_cache(recipe, settings.lock, on_note)
         record = SweepRecord(
             recipe=str(recipe_path),
             cache=recipe.train.cache,
@@ -96,7 +96,7 @@ def run_sweep(
             if settings.scheduler is not None:
                 run_on_dask(progress.todo, settings.scheduler, progress.finished)
             else:
-                run_here(progress.todo, settings.jobs, progress.finished, [lock])
+                run_here(progress.todo, settings.jobs, progress.finished, lock)
     return record
 
 
@@ -168,7 +168,8 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
             folder = out / RUNS / f"{name}seed={seed}"
             if folder in cells:
                 raise UsageError(f"--set gives {', '.join(f'{a}={v}' for a, v in chosen.items())} twice")
-            update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False}
+            lock = settings.lock and recipe.train.lock
+            update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False, "lock": lock}
             if settings.jobs > 1 and recipe.train.workers is None:
                 update["workers"] = max(1, usable_cores() // settings.jobs)
             train = recipe.train.model_copy(update=update)
@@ -219,8 +220,8 @@ def add_zero_shot(job: Job, record: SweepRecord) -> bool:
     return True
 
 
-def ensure_cache(recipe: Recipe, on_note: Callable[[str], None]) -> None:
-    """Build the cache of the recipe unless it is finished.
+def ensure_cache(recipe: Recipe, lock: bool, on_note: Callable[[str], None]) -> None:
+    """Build the cache of the recipe unless it is finished; without a lock if the recipe or `lock` says so.
 
     Raises:
         UsageError, RppError: see `build_cache`.
@@ -231,7 +232,8 @@ def ensure_cache(recipe: Recipe, on_note: Callable[[str], None]) -> None:
                 return
         except UsageError:
             pass  # there is no cache yet, or the build reports what is wrong with it
-        built = build_cache(recipe.build, on_note)
+        build = recipe.build.model_copy(update={"lock": lock and recipe.build.lock})
+        built = build_cache(build, on_note)
         on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
 
 
@@ -260,8 +262,14 @@ def earlier_seconds(out: Path) -> float:
 
 
 @contextmanager
-def lock_sweep(out: Path) -> Iterator[int]:
-    """Lock the sweep's folder; yields the lock's descriptor, which the runs get so that they lock it too.
+def lock_sweep(out: Path, lock: bool = True) -> Iterator[list[int]]:
+    """Lock the sweep's folder, so that two sweeps do not run the same grid.
+
+    Args:
+        lock: if false, nothing is locked.
+
+    Yields:
+        The lock's descriptor, which the runs get so that they lock it too; empty without a lock.
 
     Raises:
         UsageError: another sweep is at work in it, or it cannot be written.
@@ -270,14 +278,16 @@ def lock_sweep(out: Path) -> Iterator[int]:
         f"another sweep is at work in {out}, or its last runs are; wait for it, stop it, or choose another "
         "--out"
     )
-    with ExitStack() as lock:
+    descriptors = []
+    with ExitStack() as held:
         try:
             (out / "logs").mkdir(parents=True, exist_ok=True)
             (out / RUNS).mkdir(exist_ok=True)
-            descriptor = lock.enter_context(file_lock(out / LOCK, busy, WAIT_SECONDS))
+            if lock:
+                descriptors.append(held.enter_context(file_lock(out / LOCK, busy, WAIT_SECONDS)))
         except OSError as error:
             raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
-        yield descriptor
+        yield descriptors
 
 
 def check_all_done(record: SweepRecord) -> None:

@@ -68,7 +68,7 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         computed = 0
         # a finished cache may be shared and read-only
         if store.parts.missing() or store.folder.is_writable():
-            with disk_errors(store.path), store.locked():
+            with disk_errors(store.path), store.locked(settings.lock):
                 store.repair_metadata()
                 ensure_vocabulary(store, store.header.vocabulary, vocabulary, lambda: teacher)
                 store.locate_images(samples, absolute_source(settings.images))
@@ -174,7 +174,7 @@ def open_or_create(
         return store
     with disk_errors(settings.out):
         features_CD = teacher.class_features(vocabulary).numpy()
-        return CacheStore.create(settings.out, header, samples, vocabulary, features_CD)
+        return CacheStore.create(settings.out, header, samples, vocabulary, features_CD, settings.lock)
 
 
 def header_of(

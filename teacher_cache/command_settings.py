@@ -24,7 +24,14 @@ LABELS = (
     "which label counts where those of one sample contradict one another; auto refuses them, first takes the "
     "first of list, column, cls, json, folder, name, shard"
 )
-COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict")
+Lock = Annotated[
+    bool,
+    Field(
+        description="lock the output; with --no-lock, make sure yourself that no other process writes there "
+        "[default: --lock]"
+    ),
+]
+COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict", "lock")
 
 
 class ViewPolicy(BaseModel):
@@ -62,6 +69,7 @@ class ComputeSettings(BaseModel):
         description="address of a running Dask scheduler, tcp://HOST:PORT [default: workers on this machine]",
     )
     strict: bool = Field(default=False, description="stop at the first unreadable image")
+    lock: Lock = True
 
     @model_validator(mode="after")
     def _one_place(self) -> "ComputeSettings":
@@ -140,6 +148,7 @@ class RelabelSettings(BaseModel):
     PANELS: ClassVar[Panels] = {
         "Vocabulary": ("name", "classes", "templates", "lemma", "duplicates"),
         "Teacher": ("teacher", "pretrained", "device"),
+        "Output": ("lock",),
     }
 
     name: str = Field(description="name of the vocabulary in this cache")
@@ -159,3 +168,4 @@ class RelabelSettings(BaseModel):
     )
     pretrained: str | None = Field(default=None, description="its weights file now [default: where it was]")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    lock: Lock = True

@@ -40,7 +40,7 @@ def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
     store = CacheStore.open(path, writable=True)
     _require_extensible(store, settings.views)
     teacher = recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
-    with stoppable(), disk_errors(path), store.locked():
+    with stoppable(), disk_errors(path), store.locked(settings.lock):
         _require_extensible(store, settings.views)
         store.repair_metadata()
         if settings.images is not None:

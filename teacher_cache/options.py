@@ -7,6 +7,7 @@ import traceback
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -166,22 +167,27 @@ def run_app(app: Callable[[], Any]) -> None:
         if os.environ.get(DEBUG):
             traceback.print_exc()
         if not isinstance(error, BrokenPipeError):  # `| head` ends a command so
-            Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(_message(error))}")
+            with suppress(OSError):  # the terminal was closed
+                Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(_message(error))}")
+        _drop_unwritten_output()
         sys.exit(getattr(error, "exit_code", RppError.exit_code))
     except (KeyboardInterrupt, SystemExit) as ended:
         # typer turns an interrupt into an exit without a message
         if isinstance(ended, SystemExit) and ended.code != INTERRUPTED_EXIT_CODE:
             raise
-        Console(stderr=True).print("stopped")
+        with suppress(OSError):
+            Console(stderr=True).print("stopped")
+        _drop_unwritten_output()
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 
 def _drop_unwritten_output() -> None:
-    """Drop what standard output does not accept; Python would fail on it again when it exits."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Drop what the outputs do not accept; Python would fail on it again when it exits."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _message(error: RppError | OSError) -> str:

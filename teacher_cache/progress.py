@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,6 +18,27 @@ from rich.text import Text
 from teacher_cache.errors import RppError
 
 LINE_EVERY_SECONDS = 10.0
+
+
+class _Screen:
+    """Standard error; what it does not take, because a terminal or pipe was closed, is dropped."""
+
+    def __init__(self) -> None:
+        self._file = sys.stderr
+
+    def write(self, text: str) -> int:
+        """Write what the file takes."""
+        with suppress(OSError):
+            return self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what the file takes."""
+        with suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class Counter:
@@ -57,7 +79,7 @@ class Counter:
         rate = self._rate()
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
         line = f"{self.what} {self.done}/{self.total}  {rate:.1f}/s  left {left}  {self._more()}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        print(line.rstrip(), file=_Screen(), flush=True)
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
@@ -79,7 +101,7 @@ class _TwoLines(Progress):
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Counter]:
     """Display progress of `total` units of work while the block runs."""
-    console = Console(stderr=True)
+    console = Console(file=cast("IO[str]", _Screen()))
     if not console.is_interactive:  # not a terminal, or one that cannot move its cursor
         counter = Counter(what, total, None)
         try:

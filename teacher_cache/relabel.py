@@ -59,7 +59,7 @@ def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
     def teacher() -> Teacher:
         return recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
 
-    with disk_errors(path), store.locked():
+    with disk_errors(path), store.locked(settings.lock):
         written = ensure_vocabulary(store, settings.name, vocabulary, teacher)
     known = store.vocabulary().classes_in(vocabulary)
     return RelabelResult(

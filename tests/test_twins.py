@@ -73,6 +73,7 @@ TESTED_IN = {
     "teacher_cache/encodings/options.py": "teacher_cache/test_cli.py: encoding",
     "teacher_cache/encodings/registry.py": "teacher_cache/test_build.py: encoding",
     "teacher_cache/files/json_text.py": "hostile/test_students.py: nested too deeply",
+    "teacher_cache/files/owner_record.py": "teacher_cache/files/test_lock_file.py",
     "teacher_cache/files/text_file.py": "hostile/test_vocabularies.py",
     "teacher_cache/images/rows.py": "teacher_cache/images/test_folder.py",
     "teacher_cache/images/statements.py": "teacher_cache/images/test_labels.py",

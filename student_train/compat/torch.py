@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from teacher_cache.compat.main_module import main_not_imported
+
 PATIENCE_SECONDS = 5.0
 
 
@@ -21,7 +23,8 @@ class WorkerProcesses:
     def __init__(self, loader: Iterable[Any]) -> None:
         """Start the processes."""
         before = set(multiprocessing.active_children())
-        self.pieces: Iterator[Any] = iter(loader)
+        with main_not_imported():
+            self.pieces: Iterator[Any] = iter(loader)
         self._started: list[BaseProcess] = [p for p in multiprocessing.active_children() if p not in before]
 
     def end(self) -> None:

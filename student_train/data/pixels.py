@@ -6,6 +6,7 @@ memory is needed.
 """
 
 import atexit
+import multiprocessing
 import os
 import signal
 import tarfile
@@ -243,12 +244,14 @@ def _unchanged(piece: Any) -> Any:
 
 def _prepare_worker(parent: int, worker: int) -> None:
     """Ignore signals so that the current step can finish; exit if the parent dies."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
 def _exit_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
+    is_child = os.getppid() == parent  # with `forkserver`, the server is in between
+    started_by = multiprocessing.parent_process()
+    while (os.getppid() == parent) if is_child else (started_by is not None and started_by.is_alive()):
         time.sleep(PARENT_CHECK_SECONDS)
     os._exit(1)

@@ -19,11 +19,12 @@ LOCK = "run.lock"
 class RunFolder:
     """The folder of one run: `settings.json`, `metrics.jsonl`, `bad-step.json` and the lock."""
 
-    def __init__(self, out: Path, writes: bool = True) -> None:
+    def __init__(self, out: Path, writes: bool = True, lock: bool = True) -> None:
         """Args:
         writes: false in a process of several that leaves writing to the first one.
+        lock: whether to lock the folder, so that no other process trains in it.
         """
-        self.out, self._writes = out, writes
+        self.out, self._writes, self._locks = out, writes, lock
         self._lock = ExitStack()
 
     def create(self, record: dict[str, Any]) -> None:
@@ -84,7 +85,8 @@ class RunFolder:
         """Lock the folder: one process trains in it. The lock ends with the process; forked workers do not
         have it."""
         busy = f"another process is training in {self.out}; wait for it, stop it, or choose another --out"
-        self._lock.enter_context(file_lock(self.out / LOCK, UsageError(busy)))
+        if self._locks:
+            self._lock.enter_context(file_lock(self.out / LOCK, UsageError(busy)))
 
     def close(self) -> None:
         """Release the lock."""

@@ -27,7 +27,17 @@ RESULTS = "results.json"  # what a recipe measured of the run
 RUN_FORMAT = 2
 
 # Settings that may change when a run is resumed, without changing its result.
-FREE_ON_RESUME = {"resume", "reader", "workers", "log_every", "checkpoint_every", "log", "device", "out"}
+FREE_ON_RESUME = {
+    "resume",
+    "reader",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "log",
+    "device",
+    "out",
+    "lock",
+}
 # Settings whose content is compared, not their value.
 MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "weights_like", "init"}
 # Fields of a cache's header that describe its content; the others say where it is and how it is divided.

@@ -35,6 +35,7 @@ from student_train.training.run_identity import check_same_run, describe_run
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import open_cache
+from teacher_cache.stopping import handling_stops
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class Run:
         self.forward = Forward(settings, cache, student, processes, device)
         self.health = Health(device, settings.clip_norm, self.optimizer.scaler)
         self.checkpoint = Checkpoint(out, student.prompts, self.optimizer, writes=processes.first)
-        self.folder = RunFolder(out, writes=processes.first)
+        self.folder = RunFolder(out, writes=processes.first, lock=settings.lock)
         self.metrics = Metrics(self.folder, logs, settings.log_every, visible=processes.first)
 
     def start(self) -> None:
@@ -246,21 +247,15 @@ class Run:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT are appended to the list; a second one ends the process, as without this block."""
+    """SIGTERM, SIGINT and SIGHUP are appended to the list; a second SIGTERM or SIGINT ends the process, as
+    without this block."""
     received: list[int] = []
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        if number in before:
+            signal.signal(number, before[number])
 
-    numbers: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
-    try:
-        before = {number: signal.signal(number, note) for number in numbers}
-    except ValueError:  # not in the main thread: the caller handles signals
+    with handling_stops(note, signal.SIGINT):
         yield received
-        return
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

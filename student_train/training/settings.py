@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from student_train.data.settings import ClassSubset, ReaderName
 from student_train.model.settings import PromptSettings, Tower
 from student_train.training.optimizers import OPTIMIZERS
-from teacher_cache.command_settings import Precision
+from teacher_cache.command_settings import Lock, Precision
 from teacher_cache.conventions import WEIGHTS_LIKE
 from teacher_cache.errors import UsageError
 from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
@@ -42,7 +42,7 @@ class TrainSettings(BaseModel):
             *("warmup", "clip_norm", "seed"),
         ),
         "Compute": ("precision", "device", "workers"),
-        "Output": ("out", "resume", "log_every", "checkpoint_every", "log"),
+        "Output": ("out", "resume", "log_every", "checkpoint_every", "log", "lock"),
     }
 
     cache: Place = Field(description="folder or URL of a finished cache of rpp-cache build")
@@ -127,6 +127,7 @@ class TrainSettings(BaseModel):
         description="where metrics go beside metrics.jsonl: tensorboard (event files in the run's folder), "
         "wandb or none; auto means tensorboard if it is installed; may be repeated",
     )
+    lock: Lock = True
 
     @model_validator(mode="after")
     def _check_freeze(self) -> "TrainSettings":

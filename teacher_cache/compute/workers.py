@@ -12,6 +12,7 @@ from dask.distributed import Client, LocalCluster
 from distributed.comm import CommClosedError
 
 from teacher_cache.command_settings import ComputeSettings
+from teacher_cache.compat.main_module import main_not_imported
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 
@@ -97,6 +98,7 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
             yield client
         return
     with (
+        main_not_imported(),  # also for workers that replace a lost one
         # by default Dask gives up soon when no new worker replaces a lost one; importing torch takes longer
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
         _local_cluster(local_workers(settings)) as cluster,

@@ -20,6 +20,10 @@ class ImageReader:
         self._open = lru_cache(MAX_OPEN_FILES)(io.FileIO)
         self._parquet = ParquetImages()
 
+    def __reduce__(self) -> tuple[type["ImageReader"], tuple[()]]:
+        """Another process opens its own files."""
+        return ImageReader, ()
+
     def read(self, location: Location) -> bytes:
         """Return the bytes of one sample.
 

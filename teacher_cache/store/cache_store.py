@@ -71,8 +71,12 @@ class CacheStore:
         samples: SampleTable,
         vocabulary: Vocabulary,
         class_features: NDArray[np.float32],
+        lock: bool = True,
     ) -> "CacheStore":
         """Create a cache without parts. It appears under `path` complete or not at all.
+
+        Args:
+            lock: whether to lock a cache in an object store meanwhile.
 
         Raises:
             UsageError: the place is occupied or cannot be written.
@@ -93,7 +97,7 @@ class CacheStore:
             # is repeated.
             if present - {VOCABULARIES, SAMPLES, LOCK, *SAMPLE_ARRAYS, *header.per_view}:
                 raise UsageError(f"{path} exists and is not a cache; choose another --out")
-            with build_lock(folder):
+            with build_lock(folder, lock):
                 _write_new(folder, header, samples, vocabulary, class_features)
         return cls.open(path, writable=True)
 
@@ -239,13 +243,16 @@ class CacheStore:
         return self._vocabularies.is_intact(name, self.header.embedding, default)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Lock the cache for one build. The lock ends with the process; in an object store it expires.
+    def locked(self, lock: bool = True) -> Iterator[None]:
+        """Lock the cache for one build. The lock ends with the process, or expires where there are no locks.
+
+        Args:
+            lock: if false, only read what another build may have changed.
 
         Raises:
             CacheBusyError: another build has locked it.
         """
-        with build_lock(self.folder):
+        with build_lock(self.folder, lock):
             # another build may have changed it
             self._set_header(*read_header(self.folder))
             yield

@@ -420,6 +420,13 @@ def test_two_sweeps_in_one_folder_are_refused(
         run_sweep(recipe, SweepSettings(out=tmp_path))
 
 
+def test_no_lock_holds_for_the_sweep_and_its_runs(recipe: Path, tmp_path: Path) -> None:
+    asked = SweepSettings(out=tmp_path, lock=False)
+    with lock_sweep(tmp_path), lock_sweep(tmp_path, lock=False) as descriptors:
+        assert descriptors == []
+    assert [cell.train.lock for cell in make_cells(recipe, {}, asked, tmp_path)] == [False]
+
+
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no sweep at .*: it has no sweep.json"):
         read_sweep(tmp_path)

@@ -282,15 +282,18 @@ def test_a_cache_with_missing_files_is_reported_in_one_line(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, also where the tests run in a shell's background, which ignores it."""
+    """SIGINT raises KeyboardInterrupt, also where the tests run in a shell's background, which ignores it;
+    SIGHUP is not ignored, also below `nohup`."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before_hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGHUP, before_hangup)
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_say_how_to_continue_and_the_next_build_does(
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_and_other_signals_say_how_to_continue_and_the_next_build_does(
     sign: signal.Signals, run: Run, arguments: dict[str, Any], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = StoredParts.commit

@@ -2,12 +2,14 @@
 
 import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch.utils.data import DataLoader
 
 from student_train.compat.torch import WorkerProcesses
+from tests.plain_scripts import run_script
 
 
 class Plain:
@@ -35,3 +37,25 @@ def test_workers_end_with_and_without_torchs_private_names(private: bool) -> Non
     workers.end()
     assert not set(multiprocessing.active_children()) - before
     assert all(process.exitcode == 0 for process in started), "none had to be killed"
+
+
+TRAIN = """
+import multiprocessing
+
+with open("runs.txt", "a") as file:
+    file.write("run\\n")
+multiprocessing.set_start_method("forkserver")
+from student_train import PromptSettings, TrainSettings, train
+train(
+    TrainSettings(
+        cache={cache!r}, out="run", prompts=PromptSettings(towers="both", prompt_length=2, prompt_depth=1),
+        batch_size=30, max_steps=2, workers=2, log=("none",), device="cpu"
+    )
+)
+"""
+
+
+def test_workers_do_not_run_a_plain_script_again(cache_path: Path, tmp_path: Path) -> None:
+    """With the default of Python 3.14, `forkserver`, in a script without `if __name__ == "__main__":`."""
+    run_script(tmp_path, TRAIN.format(cache=str(cache_path)), "-m", "plain")
+    assert (tmp_path / "run" / "student.safetensors").exists()

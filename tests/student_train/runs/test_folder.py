@@ -1,18 +1,24 @@
 """A run's folder: refusals before it is created, its lock, damaged files, runs that are replaced."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.cli import main as rpp
+from student_train.runs.folder import RunFolder
 from student_train.training.checkpoint import Checkpoint
 from student_train.training.loop import train
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files import owner_record
 from tests.processes import ForkServer
 from tests.student_train.conftest import PICTURES, build
 from tests.student_train.training.test_loop import assert_same_result, metrics, run_main, settings
@@ -178,6 +184,35 @@ class TestResume:
         assert "run.lock is a lock file and has to be a regular file; remove what is there" in error
         assert kept.read_text() == "kept"
         assert not (tmp_path / "made").exists()
+
+    @pytest.mark.parametrize("locks", [(), ("flock",), ("flock", "lockf")], ids=["flock", "lockf", "record"])
+    def test_a_killed_run_is_resumed_whichever_way_its_file_system_locks(
+        self,
+        cache_path: Path,
+        run: Path,
+        locks: tuple[str, ...],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def missing(descriptor: int, operation: int) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        for name in locks:
+            monkeypatch.setattr(fcntl, name, missing)
+        monkeypatch.setattr(owner_record, "SETTLE_SECONDS", 0.01)
+        (run / "student.safetensors").unlink()
+        left = {"owner": "a", "kind": "record", "host": socket.gethostname(), "pid": 2**22 + 1}
+        (run / "run.lock.owner").write_text(json.dumps(left | {"time": time.time()}))
+        again = settings(cache_path, run, max_steps=2, resume=True)
+        assert train(again).steps == 2
+        assert f"taking over the lock {run}/run.lock.owner of process {2**22 + 1}" in capsys.readouterr().err
+        assert not (run / "run.lock.owner").exists()
+        folder = RunFolder(run)
+        folder.resume()
+        with pytest.raises(UsageError, match=r"another process is training in .*run; wait for it, stop it"):
+            train(again)
+        assert train(again.model_copy(update={"lock": False})).steps == 2
+        folder.close()
 
     def test_missing_metrics(self, cache_path: Path, run: Path) -> None:
         (run / "metrics.jsonl").unlink()

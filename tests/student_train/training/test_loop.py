@@ -2,7 +2,9 @@
 
 import json
 import os
+import pty
 import resource
+import select
 import shutil
 import signal
 import sys
@@ -232,6 +234,13 @@ def test_a_student_that_is_the_teacher_has_no_soft_loss(cache_path: Path, tmp_pa
     assert metrics(tmp_path / "other")[0]["soft_loss"] > 1e-3
 
 
+# As `settings` has it, with six epochs.
+TEXT_RUN = (
+    *("--towers", "text", "--epochs", "6", "--batch-size", "30", "--lr", "0.02"),
+    *("--log-every", "1", "--prompt-length", "3", "--device", "cpu"),
+)
+
+
 class TestResume:
     @pytest.mark.parametrize("towers", ["text", "both"])
     @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -311,12 +320,9 @@ class TestResume:
         self, processes: ForkServer, cache_path: Path, tmp_path: Path
     ) -> None:
         """SIGKILL in a separate process, some steps after the last checkpoint."""
-        arguments = (
-            "--towers text --epochs 6 --batch-size 30 --lr 0.02 --log-every 1 --prompt-length 3 --device cpu"
-        )
         out = tmp_path / "killed"
         options = ["--cache", cache_path, "--out", out, "--checkpoint-every", "7"]
-        process = processes.start("rpp-train", *arguments.split(), *options)
+        process = processes.start("rpp-train", *TEXT_RUN, *options)
         while process.poll() is None and not (
             (out / "metrics.jsonl").exists() and len(metrics_so_far(out)) > 16
         ):
@@ -327,6 +333,46 @@ class TestResume:
         train(settings(cache_path, out, epochs=6, resume=True))
         train(settings(cache_path, tmp_path / "whole", epochs=6))
         assert_same_result(tmp_path / "whole", out)
+
+    def test_a_closed_terminal_stops_a_run_with_a_checkpoint(
+        self, processes: ForkServer, cache_path: Path, tmp_path: Path
+    ) -> None:
+        """The end of an ssh session: nothing can be printed, and terminal and shell send a SIGHUP each."""
+        out = tmp_path / "stopped"
+        ours, theirs = pty.openpty()
+        process = processes.start(
+            *("rpp-train", *TEXT_RUN, "--cache", cache_path, "--out", out, "--checkpoint-every", "1000"),
+            environment={**os.environ, "TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        while not ((out / "metrics.jsonl").exists() and len(metrics_so_far(out)) > 16):
+            assert process.poll() is None
+            if select.select([ours], [], [], 0.005)[0]:
+                os.read(ours, 65536)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait() == 1
+        assert not (out / "student.safetensors").exists()
+        assert (out / "checkpoint.safetensors").exists()
+        train(settings(cache_path, out, epochs=6, resume=True))
+        train(settings(cache_path, tmp_path / "whole", epochs=6))
+        assert_same_result(tmp_path / "whole", out)
+
+    def test_a_run_does_not_end_because_nobody_reads_its_progress(
+        self, processes: ForkServer, cache_path: Path, tmp_path: Path
+    ) -> None:
+        """`rpp-train ... 2>&1 | head -1`."""
+        ours, theirs = os.pipe()
+        arguments = ("--cache", cache_path, "--out", tmp_path / "run", "--max-steps", "3")
+        process = processes.start("rpp-train", *TEXT_RUN, *arguments, stderr=theirs)
+        os.close(ours)
+        os.close(theirs)
+        assert process.wait() == 0
+        assert (tmp_path / "run" / "student.safetensors").exists()
 
     def test_resuming_a_finished_run_changes_nothing(self, cache_path: Path, tmp_path: Path) -> None:
         run = settings(cache_path, tmp_path / "run", max_steps=3)
