@@ -17,7 +17,6 @@ from teacher_cache.command_settings import BuildSettings, ComputeSettings
 from teacher_cache.compute.cluster import Work, compute_parts
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.distribution import rpp_version
-from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import absolute_source
@@ -119,9 +118,8 @@ def load_inputs(
     if vocabulary.duplicate_names:
         shared = sum(vocabulary.duplicate_names.values())
         notes.append(f"{shared} classes share their name with another and cannot be told apart by it")
-    encoding = encoding_of(settings.encoding_record)
-    encoding.require_classes(len(vocabulary))
-    notes += encoding.notes(len(vocabulary))
+    notes += settings.encoding_for(len(vocabulary)).notes(len(vocabulary))
+    notes += settings.lowered(len(vocabulary))
     for note in notes:
         on_note(note)
     return vocabulary, samples, notes
@@ -168,7 +166,7 @@ def header_of(
         part_size=part_rows(settings.part_size, len(samples)),
         embedding=_embedding_width(teacher),
         classes=len(vocabulary),
-        encoding=settings.encoding_record,
+        encoding=settings.encoding_for(len(vocabulary)).record,
         teacher=teacher.describe(),
         view_policy=settings.view_policy.model_dump(),
         vocabulary=Path(settings.classes).stem.lower(),

@@ -108,7 +108,8 @@ def loading(what: str = "torch and open_clip") -> Iterator[None]:
     console = Console(stderr=True)
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun starts several processes on one terminal
     try:
-        with console.status(f"loading {what} ...") if console.is_interactive and first else nullcontext():
+        spinner = "line" if console.options.ascii_only else "dots"
+        with console.status(f"loading {what} ...", spinner=spinner) if console.is_interactive and first else nullcontext():
             yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("teacher_cache", "student_train", "pipeline"):

@@ -67,10 +67,15 @@ class TopK(Encoding):
     def require_classes(self, classes: int) -> None:
         """Refuse a vocabulary without a class beside the K."""
         if self.k >= classes:
+            smaller = "a smaller --topk, or " if classes > 1 else ""
             raise UsageError(
-                f"topk of {self.k} needs a vocabulary of more than its {classes} classes: take a smaller "
-                "--topk, or --encoding factored or dense"
+                f"topk of {self.k} needs a vocabulary of more than its {classes} classes: take {smaller}"
+                "--encoding factored or dense"
             )
+
+    def defaults(self, classes: int) -> dict[str, Any]:
+        """Keep all classes but one, if there are fewer than K."""
+        return {"k": classes - 1} if 1 < classes <= self.k else {}
 
     def require_temperature(self, temperature: float) -> None:
         """Refuse temperatures outside the knots, where the weight of the other classes is unknown."""

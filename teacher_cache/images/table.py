@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.files.json_text import parse_json
 from teacher_cache.images.location import Location, stored_location
+from teacher_cache.indices import Indices, as_indices
 
 _ORIGIN = b"rpp.origin"
 
@@ -84,18 +85,20 @@ class SampleTable:
         record = json.dumps(vars(origin))  # ASCII: names of folders may contain what UTF-8 cannot encode
         return SampleTable(self.table.replace_schema_metadata({_ORIGIN: record}))
 
-    def keys(self, rows: slice | NDArray[np.int64]) -> list[str]:
+    def keys(self, rows: Indices) -> list[str]:
         """Keys of the given rows."""
-        return list(self._take(rows)["key"].to_pylist())
+        return list(self.take(rows)["key"].to_pylist())
 
-    def _take(self, rows: slice | NDArray[np.int64]) -> pa.Table:
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self))
-            return self.table.slice(start, stop - start)
-        return self.table.take(pa.array(rows))
+    def take(self, rows: Indices) -> pa.Table:
+        """Return the given rows in their order, with all columns.
 
-    def locations(self, rows: slice | NDArray[np.int64]) -> list[Location]:
+        Raises:
+            UsageError: a row that the table does not have.
+        """
+        return self.table.take(pa.array(as_indices(rows, len(self))))
+
+    def locations(self, rows: Indices) -> list[Location]:
         """Locations of the given rows, as `ImageReader.read` takes them."""
-        part = self._take(rows)
+        part = self.take(rows)
         columns = (part[name].to_pylist() for name in ("path", "offset", "length", "key"))
         return [stored_location(*row) for row in zip(*columns, strict=True)]
