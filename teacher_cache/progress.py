@@ -57,7 +57,8 @@ class Counter:
         rate = self._rate()
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
         line = f"{self.what} {self.done}/{self.total}  {rate:.1f}/s  left {left}  {self._more()}"
-        print(line.rstrip(), file=sys.stderr, flush=True)
+        if sys.stderr is not None:  # it was closed when Python started
+            print(line.rstrip(), file=sys.stderr, flush=True)
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
@@ -109,7 +110,8 @@ def loading(what: str = "torch and open_clip") -> Iterator[None]:
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun starts several processes on one terminal
     try:
         spinner = "line" if console.options.ascii_only else "dots"
-        with console.status(f"loading {what} ...", spinner=spinner) if console.is_interactive and first else nullcontext():
+        shows = console.is_interactive and first
+        with console.status(f"loading {what} ...", spinner=spinner) if shows else nullcontext():
             yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("teacher_cache", "student_train", "pipeline"):

@@ -264,8 +264,8 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         if found is None or found.ndim != 2 or found.is_floating_point() or found.dtype == torch.bool:
             what = type(tokens).__name__ if found is None else f"{found.dtype} of shape {list(found.shape)}"
             raise UsageError(
-                f"expected tokens, integers [B, T], found {what}; make them of texts with `tokenizer`, or of "
-                "class names with `tokenize_names`"
+                f"expected tokens, integers [B, T], found {what}; make them with tokenizer, or with "
+                "tokenize_names of class names"
             )
         return found.to(self.logit_scale.device, torch.int32 if found.dtype == torch.int32 else torch.int64)
 

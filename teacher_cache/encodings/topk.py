@@ -67,10 +67,9 @@ class TopK(Encoding):
     def require_classes(self, classes: int) -> None:
         """Refuse a vocabulary without a class beside the K."""
         if self.k >= classes:
-            smaller = "a smaller --topk, or " if classes > 1 else ""
             raise UsageError(
-                f"topk of {self.k} needs a vocabulary of more than its {classes} classes: take {smaller}"
-                "--encoding factored or dense"
+                f"topk of {self.k} needs a vocabulary of more than its {classes} classes: take a smaller "
+                "--topk, or --encoding factored or dense"
             )
 
     def defaults(self, classes: int) -> dict[str, Any]:
