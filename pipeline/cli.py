@@ -39,6 +39,7 @@ from teacher_cache.options import (
     Version,
     command_line,
     flag,
+    print_json,
     run_app,
     settings_options,
 )
@@ -48,7 +49,7 @@ from teacher_cache.progress import loading
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
 Markdown = Annotated[bool, flag("--markdown", "print the table in Markdown", OUTPUT)]
 # A pipe has no width: rich's default of 80 columns would split the table.
-WIDE = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 400
+WIDE = None if (sys.stdout and sys.stdout.isatty()) or "COLUMNS" in os.environ else 400
 console = Console(soft_wrap=True, width=WIDE)
 remarks = Console(stderr=True, soft_wrap=True)
 
@@ -66,7 +67,7 @@ def print_line(line: object) -> None:
 def print_table(results: Any, cells: Any, as_json: bool, as_markdown: bool = False) -> None:
     """Print results as JSON, or their table (`Cells`, or one of rich) in Markdown or for the terminal."""
     if as_json:
-        print(json.dumps(results, ensure_ascii=False))
+        print_json(results)
     elif as_markdown:
         print(cells.markdown())
     else:
@@ -76,7 +77,7 @@ def print_table(results: Any, cells: Any, as_json: bool, as_markdown: bool = Fal
 def print_files(files: dict[str, Path], as_json: bool) -> None:
     """Print the files that a command wrote: a line each, or JSON by name."""
     if as_json:
-        print(json.dumps(files, default=str))
+        print_json(files)
         return
     for path in files.values():
         print_line(path)
@@ -246,12 +247,14 @@ def predict_command(
         from student_train.evaluation.predict import predict
     predictions = predict(settings, images)
     if as_json:
-        print(json.dumps([asdict(prediction) for prediction in predictions], ensure_ascii=False))
+        print_json([asdict(prediction) for prediction in predictions])
         return
     for prediction in predictions:
-        print_line(prediction.image)
-        for share, name in zip(prediction.probabilities, prediction.classes, strict=True):
-            print_line(printable(f"  {100 * share:5.1f} %  {name}"))
+        print_line(printable(prediction.image))
+        named = zip(prediction.probabilities, prediction.classes, prediction.ids, strict=True)
+        for share, name, identity in named:
+            which = f" ({identity})" if identity != name else ""  # classes may share a name
+            print_line(printable(f"  {100 * share:5.1f} %  {name}{which}"))
 
 
 @app.command("import", cls=OneCommand)
@@ -321,7 +324,7 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
         from student_train.interchange.onnx_tower import export_onnx
     made = export_onnx(settings)
     if as_json:
-        print(json.dumps(asdict(made), default=str))
+        print_json(asdict(made))
         return
     for path in [made.file, *([made.data] if made.data else [])]:
         print_line(path)

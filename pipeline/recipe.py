@@ -29,7 +29,7 @@ class Recipe(BaseModel):
     evals: list[EvalSettings]
 
 
-def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(path: str | os.PathLike[str], train: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe.
 
     `$NAME` and `${NAME}` in strings are environment variables. Paths are relative to the working directory.
@@ -41,6 +41,7 @@ def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
     Raises:
         UsageError: not TOML, an unknown or missing table or setting, or an environment variable is not set.
     """
+    path = Path(path)
     tables = read_toml(path, "recipe")
     unknown = set(tables) - {"build", "train", "eval"}
     if unknown or not isinstance(tables.get("build", {}), dict) or not isinstance(tables.get("train"), dict):

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from teacher_cache.command_settings import Lock
-from teacher_cache.settings import MOST_PROCESSES, Panels
+from teacher_cache.settings import MOST_PROCESSES, Device, Panels
 
 MOST_SEEDS = 10_000
 
@@ -62,4 +62,4 @@ class DemoSettings(BaseModel):
     out: Path = Field(default=Path("rpp-demo"), description="folder for the cache, the runs and the figures")
     seeds: int = Field(default=3, ge=1, description="trainings per row")
     epochs: int = Field(default=5, ge=1, description="passes over the base pictures")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")

@@ -35,7 +35,7 @@ class Suite(BaseModel):
     data: tuple[SuiteData, ...]
 
 
-def load_suite(suite: str, root: Path | None = None) -> Suite:
+def load_suite(suite: str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Suite:
     """Read a suite: a ready one by name, or a file.
 
     Args:
@@ -45,7 +45,7 @@ def load_suite(suite: str, root: Path | None = None) -> Suite:
         UsageError: no such suite, not TOML, or a table with an unknown or missing setting.
     """
     ready = {path.stem: path for path in sorted(READY.glob("*.toml"))}
-    path = ready.get(suite, Path(suite))
+    path = ready.get(os.fspath(suite), Path(suite))
     if not os.path.isfile(path):
         raise UsageError(f"no suite '{suite}': not a file, and not one of {', '.join(ready)}")
     tables = read_toml(path, "suite")
@@ -58,7 +58,7 @@ def load_suite(suite: str, root: Path | None = None) -> Suite:
     for number, entry in enumerate(entries):
         where = f"the suite {path}, data set {entry.get('name', number)}"
         found = read_settings_table(SuiteData, entry, where)
-        data.append(found.model_copy(update=_placed(found, root)))
+        data.append(found.model_copy(update=_placed(found, None if root is None else Path(root))))
     names = [one.name for one in data]
     if len(set(names)) < len(names):
         raise UsageError(f"the suite {path} has two data sets with the same name: {', '.join(names)}")

@@ -15,7 +15,7 @@ from teacher_cache.errors import RppError, UsageError
 
 def run_suites(
     suites: Sequence[Suite],
-    students: Sequence[str],
+    students: str | Sequence[str],
     options: EvalOptions,
     skip_missing: bool = False,
     on_note: Callable[[str], None] = lambda line: None,
@@ -26,7 +26,7 @@ def run_suites(
     decoded once for all students.
 
     Args:
-        students: runs, or `zero-shot`.
+        students: a run, or `zero-shot`, or several.
         options: options that all evaluations share; the suite has those of each data set.
         skip_missing: leave out missing data sets, with a note, instead of raising.
 

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -55,7 +56,9 @@ class Cell:
 
 
 def run_sweep(
-    recipe_path: Path, settings: SweepSettings, on_note: Callable[[str], None] = lambda line: None
+    recipe_path: str | os.PathLike[str],
+    settings: SweepSettings,
+    on_note: Callable[[str], None] = lambda line: None,
 ) -> SweepRecord:
     """Train and evaluate every run of the grid that is not done yet.
 
@@ -69,6 +72,7 @@ def run_sweep(
         UsageError: an invalid recipe, axis or folder; raised before the first run starts.
         RppError: stopped, or the connection to the Dask scheduler is lost. The next call continues.
     """
+    recipe_path = Path(recipe_path)
     out = settings.out or Path("sweeps") / recipe_path.stem
     axes = parse_axes(settings.set)
     recipe = load_recipe(recipe_path, {"out": str(out)})
@@ -204,7 +208,9 @@ def add_results(job: Job, row: SweepRow) -> bool:
     if results is None:
         return False
     row.state, row.why, row.train = "done", None, results.train
-    row.evals = [{name: v for name, v in found.items() if name != "by_class"} for found in results.evals]
+    row.evals = [
+        {name: v for name, v in found.items() if not name.startswith("by_class")} for found in results.evals
+    ]
     return True
 
 

@@ -3,6 +3,7 @@
 Imports neither Dask nor stage one's build: a run needs neither, and importing them takes seconds.
 """
 
+import io
 import json
 import os
 import signal
@@ -77,6 +78,9 @@ class Job(Request):
 
 def main() -> None:
     """Run the jobs that arrive on standard input, one JSON line each; answer each with one JSON line."""
+    for stream in (sys.stdout, sys.stderr):  # they go to the logs of jobs, which are UTF-8 in any locale
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     jobs: SimpleQueue[bytes] = SimpleQueue()
     busy = threading.Event()
 

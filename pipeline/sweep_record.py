@@ -1,6 +1,7 @@
 """The record of a sweep, `sweep.json`: a row for each run, beside the folders of the runs."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,12 +78,13 @@ class SweepRecord(BaseModel):
         atomic_write_text(out / SWEEP, self.model_dump_json(indent=1))
 
 
-def read_sweep(out: Path) -> SweepRecord:
+def read_sweep(out: str | os.PathLike[str]) -> SweepRecord:
     """Read the record of a sweep.
 
     Raises:
         UsageError: the folder has no sweep, or its record is damaged.
     """
+    out = Path(out)
     try:
         return SweepRecord.model_validate_json((out / SWEEP).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:

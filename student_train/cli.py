@@ -1,6 +1,5 @@
 """`rpp-train`: train a student on a cache."""
 
-import json
 import time
 
 import typer
@@ -9,7 +8,15 @@ from rich.console import Console
 from student_train.runs.record import read_settings
 from student_train.training.preflight import check_train, is_main_process
 from student_train.training.settings import TrainSettings
-from teacher_cache.options import Json, OneCommand, Version, command_line, run_app, settings_options
+from teacher_cache.options import (
+    Json,
+    OneCommand,
+    Version,
+    command_line,
+    print_json,
+    run_app,
+    settings_options,
+)
 from teacher_cache.progress import loading
 
 app = command_line("Stage two: a frozen CLIP with prompts learns from hard labels and cached soft labels.")
@@ -39,7 +46,7 @@ def train_command(settings: TrainSettings, as_json: Json = False, version: Versi
     if not is_main_process():
         return
     if as_json:
-        print(json.dumps(result.__dict__, default=str))
+        print_json(result.__dict__)
         return
     console = Console(soft_wrap=True)
     record = read_settings(result.out)

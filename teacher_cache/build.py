@@ -19,7 +19,6 @@ from teacher_cache.compute.cluster import Work, compute_parts
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.conventions import ConventionOptions, recorded_conventions
 from teacher_cache.distribution import rpp_version
-from teacher_cache.encodings import encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError, printable
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import absolute_source
@@ -121,9 +120,8 @@ def load_inputs(
     known = _known_samples(settings.out)
     samples, notes = index_images(settings.images, vocabulary, known, settings.labels)
     notes = [*notes, *map(printable, vocabulary.remarks)]
-    encoding = encoding_of(settings.encoding_record)
-    encoding.require_classes(len(vocabulary))
-    notes += encoding.notes(len(vocabulary))
+    notes += settings.encoding_for(len(vocabulary)).notes(len(vocabulary))
+    notes += settings.lowered(len(vocabulary))
     for note in notes:
         on_note(note)
     return vocabulary, samples, notes
@@ -190,7 +188,7 @@ def header_of(
         part_size=part_rows(settings.part_size, len(samples)),
         embedding=_embedding_width(teacher),
         classes=len(vocabulary),
-        encoding=settings.encoding_record,
+        encoding=settings.encoding_for(len(vocabulary)).record,
         teacher=teacher.describe(),
         view_policy=settings.view_policy.model_dump(),
         vocabulary=Path(settings.classes).stem.lower(),

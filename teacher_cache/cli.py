@@ -1,6 +1,5 @@
 """`rpp-cache`: build, extend, relabel, inspect, verify and export a cache."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
@@ -22,6 +21,7 @@ from teacher_cache.options import (
     Version,
     command_line,
     flag,
+    print_json,
     run_app,
     settings_options,
 )
@@ -71,13 +71,13 @@ def build(
     if dry_run:
         estimate = estimate_build(settings, _remark)
         if as_json:
-            print(json.dumps(asdict(estimate)))
+            print_json(asdict(estimate))
         else:
             console.print(estimate_text(estimate), markup=False, highlight=False)
         return
     result = build_cache(settings, _remark)
     if as_json:
-        print(json.dumps(result.__dict__, default=str))
+        print_json(result.__dict__)
         return
     console.print(
         f"{result.path}: {result.samples} samples, {result.parts_computed} of {result.parts_total} parts "
@@ -135,7 +135,7 @@ def info(
     if skipped:
         facts["skipped_samples"] = store.parts.skipped()
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
         return
     for name, value in facts.items():
         if name == "skipped_samples":
@@ -190,15 +190,13 @@ def verify(cache: Cache, as_json: Json = False) -> None:
         except (OSError, RppError) as error:
             remarks.print(f"note: part {part} stays recorded: {error}", markup=False)
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "ok": not damage,
-                    "damaged_parts": damage.parts,
-                    "missing_parts": damage.missing,
-                    "damaged_tables": damage.tables,
-                }
-            )
+        print_json(
+            {
+                "ok": not damage,
+                "damaged_parts": damage.parts,
+                "missing_parts": damage.missing,
+                "damaged_tables": damage.tables,
+            }
         )
     else:
         for line in _damage_lines(store, damage):
@@ -238,7 +236,7 @@ def relabel(settings: RelabelSettings, cache: Cache, as_json: Json = False) -> N
     for note in result.notes:
         _remark(note)
     if as_json:
-        print(json.dumps(asdict(result)))
+        print_json(asdict(result))
         return
     what = "written" if result.written else "already exists"
     console.print(
@@ -260,7 +258,7 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
         from teacher_cache.extend import extend_cache
     result = extend_cache(cache, settings)
     if as_json:
-        print(json.dumps(asdict(result)))
+        print_json(asdict(result))
         return
     console.print(
         f"{result.path}: {result.views} views per sample, {result.parts_computed} of {result.parts_total} "
@@ -304,7 +302,7 @@ def stats(
     with counting("rows", count) as counter:
         facts = teacher_statistics(opened, temperatures, view, sample, seed, pairs, on_rows=counter)
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
+        print_json(facts)
         return
     console.print(f"{facts['rows']} rows, {facts['labelled']} of them with a hard label, view {view}")
     if facts["labelled"]:
@@ -315,33 +313,46 @@ def stats(
             f"{line['temperature']:g}", f"{line['entropy']:.4f}", f"{line['effective_classes']:,.1f}"
         )
     console.print(table)
+    if facts["confused"]:
+        console.print("most confused classes, hard label first:")
+    shared = opened.vocabulary.duplicate_names
     for pair in facts["confused"]:
-        console.print(
-            f"{pair['count']} x '{pair['label_name']}' taken for '{pair['predicted_name']}'", markup=False
+        label, predicted = (
+            f"'{pair[f'{side}_name']}'" + f" ({pair[f'{side}_id']})" * (pair[f"{side}_name"] in shared)
+            for side in ("label", "predicted")
         )
+        line = printable(f"{pair['count']} x {label} taken for {predicted}")
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command(cls=OneCommand)
 def export(
     cache: Cache,
     out: Annotated[Path, typer.Option(help="the Parquet file to write", rich_help_panel=OUTPUT)],
-    top: Annotated[int, typer.Option(min=1, help="likeliest classes kept per sample")] = 20,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="likeliest classes kept per sample", show_default="20, or all of a smaller vocabulary"
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="temperature T of the soft labels")] = 1.0,
     view: Annotated[int, typer.Option(help="view of each sample, counted from 0")] = 0,
     vocabulary: InVocabulary = None,
 ) -> None:
     """Write the likeliest classes of every sample to Parquet, for other trainers.
 
-    Columns: key, label (-1 = none), label_id, classes, probabilities. The names of the classes are in the
+    Columns: key, label (-1 = none), label_id, classes, probabilities; row, path, offset and view, to join the
+    rows with the cache and its samples.parquet where keys are repeated. The names of the classes are in the
     schema's metadata.
 
     Example: rpp-cache export ./zarr --out soft.parquet --top 20 --temperature 1
     """
     require_cache(cache)
     with loading("torch"):
-        from teacher_cache.export import export_soft_labels
+        from teacher_cache.export import DEFAULT_TOP, export_soft_labels
         from teacher_cache.softlabels import open_cache
     opened = open_cache(cache, vocabulary)
+    top = min(DEFAULT_TOP, len(opened.vocabulary)) if top is None else top
     with counting("rows", len(opened)) as counter:
         written = export_soft_labels(opened, out, top, temperature, view, on_rows=counter)
     console.print(

@@ -15,7 +15,7 @@ from teacher_cache.encodings import EncodingSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.images.statements import LabelChoice
-from teacher_cache.settings import MOST_PROCESSES, Panels, Place
+from teacher_cache.settings import MOST_PROCESSES, Device, Panels, Place
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
@@ -52,7 +52,7 @@ class ComputeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     batch_size: int = Field(default=64, ge=1, description="images per forward pass, one view of each")
     workers: Processes | None = Field(
         default=None, description="local worker processes [default: one per CUDA device; on a CPU one]"
@@ -167,5 +167,5 @@ class RelabelSettings(BaseModel):
         default=None, description="where the cache's teacher is now [default: where it was]"
     )
     pretrained: str | None = Field(default=None, description="its weights file now [default: where it was]")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     lock: Lock = True

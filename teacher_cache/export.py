@@ -17,17 +17,19 @@ from numpy.typing import NDArray
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write
+from teacher_cache.indices import as_number
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.store.header import CHUNK_ROWS
 from teacher_cache.store.vocabularies import vocabulary_digest
 
 ROWS_A_GROUP = 16 * CHUNK_ROWS
+DEFAULT_TOP = 20  # or all classes of a smaller vocabulary
 METADATA = b"rpp"  # key of the schema's metadata
 
 
 def export_soft_labels(
     cache: TeacherCache,
-    out: Path,
+    out: str | os.PathLike[str],
     top: int,
     temperature: float = 1.0,
     view: int = 0,
@@ -37,17 +39,21 @@ def export_soft_labels(
 
     Columns: key; label (int32 class index, -1 = none); label_id (the class's id, null = none); classes
     (list of int32, likeliest first); probabilities (list of float32, of the softmax over all classes, so
-    they sum to less than 1). The file appears complete or not at all.
+    they sum to less than 1); row (int64, row of the cache); path (string) and offset (int64) of the image, as
+    in `samples.parquet`; view (int32). Keys may be repeated, rows are not. The file appears complete or not
+    at all.
 
     Args:
+        out: the file to create, in a folder that is created too.
         on_rows: called with the number of rows of each finished chunk.
 
     Raises:
         UsageError: more classes than the vocabulary has, a temperature or view that the cache does not have,
             or a file that exists or cannot be written.
     """
+    out, temperature = Path(out), as_number(temperature, "temperature")
     cache.encoding.require_temperature(temperature)
-    cache.require_view(view)
+    view = cache.require_view(view)
     if not 1 <= top <= len(cache.vocabulary):
         raise UsageError(f"the top {top} classes requested from a vocabulary of {len(cache.vocabulary)}")
     if os.path.exists(out):
@@ -81,6 +87,7 @@ def _schema(cache: TeacherCache, top: int, temperature: float, view: int) -> pa.
         "view": view,
         "teacher": cache.teacher,
         "encoding": header.encoding,
+        "sample_table_digest": header.sample_table_digest,
         "vocabulary": cache.vocabulary_name,
         "vocabulary_digest": vocabulary_digest(vocabulary),
         "names": list(vocabulary.names),
@@ -92,6 +99,10 @@ def _schema(cache: TeacherCache, top: int, temperature: float, view: int) -> pa.
         pa.field("label_id", pa.string()),
         pa.field("classes", pa.list_(pa.int32())),
         pa.field("probabilities", pa.list_(pa.float32())),
+        pa.field("row", pa.int64()),
+        pa.field("path", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("view", pa.int32()),
     ]
     return pa.schema(fields, metadata={METADATA: json.dumps(record, ensure_ascii=False)})
 
@@ -109,11 +120,17 @@ def _batch(
     ends = np.arange(len(rows) + 1, dtype=np.int32) * top
     labels = cache.labels[rows]
     ids = cache.vocabulary.ids
+    samples = cache.samples.take(rows).combine_chunks()
+    key, path, offset = (samples[name].combine_chunks() for name in ("key", "path", "offset"))
     columns = [
-        pa.array(cache.samples.keys(rows), pa.string()),
+        key.cast(pa.string()),
         pa.array(labels, pa.int32()),
         pa.array([ids[label] if label >= 0 else None for label in labels], pa.string()),
         pa.ListArray.from_arrays(ends, classes_BK.ravel()),
         pa.ListArray.from_arrays(ends, probabilities_BK.ravel()),
+        pa.array(rows, pa.int64()),
+        path.cast(pa.string()),
+        offset,
+        pa.array(np.full(len(rows), view), pa.int32()),
     ]
     return pa.record_batch(columns, schema=schema)

@@ -3,6 +3,7 @@
 A view's crop is a function of (seed, row, view), so the result equals one build with that many views.
 """
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class ExtendResult:
     seconds: float
 
 
-def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
+def extend_cache(path: str | os.PathLike[str], settings: ExtendSettings) -> ExtendResult:
     """Add views to a finished cache, or continue an extension that was stopped.
 
     Raises:
@@ -36,7 +37,7 @@ def extend_cache(path: str, settings: ExtendSettings) -> ExtendResult:
             images.
         RppError: the extension stopped; what was committed stays and the next call continues.
     """
-    started = time.monotonic()
+    started, path = time.monotonic(), os.fspath(path)
     store = CacheStore.open(path, writable=True)
     _require_extensible(store, settings.views)
     teacher = recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)

@@ -1,6 +1,8 @@
 """Command-line options made from settings classes, and exit codes made from errors."""
 
 import inspect
+import io
+import json
 import os
 import sys
 import traceback
@@ -156,11 +158,13 @@ def run_app(app: Callable[[], Any]) -> None:
     With the environment variable `RPP_DEBUG` set, its traceback is printed as well. Any other exception is a
     defect and keeps its traceback.
     """
+    escape_unencodable()
     try:
         try:
             app()
         except SystemExit:  # typer's normal end; printed text may not be written yet
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it was closed when Python started
+                sys.stdout.flush()
             raise
     except (RppError, OSError) as error:
         _drop_unwritten_output()
@@ -181,11 +185,35 @@ def run_app(app: Callable[[], Any]) -> None:
         sys.exit(INTERRUPTED_EXIT_CODE)
 
 
+def escape_unencodable() -> None:
+    """Print characters that the terminal or pipe cannot encode as escapes, in place of an error.
+
+    The locale or PYTHONIOENCODING decides which those are; names of classes and files have any.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None if closed; tests and notebooks have others
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(value: Any) -> None:
+    """Print a result as JSON on standard output. Paths become texts.
+
+    Characters that the output cannot encode become JSON's escapes: what is printed can always be decoded.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, default=str)
+    print(text)
+
+
 def _drop_unwritten_output() -> None:
-    """Drop what the outputs do not accept; Python would fail on it again when it exits."""
+    """Drop what standard output and error do not accept; Python would fail on it again when it exits."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:
+                stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

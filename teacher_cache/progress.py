@@ -29,13 +29,15 @@ class _Screen:
     def write(self, text: str) -> int:
         """Write what the file takes."""
         with suppress(OSError):
-            return self._file.write(text)
+            if self._file is not None:  # it was closed when Python started
+                return self._file.write(text)
         return len(text)
 
     def flush(self) -> None:
         """Flush what the file takes."""
         with suppress(OSError):
-            self._file.flush()
+            if self._file is not None:
+                self._file.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
@@ -130,7 +132,9 @@ def loading(what: str = "torch and open_clip") -> Iterator[None]:
     console = Console(stderr=True)
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # torchrun starts several processes on one terminal
     try:
-        with console.status(f"loading {what} ...") if console.is_interactive and first else nullcontext():
+        spinner = "line" if console.options.ascii_only else "dots"
+        shows = console.is_interactive and first
+        with console.status(f"loading {what} ...", spinner=spinner) if shows else nullcontext():
             yield
     except ImportError as error:
         if (error.name or "").partition(".")[0] in ("teacher_cache", "student_train", "pipeline"):

@@ -3,6 +3,7 @@
 The cache must keep image features, which depends on its encoding.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -32,14 +33,14 @@ class RelabelResult:
     notes: list[str] = field(default_factory=list)
 
 
-def relabel_cache(path: str, settings: RelabelSettings) -> RelabelResult:
+def relabel_cache(path: str | os.PathLike[str], settings: RelabelSettings) -> RelabelResult:
     """Add a vocabulary to a cache; one that exists and is intact stays as it is.
 
     Raises:
         UsageError: the encoding keeps no image features, the name belongs to another vocabulary or is
             invalid, or the teacher is not the cache's.
     """
-    started = time.monotonic()
+    started, path = time.monotonic(), os.fspath(path)
     if not re.fullmatch(r"\w[\w.-]*", settings.name):
         raise UsageError(f"invalid vocabulary name '{settings.name}': use letters, digits, '_', '-' and '.'")
     store = CacheStore.open(path, writable=True)

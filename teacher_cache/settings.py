@@ -25,6 +25,11 @@ Place = Annotated[
     str, BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place)
 ]
 
+# A device's name; a `torch.device` is converted.
+Device = Annotated[
+    str, BeforeValidator(lambda device: str(device) if type(device).__name__ == "device" else device)
+]
+
 
 def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:
     """Build settings from values of a user.

@@ -6,7 +6,7 @@ Shapes: B rows, C classes (C' a subset of them), D embedding.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -19,12 +19,13 @@ from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead, Encoding, encoding_of
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.images.table import SampleTable
+from teacher_cache.indices import Indices, as_index, as_indices, as_number
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.header import CHUNK_ROWS, CacheHeader
 
 PIECE_ROWS = 256  # rows whose logits are in memory at a time: 22 MB with 21,841 classes
 SIGNED = {"uint16": "int32", "uint32": "int64"}
-Rows = int | slice | Sequence[int] | NDArray[np.integer[Any]] | Tensor
+Rows = Indices
 
 
 class TeacherCache:
@@ -126,14 +127,13 @@ class TeacherCache:
         """Whether the encoding keeps the teacher's image features."""
         return self.encoding.keeps_image_features
 
-    def require_view(self, view: int) -> None:
-        """Refuse a view that the cache does not have.
+    def require_view(self, view: int) -> int:
+        """Return a view's number as an int if the cache has the view.
 
         Raises:
-            UsageError: such a view.
+            UsageError: the cache does not have it.
         """
-        if not 0 <= view < self.num_views:
-            raise UsageError(f"view {view} is not in the cache, which has views 0 to {self.num_views - 1}")
+        return as_index(view, self.num_views, "view", "the cache, which has views")
 
     def stored(self, rows: Rows, view: int = 0) -> dict[str, Tensor]:
         """Return the encoding's arrays as stored, each [B, ...]; `encoding.logits` decodes them.
@@ -169,14 +169,15 @@ class TeacherCache:
         """Return the stored crops, [B, 5] uint16; see `views.py` for their meaning."""
         return self._read("crops", rows, view)
 
-    def logits(self, rows: Rows, view: int = 0, classes: Tensor | None = None) -> Tensor:
+    def logits(self, rows: Rows, view: int = 0, classes: Indices | None = None) -> Tensor:
         """Return teacher logits of the given rows, [B, C'] float32. With `topk`, their softmax at
         temperature 1 is the soft label.
 
         Args:
-            rows: sample rows in any order.
+            rows: sample rows in any order: an integer, slice or range, or a list, array or tensor of
+                integers or of a boolean for each sample.
             view: number of the view.
-            classes: [C'] int64 class indices; all classes if None.
+            classes: class indices, as `rows`; all classes if None.
 
         Raises:
             UsageError: a row, view or class that the cache does not have, or an empty list of classes.
@@ -184,26 +185,35 @@ class TeacherCache:
         return self._logits(rows, view, classes, temperature=1.0)
 
     def soft_labels(
-        self, rows: Rows, temperature: float = 1.0, view: int = 0, classes: Tensor | None = None
+        self, rows: Rows, temperature: float = 1.0, view: int = 0, classes: Indices | None = None
     ) -> Tensor:
         """Return softmax(z / T) over the requested classes, [B, C'] float32; each row sums to 1.
 
         Raises:
-            UsageError: a temperature that is not above zero or outside the encoding's range, and as
-                `logits`.
+            UsageError: a temperature that is not above zero or outside the encoding's range, a class that is
+                requested twice, and as `logits`.
         """
+        temperature = as_number(temperature, "temperature")
         self.encoding.require_temperature(temperature)
+        if classes is not None:
+            classes = as_indices(
+                classes, len(self.class_features), "classes", "a vocabulary", "classes", distinct=True
+            )
         return torch.softmax(self._logits(rows, view, classes, temperature) / temperature, dim=-1)
 
-    def _logits(self, rows: Rows, view: int, classes: Tensor | None, temperature: float) -> Tensor:
-        if classes is not None and not (
-            len(classes) and int(classes.min()) >= 0 and int(classes.max()) < len(self.class_features)
-        ):
+    def _logits(self, rows: Rows, view: int, classes: Indices | None, temperature: float) -> Tensor:
+        chosen = None if classes is None else torch.from_numpy(self._classes(classes))
+        return self.finite(self.encoding.logits(self.stored(rows, view), self.head, temperature, chosen))
+
+    def _classes(self, wanted: Indices, distinct: bool = False) -> NDArray[np.int64]:
+        size = len(self.class_features)
+        found = as_indices(wanted, size, "classes", "a vocabulary", "classes", distinct)
+        if len(found) == 0:
             raise UsageError(
-                f"classes {classes.tolist()[:8]} requested from a vocabulary of {len(self.class_features)} "
-                "classes; expected at least one index from 0"
+                f"classes [] requested from a vocabulary of {size} classes: expected at least one index, or "
+                "None for all"
             )
-        return self.finite(self.encoding.logits(self.stored(rows, view), self.head, temperature, classes))
+        return found
 
     def finite(self, logits: Tensor) -> Tensor:
         """Return the logits if all are finite.
@@ -244,21 +254,8 @@ class TeacherCache:
 
     def _read(self, name: str, rows: Rows, view: int) -> NDArray[Any]:
         """Return rows of a per-view array; each chunk is read once."""
-        self.require_view(view)
-        # a range: an array of 14 million numbers would take longer than the read
-        wanted = np.asarray(range(len(self))[rows] if isinstance(rows, slice | int) else rows)
-        wanted = np.atleast_1d(wanted)
-        if wanted.dtype == np.bool_ and len(wanted) == len(self):
-            wanted = np.flatnonzero(wanted)
-        if len(wanted) and not np.issubdtype(wanted.dtype, np.integer):
-            raise UsageError(
-                f"invalid rows {wanted[:3]}: expected integers, a slice or a mask of all {len(self)} samples"
-            )
-        wanted = wanted.astype(np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise UsageError(
-                f"rows {wanted.min()} to {wanted.max()} requested from a cache of {len(self)} samples"
-            )
+        view = self.require_view(view)
+        wanted = as_indices(rows, len(self))
         array = self.store.parts.array(name)
         result = np.empty((len(wanted), *array.shape[2:]), dtype=array.dtype)
         blocks = wanted // CHUNK_ROWS

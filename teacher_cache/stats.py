@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
+from teacher_cache.indices import as_number
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.store.header import CHUNK_ROWS
 
@@ -43,16 +45,21 @@ def teacher_statistics(
         rows; labelled (those with a hard label); top1 and top5 (shares of the labelled rows, None without
         any); temperatures: a list of temperature, entropy (mean over rows, in nats) and effective_classes
         (exponential of that mean); confused: a list of label, predicted (class indices), label_name,
-        predicted_name and count, most frequent first.
+        predicted_name, label_id, predicted_id and count, most frequent first; names may be shared by
+        classes, ids are not.
 
     Raises:
         UsageError: no temperature, or one outside the encoding's range; no such view; no readable row.
     """
+    try:
+        temperatures = [as_number(temperature, "temperature") for temperature in temperatures]
+    except TypeError:  # a single one
+        temperatures = [as_number(temperatures, "temperature")]
     if not temperatures:
         raise UsageError("no temperature given for the statistics")
     for temperature in temperatures:
         cache.encoding.require_temperature(temperature)
-    cache.require_view(view)
+    view = cache.require_view(view)
     rows = sample_rows(cache, sample, seed)
     # blocks end where chunks of the store end, so that each chunk is read once
     sizes = np.unique(rows // CHUNK_ROWS, return_counts=True)[1]
@@ -97,7 +104,7 @@ def teacher_statistics(
             {"temperature": t, "entropy": float(mean), "effective_classes": float(np.exp(mean))}
             for t, mean in zip(temperatures, entropies, strict=True)
         ],
-        "confused": _most_confused(confused, cache.vocabulary.names, pairs),
+        "confused": _most_confused(confused, cache.vocabulary, pairs),
     }
 
 
@@ -121,17 +128,19 @@ def entropy(scaled_logits_BC: Tensor) -> Tensor:
     return -(log_p_BC.exp() * log_p_BC).sum(dim=1)
 
 
-def _most_confused(codes: NDArray[np.int64], names: Sequence[str], pairs: int) -> list[dict[str, Any]]:
+def _most_confused(codes: NDArray[np.int64], vocabulary: Vocabulary, pairs: int) -> list[dict[str, Any]]:
     found, counts = np.unique(codes, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:pairs]
     return [
         {
             "label": label,
             "predicted": predicted,
-            "label_name": names[label],
-            "predicted_name": names[predicted],
+            "label_name": vocabulary.names[label],
+            "predicted_name": vocabulary.names[predicted],
+            "label_id": vocabulary.ids[label],
+            "predicted_id": vocabulary.ids[predicted],
             "count": int(counts[at]),
         }
         for at in order
-        for label, predicted in [divmod(int(found[at]), len(names))]
+        for label, predicted in [divmod(int(found[at]), len(vocabulary))]
     ]

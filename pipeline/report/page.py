@@ -1,5 +1,6 @@
 """Render the sections into one HTML file with a template and a style sheet."""
 
+import os
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -20,7 +21,7 @@ from teacher_cache.files.atomic_write import atomic_write_text
 REPORT = "report.html"
 
 
-def make_report(folder: Path, out: Path | None = None) -> Path:
+def make_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Write the report of a run or a sweep.
 
     Args:
@@ -33,8 +34,9 @@ def make_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         UsageError: the folder is neither, its record is damaged, or the file cannot be written.
     """
+    folder = Path(folder)
     gathered = gather(folder)
-    out = folder / REPORT if out is None else out
+    out = folder / REPORT if out is None else Path(out)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; give a file")
     # file names may have characters that are not valid UTF-8

@@ -44,13 +44,14 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
     return evaluate_models(load_models([settings.student], settings), dataset, settings)[0]
 
 
-def load_models(students: Sequence[str], options: EvalOptions) -> list[ComparedModel]:
+def load_models(students: str | Sequence[str], options: EvalOptions) -> list[ComparedModel]:
     """Load students, or `zero-shot`, each with its teacher if a metric needs one. Repeated names are loaded
     once.
 
     Raises:
         UsageError: no such run, cache, model or device.
     """
+    students = [students] if isinstance(students, str) else students
     models, compared = FeatureModels(), []
     shared = options.model_dump(include=set(ModelOptions.model_fields))
     with_teacher = any(EVALUATORS[metric].needs_teacher for metric in options.metrics)
@@ -135,7 +136,7 @@ class Logits:
 
     Attributes:
         labels: index of the right class among them, int64 [N].
-        classes: their C names.
+        classes, ids: their C names and ids.
     """
 
     def __init__(self, loaded: LoadedFeatureModel, encoded: EncodedImages, dataset: Dataset) -> None:
@@ -150,7 +151,7 @@ class Logits:
         self.labels = torch.searchsorted(chosen_C, encoded.labels[rows])
         vocabulary = dataset.vocabulary
         names, ids = (tuple(kept[c] for c in dataset.classes) for kept in (vocabulary.names, vocabulary.ids))
-        self.classes = names
+        self.classes, self.ids = names, ids
         chosen = Vocabulary(names, ids, vocabulary.templates or loaded.templates)
         self._class_features_CD = loaded.model.class_features(chosen)
         self._image_features_ND = encoded.features[loaded.model.image_tower][rows]
@@ -172,7 +173,7 @@ def figures(
     Raises:
         UsageError: a metric does not fit the classes.
     """
-    task = Task(len(own.classes), temperature, own.classes)
+    task = Task(len(own.classes), temperature, own.classes, own.ids)
     evaluators = [EVALUATORS[metric](task) for metric in metrics]
     step = max(1, BATCH_LOGITS // task.classes)
     for first in range(0, len(own.labels), step):

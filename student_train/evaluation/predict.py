@@ -5,8 +5,8 @@ Shapes: B pictures, C classes, D embedding.
 
 import os
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,28 +29,36 @@ class Prediction:
     Attributes:
         image: its file.
         classes, ids, probabilities: names, ids in the vocabulary, softmax over all its classes at T = 1.
+        indices: class indices. Classes may share a name, but not an id or an index.
     """
 
     image: str
     classes: list[str]
     ids: list[str]
     probabilities: list[float]
+    indices: list[int] = field(default_factory=list)
 
 
-def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Prediction]:
+def predict(
+    settings: PredictSettings, images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+) -> list[Prediction]:
     """Predict the likely classes of pictures, in their order.
+
+    Args:
+        images: a picture file, or several.
 
     Raises:
         UsageError: no pictures, a file that is not a picture, no such run, or no such vocabulary.
     """
-    if not images:
+    paths = [Path(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
+    if not paths:
         raise UsageError("no pictures; give one or more files")
-    contents = [_content(path) for path in images]
-    _check_readable(images, contents, settings.max_pixels)  # before loading the model, which takes seconds
+    contents = [_content(path) for path in paths]
+    _check_readable(paths, contents, settings.max_pixels)  # before loading the model, which takes seconds
     model, vocabulary = load_with_classes(settings)
     head = ClassHead(model.class_features(vocabulary), model.logit_scale)
     top, predictions = min(settings.top, len(vocabulary)), []
-    for begin in range(0, len(images), BATCH):
+    for begin in range(0, len(paths), BATCH):
         pixels = []
         for content in contents[begin : begin + BATCH]:
             picture = decode_image(content, max_pixels=settings.max_pixels)
@@ -58,7 +66,7 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
         features_BD = model.image_features(torch.from_numpy(np.stack(pixels))).cpu()
         found = head.logits(features_BD).softmax(-1).topk(top)
         for path, shares, classes in zip(
-            images[begin : begin + BATCH], found.values.tolist(), found.indices.tolist(), strict=True
+            paths[begin : begin + BATCH], found.values.tolist(), found.indices.tolist(), strict=True
         ):
             predictions.append(
                 Prediction(
@@ -66,6 +74,7 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
                     [vocabulary.names[c] for c in classes],
                     [vocabulary.ids[c] for c in classes],
                     shares,
+                    classes,
                 )
             )
     return predictions

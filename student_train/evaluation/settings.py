@@ -16,7 +16,7 @@ from teacher_cache.command_settings import LABELS, Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.images.sources import SOURCES
 from teacher_cache.images.statements import LabelChoice
-from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
+from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, Panels, Place
 
 if TYPE_CHECKING:
     Format = str
@@ -84,7 +84,7 @@ class ModelOptions(FrozenModelPlace):
         "[default: the cache of the run]",
     )
     precision: Precision = Field(default="fp32", description="autocast precision")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
 
 class ModelSettings(ModelOptions):

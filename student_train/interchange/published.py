@@ -43,7 +43,7 @@ CUT_INIT, LONGEST_CUT = ("MaPLe", IVLP, "PromptSRC"), 4
 log = logging.getLogger(__name__)
 
 
-def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
+def import_prompts(settings: ImportSettings, checkpoint: str | os.PathLike[str]) -> Path:
     """Write a published checkpoint as `student.safetensors` and return the file.
 
     Its record names the method, the checkpoint and the number of tensors that were used and redundant
@@ -56,6 +56,7 @@ def import_prompts(settings: ImportSettings, checkpoint: Path) -> Path:
     """
     if os.path.exists(settings.out / STUDENT):
         raise UsageError(f"{settings.out} already has a student; choose another --out")
+    checkpoint = Path(checkpoint)
     found = read_prompts(checkpoint)
     like = ConventionOptions(weights_like=settings.weights_like)
     base = load_model(settings.model, settings.pretrained, conventions=like)

@@ -8,7 +8,8 @@ Shapes: B batch, C classes, D embedding, T tokens, n prompt length, W tower widt
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -36,6 +37,7 @@ from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
 from teacher_cache.conventions import Conventions, recorded_conventions
 from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.indices import as_texts
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
 from teacher_cache.teacher.registry import earlier_conventions
 from teacher_cache.teacher.text_towers import text_parts
@@ -244,13 +246,15 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         """Return text features [B, D].
 
         Args:
-            tokens: int64 [B, T] from `tokenizer` or `tokenize_names`, or the result of `pack_texts`. The
-                prompts are inserted behind the start-of-text token.
+            tokens: integers [B, T] from `tokenizer` or `tokenize_names`, on any device, or the result of
+                `pack_texts`. The prompts are inserted behind the start-of-text token.
             normalize: whether the features get unit length.
 
         Raises:
-            UsageError: a text leaves no room for the prompts.
+            UsageError: not tokens, or a text leaves no room for the prompts.
         """
+        if not isinstance(tokens, PackedTexts):
+            tokens = self._tokens(tokens)
         try:
             parts = text_parts(self.clip)
         except UnsupportedTowerError:  # without prompts, any text tower works
@@ -258,6 +262,19 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         else:
             features = towers.encode_text(parts, self.tower_prompts("text"), tokens)
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _tokens(self, tokens: Any) -> Tensor:
+        """Return the tokens of a tensor, array or list as a tensor on the model's device."""
+        found = None
+        with suppress(TypeError, ValueError, RuntimeError):
+            found = torch.as_tensor(tokens)
+        if found is None or found.ndim != 2 or found.is_floating_point() or found.dtype == torch.bool:
+            what = type(tokens).__name__ if found is None else f"{found.dtype} of shape {list(found.shape)}"
+            raise UsageError(
+                f"expected tokens, integers [B, T], found {what}; make them with tokenizer, or with "
+                "tokenize_names of class names"
+            )
+        return found.to(self.logit_scale.device, torch.int32 if found.dtype == torch.int32 else torch.int64)
 
     def pack_texts(self, tokens: Tensor) -> PackedTexts:
         """Prepare tokens int64 [B, T] for many calls of `encode_text`, on the model's device.
@@ -267,7 +284,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             UsageError: as `encode_text`.
         """
         prompts = self.tower_prompts("text")
-        packed = pack_texts(text_parts(self.clip), tokens, prompts.length if prompts else 0)
+        packed = pack_texts(text_parts(self.clip), self._tokens(tokens), prompts.length if prompts else 0)
         return packed.to(self.logit_scale.device)
 
     def forward(
@@ -281,12 +298,19 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         text_features = None if text is None else self.encode_text(text, normalize=True)
         return image_features, text_features, self.logit_scale.exp()
 
-    def tokenize_names(self, names: Sequence[str]) -> Tensor:
+    def tokenize_names(self, names: Iterable[str]) -> Tensor:
         """Return tokens int64 [C, T] of 'NAME.' for each class name, with room for the prompts (as in CoOp).
 
         `fixed_words` precede the name; without text prompts, `prompt_init` does. A name that is too long
         loses its last tokens before the full stop; a warning reports how many names did.
+
+        Args:
+            names: a list, tuple, array or other iterable of texts.
+
+        Raises:
+            UsageError: a single text, something that is not a text, or no name.
         """
+        names = as_texts(names, "class names")
         prompts = self.tower_prompts("text")
         words = self.settings.fixed_words if prompts else self.settings.prompt_init
         tokens_CT = self.base.tokenizer([prompted_text(name, words) for name in names])
@@ -311,8 +335,12 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         return tokens_CT
 
     @torch.no_grad()
-    def class_features(self, names: Sequence[str]) -> Tensor:
-        """Return unit class features [C, D] of class names, without gradients."""
+    def class_features(self, names: Iterable[str]) -> Tensor:
+        """Return unit class features [C, D] of class names, without gradients.
+
+        Raises:
+            UsageError: as `tokenize_names`.
+        """
         return self.encode_text(self.tokenize_names(names).to(self.logit_scale.device), normalize=True)
 
     @classmethod

@@ -120,12 +120,12 @@ def has_steps(out: Path) -> bool:
     return kept or any(True for _ in read_metrics(out))
 
 
-def read_metrics(out: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(out: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Yield the lines of `metrics.jsonl`.
 
     Lines that cannot be read, as a crash may leave, are skipped, and so is everything after a read error.
     """
-    with suppress(OSError), open(out / METRICS, encoding="utf-8", errors="replace") as file:
+    with suppress(OSError), open(Path(out) / METRICS, encoding="utf-8", errors="replace") as file:
         yield from (line for line in map(_metrics_line, file) if line is not None)
 
 

@@ -15,7 +15,7 @@ from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.command_settings import Lock, Precision
 from teacher_cache.conventions import WEIGHTS_LIKE
 from teacher_cache.errors import UsageError
-from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Panels, Place
+from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, Panels, Place
 
 if TYPE_CHECKING:
     OptimizerName = str
@@ -107,7 +107,7 @@ class TrainSettings(BaseModel):
     seed: int = Field(
         default=0, ge=0, le=LARGEST_SEED, description="seed of prompts, order, views and sampled classes"
     )
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     reader: ReaderName = Field(
         default="auto",
         description="how stored arrays are read: kept in memory, or by blocks; auto keeps them if a quarter "

@@ -107,6 +107,10 @@ class Encoding(BaseModel, ABC):
             UsageError: with the encodings that can.
         """
 
+    def defaults(self, classes: int) -> dict[str, Any]:
+        """Return the defaults of options, by field, that this many classes require to be lowered."""
+        return {}
+
     def notes(self, classes: int) -> list[str]:
         """Return remarks for a user who is about to store this many classes."""
         return []

@@ -35,6 +35,29 @@ class EncodingChoice(BaseModel):
         options = {field: value for field, value in given.items() if value is not None}
         return encoding_of({"name": self.encoding, **options}).record
 
+    def encoding_for(self, classes: int) -> Encoding:
+        """Return the encoding for a vocabulary; defaults that it cannot meet are lowered.
+
+        Raises:
+            UsageError: the encoding cannot store this many classes, or not with the given options.
+        """
+        chosen = encoding_of(self.encoding_record)
+        names = _option_names(type(chosen))
+        lowered = {f: v for f, v in chosen.defaults(classes).items() if getattr(self, names[f]) is None}
+        encoding = encoding_of({**chosen.record, **lowered})
+        encoding.require_classes(classes)
+        return encoding
+
+    def lowered(self, classes: int) -> list[str]:
+        """Return a remark for each default that `encoding_for` lowers."""
+        chosen, used = encoding_of(self.encoding_record), self.encoding_for(classes)
+        return [
+            f"--{option.replace('_', '-')} is {getattr(used, field)}, not {getattr(chosen, field)}: the "
+            f"vocabulary has {classes} classes"
+            for field, option in _option_names(type(chosen)).items()
+            if getattr(used, field) != getattr(chosen, field)
+        ]
+
     @model_validator(mode="after")
     def _refuse_options_of_other_encodings(self) -> "EncodingChoice":
         allowed = _option_names(ENCODINGS[self.encoding]).values()

@@ -72,6 +72,10 @@ class TopK(Encoding):
                 "--topk, or --encoding factored or dense"
             )
 
+    def defaults(self, classes: int) -> dict[str, Any]:
+        """Keep all classes but one, if there are fewer than K."""
+        return {"k": classes - 1} if 1 < classes <= self.k else {}
+
     def require_temperature(self, temperature: float) -> None:
         """Refuse temperatures outside the knots, where the weight of the other classes is unknown."""
         super().require_temperature(temperature)

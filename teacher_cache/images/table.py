@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from teacher_cache.files.json_text import parse_json, typed_record
 from teacher_cache.images.location import Location, stored_location
 from teacher_cache.images.statements import LabelChoice
+from teacher_cache.indices import Indices, as_indices
 
 _ORIGIN, _LABELS = b"rpp.origin", b"rpp.labels"
 
@@ -131,18 +132,20 @@ class SampleTable:
         metadata = {**(self.schema.metadata or {}), **more}
         return SampleTable(self.table.replace_schema_metadata(metadata))
 
-    def keys(self, rows: slice | NDArray[np.int64]) -> list[str]:
+    def keys(self, rows: Indices) -> list[str]:
         """Keys of the given rows."""
-        return list(self._take(rows)["key"].to_pylist())
+        return list(self.take(rows)["key"].to_pylist())
 
-    def _take(self, rows: slice | NDArray[np.int64]) -> pa.Table:
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self))
-            return self.table.slice(start, stop - start)
-        return self.table.take(pa.array(rows))
+    def take(self, rows: Indices) -> pa.Table:
+        """Return the given rows in their order, with all columns.
 
-    def locations(self, rows: slice | NDArray[np.int64]) -> list[Location]:
+        Raises:
+            UsageError: a row that the table does not have.
+        """
+        return self.table.take(pa.array(as_indices(rows, len(self))))
+
+    def locations(self, rows: Indices) -> list[Location]:
         """Locations of the given rows, as `ImageReader.read` takes them."""
-        part = self._take(rows)
+        part = self.take(rows)
         columns = (part[name].to_pylist() for name in ("path", "offset", "length", "key"))
         return [stored_location(*row) for row in zip(*columns, strict=True)]

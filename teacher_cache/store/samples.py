@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.images.table import SampleTable
+from teacher_cache.indices import Indices, as_indices
 from teacher_cache.store.checksums import ChecksumWriter
 from teacher_cache.store.folder import Folder, Sink
 
@@ -132,7 +133,7 @@ class StoredSamples(SampleTable):
 
     def part(self, rows: slice) -> SampleTable:
         """Return the given rows as a table."""
-        return SampleTable(self._take(rows))
+        return SampleTable(self.take(rows))
 
     def same_as(self, other: SampleTable) -> bool:
         """Return whether both have the same samples in the same places, comparing a row group at a time."""
@@ -141,17 +142,16 @@ class StoredSamples(SampleTable):
         if (self.schema.metadata or {}) != (other.schema.metadata or {}):
             return False
         for group, start in enumerate(self._starts[:-1]):
-            ours, rows = self._group(group), other._take(slice(start, self._starts[group + 1]))
+            ours, rows = self._group(group), other.take(slice(start, self._starts[group + 1]))
             for name in ours.schema.names:
                 kind = pa.large_string() if name in ("key", "path") else ours[name].type
                 if not ours[name].cast(kind).equals(rows[name].cast(kind)):
                     return False
         return True
 
-    def _take(self, rows: slice | NDArray[np.int64]) -> pa.Table:
-        """Return the given rows in their order; each row group is read once."""
-        wanted = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
-        wanted = wanted.astype(np.int64)
+    def take(self, rows: Indices) -> pa.Table:
+        """Return the given rows in their order, with all columns; each row group is read once."""
+        wanted = as_indices(rows, len(self))
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
         present = np.unique(groups)
         pieces = [self._group(int(g)).take(pa.array(wanted[groups == g] - self._starts[g])) for g in present]

@@ -122,6 +122,7 @@ def test_the_grid_is_trained_and_evaluated_and_reported(
         assert settings["seed"] == row.seed
         results = json.loads((out / row.run / "results.json").read_text())
         assert [found.pop("by_class") for found in results["evals"]]
+        assert [found.pop("by_class_ids") for found in results["evals"]]
         assert (results["train"], results["evals"]) == (row.train, row.evals)
     assert read_sweep(out) == record
     # where the soft loss weighs nothing its temperature does nothing

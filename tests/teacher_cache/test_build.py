@@ -296,6 +296,19 @@ def test_parts_of_nothing_but_the_fill_value_are_read(
         open_cache(tmp_path / "zarr")
 
 
+def test_the_default_of_topk_fits_a_small_vocabulary(
+    teacher: Path, shards: Path, names: Path, tmp_path: Path
+) -> None:
+    """With five classes it is four; the same command again continues. An explicit value is refused."""
+    notes = build_cache(settings(shards, names, tmp_path / "zarr", teacher, encoding="topk")).notes
+    assert "--topk is 4, not 100: the vocabulary has 5 classes" in notes
+    again = build_cache(settings(shards, names, tmp_path / "zarr", teacher, encoding="topk"))
+    assert again.parts_computed == 0
+    assert open_cache(tmp_path / "zarr").stored(0)["topk_logits"].shape == (1, 4)
+    with pytest.raises(UsageError, match="topk of 100 needs a vocabulary of more than its 5 classes"):
+        build_cache(settings(shards, names, tmp_path / "b", teacher, encoding="topk", topk=100))
+
+
 def test_strict_stops_at_an_unreadable_image_and_names_it(teacher: Path, names: Path, tmp_path: Path) -> None:
     members = webdataset_members(0, 6)
     members[9] = (members[9][0], b"no image")

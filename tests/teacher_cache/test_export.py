@@ -8,15 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pandas
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from teacher_cache import TeacherCache, open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.export import METADATA, export_soft_labels
-from tests.teacher_cache.inputs import ANIMALS, settings, webdataset_members, write_shard
+from tests.teacher_cache.conftest import Run
+from tests.teacher_cache.inputs import ANIMALS, jpeg, settings, webdataset_members, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,13 @@ def test_it_holds_the_likeliest_classes(
         ("label_id", "string"),
         ("classes", "list<element: int32>"),
         ("probabilities", "list<element: float>"),
+        ("row", "int64"),
+        ("path", "string"),
+        ("offset", "int64"),
+        ("view", "int32"),
     ]
+    assert table["row"].to_pylist() == np.flatnonzero(opened.valid).tolist()
+    assert set(table["view"].to_pylist()) == {view}
     rows = np.flatnonzero(opened.valid)
     soft = opened.soft_labels(rows, temperature, view)
     for at, line in enumerate(table.to_pylist()):
@@ -65,6 +74,74 @@ def test_it_holds_the_likeliest_classes(
         expected = soft[at].topk(top)
         assert line["classes"] == expected.indices.tolist()
         assert line["probabilities"] == pytest.approx(expected.values.tolist(), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory: pytest.TempPathFactory, teacher: Path, names: Path) -> TeacherCache:
+    """Two shards whose keys begin at 000000, with an unreadable image in the first."""
+    folder = tmp_path_factory.mktemp("repeated")
+    for shard in range(2):
+        members = {f"{i:06d}.jpg": b"junk" if (shard, i) == (0, 2) else jpeg(4 * shard + i) for i in range(4)}
+        write_shard(folder / f"s-{shard}.tar", members.items())
+    images = folder / "s-{0..1}.tar"
+    build_cache(settings(images, names, folder / "zarr", teacher, view_policy=ViewPolicy(views=2)))
+    return open_cache(folder / "zarr")
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_rows_with_repeated_keys_are_joined_back(repeated: TeacherCache, tmp_path: Path, view: int) -> None:
+    """With the cache, with its table of samples, and with the bytes of the images."""
+    out = tmp_path / "soft.parquet"
+    assert export_soft_labels(repeated, str(out), 3, view=view) == 7
+    exported = pandas.read_parquet(out)
+    assert exported["key"].duplicated().any()
+    assert exported["row"].tolist() == [0, 1, 3, 4, 5, 6, 7]
+    samples = pandas.read_parquet(Path(repeated.path) / "samples.parquet")
+    joined = exported.merge(samples, on=["path", "offset", "key"], validate="one_to_one")
+    assert len(joined) == 7
+    by_row = exported.join(samples, on="row", rsuffix="_stored")
+    for line in by_row.itertuples():
+        assert (line.key, line.path, line.offset) == (line.key_stored, line.path_stored, line.offset_stored)
+        soft = torch.softmax(repeated.logits(line.row, view), dim=1)[0]
+        assert list(line.probabilities) == pytest.approx(soft[torch.tensor(line.classes)].tolist(), abs=1e-6)
+        with open(line.path, "rb") as shard:
+            shard.seek(line.offset)
+            number = 4 * int(line.path.endswith("1.tar")) + int(line.key)
+            assert shard.read(line.length) == jpeg(number)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_rows_of_folders_and_parquet_have_their_place(
+    kind: str, tmp_path: Path, teacher: Path, names: Path
+) -> None:
+    if kind == "folder":
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / name).mkdir(parents=True)
+            (tmp_path / "images" / name / "1.jpg").write_bytes(jpeg(len(name)))
+    else:
+        (tmp_path / "images").mkdir()
+        for name in ("a", "b"):
+            rows = {"image": [{"bytes": jpeg(i), "path": f"{i}.jpg"} for i in (1, 2)], "label": [0, 1]}
+            pq.write_table(pa.table(rows), tmp_path / "images" / f"{name}.parquet")
+    build_cache(settings(tmp_path / "images", names, tmp_path / "zarr", teacher))
+    opened = open_cache(tmp_path / "zarr")
+    export_soft_labels(opened, tmp_path / "soft.parquet", 2)
+    columns = ["key", "path", "offset"]
+    exported = pq.read_table(tmp_path / "soft.parquet").select(columns)
+    stored = pq.read_table(tmp_path / "zarr" / "samples.parquet").select(columns)
+    assert exported.to_pylist() == stored.to_pylist()
+    assert len({tuple(row.values()) for row in exported.to_pylist()}) == len(opened)
+
+
+def test_the_default_number_of_classes_fits_the_vocabulary(
+    opened: TeacherCache, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "soft.parquet"
+    code, said, _ = run("export", opened.path, "--out", out)
+    assert (code, said) == (0, f"{out}: 19 samples, the top 5 classes at temperature 1\n")
+    code, _, err = run("export", opened.path, "--out", tmp_path / "other", "--top", 20)
+    assert code == 2
+    assert "the top 20 classes requested from a vocabulary of 5" in err
 
 
 def test_it_opens_in_pandas_and_has_metadata(opened: TeacherCache, tmp_path: Path) -> None:

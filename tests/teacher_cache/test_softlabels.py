@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ExtendSettings, ViewPolicy
 from teacher_cache.errors import CacheDamagedError, UsageError
 from teacher_cache.extend import extend_cache
+from teacher_cache.indices import Indices, as_indices
 from teacher_cache.info import describe
 from teacher_cache.softlabels import Rows
 from teacher_cache.stats import teacher_statistics
@@ -71,6 +73,55 @@ def test_views_beyond_the_cache_are_refused(view: int, opened: TeacherCache) -> 
 def test_classes_beyond_the_vocabulary_are_refused(classes: list[int], opened: TeacherCache) -> None:
     with pytest.raises(UsageError, match=r"classes \[.*\] requested from a vocabulary of 5 classes"):
         opened.soft_labels([0], classes=torch.tensor(classes, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        [3, 1],
+        (3, 1),
+        range(3, 0, -2),
+        slice(1, 4),
+        np.array([3, 1], dtype=np.uint8),
+        torch.tensor([3, 1], dtype=torch.int32),
+        np.arange(5) % 2 == 1,
+        2,
+    ],
+)
+def test_classes_are_taken_in_any_form(classes: Indices, opened: TeacherCache) -> None:
+    expected = opened.logits([4, 2])[:, as_indices(classes, 5)]
+    torch.testing.assert_close(opened.logits([4, 2], classes=classes), expected)
+    torch.testing.assert_close(opened.soft_labels([4, 2], classes=classes), expected.softmax(-1))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({"classes": "37"}, "invalid classes, str: expected integers, a slice or a mask of all 5 classes"),
+        ({"classes": [1.0]}, r"invalid classes \[1.0\]"),
+        ({"classes": [3, 3]}, r"classes \[3\] requested more than once"),
+        ({"view": 0.0}, "view 0.0 is not in the cache"),
+        ({"temperature": "2"}, "the temperature must be one number, not '2'"),
+        ({"temperature": np.array([1.0, 2.0])}, "the temperature must be one number"),
+    ],
+)
+def test_wrong_arguments_are_refused(wanted: dict[str, Any], reason: str, opened: TeacherCache) -> None:
+    with pytest.raises(UsageError, match=reason):
+        opened.soft_labels([0], **wanted)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(opened: TeacherCache) -> None:
+    expected = opened.soft_labels([3], 2.0)
+    for two in (np.float32(2), torch.tensor(2.0), np.array(2)):
+        torch.testing.assert_close(opened.soft_labels(torch.tensor(3), two, np.int64(0)), expected)
+
+
+def test_samples_are_taken_in_any_form(opened: TeacherCache) -> None:
+    keys = opened.samples.keys(slice(None))
+    for rows in ([3, 1], (3, 1), np.array([3, 1], dtype=np.uint8), torch.tensor([3, 1]), slice(3, 0, -2)):
+        assert opened.samples.keys(rows) == [keys[3], keys[1]]
+    with pytest.raises(UsageError, match=r"rows \[-1\] requested from a cache of 12 samples"):
+        opened.samples.locations([-1])
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])

@@ -9,10 +9,12 @@ from student_train.evaluation.evaluators.evaluator import Evaluator, Scores, Tas
 
 class ByClass(Evaluator):
     """`by_class`: for each class that has images `[name, images, right]`, the number of its images and of
-    those whose class comes first. Only in JSON; tables leave it out."""
+    those whose class comes first. `by_class_ids`: the ids of these classes in the same order, since classes
+    may share a name. Only in JSON; tables leave them out."""
 
     def __init__(self, task: Task) -> None:
         self._names = task.names or tuple(str(number) for number in range(task.classes))
+        self._ids = task.ids or self._names
         self._images_C, self._right_C = (torch.zeros(task.classes, dtype=torch.int64) for _ in range(2))
 
     def update(self, scores: Scores) -> None:
@@ -24,4 +26,8 @@ class ByClass(Evaluator):
     def figures(self) -> dict[str, Any]:
         """Return figures over all images so far by name."""
         counts = zip(self._names, self._images_C.tolist(), self._right_C.tolist(), strict=True)
-        return {"by_class": [[name, images, right] for name, images, right in counts if images]}
+        seen = self._images_C.tolist()
+        return {
+            "by_class": [[name, images, right] for name, images, right in counts if images],
+            "by_class_ids": [identity for identity, images in zip(self._ids, seen, strict=True) if images],
+        }

@@ -17,11 +17,13 @@ class Task:
         classes: C, the classes to choose among.
         temperature: T of the soft labels that are compared with the teacher's.
         names: of the classes; empty if they have only numbers.
+        ids: of the classes; unlike names, no two are equal.
     """
 
     classes: int
     temperature: float = 1.0
     names: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def sweep_path(inputs: Path) -> Path:
 
 
 def without_classes(evaluation: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in evaluation.items() if name != "by_class"}
+    return {name: value for name, value in evaluation.items() if not name.startswith("by_class")}
 
 
 @pytest.fixture(scope="session")

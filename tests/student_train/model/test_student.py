@@ -3,7 +3,9 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,6 +52,35 @@ def test_names_become_tokens_as_in_coop() -> None:
     without = PromptedCLIP(loaded("gelu"), PromptSettings(towers="vision"))
     expected = tokenizer([f"a photo of a {name}." for name in NAMES])
     assert torch.equal(without.tokenize_names(NAMES), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("cat", r"class names must be a list of texts: \['cat'\], not 'cat'"),
+        (["cat", 3], "class names must be texts; 1 of 2 are not, first 3"),
+        ([], "expected at least one of class names, found none"),
+    ],
+)
+def test_what_is_not_a_list_of_names_is_refused(names: Any, reason: str) -> None:
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(towers="text"))
+    for method in (student.class_features, student.tokenize_names):
+        with pytest.raises(UsageError, match=reason):
+            method(names)
+
+
+def test_names_and_tokens_are_taken_in_any_form() -> None:
+    student = PromptedCLIP(loaded("gelu"), PromptSettings(towers="text"))
+    expected = student.class_features(NAMES)
+    for names in (tuple(NAMES), np.array(NAMES), iter(NAMES)):
+        torch.testing.assert_close(student.class_features(names), expected)
+    tokens = student.tokenize_names(NAMES)
+    for form in (tokens.int(), tokens.numpy(), tokens.tolist(), tokens.numpy().astype(np.uint16)):
+        with torch.no_grad():
+            torch.testing.assert_close(student.encode_text(form, normalize=True), expected)
+    for wrong in ("cat", NAMES, tokens[0], tokens.float()):
+        with pytest.raises(UsageError, match="expected tokens, integers"):
+            student.encode_text(wrong)
 
 
 @pytest.mark.parametrize("words", [70, 71, 72, 75, 90])

@@ -151,7 +151,7 @@ def test_batches_do_not_matter(name: str, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("name", EVALUATORS)
 def test_an_evaluator_returns_the_figures_of_its_metric(name: str) -> None:
-    expected = list(METRICS[name].figures) or ["by_class"]
+    expected = list(METRICS[name].figures) or ["by_class", "by_class_ids"]
     assert list(measured(name, scores())) == expected
 
 
@@ -163,7 +163,7 @@ def test_no_two_metrics_have_a_figure_of_the_same_name() -> None:
 
 def test_by_class_counts_images_and_those_whose_class_comes_first() -> None:
     found = scores()
-    named = Task(CLASSES, names=tuple("abcdefghijk"))
+    named = Task(CLASSES, names=tuple("abcdefghijk"), ids=tuple("ABCDEFGHIJK"))
     evaluator = EVALUATORS["by-class"](named)
     evaluator.update(found)
     first = found.logits_BC.argmax(1)
@@ -171,5 +171,5 @@ def test_by_class_counts_images_and_those_whose_class_comes_first() -> None:
         [name, int((found.labels_B == c).sum()), int(((first == c) & (found.labels_B == c)).sum())]
         for c, name in enumerate(named.names[:-1])  # the last class has no image
     ]
-    assert evaluator.figures() == {"by_class": expected}
+    assert evaluator.figures() == {"by_class": expected, "by_class_ids": list("ABCDEFGHIJ")}
     assert measured("by-class", found)["by_class"][0] == ["0", *expected[0][1:]]
