@@ -18,6 +18,7 @@ from student_train.runs.record import (
 )
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path
 from teacher_cache.settings import to_flat
 
 OF_TRAINING = ("steps", "samples_per_second", "seconds", "wait_seconds")
@@ -25,7 +26,7 @@ OF_LAST_LINE = ("step", "loss", "accuracy")  # and all terms of the loss
 FREE = FREE_ON_RESUME - {"device"}  # the device changes the cost
 
 
-def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
+def compare_runs(runs: Sequence[str | Path]) -> dict[str, Any]:
     """Compare the stored settings and results of runs.
 
     Returns:
@@ -37,16 +38,17 @@ def compare_runs(runs: Sequence[Path]) -> dict[str, Any]:
     Raises:
         UsageError: fewer than two runs, no run in a folder, or a damaged record.
     """
-    if len(runs) < 2:
+    folders = [local_path(run) for run in runs]
+    if len(folders) < 2:
         raise UsageError("give at least two runs to compare")
-    stored = [_settings(read_settings(run)) for run in runs]
+    stored = [_settings(read_settings(run)) for run in folders]
     names = list(dict.fromkeys(name for run in stored for name in run))
     settings = {name: [run.get(name) for run in stored] for name in names}
     different = {name: values for name, values in settings.items() if any(v != values[0] for v in values)}
-    results = [_results(run) for run in runs]
+    results = [_results(run) for run in folders]
     figures = list(dict.fromkeys(name for run in results for name in run))
     return {
-        "runs": [str(run) for run in runs],
+        "runs": [str(run) for run in folders],
         "settings": different,
         "same": len(settings) - len(different),
         "results": {name: [run.get(name) for run in results] for name in figures},

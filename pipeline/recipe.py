@@ -15,6 +15,7 @@ from student_train.evaluation.settings import EvalSettings
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path
 from teacher_cache.files.text_file import read_text
 from teacher_cache.settings import from_flat
 
@@ -29,7 +30,7 @@ class Recipe(BaseModel):
     evals: list[EvalSettings]
 
 
-def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
+def load_recipe(path: str | Path, train: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe.
 
     `$NAME` and `${NAME}` in strings are environment variables. Paths are relative to the working directory.
@@ -41,6 +42,7 @@ def load_recipe(path: Path, train: dict[str, Any] | None = None) -> Recipe:
     Raises:
         UsageError: not TOML, an unknown or missing table or setting, or an environment variable is not set.
     """
+    path = local_path(path)
     tables = read_toml(path, "recipe")
     unknown = set(tables) - {"build", "train", "eval"}
     if unknown or not isinstance(tables.get("build", {}), dict) or not isinstance(tables.get("train"), dict):

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.recipe import Recipe
@@ -12,6 +13,7 @@ from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import same_place
 from teacher_cache.softlabels import open_cache
 from teacher_cache.teacher.teacher import choose_device
 
@@ -45,18 +47,22 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         UsageError: no such vocabulary, images, cache, student or device.
     """
     try:
-        new_cache = recipe.build and recipe.build.out
-        if settings.images != new_cache:
+        made = [recipe.build.out] if recipe.build else []
+        if not _is_one_of(settings.images, made):
             check_dataset(settings)
         choose_device(settings.device)
-        if settings.cache is not None and settings.cache != new_cache:
+        if settings.cache is not None and not _is_one_of(settings.cache, made):
             open_cache(settings.cache)
-        if settings.student not in (ZERO_SHOT, str(recipe.train.out)) and not os.path.exists(
-            settings.student
-        ):
+        trained = [recipe.train.out] if recipe.train.out else []
+        known = settings.student == ZERO_SHOT or _is_one_of(settings.student, trained)
+        if not known and not os.path.exists(settings.student):
             raise UsageError(f"no student at {settings.student}")
     except UsageError as error:
         raise UsageError(f"[[eval]]: {error}") from error
+
+
+def _is_one_of(place: str, places: Sequence[str | Path]) -> bool:
+    return any(same_place(place, one) for one in places)
 
 
 def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:

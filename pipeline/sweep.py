@@ -29,6 +29,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.lock_file import file_lock
+from teacher_cache.files.places import absolute_place, local_path, same_place
 from teacher_cache.progress import Counter, counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
@@ -55,7 +56,7 @@ class Cell:
 
 
 def run_sweep(
-    recipe_path: Path, settings: SweepSettings, on_note: Callable[[str], None] = lambda line: None
+    recipe_path: str | Path, settings: SweepSettings, on_note: Callable[[str], None] = lambda line: None
 ) -> SweepRecord:
     """Train and evaluate every run of the grid that is not done yet.
 
@@ -69,6 +70,7 @@ def run_sweep(
         UsageError: an invalid recipe, axis or folder; raised before the first run starts.
         RppError: stopped, or the connection to the Dask scheduler is lost. The next call continues.
     """
+    recipe_path = local_path(recipe_path)
     out = settings.out or Path("sweeps") / recipe_path.stem
     axes = parse_axes(settings.set)
     recipe = load_recipe(recipe_path, {"out": str(out)})
@@ -81,8 +83,8 @@ def run_sweep(
     with lock_sweep(out) as lock, stoppable(message):
         ensure_cache(recipe, on_note)
         record = SweepRecord(
-            recipe=str(recipe_path),
-            cache=recipe.train.cache,
+            recipe=absolute_place(recipe_path),
+            cache=absolute_place(recipe.train.cache),
             axes={name: list(dict.fromkeys(cell.settings[name] for cell in cells)) for name in axes},
             seeds=list(dict.fromkeys(cell.train.seed for cell in cells)),
             rows=[
@@ -184,7 +186,7 @@ def evaluations_of(recipe: Recipe, student: str) -> tuple[EvalSettings, ...]:
     return tuple(
         by_class(evaluation).model_copy(update={"student": student})
         for evaluation in recipe.evals
-        if evaluation.student == str(recipe.train.out)
+        if recipe.train.out is not None and same_place(evaluation.student, recipe.train.out)
     )
 
 
@@ -225,7 +227,7 @@ def ensure_cache(recipe: Recipe, on_note: Callable[[str], None]) -> None:
     Raises:
         UsageError, RppError: see `build_cache`.
     """
-    if recipe.build is not None and recipe.train.cache == recipe.build.out:
+    if recipe.build is not None and same_place(recipe.train.cache, recipe.build.out):
         try:
             if not CacheStore.open(recipe.build.out).parts.missing():
                 return

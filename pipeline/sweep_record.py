@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from teacher_cache.errors import UsageError
 from teacher_cache.files.atomic_write import atomic_write_text
 from teacher_cache.files.json_text import first_problem
+from teacher_cache.files.places import local_path
 
 SWEEP = "sweep.json"
 RUNS = "runs"  # folder of the run folders
@@ -77,12 +78,13 @@ class SweepRecord(BaseModel):
         atomic_write_text(out / SWEEP, self.model_dump_json(indent=1))
 
 
-def read_sweep(out: Path) -> SweepRecord:
+def read_sweep(out: str | Path) -> SweepRecord:
     """Read the record of a sweep.
 
     Raises:
         UsageError: the folder has no sweep, or its record is damaged.
     """
+    out = local_path(out)
     try:
         return SweepRecord.model_validate_json((out / SWEEP).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -17,6 +17,7 @@ from student_train.evaluation.preflight import picture_folder
 from student_train.evaluation.settings import PredictSettings
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path
 from teacher_cache.images.decode import UnreadableImageError, decode_image
 
 BATCH = 64
@@ -37,20 +38,21 @@ class Prediction:
     probabilities: list[float]
 
 
-def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Prediction]:
+def predict(settings: PredictSettings, images: Sequence[str | Path]) -> list[Prediction]:
     """Predict the likely classes of pictures, in their order.
 
     Raises:
         UsageError: no pictures, a file that is not a picture, no such run, or no such vocabulary.
     """
-    if not images:
+    paths = [local_path(image) for image in images]
+    if not paths:
         raise UsageError("no pictures; give one or more files")
-    contents = [_content(path) for path in images]
-    _check_readable(images, contents, settings.max_pixels)  # before loading the model, which takes seconds
+    contents = [_content(path) for path in paths]
+    _check_readable(paths, contents, settings.max_pixels)  # before loading the model, which takes seconds
     model, vocabulary = load_with_classes(settings)
     head = ClassHead(model.class_features(vocabulary), model.logit_scale)
     top, predictions = min(settings.top, len(vocabulary)), []
-    for begin in range(0, len(images), BATCH):
+    for begin in range(0, len(paths), BATCH):
         pixels = []
         for content in contents[begin : begin + BATCH]:
             picture = decode_image(content, max_pixels=settings.max_pixels)
@@ -58,7 +60,7 @@ def predict(settings: PredictSettings, images: Sequence[Path]) -> list[Predictio
         features_BD = model.image_features(torch.from_numpy(np.stack(pixels))).cpu()
         found = head.logits(features_BD).softmax(-1).topk(top)
         for path, shares, classes in zip(
-            images[begin : begin + BATCH], found.values.tolist(), found.indices.tolist(), strict=True
+            paths[begin : begin + BATCH], found.values.tolist(), found.indices.tolist(), strict=True
         ):
             predictions.append(
                 Prediction(

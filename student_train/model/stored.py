@@ -34,6 +34,7 @@ from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write, atomic_write_text, make_folder
 from teacher_cache.files.json_text import first_problem, parse_json
+from teacher_cache.files.places import local_path
 from teacher_cache.model_names import portable_model, portable_pretrained
 
 FORMAT, FORMAT_VERSION = "rpp-student", 1
@@ -166,7 +167,7 @@ def read_student(path: str | Path) -> StoredStudent:
     Raises:
         UsageError: no student there, a file that is not a student, or files of a folder that disagree.
     """
-    path = Path(path)
+    path = local_path(path)
     require_student(path)
     if _is_layout(path):
         return _read_layout(path)

@@ -14,6 +14,7 @@ from typing import Any
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.files.json_text import parse_json
+from teacher_cache.files.places import local_path
 from teacher_cache.model_names import portable_model, portable_pretrained
 
 SETTINGS = "settings.json"
@@ -110,12 +111,12 @@ def has_steps(out: Path) -> bool:
     return kept or any(True for _ in read_metrics(out))
 
 
-def read_metrics(out: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(out: str | Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of `metrics.jsonl`.
 
     Lines that cannot be read, as a crash may leave, are skipped, and so is everything after a read error.
     """
-    with suppress(OSError), open(out / METRICS, encoding="utf-8", errors="replace") as file:
+    with suppress(OSError), open(local_path(out) / METRICS, encoding="utf-8", errors="replace") as file:
         yield from (line for line in map(_metrics_line, file) if line is not None)
 
 

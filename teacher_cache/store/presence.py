@@ -4,6 +4,7 @@ import errno
 import os
 
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import place_of
 
 GROUP = "zarr.json"  # metadata of a Zarr group or array; in a cache's folder, its header
 HEADER_COPY = "header.json"
@@ -33,7 +34,7 @@ def require_cache(path: str | os.PathLike[str]) -> None:
     Raises:
         UsageError: there is no cache.
     """
-    place = os.fspath(path).removeprefix("file://")
+    place = place_of(path)
     require_nameable(place)
     if "://" not in place and not any(os.path.exists(os.path.join(place, n)) for n in (GROUP, HEADER_COPY)):
         raise no_cache(place)
