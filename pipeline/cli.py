@@ -46,6 +46,7 @@ from teacher_cache.options import (
 )
 from teacher_cache.preflight import require_model
 from teacher_cache.progress import loading
+from teacher_cache.store.presence import require_cache
 
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
 Markdown = Annotated[bool, flag("--markdown", "print the table in Markdown", OUTPUT)]
@@ -355,6 +356,14 @@ def report(
             show_default="report.html in the folder",
         ),
     ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="where the cache of the runs is now",
+            callback=as_written,
+            show_default="where it was, or at the same place relative to the run",
+        ),
+    ] = None,
 ) -> None:
     """Write one HTML file about a run or a sweep: tables, curves, soft labels. It needs no network.
 
@@ -363,9 +372,11 @@ def report(
     from pipeline.report.gather import gather
 
     gather(folder)
+    if cache is not None:
+        require_cache(cache)
     with loading():
         from pipeline.report import make_report
-    print_line(make_report(folder, out))
+    print_line(make_report(folder, out, cache))
 
 
 @app.command(cls=OneCommand)

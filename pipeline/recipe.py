@@ -15,7 +15,7 @@ from student_train.evaluation.settings import EvalSettings
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import UsageError
-from teacher_cache.files.places import local_path
+from teacher_cache.files.places import local_path, same_place
 from teacher_cache.files.text_file import read_text
 from teacher_cache.settings import from_flat
 
@@ -68,6 +68,10 @@ def load_recipe(path: str | Path, train: dict[str, Any] | None = None) -> Recipe
             EvalSettings, {"cache": training.cache, "student": str(training.out), **table}, f"{path} [[eval]]"
         )
         for table in evals
+    ]
+    own = {"student": str(training.out)}  # whatever the spelling in the recipe
+    evaluations = [
+        one.model_copy(update=own) if same_place(one.student, training.out) else one for one in evaluations
     ]
     return Recipe(build=build, train=training, evals=evaluations)
 

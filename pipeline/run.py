@@ -2,8 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.recipe import Recipe
@@ -47,22 +46,21 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         UsageError: no such vocabulary, images, cache, student or device.
     """
     try:
-        made = [recipe.build.out] if recipe.build else []
-        if not _is_one_of(settings.images, made):
+        if not _is_new_cache(settings.images, recipe):
             check_dataset(settings)
         choose_device(settings.device)
-        if settings.cache is not None and not _is_one_of(settings.cache, made):
+        if settings.cache is not None and not _is_new_cache(settings.cache, recipe):
             open_cache(settings.cache)
-        trained = [recipe.train.out] if recipe.train.out else []
-        known = settings.student == ZERO_SHOT or _is_one_of(settings.student, trained)
-        if not known and not os.path.exists(settings.student):
+        if settings.student not in (ZERO_SHOT, str(recipe.train.out)) and not os.path.exists(
+            settings.student
+        ):
             raise UsageError(f"no student at {settings.student}")
     except UsageError as error:
         raise UsageError(f"[[eval]]: {error}") from error
 
 
-def _is_one_of(place: str, places: Sequence[str | Path]) -> bool:
-    return any(same_place(place, one) for one in places)
+def _is_new_cache(place: str, recipe: Recipe) -> bool:
+    return recipe.build is not None and same_place(place, recipe.build.out)
 
 
 def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:

@@ -186,7 +186,7 @@ def evaluations_of(recipe: Recipe, student: str) -> tuple[EvalSettings, ...]:
     return tuple(
         by_class(evaluation).model_copy(update={"student": student})
         for evaluation in recipe.evals
-        if recipe.train.out is not None and same_place(evaluation.student, recipe.train.out)
+        if evaluation.student == str(recipe.train.out)
     )
 
 

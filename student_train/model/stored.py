@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,19 @@ def read_student(path: str | Path) -> StoredStudent:
     if _is_layout(path):
         return _read_layout(path)
     if os.path.isdir(path):
-        return _read_file(path / STUDENT, read_provenance(path))
+        stored = _read_file(path / STUDENT, read_provenance(path))
+        return replace(stored, record=_with_places_of_today(path, stored.record))
     return _read_file(path, None)
+
+
+def _with_places_of_today(run: Path, record: StudentRecord) -> StudentRecord:
+    """Return the record with the frozen model where the run's own record finds it."""
+    if not os.path.isfile(run / SETTINGS):
+        return record
+    found = read_settings(run)["student"]
+    if found.get("weights_digest") != record.weights_digest:
+        return record
+    return record.model_copy(update={name: found.get(name) for name in ("model", "pretrained")})
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
