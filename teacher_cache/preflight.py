@@ -17,7 +17,7 @@ from teacher_cache.files.places import place_of
 from teacher_cache.files.remote import is_remote
 from teacher_cache.images.sources import find_source
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR, canonical_model_name, require_model_folder
-from teacher_cache.store.presence import require_cache
+from teacher_cache.store.presence import require_cache, require_writable_place
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npy", ".npz", ".ckpt", ".tar")
 
@@ -68,6 +68,7 @@ def check_build(settings: BuildSettings) -> None:
         UsageError: the first of them.
     """
     rpp_version()
+    require_writable_place(settings.out)
     require_classes(settings.classes, settings.templates)
     require_images(settings.images)
     require_model(settings.teacher, settings.pretrained)

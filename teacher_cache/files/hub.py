@@ -9,8 +9,11 @@ from urllib.parse import unquote
 from teacher_cache.errors import UsageError
 
 HUB = "hf://"
-LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
+LOG_IN = "log in with hf auth login, or set HF_TOKEN to a token that may read it"
 FORM = "hf://datasets/ORG/NAME/PATH, or hf://ORG/NAME/PATH for a model"
+_REPOSITORY = re.compile(
+    r"hf://(?:(?:datasets|spaces|models|buckets)/[^/]+/|(?!datasets/|spaces/)[^/]+/)[^/]+"
+)
 _FILE = re.compile(
     r"hf://(?:(?P<kind>datasets|spaces|models)/)?(?P<repository>[^/@]+/[^/@]+)"
     r"(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?/(?P<file>.*[^/])"
@@ -62,6 +65,6 @@ def refusal(url: str, error: Exception) -> UsageError | None:
         return UsageError(f"{url} cannot be read while HF_HUB_OFFLINE is set")
     if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return UsageError(f"{url}: the hub's repository has no such file")
-    if isinstance(cause, errors.HFValidationError | NotImplementedError | ValueError):
+    if not _REPOSITORY.match(url) or isinstance(cause, errors.HFValidationError):
         return UsageError(f"{url} is not a place on the hub; expected {FORM}")
     return None

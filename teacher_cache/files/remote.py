@@ -131,6 +131,8 @@ def reaching(url: str, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if is_on_hub(url) and (refused := refusal(url, error)):
+            raise refused from error
         if not writing:
             raise
         raise UsageError(f"cannot write {url}: {error}") from error

@@ -4,6 +4,7 @@ import errno
 import os
 
 from teacher_cache.errors import UsageError
+from teacher_cache.files.hub import is_on_hub
 from teacher_cache.files.places import place_of
 
 GROUP = "zarr.json"  # metadata of a Zarr group or array; in a cache's folder, its header
@@ -26,6 +27,19 @@ def require_nameable(path: str) -> None:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UsageError(f"{path} cannot be a folder: {error.strerror}") from error
+
+
+def require_writable_place(place: str | os.PathLike[str]) -> None:
+    """Refuse a place where caches can be read but not built: Hugging Face's hub.
+
+    Raises:
+        UsageError: such a place.
+    """
+    if is_on_hub(place_of(place)):
+        raise UsageError(
+            f"{os.fspath(place)} cannot be written: the hub has no locks; build the cache in a local folder "
+            "and upload it with hf upload"
+        )
 
 
 def require_cache(path: str | os.PathLike[str]) -> None:
