@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from pydantic import BaseModel
 
@@ -24,8 +25,10 @@ import teacher_cache.cli
 from pipeline.compare import compare_runs
 from pipeline.recipe import load_recipe
 from pipeline.report.softlabels import open_recorded_cache
+from student_train.interchange.published import import_prompts
+from student_train.interchange.settings import ImportSettings
 from student_train.model.student import load_student
-from student_train.runs.record import read_settings
+from student_train.runs.record import STUDENT, read_settings
 from student_train.training.loop import train
 from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
@@ -33,7 +36,10 @@ from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.options import as_written
 from teacher_cache.settings import LocalPlace, Place, PlaceOrText
+from teacher_cache.teacher.openclip import load_model
 from tests.models import write_model
+from tests.teacher_cache.files.hub_server import Hub
+from tests.teacher_cache.files.hub_server import hub as hub
 from tests.teacher_cache.inputs import settings, write_names, write_shards
 
 # Every text that is a setting, or an argument or option of a command, and no place.
@@ -269,3 +275,14 @@ def test_a_resumed_run_records_where_its_cache_is_now(
     record = read_settings(tree / "runs" / "a")
     assert record["settings"]["cache"] == str(tmp_path / "elsewhere")
     assert record["from_run"]["cache"] == "../../../elsewhere"
+
+
+def test_a_checkpoint_on_the_hub_is_imported(hub: Hub, tmp_path: Path) -> None:
+    write_model(tmp_path / "teacher", "gelu")
+    width = int(load_model(str(tmp_path / "teacher")).model.ln_final.weight.shape[0])
+    (hub.folder / "org" / "coop").mkdir(parents=True)
+    torch.save({"state_dict": {"ctx": torch.ones(4, width)}}, hub.folder / "org" / "coop" / "model.pth.tar-5")
+    made = ImportSettings(model=tmp_path / "teacher", out=tmp_path / "out")
+    assert import_prompts(made, "hf://org/coop/model.pth.tar-5") == tmp_path / "out" / STUDENT
+    with pytest.raises(UsageError, match="the hub has no such repository, or it is private"):
+        import_prompts(made.model_copy(update={"out": tmp_path / "b"}), "hf://org/none/model.pth")

@@ -4,7 +4,9 @@ import pickle
 import shutil
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
 from huggingface_hub import HfFileSystem
 
 from teacher_cache import open_cache
@@ -14,7 +16,9 @@ from teacher_cache.files.hub import download, refusal
 from teacher_cache.files.remote import filesystem, local_file
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import expand_source
+from teacher_cache.preflight import require_model
 from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.teacher.openclip import load_model, weights_digest
 from tests.models import write_model
 from tests.teacher_cache.files.hub_server import COMMIT, Hub
 from tests.teacher_cache.files.hub_server import hub as hub
@@ -179,3 +183,15 @@ def test_a_cache_is_read_from_the_hub_and_not_written_to_it(pets: Path, hub: Hub
     with pytest.raises(UsageError, match="no such repository, or it is private"):
         open_cache("hf://datasets/org/none/zarr")
     assert isinstance(store.folder.fs, HfFileSystem)  # type: ignore[attr-defined]
+
+
+def test_weights_on_the_hub_are_recorded_by_their_address(hub: Hub) -> None:
+    model = open_clip.create_model("ViT-S-32-alt")
+    (hub.folder / "org" / "vit").mkdir(parents=True)
+    torch.save({"state_dict": model.state_dict()}, hub.folder / "org" / "vit" / "weights.pt")
+    place = "hf://org/vit/weights.pt"
+    require_model("ViT-S-32-alt", place)
+    found = load_model("ViT-S-32-alt", place)
+    assert (found.pretrained, found.digest) == (place, weights_digest(model))
+    with pytest.raises(UsageError, match="the hub's repository has no such file"):
+        load_model("ViT-S-32-alt", "hf://org/vit/none.pt")
