@@ -114,8 +114,11 @@ def ask(url: str, request: Callable[[], Result]) -> Result:
 
 
 def _is_definite(url: str, error: FileNotFoundError) -> bool:
-    # fsspec reports every failure of a web server as "not found"; the cause has the status
+    # fsspec reports every failure of a web server as "not found", and so may the hub's file system a rate
+    # limit; the cause has the status
     cause = error.__cause__
+    if is_on_hub(url):
+        return getattr(getattr(cause, "response", None), "status_code", None) in (None, 404, 410)
     return lists_folders(url) or cause is None or getattr(cause, "status", None) in (404, 410)
 
 

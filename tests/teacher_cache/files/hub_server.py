@@ -47,21 +47,21 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path))
+            asked = API.fullmatch(path) or FILE.fullmatch(path)
+            if asked is None:  # the library asks for more than repositories
+                return self._answer(b"", 404)
             if hub.failing:
                 return self._answer(b"", hub.failing.pop(0))
-            asked = API.fullmatch(path) or FILE.fullmatch(path)
-            name = asked[1] if asked else "none"
+            name = asked[1]
             token = hub.tokens.get(name)
             if not (hub.folder / name).is_dir() or (
                 token and self.headers.get("Authorization") != f"Bearer {token}"
             ):
                 return self._answer(b"", 401, {"X-Error-Code": "RepoNotFound"})
             if path.startswith("/api/"):
-                assert asked
                 return self._list(name, asked[2], asked[4] or "")
             if name in hub.gated:
                 return self._answer(b"", 403, {"X-Error-Code": "GatedRepo"})
-            assert asked
             return self._file(hub.folder / name / asked[3])
 
         do_HEAD = do_GET

@@ -7,13 +7,14 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
-from huggingface_hub import HfFileSystem
+from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub.errors import HfHubHTTPError
 
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.hub import download, refusal
-from teacher_cache.files.remote import filesystem, local_file
+from teacher_cache.files.remote import ask, filesystem, local_file
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import expand_source
 from teacher_cache.preflight import require_model
@@ -195,3 +196,22 @@ def test_weights_on_the_hub_are_recorded_by_their_address(hub: Hub) -> None:
     assert (found.pretrained, found.digest) == (place, weights_digest(model))
     with pytest.raises(UsageError, match="the hub's repository has no such file"):
         load_model("ViT-S-32-alt", "hf://org/vit/none.pt")
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(429, 3), (503, 3), (404, 1)])
+def test_a_rate_limit_that_hides_as_a_missing_file_is_no_missing_file(
+    status: int, attempts: int, hub: Hub
+) -> None:
+    made = []
+
+    def request() -> None:
+        made.append(1)
+        hub.failing = [status]
+        try:
+            HfApi(endpoint=hub.url).repo_info("org/pets")
+        except HfHubHTTPError as error:
+            raise FileNotFoundError(PETS) from error
+
+    with pytest.raises(FileNotFoundError if status == 404 else RppError):
+        ask(f"{PETS}/a.tar", request)
+    assert len(made) == attempts
