@@ -29,7 +29,7 @@ def _converted(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
         if not isinstance(value, str | os.PathLike):
             return value  # pydantic refuses it
         try:
-            return convert(value)
+            return str(convert(value))  # from JSON, pydantic makes a path of a text only
         except UsageError as error:
             raise ValueError(str(error)) from error
 

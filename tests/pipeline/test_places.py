@@ -25,6 +25,8 @@ import teacher_cache.cli
 from pipeline.compare import compare_runs
 from pipeline.recipe import load_recipe
 from pipeline.report.softlabels import open_recorded_cache
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.settings import EvalSettings
 from student_train.interchange.published import import_prompts
 from student_train.interchange.settings import ImportSettings
 from student_train.model.student import load_student
@@ -33,7 +35,9 @@ from student_train.training.loop import train
 from student_train.training.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.build import build_cache
+from teacher_cache.command_settings import ExtendSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.extend import extend_cache
 from teacher_cache.options import as_written
 from teacher_cache.settings import LocalPlace, Place, PlaceOrText
 from teacher_cache.teacher.openclip import load_model
@@ -230,6 +234,16 @@ def test_a_moved_tree_finds_its_cache_and_its_models(tree: Path, tmp_path: Path)
     assert record["cache"]["teacher"]["model"] == f"local-dir:{tmp_path}/moved/teacher"
     shutil.copytree(moved, tmp_path / "moved" / "runs" / "b")
     assert compare_runs([moved, str(tmp_path / "moved" / "runs" / "b")])["settings"] == {}
+
+
+def test_a_cache_whose_teacher_moved_names_the_option(tree: Path) -> None:
+    shutil.move(tree / "teacher", tree / "elsewhere")
+    with pytest.raises(UsageError, match=r"no model folder \S+; if it moved, .* with --teacher"):
+        extend_cache(str(tree / "zarr"), ExtendSettings(views=2))
+    zero_shot = EvalSettings(student="zero-shot", cache=tree / "zarr", images=tree / "zarr")
+    with pytest.raises(UsageError, match=r"no model folder \S+; if it moved, .* with --model"):
+        evaluate(zero_shot)
+    assert extend_cache(str(tree / "zarr"), ExtendSettings(views=2, teacher=tree / "elsewhere")).views == 2
 
 
 def test_another_cache_at_the_place_is_never_taken(tree: Path, tmp_path: Path) -> None:
