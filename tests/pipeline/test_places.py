@@ -60,7 +60,7 @@ NO_PLACES = {
         "log",
         "temperature",
     ),
-    *("optimizer", "format"),  # names of registries
+    *("optimizer", "format", "fixed_words"),
 }
 TYPES = tuple(typing.get_args(kind)[1] for kind in (Place, LocalPlace, PlaceOrText))
 
