@@ -32,11 +32,13 @@ from student_train.interchange.settings import (
 )
 from student_train.runs.record import require_student
 from teacher_cache.errors import UsageError, printable
+from teacher_cache.files.remote import local_file
 from teacher_cache.options import (
     OUTPUT,
     Json,
     OneCommand,
     Version,
+    as_written,
     command_line,
     flag,
     print_json,
@@ -45,6 +47,7 @@ from teacher_cache.options import (
 )
 from teacher_cache.preflight import require_model
 from teacher_cache.progress import loading
+from teacher_cache.store.presence import require_cache
 
 app = command_line("Prompt pretraining of CLIP from a teacher that runs once.", no_args_is_help=True)
 Markdown = Annotated[bool, flag("--markdown", "print the table in Markdown", OUTPUT)]
@@ -89,7 +92,9 @@ def rpp(version: Version = False) -> None:
 
 
 @app.command(cls=OneCommand)
-def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: Json = False) -> None:
+def run(
+    recipe: Annotated[Path, typer.Argument(help="a TOML recipe", callback=as_written)], as_json: Json = False
+) -> None:
     """Build the cache, train, evaluate. The same command again resumes where it stopped.
 
     Example: rpp run recipes/imagenet21k-vitb16-all-classes.toml
@@ -106,7 +111,7 @@ def run(recipe: Annotated[Path, typer.Argument(help="a TOML recipe")], as_json: 
 @settings_options(SweepSettings)
 def sweep(
     settings: SweepSettings,
-    recipe: Annotated[Path, typer.Argument(help="a TOML recipe")],
+    recipe: Annotated[Path, typer.Argument(help="a TOML recipe", callback=as_written)],
     as_json: Json = False,
     as_markdown: Markdown = False,
 ) -> None:
@@ -126,7 +131,7 @@ def sweep(
 
 @app.command(cls=OneCommand)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="folders of runs")],
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs", callback=as_written)],
     as_json: Json = False,
     as_markdown: Markdown = False,
 ) -> None:
@@ -150,6 +155,7 @@ def eval_command(
         typer.Option(
             help="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model; "
             "may be repeated",
+            callback=as_written,
             rich_help_panel="Model",
         ),
     ],
@@ -157,6 +163,7 @@ def eval_command(
         str | None,
         typer.Option(
             help=DataSettings.model_fields["images"].description,
+            callback=as_written,
             rich_help_panel="Data",
             show_default="those of --suite",
         ),
@@ -165,6 +172,7 @@ def eval_command(
         list[str] | None,
         typer.Option(
             help="many data sets: cross-dataset, domain, or a TOML file; may be repeated",
+            callback=as_written,
             rich_help_panel="Data",
             show_default="those of --images",
         ),
@@ -173,6 +181,7 @@ def eval_command(
         Path | None,
         typer.Option(
             help="folder that relative paths of the suite start from",
+            callback=as_written,
             rich_help_panel="Data",
             show_default="the working directory",
         ),
@@ -233,7 +242,7 @@ def selected_fields(kind: type[BaseModel], options: BaseModel) -> dict[str, Any]
 @settings_options(PredictSettings)
 def predict_command(
     settings: PredictSettings,
-    images: Annotated[list[Path], typer.Argument(help="picture files")],
+    images: Annotated[list[Path], typer.Argument(help="picture files", callback=as_written)],
     as_json: Json = False,
 ) -> None:
     """Print the likely classes of pictures, by a student or the frozen model.
@@ -262,19 +271,23 @@ def predict_command(
 def import_command(
     settings: ImportSettings,
     checkpoint: Annotated[
-        Path, typer.Argument(help="of CoOp, POMP, KgCoOp, ProGrad, MaPLe, IVLP, VPT or PromptSRC")
+        str,
+        typer.Argument(
+            help="of CoOp, POMP, KgCoOp, ProGrad, MaPLe, IVLP, VPT or PromptSRC", callback=as_written
+        ),
     ],
 ) -> None:
     """Make a student of published prompts, to evaluate them like your own runs.
 
     Example: rpp import pomp/model.pth.tar-5 --model ViT-B-16 --pretrained openai --out runs/pomp
     """
-    require_checkpoint(checkpoint)
+    file = Path(local_file(checkpoint))
+    require_checkpoint(file)
     require_model(settings.model, settings.pretrained)
     with loading():
         from student_train.interchange.published import import_prompts, import_summary
         from student_train.model.stored import read_student
-    path = import_prompts(settings, checkpoint)
+    path = import_prompts(settings, file)
     record = read_student(path).record
     if record.imported is not None:
         note(import_summary(record.imported, record.prompts))
@@ -333,11 +346,25 @@ def onnx_command(settings: OnnxSettings, as_json: Json = False) -> None:
 
 @app.command(cls=OneCommand)
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN|SWEEP", help="the folder of a run or a sweep")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|SWEEP", help="the folder of a run or a sweep", callback=as_written),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
-            help="the file to write", rich_help_panel=OUTPUT, show_default="report.html in the folder"
+            help="the file to write",
+            callback=as_written,
+            rich_help_panel=OUTPUT,
+            show_default="report.html in the folder",
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="where the cache of the runs is now",
+            callback=as_written,
+            show_default="where it was, or at the same place relative to the run",
         ),
     ] = None,
 ) -> None:
@@ -348,9 +375,11 @@ def report(
     from pipeline.report.gather import gather
 
     gather(folder)
+    if cache is not None:
+        require_cache(cache)
     with loading():
         from pipeline.report import make_report
-    print_line(make_report(folder, out))
+    print_line(make_report(folder, out, cache))
 
 
 @app.command(cls=OneCommand)

@@ -19,6 +19,7 @@ from student_train.runs.record import (
 )
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path
 from teacher_cache.settings import to_flat
 
 OF_TRAINING = ("steps", "samples_per_second", "seconds", "wait_seconds")
@@ -38,7 +39,7 @@ def compare_runs(runs: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
     Raises:
         UsageError: fewer than two runs, no run in a folder, or a damaged record.
     """
-    folders = [Path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
+    folders = [local_path(run) for run in ([runs] if isinstance(runs, str | os.PathLike) else runs)]
     if len(folders) < 2:
         raise UsageError("give at least two runs to compare")
     stored = [_settings(read_settings(run)) for run in folders]

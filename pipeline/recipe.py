@@ -15,6 +15,7 @@ from student_train.evaluation.settings import EvalSettings
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path, same_place
 from teacher_cache.files.text_file import read_text
 from teacher_cache.settings import from_flat
 
@@ -41,7 +42,7 @@ def load_recipe(path: str | os.PathLike[str], train: dict[str, Any] | None = Non
     Raises:
         UsageError: not TOML, an unknown or missing table or setting, or an environment variable is not set.
     """
-    path = Path(path)
+    path = local_path(path)
     tables = read_toml(path, "recipe")
     unknown = set(tables) - {"build", "train", "eval"}
     if unknown or not isinstance(tables.get("build", {}), dict) or not isinstance(tables.get("train"), dict):
@@ -67,6 +68,10 @@ def load_recipe(path: str | os.PathLike[str], train: dict[str, Any] | None = Non
             EvalSettings, {"cache": training.cache, "student": str(training.out), **table}, f"{path} [[eval]]"
         )
         for table in evals
+    ]
+    own = {"student": str(training.out)}  # whatever the spelling in the recipe
+    evaluations = [
+        one.model_copy(update=own) if same_place(one.student, training.out) else one for one in evaluations
     ]
     return Recipe(build=build, train=training, evals=evaluations)
 

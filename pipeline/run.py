@@ -12,6 +12,7 @@ from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import same_place
 from teacher_cache.softlabels import open_cache
 from teacher_cache.teacher.teacher import choose_device
 
@@ -45,11 +46,10 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         UsageError: no such vocabulary, images, cache, student or device.
     """
     try:
-        new_cache = recipe.build and recipe.build.out
-        if settings.images != new_cache:
+        if not _is_new_cache(settings.images, recipe):
             check_dataset(settings)
         choose_device(settings.device)
-        if settings.cache is not None and settings.cache != new_cache:
+        if settings.cache is not None and not _is_new_cache(settings.cache, recipe):
             open_cache(settings.cache)
         if settings.student not in (ZERO_SHOT, str(recipe.train.out)) and not os.path.exists(
             settings.student
@@ -57,6 +57,10 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
             raise UsageError(f"no student at {settings.student}")
     except UsageError as error:
         raise UsageError(f"[[eval]]: {error}") from error
+
+
+def _is_new_cache(place: str, recipe: Recipe) -> bool:
+    return recipe.build is not None and same_place(place, recipe.build.out)
 
 
 def with_zero_shot(evals: list[EvalSettings]) -> list[EvalSettings]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from teacher_cache.command_settings import Lock
-from teacher_cache.settings import MOST_PROCESSES, Device, Panels
+from teacher_cache.settings import MOST_PROCESSES, Device, LocalPlace, Panels
 
 MOST_SEEDS = 10_000
 
@@ -34,7 +34,7 @@ class SweepSettings(BaseModel):
         le=MOST_SEEDS,
         description="runs per setting, with consecutive seeds from the recipe's",
     )
-    out: Path | None = Field(default=None, description="folder of the sweep [default: sweeps/RECIPE]")
+    out: LocalPlace | None = Field(default=None, description="folder of the sweep [default: sweeps/RECIPE]")
     jobs: int = Field(
         default=1,
         ge=1,
@@ -59,7 +59,9 @@ class DemoSettings(BaseModel):
         "Output": ("out",),
     }
 
-    out: Path = Field(default=Path("rpp-demo"), description="folder for the cache, the runs and the figures")
+    out: LocalPlace = Field(
+        default=Path("rpp-demo"), description="folder for the cache, the runs and the figures"
+    )
     seeds: int = Field(default=3, ge=1, description="trainings per row")
     epochs: int = Field(default=5, ge=1, description="passes over the base pictures")
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")

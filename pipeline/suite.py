@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.recipe import read_settings_table, read_toml
 from student_train.evaluation.settings import DataSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path
 from teacher_cache.files.remote import is_remote
 
 READY = Path(__file__).parent / "suites"
@@ -45,7 +46,8 @@ def load_suite(suite: str | os.PathLike[str], root: str | os.PathLike[str] | Non
         UsageError: no such suite, not TOML, or a table with an unknown or missing setting.
     """
     ready = {path.stem: path for path in sorted(READY.glob("*.toml"))}
-    path = ready.get(os.fspath(suite), Path(suite))
+    path = ready.get(str(suite)) or local_path(suite)
+    root = None if root is None else local_path(root)
     if not os.path.isfile(path):
         raise UsageError(f"no suite '{suite}': not a file, and not one of {', '.join(ready)}")
     tables = read_toml(path, "suite")
@@ -69,7 +71,7 @@ def _placed(data: SuiteData, root: Path | None) -> dict[str, str]:
     """Return the paths below the root; names of known vocabularies and templates stay."""
     if root is None:
         return {}
-    placed = {} if is_remote(data.images) else {"images": str(root / Path(data.images).expanduser())}
+    placed = {} if is_remote(data.images) else {"images": str(root / data.images)}
     for name in ("classes", "templates"):
         value = getattr(data, name)
         if value is not None and os.path.isfile(root / value):  # False for a text that is too long for a path

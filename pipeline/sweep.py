@@ -30,6 +30,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.lock_file import file_lock
+from teacher_cache.files.places import absolute_place, local_path, same_place
 from teacher_cache.progress import Counter, counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
@@ -72,7 +73,7 @@ def run_sweep(
         UsageError: an invalid recipe, axis or folder; raised before the first run starts.
         RppError: stopped, or the connection to the Dask scheduler is lost. The next call continues.
     """
-    recipe_path = Path(recipe_path)
+    recipe_path = local_path(recipe_path)
     out = settings.out or Path("sweeps") / recipe_path.stem
     axes = parse_axes(settings.set)
     recipe = load_recipe(recipe_path, {"out": str(out)})
@@ -85,8 +86,8 @@ def run_sweep(
     with lock_sweep(out, settings.lock) as lock, stoppable(message):
         ensure_cache(recipe, settings.lock, on_note)
         record = SweepRecord(
-            recipe=str(recipe_path),
-            cache=recipe.train.cache,
+            recipe=absolute_place(recipe_path),
+            cache=absolute_place(recipe.train.cache),
             axes={name: list(dict.fromkeys(cell.settings[name] for cell in cells)) for name in axes},
             seeds=list(dict.fromkeys(cell.train.seed for cell in cells)),
             rows=[
@@ -232,7 +233,7 @@ def ensure_cache(recipe: Recipe, lock: bool, on_note: Callable[[str], None]) -> 
     Raises:
         UsageError, RppError: see `build_cache`.
     """
-    if recipe.build is not None and recipe.train.cache == recipe.build.out:
+    if recipe.build is not None and same_place(recipe.train.cache, recipe.build.out):
         try:
             if not CacheStore.open(recipe.build.out).parts.missing():
                 return

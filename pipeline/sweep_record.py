@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from teacher_cache.errors import UsageError
 from teacher_cache.files.atomic_write import atomic_write_text
 from teacher_cache.files.json_text import first_problem
+from teacher_cache.files.places import local_path
 
 SWEEP = "sweep.json"
 RUNS = "runs"  # folder of the run folders
@@ -84,7 +85,7 @@ def read_sweep(out: str | os.PathLike[str]) -> SweepRecord:
     Raises:
         UsageError: the folder has no sweep, or its record is damaged.
     """
-    out = Path(out)
+    out = local_path(out)
     try:
         return SweepRecord.model_validate_json((out / SWEEP).read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:

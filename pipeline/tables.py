@@ -7,6 +7,7 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.seeds import exact, figure_text, format_spread, spread
 from pipeline.sweep_record import SweepRecord, SweepRow
@@ -60,9 +61,10 @@ class Cells:
             drawn = Table()
             chosen = (*range(self.names), *part)
             for column in chosen:
-                drawn.add_column(self.headings[column], width=widths[column], overflow="fold")
+                drawn.add_column(Text(self.headings[column]), width=widths[column], overflow="fold")
             for number, row in enumerate(cells, start=1):
-                drawn.add_row(*(row[column] for column in chosen), end_section=number == len(self.rows))
+                texts = (Text(row[column]) for column in chosen)  # brackets in them are no markup
+                drawn.add_row(*texts, end_section=number == len(self.rows))
             yield drawn
 
     def markdown(self) -> str:

@@ -29,6 +29,7 @@ from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.header import CacheHeader, part_rows
 from teacher_cache.store.local_folder import disk_errors
+from teacher_cache.store.presence import require_writable_place
 from teacher_cache.store.vocabularies import vocabulary_digest
 from teacher_cache.teacher.openclip import LoadedModel, load_model
 from teacher_cache.teacher.registry import earlier_choice
@@ -116,6 +117,7 @@ def load_inputs(
     settings: BuildSettings, on_note: Callable[[str], None]
 ) -> tuple[Vocabulary, SampleTable, list[str]]:
     """Return the vocabulary, the samples, and remarks for the user, which also go to `on_note`."""
+    require_writable_place(settings.out)
     vocabulary = load_vocabulary(settings.classes, settings.templates, settings.lemma, settings.duplicates)
     known = _known_samples(settings.out)
     samples, notes = index_images(settings.images, vocabulary, known, settings.labels)

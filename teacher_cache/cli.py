@@ -19,6 +19,7 @@ from teacher_cache.options import (
     Json,
     OneCommand,
     Version,
+    as_written,
     command_line,
     flag,
     print_json,
@@ -40,7 +41,7 @@ app = command_line(
 InVocabulary = Annotated[
     str | None, typer.Option(help="a vocabulary that relabel added", show_default="the build's")
 ]
-Cache = Annotated[str, typer.Argument(help="the cache: a folder or a URL")]
+Cache = Annotated[str, typer.Argument(help="the cache: a folder or a URL", callback=as_written)]
 console = Console(soft_wrap=True)
 remarks = Console(stderr=True, soft_wrap=True)
 
@@ -328,7 +329,9 @@ def stats(
 @app.command(cls=OneCommand)
 def export(
     cache: Cache,
-    out: Annotated[Path, typer.Option(help="the Parquet file to write", rich_help_panel=OUTPUT)],
+    out: Annotated[
+        Path, typer.Option(help="the Parquet file to write", callback=as_written, rich_help_panel=OUTPUT)
+    ],
     top: Annotated[
         int | None,
         typer.Option(

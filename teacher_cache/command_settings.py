@@ -15,7 +15,7 @@ from teacher_cache.encodings import EncodingSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.images.statements import LabelChoice
-from teacher_cache.settings import MOST_PROCESSES, Device, Panels, Place
+from teacher_cache.settings import MOST_PROCESSES, Device, Panels, Place, PlaceOrText
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
@@ -89,19 +89,19 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
         "Compute": COMPUTE,
     }
 
-    images: str = Field(
+    images: Place = Field(
         description="tar shards ('a/{00..99}.tar'), Parquet files or an image folder; a path or a URL"
     )
     labels: LabelChoice = Field(default="auto", description=LABELS)
-    classes: str = Field(
+    classes: Place = Field(
         description="class names: imagenet-21k or a similar known name, or a .txt, .csv or .json file"
     )
     out: Place = Field(description="folder or URL of the cache to create or to resume")
-    teacher: str = Field(description="open_clip model name, or a folder with open_clip_config.json")
-    pretrained: str | None = Field(
+    teacher: Place = Field(description="open_clip model name, or a folder with open_clip_config.json")
+    pretrained: Place | None = Field(
         default=None, description="pretrained tag or weights file [default: a model folder has its own]"
     )
-    templates: str = Field(
+    templates: PlaceOrText = Field(
         default=DEFAULT_TEMPLATE,
         description="one text with {} for the class name, a file of such texts, "
         f"{' or '.join(TEMPLATE_SETS)}",
@@ -132,13 +132,13 @@ class ExtendSettings(ComputeSettings):
     }
 
     views: int = Field(ge=1, le=1024, description="views per image that the cache is to have")
-    images: str | None = Field(
+    images: Place | None = Field(
         default=None, description="where the images are now [default: where the build found them]"
     )
-    teacher: str | None = Field(
+    teacher: Place | None = Field(
         default=None, description="where the cache's teacher is now [default: where it was]"
     )
-    pretrained: str | None = Field(default=None, description="its weights file now [default: where it was]")
+    pretrained: Place | None = Field(default=None, description="its weights file now [default: where it was]")
 
 
 class RelabelSettings(BaseModel):
@@ -152,10 +152,10 @@ class RelabelSettings(BaseModel):
     }
 
     name: str = Field(description="name of the vocabulary in this cache")
-    classes: str = Field(
+    classes: Place = Field(
         description="class names: imagenet-21k or a similar known name, or a .txt, .csv or .json file"
     )
-    templates: str | None = Field(
+    templates: PlaceOrText | None = Field(
         default=None,
         description="one text with {} for the class name, a file of such texts, "
         f"{' or '.join(TEMPLATE_SETS)} "
@@ -163,9 +163,9 @@ class RelabelSettings(BaseModel):
     )
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
-    teacher: str | None = Field(
+    teacher: Place | None = Field(
         default=None, description="where the cache's teacher is now [default: where it was]"
     )
-    pretrained: str | None = Field(default=None, description="its weights file now [default: where it was]")
+    pretrained: Place | None = Field(default=None, description="its weights file now [default: where it was]")
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     lock: Lock = True

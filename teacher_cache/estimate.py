@@ -21,6 +21,7 @@ from teacher_cache.command_settings import BuildSettings
 from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.compute.workers import number_of_workers, on_this_machine
 from teacher_cache.encodings import ClassHead
+from teacher_cache.files.places import absolute_place
 from teacher_cache.images.table import SampleTable
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
@@ -128,7 +129,7 @@ def _table_bytes(samples: SampleTable) -> int:
 def _free_bytes(out: str) -> int | None:
     if "://" in out:
         return None
-    path = Path(out).expanduser().absolute()
+    path = Path(absolute_place(out))
     while not os.path.exists(path):
         path = path.parent
     return shutil.disk_usage(path).free

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write
+from teacher_cache.files.places import local_path
 from teacher_cache.indices import as_number
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.store.header import CHUNK_ROWS
@@ -51,7 +51,7 @@ def export_soft_labels(
         UsageError: more classes than the vocabulary has, a temperature or view that the cache does not have,
             or a file that exists or cannot be written.
     """
-    out, temperature = Path(out), as_number(temperature, "temperature")
+    out, temperature = local_path(out), as_number(temperature, "temperature")
     cache.encoding.require_temperature(temperature)
     view = cache.require_view(view)
     if not 1 <= top <= len(cache.vocabulary):

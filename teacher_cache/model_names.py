@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import place_of
 
 LOCAL_DIR = "local-dir:"
 HF_HUB = "hf-hub:"
@@ -17,8 +18,8 @@ def canonical_model_name(name: str) -> str:
     open_clip's spelling for other names."""
     if name.startswith(HF_HUB):
         return name
-    folder = Path(name.removeprefix(LOCAL_DIR)).expanduser()
-    is_path = name.startswith((LOCAL_DIR, "/", "./", "../", "~"))
+    folder = Path(place_of(name.removeprefix(LOCAL_DIR)))
+    is_path = name.startswith((LOCAL_DIR, "/", "./", "../", "~", "file://"))
     if is_path or os.path.isfile(folder / "open_clip_config.json"):
         return f"{LOCAL_DIR}{folder.resolve()}"
     return name.replace("/", "-")
@@ -34,8 +35,8 @@ def canonical_pretrained(pretrained: str | None) -> str | None:
 
     A link stays one: in the cache of Hugging Face's hub it has the file's name, and its target has none.
     """
-    if pretrained and is_weights_file(pretrained):
-        return os.path.abspath(Path(pretrained).expanduser())
+    if pretrained and is_weights_file(place_of(pretrained)):
+        return os.path.abspath(place_of(pretrained))
     return pretrained
 
 

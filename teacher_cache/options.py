@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from teacher_cache.distribution import versions
 from teacher_cache.errors import RppError, printable
+from teacher_cache.files.places import local_path, place_of
 from teacher_cache.settings import Settings, flat_fields, from_flat, panels_of
 
 DEBUG = "RPP_DEBUG"  # environment variable; if it is set, errors show their traceback
@@ -72,6 +73,15 @@ def _print_versions(wanted: bool) -> None:
 def flag(name: str, text: str, panel: str | None = None, **more: Any) -> Any:
     """Declare an option without a value."""
     return typer.Option(name, help=text, rich_help_panel=panel, show_default=False, **more)
+
+
+def as_written(value: Any) -> Any:
+    """Callback of typer for arguments and options that are places: convert one, several or none."""
+    if isinstance(value, list | tuple):
+        return [as_written(item) for item in value]
+    if value is None:
+        return None
+    return local_path(value) if isinstance(value, os.PathLike) else place_of(value)
 
 
 OUTPUT = "Output"  # help panel of options about printed and written results

@@ -12,10 +12,12 @@ from teacher_cache.classes.vocabulary import require_vocabulary
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
+from teacher_cache.files.hub import is_on_hub
+from teacher_cache.files.places import place_of
 from teacher_cache.files.remote import is_remote
 from teacher_cache.images.sources import find_source
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR, canonical_model_name, require_model_folder
-from teacher_cache.store.presence import require_cache
+from teacher_cache.store.presence import require_cache, require_writable_place
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npy", ".npz", ".ckpt", ".tar")
 
@@ -52,7 +54,9 @@ def require_model(model: str, pretrained: str | None) -> None:
     require_model_folder(name)
     if name.startswith((LOCAL_DIR, HF_HUB)) or pretrained is None:
         return
-    file = Path(pretrained).expanduser()
+    if is_on_hub(pretrained):
+        return
+    file = Path(place_of(pretrained))
     if ("/" in pretrained or file.suffix in WEIGHTS_SUFFIXES) and not os.path.isfile(file):
         raise UsageError(f"--pretrained '{pretrained}': no such weights file")
 
@@ -64,6 +68,7 @@ def check_build(settings: BuildSettings) -> None:
         UsageError: the first of them.
     """
     rpp_version()
+    require_writable_place(settings.out)
     require_classes(settings.classes, settings.templates)
     require_images(settings.images)
     require_model(settings.teacher, settings.pretrained)

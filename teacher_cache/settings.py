@@ -7,12 +7,14 @@ A settings class (pydantic) is the only place that defines an option's name, typ
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path, place_of, place_or_text
 
 MOST_PROCESSES = 1024  # or threads, of one kind on one machine
 LARGEST_FACTOR = 1e18  # of a loss or a step; its square is still a float32
@@ -20,10 +22,24 @@ LARGEST_FACTOR = 1e18  # of a loss or a step; its square is still a float32
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 Settings = TypeVar("Settings", bound=BaseModel)
 Panels = dict[str, tuple[str, ...]]  # flat names of options by the heading of their panel in the help
-# A path or URL, as text because pathlib would shorten "s3://". pathlib's paths are converted.
-Place = Annotated[
-    str, BeforeValidator(lambda place: os.fspath(place) if isinstance(place, os.PathLike) else place)
-]
+
+
+def _converted(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def validate(value: Any) -> Any:
+        if not isinstance(value, str | os.PathLike):
+            return value  # pydantic refuses it
+        try:
+            return str(convert(value))  # from JSON, pydantic makes a path of a text only
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    return validate
+
+
+# A path or a URL. Also for what is either a known name or a place: names do not change.
+Place = Annotated[str, BeforeValidator(_converted(place_of))]
+LocalPlace = Annotated[Path, BeforeValidator(_converted(local_path))]
+PlaceOrText = Annotated[str, BeforeValidator(_converted(place_or_text))]
 
 # A device's name; a `torch.device` is converted.
 Device = Annotated[

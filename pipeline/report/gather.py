@@ -162,14 +162,19 @@ class Gathered:
             return ""
         return f"{self.chosen[0].label}, seed {self.chosen[1].seed}"
 
-    @cached_property
+    @property
     def record(self) -> dict[str, Any] | None:
         """Stored settings of the chosen run, or else of the first run that has any."""
+        return self.recorded_run[1] if self.recorded_run else None
+
+    @cached_property
+    def recorded_run(self) -> tuple[Path, dict[str, Any]] | None:
+        """The folder of the run of `record`, and the record."""
         rows = [self.chosen[1]] if self.chosen else []
         for row in (*rows, *self.sweep.rows):
             if (self.run_folder(row) / SETTINGS).is_file():
                 try:
-                    return read_settings(self.run_folder(row))
+                    return self.run_folder(row), read_settings(self.run_folder(row))
                 except UsageError as error:
                     self.notes.append(str(error))
         return None

@@ -43,7 +43,12 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
     if record is None:
         pieces.append(Text("No run has written its settings yet.", True))
     else:
-        groups = [_teacher(record), _cache(record, unread), _student(record), _cost(gathered, build_seconds)]
+        groups = [
+            _teacher(record),
+            _cache(record, cache, unread),
+            _student(record),
+            _cost(gathered, build_seconds),
+        ]
         pieces.append(FactGroups([group for group in groups if group.pairs]))
         never_read = record.get("never_read")
         if isinstance(never_read, list) and never_read:
@@ -85,12 +90,12 @@ def _teacher(record: dict[str, Any]) -> Facts:
     return _facts("Teacher", pairs)
 
 
-def _cache(record: dict[str, Any], unread: int | None) -> Facts:
+def _cache(record: dict[str, Any], cache: TeacherCache | None, unread: int | None) -> Facts:
     header, settings = record["cache"], record["settings"]
     encoding = header.get("encoding")
     views = header.get("view_policy")
     pairs = [
-        ("place", settings.get("cache")),
+        ("place", settings.get("cache") if cache is None else cache.path),
         ("samples", _number_text(header.get("samples"))),
         ("views per sample", views.get("views") if isinstance(views, dict) else None),
         ("classes", _number_text(header.get("classes"))),

@@ -17,16 +17,23 @@ from pipeline.report.softlabels import open_recorded_cache
 from pipeline.report.training import curves_section
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write_text
+from teacher_cache.files.places import local_path, place_of
 
 REPORT = "report.html"
 
 
-def make_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+def make_report(
+    folder: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write the report of a run or a sweep.
 
     Args:
         folder: folder of the run or the sweep.
         out: the file; default: `report.html` in the folder.
+        cache: where the cache of the runs is now; default: where it was, or at the same place relative to the
+            run.
 
     Returns:
         The file.
@@ -34,13 +41,17 @@ def make_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | No
     Raises:
         UsageError: the folder is neither, its record is damaged, or the file cannot be written.
     """
-    folder = Path(folder)
+    folder = local_path(folder)
     gathered = gather(folder)
-    out = folder / REPORT if out is None else Path(out)
+    out = folder / REPORT if out is None else local_path(out)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder; give a file")
     # file names may have characters that are not valid UTF-8
-    html = render(gathered, sections(gathered)).encode("utf-8", "replace").decode("utf-8")
+    html = (
+        render(gathered, sections(gathered, None if cache is None else place_of(cache)))
+        .encode("utf-8", "replace")
+        .decode("utf-8")
+    )
     try:
         atomic_write_text(out, html)
     except OSError as error:
@@ -48,12 +59,16 @@ def make_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | No
     return out
 
 
-def sections(gathered: Gathered) -> list[Section]:
-    """Return all sections in the order of the page; those without data give the reason."""
+def sections(gathered: Gathered, place: str | None = None) -> list[Section]:
+    """Return all sections in the order of the page; those without data give the reason.
+
+    Args:
+        place: where the cache of the runs is now; see `open_recorded_cache`.
+    """
     cache, why = None, ""
-    if gathered.record is not None:
+    if gathered.recorded_run is not None:
         try:
-            cache = open_recorded_cache(gathered.record)
+            cache = open_recorded_cache(*gathered.recorded_run, place)
         except RppError as error:
             why = str(error)
     return [

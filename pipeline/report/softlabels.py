@@ -17,13 +17,16 @@ from PIL import Image
 
 from student_train.evaluation.models import FeatureModels, LoadedFeatureModel
 from student_train.evaluation.settings import ModelSettings
+from student_train.runs.record import places_of_cache
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.remote import is_remote
 from teacher_cache.images.decode import UnreadableImageError, decode_image
 from teacher_cache.images.reader import ImageReader
 from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.stats import entropy, sample_rows, teacher_statistics
+from teacher_cache.store.cache_store import CacheStore
 
 TEMPERATURES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 PICTURE_TEMPERATURES = (0.5, 1.0, 4.0)  # unless a sweep has others
@@ -55,18 +58,39 @@ class Picture:
     student: list[tuple[str, float]]
 
 
-def open_recorded_cache(record: dict[str, Any]) -> TeacherCache:
+def open_recorded_cache(run: Path, record: dict[str, Any], place: str | None = None) -> TeacherCache:
     """Open the cache that a run was trained on.
 
+    Args:
+        run: the run's folder.
+        record: its `settings.json`.
+        place: where the cache is now; None looks where it was, and at the same place relative to the run.
+
     Raises:
-        RppError: it does not exist, cannot be read, or has changed.
+        RppError: it does not exist, cannot be read, or is another one.
     """
-    settings, recorded = record["settings"], record["cache"]
-    cache = open_cache(str(settings.get("cache")), settings.get("vocabulary"))
-    for name in ("sample_table_digest", "vocabulary_digest"):
-        if recorded.get(name) != getattr(cache.header, name):
-            raise UsageError(f"{cache.path} is not the cache that the run was trained on ({name} differs)")
-    return cache
+    places = places_of_cache(run, record) if place is None else [place]
+    wrong = None
+    for found in places:
+        if not is_remote(found) and not CacheStore.exists(found):
+            continue
+        cache = open_cache(found, record["settings"].get("vocabulary"))
+        differs = _difference(cache, record["cache"])
+        if differs is None:
+            return cache
+        wrong = wrong or UsageError(
+            f"{cache.path} is not the cache that the run was trained on ({differs} differs); give that one "
+            "with --cache"
+        )
+    raise wrong or UsageError(f"no cache at {' nor at '.join(places)}; give its place with --cache")
+
+
+def _difference(cache: TeacherCache, recorded: dict[str, Any]) -> str | None:
+    """Return the name of a field in which a cache differs from the recorded one; None if it is the same."""
+    if recorded["teacher"]["weights_digest"] != cache.teacher["weights_digest"]:
+        return "weights_digest"
+    digests = ("sample_table_digest", "vocabulary_digest")
+    return next((name for name in digests if recorded.get(name) != getattr(cache.header, name)), None)
 
 
 def served_temperatures(cache: TeacherCache, temperatures: Iterable[float]) -> list[float]:

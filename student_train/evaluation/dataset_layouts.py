@@ -14,7 +14,7 @@ from teacher_cache.classes.vocabulary_files import synsets_and_names
 from teacher_cache.errors import UsageError
 from teacher_cache.files.remote import is_remote
 from teacher_cache.files.text_file import read_text
-from teacher_cache.images.sources import find_source
+from teacher_cache.images.sources import LIST, find_source
 from teacher_cache.preflight import require_classes
 from teacher_cache.store.presence import require_cache
 
@@ -54,7 +54,7 @@ def vocabulary_of(settings: DataSettings, form: Format) -> Vocabulary:
         own = load_templates(str(folder / TEMPLATES)) if (folder / TEMPLATES).is_file() else ()
         if settings.classes is None:
             return with_templates(_own_classes(folder), settings, own)
-    classes = settings.classes or (settings.images.partition("#")[0] if form == "coop" else None)
+    classes = settings.classes or (split_file(settings.images) if form == "coop" else None)
     if classes is None:
         raise _no_classes(settings.images)
     names = load_vocabulary(classes, lemma=settings.lemma, duplicates=settings.duplicates)
@@ -67,11 +67,17 @@ def with_templates(vocabulary: Vocabulary, settings: DataSettings, own: tuple[st
     return replace(vocabulary, templates=templates)
 
 
+def split_file(images: str) -> str:
+    """Return the file of CoOp's layout without the part that follows a `#`."""
+    listed = LIST.fullmatch(images)
+    return listed["file"] if listed else images
+
+
 def image_source_of(settings: DataSettings, form: Format) -> str:
     """Return the image source of stage one for the data set's images."""
     if form == "clip-benchmark":
         return _shards(Path(settings.images), settings.split)
-    if form == "coop" and "#" not in settings.images:
+    if form == "coop" and split_file(settings.images) == settings.images:
         return f"{settings.images}#{settings.split}"
     return settings.images
 

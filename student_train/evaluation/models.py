@@ -139,7 +139,15 @@ class FeatureModels:
             model, pretrained = (settings.model, settings.pretrained) if own else (None, None)
             if model is None:
                 model, pretrained = teacher["model"], pretrained or teacher.get("pretrained")
-            loaded = self._load(model, pretrained, conventions=conventions)
+            try:
+                loaded = self._load(model, pretrained, conventions=conventions)
+            except UsageError as error:
+                if not own:
+                    raise
+                raise UsageError(
+                    f"the cache's teacher: {error}; if it moved, name its new place with --model (and "
+                    "--pretrained)"
+                ) from error
         if loaded.digest != digest:
             cache = f"the cache {settings.cache}" if settings.cache else "the run's cache"
             raise UsageError(f"{loaded.name} has weights {loaded.digest} now, {cache} was made with {digest}")

@@ -17,6 +17,7 @@ from student_train.evaluation.preflight import picture_folder
 from student_train.evaluation.settings import PredictSettings
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import local_path
 from teacher_cache.images.decode import UnreadableImageError, decode_image
 
 BATCH = 64
@@ -50,7 +51,7 @@ def predict(
     Raises:
         UsageError: no pictures, a file that is not a picture, no such run, or no such vocabulary.
     """
-    paths = [Path(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
+    paths = [local_path(path) for path in ([images] if isinstance(images, str | os.PathLike) else images)]
     if not paths:
         raise UsageError("no pictures; give one or more files")
     contents = [_content(path) for path in paths]

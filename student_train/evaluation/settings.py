@@ -16,7 +16,7 @@ from teacher_cache.command_settings import LABELS, Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.images.sources import SOURCES
 from teacher_cache.images.statements import LabelChoice
-from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, Panels, Place
+from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, Panels, Place, PlaceOrText
 
 if TYPE_CHECKING:
     Format = str
@@ -35,10 +35,10 @@ class DataOptions(BaseModel):
     format: Format = Field(default="auto", description="layout of the data set")
     split: str = Field(default="test", description="part of a data set in CoOp's or CLIP_benchmark's layout")
     labels: LabelChoice = Field(default="auto", description=LABELS)
-    classes: str | None = Field(
+    classes: Place | None = Field(
         default=None, description="class names: a known name or a file [default: the data set's own]"
     )
-    templates: str | None = Field(
+    templates: PlaceOrText | None = Field(
         default=None,
         description="one text with {} for the class name, a file of such texts, "
         f"{' or '.join(TEMPLATE_SETS)} "
@@ -56,7 +56,7 @@ class DataOptions(BaseModel):
 class DataSettings(DataOptions):
     """A data set: its images, layout and classes."""
 
-    images: str = Field(
+    images: Place = Field(
         description="an image source, CoOp's split_zhou_*.json, a folder of CLIP_benchmark, or a cache"
     )
 
@@ -66,10 +66,10 @@ class FrozenModelPlace(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str | None = Field(
+    model: Place | None = Field(
         default=None, description="where the frozen model is now [default: where it was at training]"
     )
-    pretrained: str | None = Field(
+    pretrained: Place | None = Field(
         default=None,
         description="pretrained tag or weights file of the frozen model now [default: as at training]",
     )
@@ -90,7 +90,7 @@ class ModelOptions(FrozenModelPlace):
 class ModelSettings(ModelOptions):
     """A model to evaluate or to predict with."""
 
-    student: str = Field(
+    student: Place = Field(
         description="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model"
     )
 
@@ -100,7 +100,7 @@ class ClassSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    classes: str = Field(description="class names: a known name or a file")
+    classes: Place = Field(description="class names: a known name or a file")
     lemma: Lemma = Field(default="first", description="which of a synset's names to use")
     duplicates: Duplicates = Field(default="lemma", description="what to do with names that occur twice")
 

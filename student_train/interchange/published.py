@@ -33,6 +33,8 @@ from teacher_cache.classes.templates import PROMPT_WORDS
 from teacher_cache.conventions import ConventionOptions
 from teacher_cache.errors import UsageError, printable
 from teacher_cache.files.atomic_write import make_folder
+from teacher_cache.files.places import place_of
+from teacher_cache.files.remote import local_file
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
 from teacher_cache.teacher.text_towers import text_parts
 
@@ -56,7 +58,7 @@ def import_prompts(settings: ImportSettings, checkpoint: str | os.PathLike[str])
     """
     if os.path.exists(settings.out / STUDENT):
         raise UsageError(f"{settings.out} already has a student; choose another --out")
-    checkpoint = Path(checkpoint)
+    checkpoint = Path(local_file(place_of(checkpoint)))
     found = read_prompts(checkpoint)
     like = ConventionOptions(weights_like=settings.weights_like)
     base = load_model(settings.model, settings.pretrained, conventions=like)

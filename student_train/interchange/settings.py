@@ -3,14 +3,13 @@
 A description that ends in `[default: ...]` says in words what happens without the option.
 """
 
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from student_train.evaluation.settings import MODEL, NAMES, FrozenModelPlace, ModelWithClasses
 from teacher_cache.conventions import WEIGHTS_LIKE
-from teacher_cache.settings import Panels
+from teacher_cache.settings import LocalPlace, Panels, Place
 
 
 class ImportSettings(BaseModel):
@@ -23,9 +22,9 @@ class ImportSettings(BaseModel):
         "Output": ("out",),
     }
 
-    out: Path = Field(description="folder for the student; rpp eval and rpp-train --init read it")
-    model: str = Field(description="open_clip model that the prompts were trained on")
-    pretrained: str | None = Field(
+    out: LocalPlace = Field(description="folder for the student; rpp eval and rpp-train --init read it")
+    model: Place = Field(description="open_clip model that the prompts were trained on")
+    pretrained: Place | None = Field(
         default=None, description="its pretrained tag or weights file [default: a model folder has its own]"
     )
     weights_like: str | None = WEIGHTS_LIKE
@@ -46,7 +45,7 @@ class ClassifierSettings(ModelWithClasses):
         "Output": ("out",),
     }
 
-    out: Path = Field(description="folder for the files")
+    out: LocalPlace = Field(description="folder for the files")
 
 
 class HuggingFaceSettings(BaseModel):
@@ -55,9 +54,11 @@ class HuggingFaceSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     PANELS: ClassVar[Panels] = {"Model": ("student",), "Output": ("out", "results")}
 
-    student: Path = Field(description="a run's folder, or a student's file; its frozen model is not needed")
-    out: Path = Field(description="folder for config.json, model.safetensors and README.md")
-    results: Path | None = Field(
+    student: LocalPlace = Field(
+        description="a run's folder, or a student's file; its frozen model is not needed"
+    )
+    out: LocalPlace = Field(description="folder for config.json, model.safetensors and README.md")
+    results: LocalPlace | None = Field(
         default=None,
         description="figures for the model card, as rpp eval --json printed them [default: results.json of "
         "rpp run, if it is in the run's folder]",
@@ -69,8 +70,8 @@ class OnnxSettings(FrozenModelPlace):
 
     PANELS: ClassVar[Panels] = {"Model": ("student", "model", "pretrained"), "Output": ("out",)}
 
-    student: Path = Field(
+    student: LocalPlace = Field(
         description="a run's folder, one in Hugging Face's layout, or a student's file; not zero-shot, which "
         "is open_clip's own model"
     )
-    out: Path = Field(description="the ONNX file, image.onnx for example")
+    out: LocalPlace = Field(description="the ONNX file, image.onnx for example")

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write, atomic_write_text, make_folder
 from teacher_cache.files.json_text import first_problem, parse_json
+from teacher_cache.files.places import local_path
 from teacher_cache.model_names import portable_model, portable_pretrained
 
 FORMAT, FORMAT_VERSION = "rpp-student", 1
@@ -166,13 +167,24 @@ def read_student(path: str | Path) -> StoredStudent:
     Raises:
         UsageError: no student there, a file that is not a student, or files of a folder that disagree.
     """
-    path = Path(path)
+    path = local_path(path)
     require_student(path)
     if _is_layout(path):
         return _read_layout(path)
     if os.path.isdir(path):
-        return _read_file(path / STUDENT, read_provenance(path))
+        stored = _read_file(path / STUDENT, read_provenance(path))
+        return replace(stored, record=_with_places_of_today(path, stored.record))
     return _read_file(path, None)
+
+
+def _with_places_of_today(run: Path, record: StudentRecord) -> StudentRecord:
+    """Return the record with the frozen model where the run's own record finds it."""
+    if not os.path.isfile(run / SETTINGS):
+        return record
+    found = read_settings(run)["student"]
+    if found.get("weights_digest") != record.weights_digest:
+        return record
+    return record.model_copy(update={name: found.get(name) for name in ("model", "pretrained")})
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:

@@ -37,6 +37,7 @@ from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
 from teacher_cache.conventions import Conventions, recorded_conventions
 from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.files.places import local_path
 from teacher_cache.indices import as_texts
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
 from teacher_cache.teacher.registry import earlier_conventions
@@ -371,7 +372,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             RppError: it could not be fetched.
         """
         # The mixin's own method would read arguments of the class from `config.json`.
-        folder = Path(pretrained_model_name_or_path)
+        folder = local_path(pretrained_model_name_or_path)
         if not os.path.isdir(folder):
             repository = str(pretrained_model_name_or_path)
             folder = fetch_folder(

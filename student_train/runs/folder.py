@@ -54,18 +54,21 @@ class RunFolder:
             with _writing(self.out):
                 self._acquire_lock()
 
-    def raise_format(self, record: dict[str, Any]) -> None:
-        """Give a run of an earlier version the current format: that version would not find the checkpoint.
+    def update(self, record: dict[str, Any], changes: dict[str, Any]) -> None:
+        """Write where the inputs of a resumed run are now, and give a run of an earlier version the current
+        format: that version would not find the checkpoint.
 
         Args:
             record: the run's `settings.json`.
+            changes: its fields of today that differ or are missing.
 
         Raises:
             UsageError: it cannot be written.
         """
-        if self._writes and record.get("format_version") != RUN_FORMAT:
+        updated = {**record, **changes, "format_version": RUN_FORMAT}
+        if self._writes and updated != record:
             with _writing(self.out):
-                self._write_settings({**record, "format_version": RUN_FORMAT})
+                self._write_settings(updated)
 
     def drop_metrics(self, after: int) -> None:
         """Remove the lines of `metrics.jsonl` that belong to later steps.

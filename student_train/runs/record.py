@@ -6,7 +6,7 @@ Nothing here takes time to import.
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.files.json_text import parse_json
-from teacher_cache.model_names import portable_model, portable_pretrained
+from teacher_cache.files.places import local_path, place_of
+from teacher_cache.files.remote import is_remote
+from teacher_cache.model_names import LOCAL_DIR, portable_model, portable_pretrained
 
 SETTINGS = "settings.json"
 METRICS = "metrics.jsonl"
@@ -23,6 +25,7 @@ EARLIER_CHECKPOINT = "checkpoint.pt"  # of rpp before checkpoints became safeten
 STUDENT = "student.safetensors"
 MODEL, CONFIG = "model.safetensors", "config.json"  # names of Hugging Face's hub
 RESULTS = "results.json"  # what a recipe measured of the run
+FROM_RUN = "from_run"  # in `settings.json`: places relative to the run's folder
 # Of `settings.json` and its folder; a record without one has format 1. Format 2 has safetensors checkpoints.
 RUN_FORMAT = 2
 
@@ -63,6 +66,7 @@ def read_settings(out: Path) -> dict[str, Any]:
             if not isinstance(record.get(name), kind):
                 raise ValueError(f"{name!r} is missing or of another type")
         check_teacher(record["cache"].get("teacher"), record["templates"])
+        _find_moved_models(out, record)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"no run at {out}: it has no {SETTINGS}") from error
     except OSError as error:
@@ -70,6 +74,81 @@ def read_settings(out: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{out / SETTINGS} is damaged: {error}") from error
     return record
+
+
+def places_from_run(out: Path, cache: str, models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the local places that a run reads, relative to its folder, to find them when all moved together.
+
+    Args:
+        cache: of the run; a path or a URL.
+        models: `model` and `pretrained` of teacher and student, as `load_model` names them.
+
+    Returns:
+        Relative paths by name: `cache`, and `teacher_model`, `student_pretrained` and so on for folders and
+        files.
+    """
+    places = {"cache": place_of(cache)}
+    for owner, model in models.items():
+        for name in ("model", "pretrained"):
+            place = str(model.get(name) or "").removeprefix(LOCAL_DIR)
+            if os.path.isabs(place):
+                places[f"{owner}_{name}"] = place
+    folder = os.path.realpath(out)
+    local = {name: place for name, place in places.items() if not is_remote(place)}
+    return {name: os.path.relpath(os.path.realpath(place), folder) for name, place in local.items()}
+
+
+def _find_moved_models(out: Path, record: dict[str, Any]) -> None:
+    """Replace places of models that do not exist by those relative to the run, where these exist.
+
+    Whoever loads a model compares its digest with the recorded one.
+    """
+    for owner, model in {"teacher": record["cache"]["teacher"], "student": record["student"]}.items():
+        for name, prefix in {"model": LOCAL_DIR, "pretrained": ""}.items():
+            stored, moved = model.get(name), _beside(out, record, f"{owner}_{name}")
+            if (
+                isinstance(stored, str)
+                and moved is not None
+                and not os.path.exists(stored.removeprefix(prefix))
+                and os.path.exists(moved)
+            ):
+                model[name] = prefix + moved
+
+
+def _beside(out: Path, record: dict[str, Any], name: str) -> str | None:
+    """Return a place of `places_from_run`, seen from where the run is now."""
+    places = record.get(FROM_RUN)
+    relative = places.get(name) if isinstance(places, dict) else None
+    if not isinstance(relative, str):
+        return None
+    return os.path.normpath(os.path.join(os.path.realpath(out), relative))
+
+
+def places_of_cache(out: Path, record: dict[str, Any]) -> list[str]:
+    """Return where the cache of a run may be: as recorded, and relative to the run's folder.
+
+    Runs of earlier versions recorded their cache as it was typed. It is looked for relative to the working
+    directory, and relative to the folder in which the run was trained, if the folder of the run was typed
+    relative as well.
+
+    Args:
+        out: the run's folder.
+        record: its `settings.json`.
+    """
+    stored = str(record["settings"].get("cache"))
+    if is_remote(stored):
+        return [place_of(stored)]
+    places = [str(Path(stored).absolute())]
+    if stored.startswith("~"):
+        places.append(os.path.expanduser(stored))
+    elif FROM_RUN not in record and not os.path.isabs(stored):
+        trained = record["settings"].get("out") or f"runs/{out.absolute().name}"
+        if not os.path.isabs(trained):
+            relative = os.path.relpath(stored, trained)
+            places.append(os.path.normpath(os.path.join(os.path.realpath(out), relative)))
+    if beside := _beside(out, record, "cache"):
+        places.append(beside)
+    return list(dict.fromkeys(places))
 
 
 def _require_known_format(out: Path, record: dict[str, Any]) -> None:
@@ -125,7 +204,7 @@ def read_metrics(out: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
 
     Lines that cannot be read, as a crash may leave, are skipped, and so is everything after a read error.
     """
-    with suppress(OSError), open(Path(out) / METRICS, encoding="utf-8", errors="replace") as file:
+    with suppress(OSError), open(local_path(out) / METRICS, encoding="utf-8", errors="replace") as file:
         yield from (line for line in map(_metrics_line, file) if line is not None)
 
 

@@ -21,7 +21,7 @@ from student_train.data.join import Batch
 from student_train.model.stored import read_student
 from student_train.model.student import PromptedCLIP, save_student
 from student_train.runs.folder import BAD_STEP, RunFolder
-from student_train.runs.record import find_checkpoint, public_record, require_startable
+from student_train.runs.record import FROM_RUN, find_checkpoint, public_record, require_startable
 from student_train.training.checkpoint import Checkpoint
 from student_train.training.distributed import AgreedError, Processes, joined_processes
 from student_train.training.forward import Forward
@@ -31,9 +31,10 @@ from student_train.training.losses import TotalLoss
 from student_train.training.metric_logs import MetricLogs
 from student_train.training.metrics import Metrics
 from student_train.training.optimizer import PromptOptimizer
-from student_train.training.run_identity import check_same_run, describe_run
+from student_train.training.run_identity import check_same_run, describe_run, places_of_inputs
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import absolute_place
 from teacher_cache.softlabels import open_cache
 from teacher_cache.stopping import handling_stops
 
@@ -153,11 +154,20 @@ class Run:
         if self.record is not None:
             self.folder.resume()
             self.first_step = self.checkpoint.load(self.total_steps)
-            self.folder.raise_format(self.record)
+            base = self.student.base
+            places = places_of_inputs(self.settings, self.folder.out, self.cache, base)
+            moved = {**self.record["settings"], "cache": absolute_place(self.settings.cache)}
+            self.folder.update(self.record, {"settings": moved, FROM_RUN: places})
             self.folder.drop_metrics(after=self.first_step)
         else:
             self.record = describe_run(
-                self.settings, self.cache, self.student, self.join, self.processes.size, self.init
+                self.settings,
+                self.folder.out,
+                self.cache,
+                self.student,
+                self.join,
+                self.processes.size,
+                self.init,
             )
             self.folder.create(self.record)
         if self.processes.first:

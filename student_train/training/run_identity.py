@@ -10,12 +10,21 @@ from pydantic import ValidationError
 from student_train.data.join import Join
 from student_train.model.stored import StoredStudent
 from student_train.model.student import PromptedCLIP
-from student_train.runs.record import FREE_ON_RESUME, MAY_MOVE, RUN_FORMAT, flat_settings
+from student_train.runs.record import (
+    FREE_ON_RESUME,
+    FROM_RUN,
+    MAY_MOVE,
+    RUN_FORMAT,
+    flat_settings,
+    places_from_run,
+)
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.conventions import Conventions, described, recorded_conventions
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import absolute_place
+from teacher_cache.images.sources import absolute_source
 from teacher_cache.settings import from_flat, to_flat
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.openclip import LoadedModel
@@ -24,6 +33,7 @@ from teacher_cache.teacher.registry import earlier_conventions
 
 def describe_run(
     settings: TrainSettings,
+    out: Path,
     cache: TeacherCache,
     student: PromptedCLIP,
     join: Join,
@@ -31,9 +41,16 @@ def describe_run(
     init: StoredStudent | None,
 ) -> dict[str, Any]:
     """The content of `settings.json`: everything that decides the run's result."""
+    inputs = {
+        "cache": absolute_place(settings.cache),
+        "images": settings.images and absolute_source(settings.images),
+        "student_features": settings.student_features and absolute_place(settings.student_features),
+        "init": settings.init and absolute_place(settings.init),
+    }
     return {
         "format_version": RUN_FORMAT,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json") | inputs,
+        FROM_RUN: places_of_inputs(settings, out, cache, student.base),
         "cache": asdict(cache.header),
         "student": {
             "model": student.base.name,
@@ -72,6 +89,14 @@ def base_conventions(record: dict[str, Any]) -> Conventions | None:
     if not student.get("pretrained"):
         return None
     return earlier_conventions(student["model"], student["pretrained"])
+
+
+def places_of_inputs(
+    settings: TrainSettings, out: Path, cache: TeacherCache, base: LoadedModel
+) -> dict[str, str]:
+    """Where the cache, the teacher and the frozen model are, relative to the run's folder."""
+    student = {"model": base.name, "pretrained": base.pretrained}
+    return places_from_run(out, settings.cache, {"teacher": cache.teacher, "student": student})
 
 
 def check_same_run(

@@ -4,7 +4,6 @@ Nothing here takes time to import. A description that ends in `[default: ...]` d
 without the option.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -15,7 +14,7 @@ from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.command_settings import Lock, Precision
 from teacher_cache.conventions import WEIGHTS_LIKE
 from teacher_cache.errors import UsageError
-from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, Panels, Place
+from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, LocalPlace, Panels, Place
 
 if TYPE_CHECKING:
     OptimizerName = str
@@ -49,16 +48,16 @@ class TrainSettings(BaseModel):
     vocabulary: str | None = Field(
         default=None, description="vocabulary that was added to the cache [default: that of its build]"
     )
-    out: Path | None = Field(default=None, description="folder of the run [default: runs/CACHE-DATE]")
+    out: LocalPlace | None = Field(default=None, description="folder of the run [default: runs/CACHE-DATE]")
     resume: bool = Field(default=False, description="resume the run in --out")
-    student: str | None = Field(
+    student: Place | None = Field(
         default=None, description="open_clip model of the student [default: the teacher's]"
     )
-    pretrained: str | None = Field(
+    pretrained: Place | None = Field(
         default=None, description="pretrained tag or weights file of --student [default: the teacher's]"
     )
     weights_like: str | None = WEIGHTS_LIKE
-    images: str | None = Field(
+    images: Place | None = Field(
         default=None, description="image source [default: where the cache found its images]"
     )
     student_features: Place | None = Field(
@@ -67,7 +66,7 @@ class TrainSettings(BaseModel):
         "read [default: --cache, if its teacher is that model]",
     )
     prompts: PromptSettings = PromptSettings()
-    init: Path | None = Field(
+    init: LocalPlace | None = Field(
         default=None,
         description="run, or its student.safetensors, whose prompts this run starts from; the frozen model "
         "and the prompt options must be equal, images and classes may differ [default: new prompts]",

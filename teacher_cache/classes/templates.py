@@ -11,6 +11,7 @@ from string import Formatter
 
 from teacher_cache.errors import UsageError
 from teacher_cache.files.json_text import parse_json
+from teacher_cache.files.places import place_or_text
 from teacher_cache.files.text_file import is_text, read_text
 from teacher_cache.lazy import Registry
 
@@ -45,15 +46,16 @@ def load_templates(templates: str) -> tuple[str, ...]:
         return tuple(
             template if isinstance(template, str) else template("{}") for template in TEMPLATE_SETS[templates]
         )
-    texts = [templates]
-    if "{" not in templates:
-        path = Path(templates).expanduser()
-        if not os.path.isfile(path):  # pathlib raises for a text that is too long for a path
-            raise UsageError(
-                f"templates '{templates}': not a text with {{}}, not a file, not one of "
-                f"{', '.join(TEMPLATE_SETS)}"
-            )
-        texts = _read_templates(path)
+    path = os.path.expanduser(place_or_text(templates))
+    if os.path.isfile(path):  # pathlib raises for a text that is too long for a path
+        texts = _read_templates(Path(path))
+    elif "{" in templates:
+        texts = [templates]
+    else:
+        raise UsageError(
+            f"templates '{templates}': not a text with {{}}, not a file, not one of "
+            f"{', '.join(TEMPLATE_SETS)}"
+        )
     texts = [text.replace("{c}", "{}") for text in texts]
     if wrong := [text for text in texts if not is_template(text)]:
         raise UsageError(f"a template needs exactly one {{}} for the class name: '{wrong[0]}'")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from teacher_cache.classes.templates import DEFAULT_TEMPLATE, is_template, load_templates
 from teacher_cache.classes.vocabulary_files import read_names
 from teacher_cache.errors import UsageError
+from teacher_cache.files.places import place_of
 from teacher_cache.files.text_file import is_text
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def load_vocabulary(
         lemmas, definitions = [[name] for name in IMAGENET_CLASSNAMES], {}
     else:
         require_vocabulary(source)
-        found = read_names(Path(source))
+        found = read_names(Path(place_of(source)))
         ids, lemmas, definitions, notes = found.ids, found.lemmas, {}, found.notes
         synsets = [names[0] for names in lemmas if _SYNSET.fullmatch(names[0])]
         if synsets:
@@ -326,7 +327,7 @@ def require_vocabulary(source: str | Path) -> None:
     Raises:
         UsageError: it is neither.
     """
-    if str(source).lower() not in (*IMAGENETS, CLIP_NAMES) and not os.path.isfile(source):
+    if str(source).lower() not in (*IMAGENETS, CLIP_NAMES) and not os.path.isfile(place_of(source)):
         raise UsageError(
             f"vocabulary '{source}': no such file, and no known name ({', '.join((*IMAGENETS, CLIP_NAMES))})",
         )

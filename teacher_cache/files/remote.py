@@ -1,4 +1,4 @@
-"""Files on other machines (`s3://`, `gs://`, `https://`, any URL that fsspec knows), read by byte ranges.
+"""Files on other machines (`s3://`, `hf://`, `https://`, any URL that fsspec knows), read by byte ranges.
 
 Images are read with `ask`: it repeats each request for a while, and what still fails is an RppError that
 names the file, never an unreadable image. Caches are read and written within `reaching`: the client libraries
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from teacher_cache.errors import CacheUnreachableError, RppError, UsageError
+from teacher_cache.files.hub import download, is_on_hub, refusal
 
 RETRY_AFTER_SECONDS = (1.0, 4.0, 15.0)
 READ_AHEAD_BYTES = (
@@ -22,7 +23,9 @@ EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
     ("http", "https"), ("aiohttp", "http")
 )
 # Fields that change when a file changes, by the names of the file systems.
-VERSION_FIELDS = ("ETag", "etag", "Last-Modified", "LastModified", "mtime", "updated", "created")
+VERSION_FIELDS = (
+    *("ETag", "etag", "blob_id", "Last-Modified", "LastModified", "mtime", "updated", "created"),
+)
 
 Result = TypeVar("Result")
 
@@ -88,6 +91,7 @@ def ask(url: str, request: Callable[[], Result]) -> Result:
 
     Raises:
         FileNotFoundError: the server reports that there is no such file.
+        UsageError: Hugging Face's hub refuses access.
         RppError: it still fails after the last pause.
     """
     for pause in (*RETRY_AFTER_SECONDS, None):
@@ -97,6 +101,8 @@ def ask(url: str, request: Callable[[], Result]) -> Result:
             raise
         # client libraries have their own exceptions, without a common base; none is hidden
         except Exception as error:
+            if is_on_hub(url) and (refused := refusal(url, error)):
+                raise refused from error
             if isinstance(error, FileNotFoundError) and _is_definite(url, error):
                 raise
             if pause is None or isinstance(error, PermissionError):
@@ -108,8 +114,11 @@ def ask(url: str, request: Callable[[], Result]) -> Result:
 
 
 def _is_definite(url: str, error: FileNotFoundError) -> bool:
-    # fsspec reports every failure of a web server as "not found"; the cause has the status
+    # fsspec reports every failure of a web server as "not found", and so may the hub's file system a rate
+    # limit; the cause has the status
     cause = error.__cause__
+    if is_on_hub(url):
+        return getattr(getattr(cause, "response", None), "status_code", None) in (None, 404, 410)
     return lists_folders(url) or cause is None or getattr(cause, "status", None) in (404, 410)
 
 
@@ -125,6 +134,8 @@ def reaching(url: str, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if is_on_hub(url) and (refused := refusal(url, error)):
+            raise refused from error
         if not writing:
             raise
         raise UsageError(f"cannot write {url}: {error}") from error
@@ -162,9 +173,11 @@ def read_range(url: str, offset: int, length: int) -> bytes:
     if length == 0:
         return b""
     files, path = filesystem(url)
+    # by default, the hub's file system reads 5 MB ahead
+    options = {"cache_type": "none"} if is_on_hub(url) else {}
 
     def request() -> bytes:
-        content: bytes = files.cat_file(path, start=offset, end=offset + length)
+        content: bytes = files.cat_file(path, start=offset, end=offset + length, **options)
         if len(content) > length:
             raise RppError(f"cannot read {url}: its server ignores byte ranges and sends complete files")
         if len(content) < length:
@@ -172,6 +185,20 @@ def read_range(url: str, offset: int, length: int) -> bytes:
         return content
 
     return ask(url, request)
+
+
+def local_file(place: str) -> str:
+    """Return the path of a file: one on Hugging Face's hub is fetched into the hub's own cache first.
+
+    Raises:
+        UsageError: another URL, or the hub has no such file or refuses access.
+        RppError: the network fails.
+    """
+    if not is_remote(place):
+        return place
+    if not is_on_hub(place):
+        raise UsageError(f"{place}: expected a local file or an hf:// URL; download it first")
+    return ask(place, lambda: download(place))
 
 
 class RemoteFile(io.RawIOBase):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.places import absolute_place, place_of
 from teacher_cache.files.remote import (
     ask,
     file_info,
@@ -102,7 +103,8 @@ class Source:
 def expand_source(source: str) -> list[str]:
     """Return the files or the folder that a source names, as absolute paths or URLs.
 
-    Braces (`{000..127}`, `{a,b}`) and globs (`*`, `?`, `[...]`) are expanded, each in sorted order. A folder
+    A path that exists is taken as it is. In others, braces (`{000..127}`, `{a,b}`) and globs (`*`, `?`,
+    `[...]`) are expanded, each in sorted order, behind the folders that exist as they are written. A folder
     that contains tar or Parquet files stands for them; any other folder is an image folder. A `.txt` file and
     `split_zhou_*.json#test`, one part of such a file, are lists of images.
 
@@ -114,7 +116,9 @@ def expand_source(source: str) -> list[str]:
 
 def absolute_source(source: str) -> str:
     """Return the source in a form that is found from any working directory."""
-    return source if is_remote(source) else str(Path(source).expanduser().absolute())
+    if source.startswith("{") and not os.path.lexists(source):  # its alternatives may be absolute
+        return "{" + ",".join(absolute_place(pattern) for pattern in _expanded_patterns(source)) + "}"
+    return absolute_place(source)
 
 
 def find_source(source: str) -> Source:
@@ -124,11 +128,11 @@ def find_source(source: str) -> Source:
         UsageError: nothing was found, or files of several kinds.
         RppError: the network fails.
     """
-    source = source.removeprefix("file://")
-    if listed := LIST.fullmatch(source):
+    source = place_of(source)
+    if (listed := LIST.fullmatch(source)) and not os.path.isdir(source):
         return _list(source, listed["file"], listed["part"])
     leftovers = Leftovers()
-    patterns = _expand_braces(source if is_remote(source) else os.path.expanduser(source)) if source else []
+    patterns = _expanded_patterns(source) if source else []
     with ThreadPoolExecutor(THREADS) as pool:
         expanded = pool.map(_remote_matches if is_remote(source) else _local_matches, patterns)
         found: list[_Match] = []
@@ -189,7 +193,7 @@ def _files_in_folder(source: str, folder: str, leftovers: Leftovers) -> "list[_M
 def _list(source: str, file: str, part: str | None) -> Source:
     if is_remote(file):
         raise UsageError(f"image source '{source}': lists of images are read from a local disk; copy it")
-    path = Path(file).expanduser().absolute()
+    path = Path(file).absolute()
     if not os.path.isfile(path):
         raise UsageError(f"image source '{source}': {path} does not exist")
     return Source("list", [_described(_Match(str(path), False))], part)
@@ -223,12 +227,38 @@ def _has_glob(pattern: str) -> bool:
     return any(sign in pattern for sign in ("*?[" if lists_folders(pattern) else "*"))
 
 
+def _literal_length(pattern: str) -> int:
+    """Return the length of the longest part of a pattern that is taken as it is: folders that exist under
+    the name as written, whatever signs it contains, and folders without signs."""
+    root = re.match(r"(\w+://|/*)", pattern)
+    taken = root.end() if root else 0
+    for part in re.findall(r"[^/]+/*", pattern[taken:]):
+        end = taken + len(part)
+        if any(sign in part for sign in "*?[{") and not _exists(pattern[:end].rstrip("/")):
+            break
+        taken = end
+    return taken
+
+
+def _exists(place: str) -> bool:
+    if not is_remote(place):
+        return os.path.lexists(place)
+    if not lists_folders(place):  # braces and stars are not valid in web addresses
+        return False
+    try:
+        file_info(place)
+    except (FileNotFoundError, RppError):  # S3 may refuse to say that a key does not exist
+        return False
+    return True
+
+
 def _local_matches(pattern: str) -> list[_Match] | None:
-    if _has_glob(pattern):
-        base = Path(pattern[: min(pattern.index(s) for s in "*?[" if s in pattern)]).parent
-        paths = sorted(base.glob(str(Path(pattern).relative_to(base))))
+    length = _literal_length(pattern)
+    literal, rest = Path(pattern[:length]), pattern[length:]
+    if _has_glob(rest):
+        paths = sorted(literal.glob(str(Path(rest))))
     else:
-        paths = [Path(pattern)]
+        paths = [literal / rest]
         if not os.path.exists(paths[0]):
             return None
     return [_Match(str(path.absolute()), path.is_dir()) for path in paths]
@@ -251,8 +281,8 @@ def _contains_images_too(folder: str) -> bool:
 
 def _remote_matches(pattern: str) -> list[_Match] | None:
     files, path = filesystem(pattern)
-    files.invalidate_cache()  # of listings: changes since then must be seen
-    if not _has_glob(pattern):
+    length = _literal_length(pattern) if _has_glob(pattern) else len(pattern)
+    if not _has_glob(pattern[length:]):
         try:
             info = file_info(pattern)
         except FileNotFoundError:
@@ -260,6 +290,8 @@ def _remote_matches(pattern: str) -> list[_Match] | None:
         return [_Match(pattern.rstrip("/"), info["type"] == "directory", info)]
     if not lists_folders(pattern):
         raise UsageError(f"{pattern}: a web server cannot list files; name them with braces, {{000..127}}")
+    literal = re.sub(r"([*?[])", r"[\1]", pattern[:length])
+    _, path = filesystem(literal + pattern[length:])
     listed = ask(pattern, lambda: files.glob(path, detail=True))
     return [
         _Match(url_of(pattern, name), info["type"] == "directory", info)
@@ -275,6 +307,15 @@ def _remote_folder(folder: str) -> list[_Match]:
         for info in sorted(listed, key=lambda info: str(info["name"]))
         if info["type"] == "file"
     ]
+
+
+def _expanded_patterns(source: str) -> list[str]:
+    """Return the source with its braces expanded, except in the part that exists as it is written."""
+    if is_remote(source):
+        filesystem(source)[0].invalidate_cache()  # of listings: changes since then must be seen
+    length = _literal_length(source) if "{" in source else len(source)
+    patterns = [source[:length] + rest for rest in _expand_braces(source[length:])]
+    return [place_of(pattern) for pattern in patterns] if length == 0 else patterns
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, UsageError
+from teacher_cache.files.places import place_of
 from teacher_cache.images.table import SampleTable
 from teacher_cache.store.checksums import file_checksum
 from teacher_cache.store.folder import Folder
@@ -264,7 +265,7 @@ def folder_at(place: str | os.PathLike[str]) -> Folder:
     Raises:
         UsageError: a URL with an unknown protocol.
     """
-    url = os.fspath(place).removeprefix("file://")
+    url = place_of(place)
     return RemoteFolder(url) if "://" in url else LocalFolder(url)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore
 
+from teacher_cache.files.hub import is_on_hub
 from teacher_cache.files.remote import RemoteFile, connect, reaching
 from teacher_cache.store.folder import Folder, Sink
+from teacher_cache.store.presence import require_writable_place
 
 # Another process may write the cache: listings are not cached.
 _OPTIONS: dict[str, Any] = {"use_listings_cache": False}
@@ -45,6 +47,7 @@ class RemoteFolder(Folder):
             return bytes(self.fs.cat_file(path, start=offset, end=offset + length))
 
     def write(self, key: str, content: bytes) -> None:
+        require_writable_place(self.url)
         with reaching(self.url, writing=True):
             self.fs.pipe_file(self._at(key), content)
 
@@ -54,11 +57,13 @@ class RemoteFolder(Folder):
         Raises:
             FileExistsError: it exists.
         """
+        require_writable_place(self.url)
         with reaching(self.url, writing=True):
             self.fs.pipe_file(self._at(key), content, mode="create")
 
     @contextmanager
     def writing(self, key: str) -> Iterator["Sink"]:
+        require_writable_place(self.url)
         with reaching(self.url, writing=True):
             file = self.fs.open(self._at(key), "wb")
         try:
@@ -86,8 +91,12 @@ class RemoteFolder(Folder):
             return bool(self.fs.isfile(self._at(key)))
 
     def remove(self, key: str) -> None:
+        require_writable_place(self.url)
         with reaching(self.url), suppress(FileNotFoundError):
             self.fs.rm_file(self._at(key))
+
+    def is_writable(self) -> bool:
+        return not is_on_hub(self.url)
 
     def zarr_store(self, writable: bool) -> Store:
         return _RemoteStore.from_url(self.url, storage_options=_OPTIONS, read_only=not writable)

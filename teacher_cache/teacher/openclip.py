@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from teacher_cache.compat.open_clip import PreprocessCfg, is_own, preprocessing_of, without_warning
 from teacher_cache.conventions import PREPROCESSING, ConventionOptions, Conventions
 from teacher_cache.errors import RppError, UnsupportedTowerError, UsageError
+from teacher_cache.files.hub import is_on_hub
 from teacher_cache.files.json_text import first_problem, parse_json
+from teacher_cache.files.remote import local_file
 from teacher_cache.files.text_file import read_text
 from teacher_cache.model_names import (
     HF_HUB,
@@ -153,8 +155,8 @@ def load_model(
         name: an open_clip model name, a folder with `open_clip_config.json` and weights (also as
             `local-dir:PATH`), or `hf-hub:ORG/REPO`.
         pretrained: a tag of that model or a weights file (safetensors, a checkpoint that loads with
-            `weights_only`, or OpenAI's TorchScript archive). None for folders and the hub, which have their
-            own weights.
+            `weights_only`, or OpenAI's TorchScript archive), also one on Hugging Face's hub
+            (`hf://ORG/NAME/FILE`). None for folders and the hub, which have their own weights.
         device: device of the model.
         conventions: those that the user states, or all of them as a record has them. The others are those of
             the tag, the folder or the file (`registry.choose_conventions`).
@@ -166,6 +168,9 @@ def load_model(
         RppError: the weights of a known tag could not be downloaded.
     """
     name, pretrained = canonical_model_name(name), canonical_pretrained(pretrained)
+    recorded = pretrained
+    if pretrained and is_on_hub(pretrained):
+        pretrained = local_file(pretrained)
     _check_names(name, pretrained)
     try:
         file = _weights_file(name, pretrained)
@@ -202,7 +207,7 @@ def load_model(
         raise UsageError(f"cannot load {name}: its preprocess_cfg has {first_problem(error)}") from error
     notes = tuple(note for note in (choice.note, _folder_note(name, choice)) if note)
     digest = weights_digest(model)
-    return LoadedModel(name, pretrained, model, tokenizer, preprocess, config, digest, used, notes)
+    return LoadedModel(name, recorded, model, tokenizer, preprocess, config, digest, used, notes)
 
 
 def _weights_file(name: str, pretrained: str | None) -> Path | None:

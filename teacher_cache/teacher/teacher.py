@@ -169,7 +169,12 @@ def recorded_teacher(
     """
     if model is None:
         model, pretrained = record["model"], pretrained or record["pretrained"]
-    loaded = load_model(model, pretrained, conventions=recorded_conventions(record))
+    try:
+        loaded = load_model(model, pretrained, conventions=recorded_conventions(record))
+    except UsageError as error:
+        raise UsageError(
+            f"the cache's teacher: {error}; if it moved, name its new place with --teacher (and --pretrained)"
+        ) from error
     if warning := earlier_choice(record, loaded.conventions):
         log.warning(warning)
     if loaded.digest != record["weights_digest"]:

@@ -6,7 +6,36 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 from teacher_cache.errors import UsageError
-from teacher_cache.settings import Place, flat_fields, from_flat, to_flat, validated
+from teacher_cache.settings import LocalPlace, Place, PlaceOrText, flat_fields, from_flat, to_flat, validated
+
+
+class Places(BaseModel):
+    place: Place
+    out: LocalPlace | None = None
+    templates: PlaceOrText = "a {}."
+
+
+def test_places_are_expanded_from_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    expected = Places(place="/home/me/a", out=Path("/home/me/b"), templates="/home/me/t.txt")
+    for out in ("~/b", Path("~/b"), "file:///home/me/b"):
+        assert from_flat(Places, {"place": Path("~/a"), "out": out, "templates": "~/t.txt"}) == expected
+    assert Places.model_validate_json(expected.model_dump_json()) == expected
+    assert Places.model_validate_json('{"place": "~/a", "out": "~/b", "templates": "~/t.txt"}') == expected
+    assert Places(place="s3://bucket/a", templates="~ {}").templates == "~ {}"
+
+
+def test_a_place_on_another_machine_and_the_home_of_nobody_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"^--out 's3://b/a': expected a path on this machine, found the URL s3"
+    ):
+        from_flat(Places, {"place": "a", "out": "s3://b/a"})
+    with pytest.raises(
+        UsageError, match=r"^--place '~no-such-user/a': no user has the home folder ~no-such-us"
+    ):
+        from_flat(Places, {"place": "~no-such-user/a"})
+    with pytest.raises(UsageError, match=r"^--place 3: Input should be a valid string$"):
+        from_flat(Places, {"place": 3})
 
 
 class Inner(BaseModel):

@@ -166,9 +166,10 @@ def test_missing_inputs_have_a_reason(run_copy: Path, inputs: Path, cache: Teach
 
 def test_a_changed_cache_is_not_used(run_path: Path) -> None:
     record = read_settings(run_path)
-    assert len(open_recorded_cache(record)) == SAMPLES
+    assert len(open_recorded_cache(run_path, record)) == SAMPLES
     other = {**record, "cache": {**record["cache"], "sample_table_digest": "blake2b:00"}}
     with pytest.raises(UsageError, match="is not the cache that the run was trained on"):
-        open_recorded_cache(other)
+        open_recorded_cache(run_path, other)
+    nowhere = {**record, "settings": {**record["settings"], "cache": "/nowhere.zarr"}, "from_run": {}}
     with pytest.raises(RppError, match="no cache at"):
-        open_recorded_cache({**record, "settings": {**record["settings"], "cache": "/nowhere.zarr"}})
+        open_recorded_cache(run_path, nowhere)

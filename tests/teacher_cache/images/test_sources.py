@@ -7,9 +7,11 @@ import pytest
 from teacher_cache.errors import UsageError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import expand_source
+from tests.teacher_cache.images.conftest import upload
 from tests.teacher_cache.inputs import (
     ANIMAL_VOCABULARY,
     indexed,
+    jpeg,
     write_folder,
     write_shard,
     write_shards,
@@ -80,3 +82,78 @@ def test_tars_beside_images_are_refused_by_saying_how_to_name_them(tmp_path: Pat
         UsageError, match=r"contains \.tar files beside images or folders; name the files, .*/\*\.tar"
     ):
         expand_source(str(source))
+
+
+# A path that exists is taken as it is
+
+ODD_NAMES = (
+    "[2021] set",
+    "a{x}",
+    "what?",
+    "5*",
+    "a{1..3}",
+    "{a,b}",
+    "50%20#1+é",
+    "a::b",
+    "-x",
+    "x.txt",
+    "[!a]",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_folder_or_file_that_exists_is_no_pattern(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / name, classes=("cat",), images=1)
+    write_shard(tmp_path / f"{name}.tar", [("1.jpg", jpeg(1))])
+    for source in (name, f"./{name}/", str(tmp_path / name)):
+        assert expand_source(source) == [str(tmp_path / name)]
+        assert indexed(source).keys(slice(None)) == ["cat/0.jpg"]
+    assert expand_source(f"{name}.tar") == [str(tmp_path / f"{name}.tar")]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_patterns_work_below_a_folder_with_any_name(name: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / name / "[b] {c}", shards=3, samples=1)
+    every = [str(tmp_path / name / "[b] {c}" / f"shard-{n:03d}.tar") for n in range(3)]
+    for pattern in ("*.tar", "shard-{000..002}.tar", "shard-00[0-2].tar", "shard-{000,001,002}.t?r", ""):
+        assert expand_source(f"{tmp_path}/{name}/[b] {{c}}/{pattern}") == every
+    assert expand_source(f"{tmp_path}/{name}/*/shard-000.tar") == every[:1]
+
+
+def test_a_name_with_signs_behind_a_pattern_is_taken_as_it_is(tmp_path: Path) -> None:
+    for part in "ab":
+        write_shard(tmp_path / f"set-{part} [1]" / "0.tar", [("1.jpg", jpeg(1))])
+    expected = [str(tmp_path / f"set-{part} [1]" / "0.tar") for part in "ab"]
+    assert expand_source(f"{tmp_path}/set-{{a,b}} [1]/0.tar") == expected
+    write_shard(tmp_path / "set-a 1" / "0.tar", [("1.jpg", jpeg(1))])
+    assert expand_source(f"{tmp_path}/set-a [1]/0.tar") == expected[:1]
+    assert expand_source(f"{tmp_path}/set-a [0-9]/0.tar") == [str(tmp_path / "set-a 1" / "0.tar")]
+
+
+def test_patterns_at_the_root_and_without_a_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("/no-such-*.tar", "no-such-[0-9].tar", "none/*.tar"):
+        with pytest.raises(UsageError, match="found nothing"):
+            expand_source(source)
+
+
+def test_a_list_in_a_folder_with_signs(tmp_path: Path) -> None:
+    folder = tmp_path / "C# [a]{b}.txt#1"
+    write_folder(folder, classes=("cat",), images=2)
+    (folder / "list.txt").write_text("cat/0.jpg cat\n")
+    assert indexed(f"{folder}/list.txt").keys(slice(None)) == ["cat/0.jpg"]
+    assert expand_source(str(folder)) == [str(folder)]
+
+
+def test_remote_objects_with_signs_are_no_patterns(tmp_path: Path, memory: str) -> None:
+    write_shards(tmp_path / "[2021] set" / "a{x}", shards=2, samples=1)
+    upload(tmp_path, memory)
+    folder = f"{memory}/[2021] set/a{{x}}"
+    every = [f"memory:///images/[2021] set/a{{x}}/shard-{n:03d}.tar" for n in range(2)]
+    for pattern in ("", "/*.tar", "/shard-{000..001}.tar", "/shard-00[01].tar"):
+        assert [url.replace("memory:///", "memory://") for url in expand_source(folder + pattern)] == [
+            url.replace("memory:///", "memory://") for url in every
+        ]
