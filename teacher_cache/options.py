@@ -1,5 +1,6 @@
 """Command-line options made from settings classes, and exit codes made from errors."""
 
+import copy
 import inspect
 import io
 import json
@@ -32,16 +33,32 @@ class _HelpColumns:
     """Adapt the columns of typer's help.
 
     Flags show no type. In a narrow terminal no option shows its type, so that rich does not truncate the
-    names of options; choices are put before the description instead.
+    names of options; choices, and the negative of a flag, are put before the description instead.
     """
+
+    _formats_help = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help; the parser needs the parameters as they are."""
+        self._formats_help = True
+        try:
+            super().format_help(ctx, formatter)  # type: ignore[misc]
+        finally:
+            self._formats_help = False
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return typer's parameters with the types that the help shows."""
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        if self._formats_help:
+            parameters = [copy.copy(parameter) for parameter in parameters]
         narrow = Console().width < NARROW_COLUMNS
         for parameter in parameters:
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
+                if narrow and self._formats_help and parameter.secondary_opts:
+                    negative = f"[or {parameter.secondary_opts[0]}]"
+                    parameter.help = " ".join(filter(None, [escape(negative), parameter.help]))
+                    parameter.secondary_opts = []
             elif narrow and hasattr(parameter, "is_flag"):
                 parameter.help = " ".join(filter(None, [escape(parameter.metavar or ""), parameter.help]))
                 parameter.metavar = ""

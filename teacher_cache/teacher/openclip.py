@@ -6,6 +6,7 @@ What a teacher computes with them is in `teacher.py`; where text towers keep the
 import difflib
 import hashlib
 import json
+import logging
 import os
 import pickle
 from collections.abc import Callable
@@ -34,8 +35,16 @@ from teacher_cache.model_names import (
     canonical_pretrained,
     require_model_folder,
 )
-from teacher_cache.teacher.registry import CONFIG, Choice, UndecidedConventionsError, choose_conventions
+from teacher_cache.teacher.registry import (
+    CONFIG,
+    Choice,
+    UndecidedConventionsError,
+    choose_conventions,
+    folder_conventions,
+)
 from teacher_cache.teacher.weights_file import State, is_openai, load_weights, read_weights, weights_in
+
+log = logging.getLogger(__name__)
 
 # What `open_clip.create_model` raises for weights that are missing, damaged or of other shapes. What files of
 # the user hold is checked before; anything else is a defect.
@@ -205,6 +214,8 @@ def load_model(
         )
     except ValidationError as error:
         raise UsageError(f"cannot load {name}: its preprocess_cfg has {first_problem(error)}") from error
+    if isinstance(conventions, Conventions) and name.startswith(LOCAL_DIR):
+        _warn_of_changes(name, used)
     notes = tuple(note for note in (choice.note, _folder_note(name, choice)) if note)
     digest = weights_digest(model)
     return LoadedModel(name, recorded, model, tokenizer, preprocess, config, digest, used, notes)
@@ -266,6 +277,15 @@ def _quick_gelu(name: str, pretrained: str | None, config: dict[str, Any], choic
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else {}
     own = config.get("quick_gelu", False) or tag.get("quick_gelu", False)
     return bool(choice.fields.get("quick_gelu", own))
+
+
+def _warn_of_changes(name: str, recorded: Conventions) -> None:
+    """Warn if a model folder's configuration was changed since its conventions were recorded."""
+    if recorded.source.startswith("options"):
+        return
+    now = recorded.model_copy(update=folder_conventions(Path(name.removeprefix(LOCAL_DIR))))
+    if changed := now.differ(recorded):
+        log.warning("%s now has %s; what was recorded is used", name, "; ".join(changed))
 
 
 def _folder_note(name: str, choice: Choice) -> str:

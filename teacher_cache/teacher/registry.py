@@ -18,6 +18,7 @@ from teacher_cache.compat.open_clip import PreprocessCfg
 from teacher_cache.conventions import FIELDS, PREPROCESSING, ConventionOptions, Conventions, described
 from teacher_cache.errors import UsageError
 from teacher_cache.files.json_text import parse_json
+from teacher_cache.files.text_file import read_text
 from teacher_cache.model_names import HF_HUB, LOCAL_DIR
 
 CONFIG = "open_clip_config.json"
@@ -122,6 +123,13 @@ def tag_conventions(name: str, tag: str) -> Fields:
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else {}
     quick_gelu = found.get("quick_gelu", False) or config.get("quick_gelu", False)
     return {"quick_gelu": bool(quick_gelu), **_preprocessing(found)}
+
+
+def folder_conventions(folder: Path) -> Fields:
+    """Return the conventions that a model folder's configuration has now; the file was checked."""
+    record = parse_json(read_text(folder / CONFIG))
+    quick_gelu = bool(record["model_cfg"].get("quick_gelu", False))
+    return {"quick_gelu": quick_gelu, **_preprocessing(record.get("preprocess_cfg") or {})}
 
 
 def _preprocessing(found: Fields) -> Fields:

@@ -408,7 +408,7 @@ def test_an_encoding_is_recorded_and_another_refused(
 
 
 def test_topk_of_too_many_classes_is_refused_before_any_work(run: Run, arguments: dict[str, Any]) -> None:
-    code, _, err = run("build", *flat(arguments | {"--encoding": "topk"}))
+    code, _, err = run("build", *flat(arguments | {"--encoding": "topk", "--topk": 100}))
     assert code == 2
     assert "topk of 100 needs a vocabulary of more than its 5 classes" in err.splitlines()[-1]
     assert not arguments["--out"].exists()
