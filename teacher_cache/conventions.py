@@ -25,6 +25,12 @@ def _positive(numbers: tuple[float, float, float]) -> tuple[float, float, float]
     return numbers
 
 
+def _of_pixels(numbers: tuple[float, float, float]) -> tuple[float, float, float]:
+    if not all(0 <= number <= 1 for number in numbers):
+        raise ValueError("expected three numbers from 0 to 1; divide those for pixels of 0 to 255 by 255")
+    return numbers
+
+
 Mean = Annotated[tuple[float, float, float], AfterValidator(_finite)]
 Std = Annotated[tuple[float, float, float], AfterValidator(_positive)]
 ResizeMode = Literal["shortest", "longest", "squash"]
@@ -48,11 +54,11 @@ class ConventionOptions(BaseModel):
     quick_gelu: bool | None = Field(
         default=None, description="activation of the model: QuickGELU or GELU [default: that of the weights]"
     )
-    mean: Mean | None = Field(
+    mean: Annotated[Mean, AfterValidator(_of_pixels)] | None = Field(
         default=None, description="mean of the pixels, 0 to 1, red, green, blue [default: the weights' own]"
     )
-    std: Std | None = Field(
-        default=None, description="standard deviation of the pixels [default: the weights' own]"
+    std: Annotated[Std, AfterValidator(_of_pixels)] | None = Field(
+        default=None, description="standard deviation of the pixels, 0 to 1 [default: the weights' own]"
     )
     interpolation: Literal["bicubic", "bilinear"] | None = Field(
         default=None, description="how images are resized [default: the weights' own]"

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import json
+import logging
 import os
 import sys
 import traceback
@@ -186,6 +187,7 @@ def run_app(app: Callable[[], Any]) -> None:
     defect and keeps its traceback.
     """
     escape_unencodable()
+    logging.basicConfig(format="%(levelname)s: %(message)s")  # else open_clip's first message sets its own
     try:
         try:
             app()

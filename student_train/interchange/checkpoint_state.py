@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from teacher_cache.errors import UsageError
@@ -20,6 +21,7 @@ LEARNER = "prompt_learner."
 # Entries of a checkpoint with tensors of the training, not of the model.
 OF_TRAINING = re.compile(r"optim|sched|scaler|callback|loops|hyper_parameters|rng|val_result")
 LONGEST_NAME = 80
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_state(checkpoint: Path) -> dict[str, Tensor]:
@@ -80,6 +82,21 @@ def _without_prefixes(checkpoint: Path, state: dict[str, Tensor]) -> dict[str, T
             "of each"
         )
     return short
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor has floating point or int64 numbers of its own, on the CPU.
+
+    A view of one number can have any shape, and would need more memory than the file has bytes. A view of a
+    part is read: Dassl's buffers of class texts are such views if the training ran on a CPU.
+    """
+    if (
+        tensor.layout != torch.strided
+        or tensor.device.type != "cpu"
+        or tensor.dtype not in (*FLOATS, torch.int64)
+    ):
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _has_tensor(value: object) -> bool:

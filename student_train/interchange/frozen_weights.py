@@ -9,11 +9,9 @@ Shapes: C classes, T tokens behind the prompts, W text width.
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from student_train.interchange.checkpoint_state import first_names
-from student_train.interchange.methods import FLOATS
+from student_train.interchange.checkpoint_state import first_names, is_dense
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.openclip import LoadedModel
 from teacher_cache.teacher.text_towers import text_parts
@@ -59,16 +57,10 @@ def _places(name: str) -> tuple[str, ...]:
 
 
 def _equal(found: Tensor, own: Tensor) -> bool:
-    # as in `methods.py`: only a contiguous tensor has as many numbers as its shape
-    if found.shape != own.shape or not _is_dense(found):
+    if found.shape != own.shape or not is_dense(found):
         return False
     found, own = found.detach().float(), own.detach().cpu().float()
     return bool((found - own).norm() <= TOLERANCE * own.norm())
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    is_plain = tensor.layout == torch.strided and tensor.dtype in (*FLOATS, torch.int64)
-    return is_plain and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def other_class_tokens(base: LoadedModel, class_tokens: Mapping[str, Tensor]) -> list[str]:
@@ -106,4 +98,4 @@ def words_before_names(base: LoadedModel, class_tokens: Mapping[str, Tensor]) ->
 
 
 def _is_texts(x_CTW: Tensor, width: int) -> bool:
-    return x_CTW.dim() == 3 and 0 not in x_CTW.shape and x_CTW.shape[2] == width and _is_dense(x_CTW)
+    return x_CTW.dim() == 3 and 0 not in x_CTW.shape and x_CTW.shape[2] == width and is_dense(x_CTW)

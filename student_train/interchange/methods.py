@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_train.interchange.checkpoint_state import first_names
+from student_train.interchange.checkpoint_state import FLOATS, first_names, is_dense
 from student_train.model.settings import LONGEST_PROMPT
 from teacher_cache.errors import UsageError
 
@@ -27,7 +26,6 @@ VISION_BLOCK = "image_encoder.transformer.resblocks.{}.VPT_shallow"
 COMPOUND, PROJECTION = "compound_prompts_text.{}", "compound_prompt_projections.{}"
 PROJECTED_CONTEXT = "proj"
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CLASS_TOKENS = re.compile(r"(train_|test_)?token_(prefix|suffix)")  # embeddings of the class texts
 FROZEN = re.compile(r"logit_scale|(image_encoder|text_encoder|ZS_image_encoder)\..+")
 # Parameters of KgCoOp's prompt learner that its forward pass does not use.
@@ -212,13 +210,7 @@ def _prompts(checkpoint: Path, state: Mapping[str, Tensor], method: str) -> tupl
 
 def _checked(checkpoint: Path, name: str, tensor: Tensor, dimensions: int) -> Tensor:
     """Return a tensor as float32."""
-    # a view of one number can have any shape; a contiguous tensor has as many numbers as its shape
-    if (
-        tensor.dtype not in FLOATS
-        or tensor.layout != torch.strided
-        or tensor.device.type != "cpu"
-        or not tensor.is_contiguous()
-    ):
+    if tensor.dtype not in FLOATS or not is_dense(tensor):
         raise UsageError(f"{checkpoint} has {name} that is not a dense CPU tensor of floating point numbers")
     shape = list(tensor.shape)
     if len(shape) != dimensions or 0 in shape:

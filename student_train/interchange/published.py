@@ -103,10 +103,8 @@ def import_summary(imported: ImportRecord, prompts: PromptSettings) -> str:
         if prompts.has_prompts(tower)
     ]
     words = f"; '{prompts.fixed_words}' before each class name" if prompts.fixed_words else ""
-    return (
-        f"{imported.method}: {'; '.join(towers)}{words}; {imported.used} tensors used, "
-        f"{imported.redundant} redundant"
-    )
+    used = f"{imported.used} tensor{'' if imported.used == 1 else 's'} used"
+    return f"{imported.method}: {'; '.join(towers)}{words}; {used}, {imported.redundant} redundant"
 
 
 def _prompt_settings(found: PublishedPrompts, fixed_words: str) -> PromptSettings:
@@ -199,10 +197,11 @@ def _fixed_words(checkpoint: Path, base: LoadedModel, found: PublishedPrompts, o
             f"{_text(base, tokens)}; give these words with --fixed-words if CTX_INIT had more words than "
             "N_CTX, or --fixed-words '' if they are part of the class names"
         )
-    if not words or other_texts:
+    if not words:
         return ""
+    suffix = "a token_suffix of another model" if other_texts else "no token_suffix"
     raise UsageError(
-        f"{checkpoint} has {length} prompts of {found.method} and no token_suffix, so it is not known which "
+        f"{checkpoint} has {length} prompts of {found.method} and {suffix}, so it is not known which "
         f"words stood between them and the class names; give --fixed-words '{words}' (with the published "
         "CTX_INIT), or --fixed-words '' for none"
     )

@@ -417,7 +417,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
 
 
 def _shown(value: object) -> object:
-    return value if value != "" else "''"
+    return f"'{value}'" if value == "" or " " in str(value) else "its default" if value is None else value
 
 
 def stored_conventions(stored: StoredStudent) -> Conventions | None:

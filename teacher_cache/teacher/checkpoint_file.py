@@ -19,6 +19,7 @@ from teacher_cache.errors import RppError
 from teacher_cache.teacher.torchscript import is_torchscript
 
 ZIP = b"PK\3\4"
+LFS = b"version https://git-lfs"
 # Dassl's schedulers and optimizers, its figures (numpy's numbers), and the containers of optimizers' states.
 SKIPPED = (
     *(f"torch.optim.lr_scheduler.{name}" for name in ("StepLR", "MultiStepLR", "CosineAnnealingLR")),
@@ -28,6 +29,23 @@ SKIPPED = (
     "builtins.dict",
 )
 STATES = "collections.defaultdict"
+
+
+def require_content(path: Path) -> None:
+    """Refuse a file that has nothing in it, or only names one.
+
+    Raises:
+        ValueError: it is empty, or a pointer of Git LFS.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(len(LFS))
+    if not head:
+        raise ValueError("it is empty")
+    if head == LFS:
+        raise ValueError(
+            "it is a pointer of Git LFS, not the file itself; run git lfs pull in its repository"
+        )
 
 
 def load_plain(path: Path, mmap: bool = False) -> Any:
@@ -43,6 +61,7 @@ def load_plain(path: Path, mmap: bool = False) -> Any:
         OSError: the file cannot be read.
         RppError: there is not enough memory for what the file requests.
     """
+    require_content(path)
     is_archive = bool(_check_archive(path))
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_archive)

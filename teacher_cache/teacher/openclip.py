@@ -186,8 +186,9 @@ def load_model(
         states = None if file is None else read_weights(file)
         choice = _choice(name, pretrained, conventions, file, states)
         model = _create(name, None if file else pretrained, device, choice)
+        resized = ""
         if file is not None and states is not None:
-            load_weights(model, file, states)
+            resized = load_weights(model, file, states)
         tokenizer = open_clip.get_tokenizer(name)
     except LOAD_ERRORS as error:
         reason = _reason(error)
@@ -216,7 +217,7 @@ def load_model(
         raise UsageError(f"cannot load {name}: its preprocess_cfg has {first_problem(error)}") from error
     if isinstance(conventions, Conventions) and name.startswith(LOCAL_DIR):
         _warn_of_changes(name, used)
-    notes = tuple(note for note in (choice.note, _folder_note(name, choice)) if note)
+    notes = tuple(note for note in (choice.note, resized, _folder_note(name, choice)) if note)
     digest = weights_digest(model)
     return LoadedModel(name, recorded, model, tokenizer, preprocess, config, digest, used, notes)
 

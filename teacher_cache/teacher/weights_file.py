@@ -13,17 +13,19 @@ import open_clip
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from teacher_cache.teacher.checkpoint_file import is_torchscript_file, load_plain, objects_of, skipping
+from teacher_cache.teacher.checkpoint_file import (
+    is_torchscript_file,
+    load_plain,
+    objects_of,
+    require_content,
+    skipping,
+)
 from teacher_cache.teacher.torchscript import read_torchscript
 
 State = dict[str, Tensor]
 
-CONTAINERS = (
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "module",
-)  # of open_clip and Lightning, and of others
+# Keys of a checkpoint: of open_clip and Lightning, and of others.
+CONTAINERS = ("state_dict", "model", "model_state_dict", "module")
 # Segments that torch.compile, FSDP and activation checkpointing put into names.
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # Numbers beside the parameters in OpenAI's archives, and an index that transformers no longer stores.
@@ -71,18 +73,26 @@ def read_weights(path: Path) -> dict[str, State]:
     """
     if path.suffix in ARRAYS:
         return {}
+    require_content(path)
     if _is_safetensors(path):
         return {"": load_file(path)}
     if is_torchscript_file(path):
         return {"": read_torchscript(path)}
-    with skipping(objects_of(path)):
-        found = load_plain(path, mmap=True)
+    try:
+        with skipping(objects_of(path)):
+            found = load_plain(path, mmap=True)
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read as safetensors or as a checkpoint ({error})") from error
     places = {"": found}
     if isinstance(found, dict):
         places |= {name: found.get(name) for name in CONTAINERS}
     states = {place: _tensors(value) for place, value in places.items()}
     if not any(states.values()):
-        raise ValueError(f"{path.name} does not hold a state dict (torch.save(model.state_dict(), ...))")
+        what = _first([str(name) for name in found]) if isinstance(found, dict) and found else "none"
+        raise ValueError(
+            f"{path.name} has no tensors by name, neither itself nor under {', '.join(CONTAINERS)} (keys "
+            f"found: {what}); save the state dict alone: torch.save(model.state_dict(), FILE)"
+        )
     return {place: state for place, state in states.items() if state}
 
 
@@ -106,28 +116,52 @@ def is_openai(states: dict[str, State]) -> bool:
     return any(set(OPENAI) <= state.keys() for state in states.values())
 
 
-def load_weights(model: nn.Module, path: Path, states: dict[str, State]) -> None:
+def load_weights(model: nn.Module, path: Path, states: dict[str, State]) -> str:
     """Load a weights file into a model.
 
-    Names and shapes have to be the model's, behind one common prefix. Otherwise open_clip's `load_checkpoint`
+    Names and shapes have to be the model's, with or without a prefix. Otherwise open_clip's `load_checkpoint`
     gets the file, which converts other layouts and resizes position embeddings.
 
     Args:
         states: the result of `read_weights`.
 
+    Returns:
+        A remark for the user if position embeddings were resized, else an empty text.
+
     Raises:
-        ValueError: the weights are not the model's; says which names or shapes were expected and found.
+        ValueError: the weights are not the model's (says which names or shapes were expected and found), are
+            quantised, or are not finite.
     """
+    note = _load(model, path, states)
+    if bad := [name for name, x in model.named_parameters() if not x.isfinite().all()]:
+        raise ValueError(
+            f"{path.name} has numbers that are not finite in {_first(bad)}: the file is damaged, or its "
+            "training diverged; take another checkpoint"
+        )
+    return note
+
+
+def _load(model: nn.Module, path: Path, states: dict[str, State]) -> str:
     if not states:
         open_clip.load_checkpoint(model, str(path))
-        return
+        return ""
     own = model.state_dict()
     fits = {place: state for place, found in states.items() if (state := _fitted(found, own)) is not None}
     if len(fits) > 1 and "state_dict" not in fits:
         raise ValueError(f"{path.name} has several state dicts that fit: {', '.join(fits)}; keep one of them")
     if fits:
-        model.load_state_dict(fits.get("state_dict") or next(iter(fits.values())))
-        return
+        state = fits.get("state_dict") or next(iter(fits.values()))
+        if other := [
+            f"{n} {x.dtype}"
+            for n, x in state.items()
+            if own[n].is_floating_point() and not x.is_floating_point()
+        ]:
+            raise ValueError(
+                f"{path.name} has integers in place of floating point numbers ({_first(other)}); quantised "
+                "weights cannot be loaded, take the original ones"
+            )
+        model.load_state_dict(state)
+        return ""
     if not _is_safetensors(path) and is_torchscript_file(path):
         raise ValueError(_misfit(states, own))
     try:
@@ -135,26 +169,37 @@ def load_weights(model: nn.Module, path: Path, states: dict[str, State]) -> None
             open_clip.load_checkpoint(model, str(path), weights_only=True)
     except (RuntimeError, AttributeError, KeyError, OSError, ValueError) as error:
         raise ValueError(_misfit(states, own)) from error
+    state = _closest(states, own)
+    resized = [
+        f"{name} {list(state[name].shape)} to {list(x.shape)}"
+        for name, x in own.items()
+        if name in state and name.endswith("positional_embedding") and state[name].shape != x.shape
+    ]
+    if not resized:
+        return ""
+    return f"{path.name} is for another size of images or texts; open_clip resized {_first(resized)}"
 
 
 def _fitted(found: State, own: State) -> State | None:
-    """Return the tensors by the model's names, if names and shapes are the model's behind a common prefix."""
-    names = {_unwrapped(name) for name in found}
-    for prefix, state in _forms(found, own):
-        common = all(name.startswith(prefix) for name in names) and len(names) == len(found)
-        if common and state.keys() == own.keys():
+    """Return the tensors by the model's names, if names and shapes are the model's but for a prefix."""
+    for state in _forms(found, own):
+        if state.keys() == own.keys():
             return state if all(x.shape == own[name].shape for name, x in state.items()) else None
     return None
 
 
-def _forms(found: State, own: State) -> Iterator[tuple[str, State]]:
-    """Yield each prefix that the name of the model's first tensor has, and the tensors without it."""
+def _forms(found: State, own: State) -> Iterator[State]:
+    """Yield the tensors without each prefix that the name of the model's first tensor has.
+
+    Some names may lack it: one of open_clip's two layouts has `text.` before those of the text tower only.
+    """
     anchor = next(iter(own))
     state = {_unwrapped(name): x for name, x in found.items()}
     ends = {name.removesuffix(anchor) for name in state if name.endswith(anchor)}
     for prefix in sorted((end for end in ends if not end or end.endswith(".")), key=len):
         names = {name.removeprefix(prefix): x for name, x in state.items()}
-        yield prefix, {name: x for name, x in names.items() if name in own or not _is_redundant(name)}
+        if len(names) == len(found):  # else two tensors have the same name
+            yield {name: x for name, x in names.items() if name in own or not _is_redundant(name)}
 
 
 def _is_redundant(name: str) -> bool:
@@ -168,10 +213,14 @@ def _unwrapped(name: str) -> str:
     return name
 
 
+def _closest(states: dict[str, State], own: State) -> State:
+    forms = [form for found in states.values() for form in (*_forms(found, own), found)]
+    return max(forms, key=lambda form: len(form.keys() & own.keys()))
+
+
 def _misfit(states: dict[str, State], own: State) -> str:
     """Return how the most similar state dict of a file differs from the model's."""
-    forms = [form for found in states.values() for form in (*dict(_forms(found, own)).values(), found)]
-    state = max(forms, key=lambda form: len(form.keys() & own.keys()))
+    state = _closest(states, own)
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     if not missing and not unexpected:

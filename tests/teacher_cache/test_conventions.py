@@ -232,7 +232,14 @@ def test_the_record_of_a_teacher_is_checked(build: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "stated", [{"std": (0.0, 1.0, 1.0)}, {"mean": (1.0, 2.0)}, {"mean": (float("nan"),) * 3}]
+    "stated",
+    [
+        {"std": (0.0, 1.0, 1.0)},
+        {"mean": (1.0, 2.0)},
+        {"mean": (float("nan"),) * 3},
+        {"mean": (123.675, 116.28, 103.53)},
+        {"std": (58.395, 57.12, 57.375)},
+    ],
 )
 def test_options_are_checked(stated: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
@@ -244,6 +251,8 @@ def test_options_of_the_command_line(run: Run, build: Any, arguments: dict[str, 
     words += ["--no-quick-gelu", "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--resize-mode", "squash"]
     code, _, errors = run("build", *words)
     assert (code, "also takes --interpolation)" in errors) == (2, True)
+    code, _, errors = run("build", *words, "--mean", 123.675, 116.28, 103.53)
+    assert (code, "divide those for pixels of 0 to 255" in " ".join(errors.split())) == (2, True)
     code, _, errors = run("build", *words, "--interpolation", "bilinear")
     assert code == 0
     assert "options --no-quick-gelu, --mean, --std, --interpolation, --resize-mode" in errors

@@ -68,9 +68,9 @@ def class_texts(model: Any, tokenizer: Any, n: int, words: str) -> tuple[Tensor,
 
 
 def class_buffers(model: Any, tokenizer: Any, n: int, words: str = "") -> dict[str, Tensor]:
-    """Return `token_prefix` and `token_suffix`."""
+    """Return `token_prefix` and `token_suffix`, which are views in files of a training on a CPU."""
     _, embedding = class_texts(model, tokenizer, n, words)
-    return {"token_prefix": embedding[:, :1].clone(), "token_suffix": embedding[:, 1 + n :].clone()}
+    return {"token_prefix": embedding[:, :1], "token_suffix": embedding[:, 1 + n :]}
 
 
 def frozen_state(

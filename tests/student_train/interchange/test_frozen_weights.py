@@ -122,6 +122,11 @@ def test_words_that_the_file_leaves_open_have_to_be_given(model: Path, tmp_path:
     ):
         imported(model, tmp_path / "open", short)
     assert imported(model, tmp_path / "of a", short, "of a") == "of a"
+    buffers = class_buffers(loaded("wide-vision", seed=1).model, BASE.tokenizer, 2, "of a")
+    other = short | {f"prompt_learner.{name}": x for name, x in buffers.items()}
+    with pytest.raises(UsageError, match=r"2 prompts of .* and a token_suffix of another model, so"):
+        imported(model, tmp_path / "other texts", other)
+    assert imported(model, tmp_path / "given", other, "of a") == "of a"
     assert imported(model, tmp_path / "none", short, "") == ""
     common = ivlp_state(*opened, learned((2, 4), (0, 0), "satellite view"))
     with pytest.raises(

@@ -85,7 +85,7 @@ def test_the_command(
         assert (ended.value.code or 0) == code
     printed = capsys.readouterr()
     assert printed.out.strip() == str(tmp_path / "out" / "student.safetensors")
-    assert "CoOp: text depth 1, length 4; 1 tensors used, 2 redundant\n" in printed.err
+    assert "CoOp: text depth 1, length 4; 1 tensor used, 2 redundant\n" in printed.err
     assert "already has a student" in printed.err
 
 

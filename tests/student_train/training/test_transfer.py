@@ -107,8 +107,8 @@ def test_without_a_checkpoint_a_run_resumes_from_the_same_prompts_only(
 def test_prompts_that_do_not_fit_are_refused_with_the_reason(
     pretrained: Path, cache_path: Path, tmp_path: Path
 ) -> None:
-    other = PromptSettings(prompt_length=5)
-    with pytest.raises(UsageError, match="--prompt-length stored 3, requested 5"):
+    other = PromptSettings(prompt_depth=2, prompt_length=5)
+    with pytest.raises(UsageError, match=r"--prompt-depth stored its default, requested 2; --prompt-length"):
         train(TrainSettings(cache=str(cache_path), out=tmp_path / "a", init=pretrained, prompts=other))
     with pytest.raises(UsageError, match="--towers stored both, requested text"):
         train(settings(cache_path, tmp_path / "b", towers="text", init=pretrained))
@@ -130,7 +130,7 @@ def test_prompts_with_other_fixed_words_are_refused(cache_path: Path, tmp_path: 
     first = settings(cache_path, tmp_path / "first", max_steps=1)
     words = first.prompts.model_copy(update={"fixed_words": "of a"})
     train(first.model_copy(update={"prompts": words}))
-    with pytest.raises(UsageError, match="--fixed-words stored of a, requested ''"):
+    with pytest.raises(UsageError, match="--fixed-words stored 'of a', requested ''"):
         train(settings(cache_path, tmp_path / "second", max_steps=1, init=tmp_path / "first"))
 
 

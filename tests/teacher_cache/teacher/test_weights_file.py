@@ -28,9 +28,10 @@ def empty(config: str = "gelu") -> nn.Module:
     return model
 
 
-def load(path: Path, config: str = "gelu") -> nn.Module:
+def load(path: Path, config: str = "gelu", notes: list[str] | None = None) -> nn.Module:
     model = empty(config)
-    load_weights(model, path, read_weights(path))
+    note = load_weights(model, path, read_weights(path))
+    (notes if notes is not None else []).append(note)
     return model
 
 
@@ -77,6 +78,7 @@ COMPILED = {
         trained(model=STATE, model_ema=prefixed("module.")),
         {"epoch": 3, **STATE},
         {name: x.half() for name, x in STATE.items()},
+        {name if name.startswith(("visual.", "logit_")) else f"text.{name}": x for name, x in STATE.items()},
         {**STATE, "input_resolution": torch.tensor(32), "context_length": torch.tensor(77)},
     ],
 )
@@ -114,7 +116,12 @@ def test_open_clip_still_converts_and_resizes(tmp_path: Path) -> None:
         **CONFIGS["gelu"] | {"vision_cfg": CONFIGS["gelu"]["vision_cfg"] | {"image_size": 24}}
     )
     torch.save(trained(state_dict=smaller.state_dict()), tmp_path / "smaller.pt")
-    found = load(tmp_path / "smaller.pt").state_dict()["visual.positional_embedding"]
+    notes: list[str] = []
+    found = load(tmp_path / "smaller.pt", notes=notes).state_dict()["visual.positional_embedding"]
+    assert notes == [
+        "smaller.pt is for another size of images or texts; open_clip resized visual.positional_embedding "
+        "[10, 64] to [17, 64]"
+    ]
     assert found.shape == STATE["visual.positional_embedding"].shape
     assert torch.equal(found[0], smaller.visual.positional_embedding[0])
 
@@ -150,7 +157,23 @@ TRANSFORMERS = {f"vision_model.encoder.layers.{n}.mlp.fc1.weight": torch.ones(2)
             r"another size: expected text_projection \[64, 48\], found \[3, 4\]",
         ),
         ({"model": STATE, "module": prefixed("module.")}, r"several state dicts that fit: model, module"),
-        ({"model": 3}, "does not hold a state dict"),
+        (
+            {"model": 3, "state_dict_ema": STATE},
+            r"no tensors by name, .* under state_dict, model, .* \(keys found: model, state_dict_ema\); save",
+        ),
+        ([1, 2], r"no tensors by name, .*\(keys found: none\)"),
+        (
+            {name: x.to(torch.int8) for name, x in STATE.items()},
+            r"integers in place of .* torch.int8, .* in all\)\); quantised weights cannot be loaded",
+        ),
+        (
+            STATE | {"text_projection": torch.full((64, 48), torch.nan)},
+            "numbers that are not finite in text_projection: the file is damaged, or its training diverged",
+        ),
+        (
+            {f"student.{n}": x for n, x in STATE.items()} | {f"teacher.{n}": x for n, x in STATE.items()},
+            rf"found {2 * len(STATE)}; unexpected: \S+, \S+, \S+, \.\.\. \({len(STATE)} in all\)",
+        ),
     ],
 )
 def test_other_weights_are_refused_with_their_names(content: dict, reason: str, tmp_path: Path) -> None:
@@ -158,6 +181,29 @@ def test_other_weights_are_refused_with_their_names(content: dict, reason: str, 
     with pytest.raises(ValueError, match=reason) as refused:
         load(tmp_path / "weights.pt")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin"])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n",
+            "of Git LFS, .* git lfs pull",
+        ),
+    ],
+)
+def test_a_file_without_content_is_named(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        read_weights(tmp_path / name)
+
+
+def test_a_page_saved_as_weights_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_text("<!DOCTYPE html><html>")
+    with pytest.raises(ValueError, match="cannot be read as safetensors or as a checkpoint"):
+        read_weights(tmp_path / "weights.pt")
 
 
 def test_a_torchscript_file_of_another_model_is_refused_with_its_names(tmp_path: Path) -> None:
