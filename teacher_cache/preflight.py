@@ -48,8 +48,13 @@ def require_model(model: str, pretrained: str | None) -> None:
     """Refuse a model folder or a weights file that does not exist. open_clip checks names and tags later.
 
     Raises:
-        UsageError: a folder or file is missing.
+        UsageError: a folder or file is missing, or a weights file stands in place of the model.
     """
+    if model.endswith(WEIGHTS_SUFFIXES) and os.path.isfile(place_of(model)):
+        raise UsageError(
+            f"the model '{model}' is a file; give the name of its model, ViT-B-16 for example, and the file "
+            "with --pretrained"
+        )
     name = canonical_model_name(model)
     require_model_folder(name)
     if name.startswith((LOCAL_DIR, HF_HUB)) or pretrained is None:

@@ -38,6 +38,11 @@ def load_student_base(
         UsageError: no such model, or the teacher's model has other weights than the cache was built with.
     """
     teachers = recorded_conventions(cache.teacher)
+    if settings.weights_like and settings.pretrained is None:
+        raise UsageError(
+            f"--weights-like {settings.weights_like} is for a weights file; give the file with --pretrained, "
+            "or leave the option out: the teacher's model keeps the conventions that the cache records"
+        )
     if settings.student is not None or settings.pretrained is not None:
         name = settings.student or cache.teacher["model"]
         if record is not None and (conventions := base_conventions(record)):

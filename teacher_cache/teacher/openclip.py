@@ -189,7 +189,7 @@ def load_model(
         resized = ""
         if file is not None and states is not None:
             resized = load_weights(model, file, states)
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = _tokenizer(name)
     except LOAD_ERRORS as error:
         reason = _reason(error)
         if "download" in reason.lower():
@@ -220,6 +220,24 @@ def load_model(
     notes = tuple(note for note in (choice.note, resized, _folder_note(name, choice)) if note)
     digest = weights_digest(model)
     return LoadedModel(name, recorded, model, tokenizer, preprocess, config, digest, used, notes)
+
+
+def _tokenizer(name: str) -> Any:
+    """Return a model's tokenizer, whose files open_clip downloads for some models, such as SigLIP.
+
+    Raises:
+        RppError: they could not be downloaded.
+    """
+    try:
+        return open_clip.get_tokenizer(name)
+    except OSError as error:
+        if name.startswith(LOCAL_DIR):
+            raise
+        reason = _reason(error).rstrip(".")
+        raise RppError(
+            f"the tokenizer of {name} could not be fetched: {reason}; open_clip reads it from Hugging Face's "
+            "hub, also if the weights are a file"
+        ) from error
 
 
 def _weights_file(name: str, pretrained: str | None) -> Path | None:

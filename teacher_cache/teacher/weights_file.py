@@ -167,7 +167,16 @@ def _load(model: nn.Module, path: Path, states: dict[str, State]) -> str:
     try:
         with skipping(objects_of(path)):
             open_clip.load_checkpoint(model, str(path), weights_only=True)
-    except (RuntimeError, AttributeError, KeyError, OSError, ValueError) as error:
+    # what open_clip raises for other names and shapes; its resizing has assertions
+    except (
+        RuntimeError,
+        AttributeError,
+        LookupError,
+        OSError,
+        TypeError,
+        ValueError,
+        AssertionError,
+    ) as error:
         raise ValueError(_misfit(states, own)) from error
     state = _closest(states, own)
     resized = [

@@ -21,7 +21,7 @@ from teacher_cache import open_cache
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
 from teacher_cache.conventions import ConventionOptions, described, recorded_conventions
-from teacher_cache.errors import CacheMismatchError, UsageError
+from teacher_cache.errors import CacheMismatchError, RppError, UsageError
 from teacher_cache.extend import extend_cache
 from teacher_cache.relabel import relabel_cache
 from teacher_cache.store.cache_store import CacheStore
@@ -152,6 +152,9 @@ def test_everything_after_the_build_uses_what_it_recorded(
         device="cpu",
         workers=0,
     )
+    without_file = asked.model_copy(update={"pretrained": None, "weights_like": "openai"})
+    with pytest.raises(UsageError, match="--weights-like openai is for a weights file; give the file with"):
+        train(without_file)
     train(asked)
     train(asked.model_copy(update={"resume": True}))
     student = load_student(out)
@@ -244,6 +247,16 @@ def test_the_record_of_a_teacher_is_checked(build: Any) -> None:
 def test_options_are_checked(stated: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ConventionOptions(**stated)
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_named(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    text = {**CONFIGS["gelu"]["text_cfg"], "hf_tokenizer_name": str(tmp_path / "nowhere")}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "half", CONFIGS["gelu"] | {"text_cfg": text})
+    with pytest.raises(RppError, match=r"the tokenizer of half could not be fetched: .* weights are a file"):
+        load_model("half", str(weights))
 
 
 def test_options_of_the_command_line(run: Run, build: Any, arguments: dict[str, Any], weights: Path) -> None:

@@ -35,6 +35,13 @@ def test_only_zero_shot_needs_a_cache(tmp_path: Path) -> None:
             check_students([name], ModelOptions())
 
 
+def test_a_weights_file_in_place_of_a_model_is_explained(tmp_path: Path) -> None:
+    weights = tmp_path / "ViT-B-16.pt"
+    weights.touch()
+    with pytest.raises(UsageError, match=r"is a file; give the name of its model, .* with --pretrained"):
+        require_model(str(weights), None)
+
+
 def test_weights_for_a_model_with_its_own_are_left_to_open_clip(tmp_path: Path) -> None:
     """open_clip's message is to leave them out, not that they are missing."""
     require_model(TEACHER, "x.pt")

@@ -183,6 +183,13 @@ def test_other_weights_are_refused_with_their_names(content: dict, reason: str, 
     assert "\n" not in str(refused.value)
 
 
+def test_weights_of_another_model_are_refused_where_open_clip_asserts(tmp_path: Path) -> None:
+    wider = STATE | {"positional_embedding": torch.ones(77, 80), "visual.extra": torch.ones(1)}
+    torch.save(wider, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"unexpected: visual\.extra; give the model they belong to"):
+        load(tmp_path / "weights.pt")
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin"])
 @pytest.mark.parametrize(
     ("content", "reason"),
