@@ -272,6 +272,12 @@ def _notes_on_names(names: list[str], source: str | Path) -> list[str]:
             f"{len(with_commas)} of {len(names)} class names in {source} contain commas, such as "
             f"'{with_commas[0][:100]}'; each is read as one name"
         )
+    if with_underscores := [name for name in names if "_" in name]:
+        notes.append(
+            f"{len(with_underscores)} of {len(names)} class names in {source} contain underscores, such as "
+            f"'{with_underscores[0][:100]}'; the text tower reads them as they are: write spaces if they "
+            "stand for spaces"
+        )
     if unusual := [name for name in names if _is_unusual(name)]:
         notes.append(
             f"{len(unusual)} class names in {source} contain invisible characters, unusual spaces or "

@@ -29,7 +29,7 @@ def read_label(content: bytes, suffix: str, where: str) -> list[Statement]:
         UsageError: the label cannot be read. The message starts with `where`.
     """
     try:
-        text = content.decode().strip()
+        text = content.decode("utf-8-sig").strip()
         if suffix == ".cls":
             return [Statement("cls", "", *parse_label(text, where))] if text else []
         return labels_of_record("json", parse_json(text), LABEL_KEYS, where)
@@ -332,9 +332,11 @@ def _class_of(number: int, vocabulary: Vocabulary, source: str) -> int:
     """Return the class index that an integer label means; -1 stays -1."""
     index = -1 if number < 0 else vocabulary.index_of_number(number)
     if index is None:
+        from_1 = number == len(vocabulary) and vocabulary.index_of_number(0) == 0
+        remedy = ", or write '1: NAME', '2: NAME', ... in it if the labels count from 1" if from_1 else ""
         raise UsageError(
             f"'{source}' has the label {number}, but the vocabulary has {len(vocabulary)} classes "
-            f"({vocabulary.numbering}); choose the vocabulary of these labels"
+            f"({vocabulary.numbering}); choose the vocabulary of these labels{remedy}"
         )
     return index
 
