@@ -107,7 +107,10 @@ class Vocabulary:
             shared = sum(self.duplicate_names.values())
             remarks.append(f"{shared} classes share their name with another and cannot be told apart by it")
         if groups := self.similar_names:
-            first = " and ".join(ascii(name) if _is_unusual(name) else f"'{name}'" for name in groups[0][:3])
+            first = "; ".join(
+                " and ".join(ascii(name) if _is_unusual(name) else f"'{name}'" for name in group[:3])
+                for group in groups[:3]
+            )
             remarks.append(
                 f"the names of {sum(map(len, groups))} classes differ from another name only in case, "
                 f"spaces, underscores or Unicode form, such as {first}; text towers may read them alike"

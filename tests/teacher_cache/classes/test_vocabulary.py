@@ -153,7 +153,7 @@ def test_names_that_differ_in_form_only_need_an_exact_match_and_are_told() -> No
     assert vocabulary.similar_names == [("caf\u00e9", "cafe\u0301"), ("China", "china")]
     assert vocabulary.remarks == [
         "the names of 4 classes differ from another name only in case, spaces, underscores or Unicode form, "
-        "such as 'caf\u00e9' and 'cafe\\u0301'; text towers may read them alike"
+        "such as 'caf\u00e9' and 'cafe\\u0301'; 'China' and 'china'; text towers may read them alike"
     ]
     assert Vocabulary(("owl", "cat"), ("owl", "cat")).remarks == []
 

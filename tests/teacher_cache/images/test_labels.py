@@ -166,6 +166,35 @@ def test_two_label_files_of_one_sample_are_compared(
     assert indexed(shard, SYNSETS).labels.tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "notes"),
+    [
+        (
+            {"goldfish/0": b"0", "tench/1": b"0", "train/2": b"1"},
+            ["the folders of 1 samples name another class than the label, which counts (goldfish/0)"],
+        ),
+        (
+            {"goldfish/0": None, "tench/1": None, "tench/2": b"0"},
+            [
+                "the folders of 2 samples name a class, but only an image folder's folders are labels "
+                "(goldfish/0, tench/1)"
+            ],
+        ),
+        ({"tench/0": b"1", "train/1": b"0"}, []),  # one folder only, which may be of another meaning
+        ({"0/0": b"1", "1/1": b"0", "2": b"0"}, []),
+    ],
+)
+def test_folders_in_a_tar_are_compared_with_labels(
+    labels: dict[str, bytes | None], notes: list[str], tmp_path: Path
+) -> None:
+    members = [(f"{name}.jpg", jpeg(0)) for name in labels]
+    members += [(f"{name}.cls", label) for name, label in labels.items() if label is not None]
+    shard = write_shard(tmp_path / "s.tar", sorted(members))
+    table, found = index_images(str(shard), SYNSETS)
+    assert [note for note in found if note.startswith("the folders of")] == notes
+    assert table.labels.tolist() == [-1 if label is None else int(label) for label in labels.values()]
+
+
 def test_a_choice_decides_only_where_it_has_a_label(tmp_path: Path) -> None:
     members = [("n01440764_1.jpg", jpeg(0)), ("n01440764_1.cls", b"1")]
     shard = write_shard(tmp_path / "s.tar", members)
