@@ -114,7 +114,7 @@ KAGGLE = (
 )
 
 
-def test_names_with_commas_are_told(tmp_path: Path) -> None:
+def test_names_with_commas_are_reported(tmp_path: Path) -> None:
     vocabulary = _read(tmp_path / "lemmas.txt", "tench, Tinca tinca\ngoldfish, Carassius auratus\ncat\n")
     assert vocabulary.names[0] == "tench, Tinca tinca"
     assert "2 of 3 class names" in vocabulary.notes[0]
@@ -267,7 +267,7 @@ def test_underscores_in_names_are_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dog\u200b", "hot\u00a0dog", "\ufeffdog", "cafe\u0301"])
-def test_invisible_characters_in_names_are_told(name: str, tmp_path: Path) -> None:
+def test_invisible_characters_in_names_are_reported(name: str, tmp_path: Path) -> None:
     vocabulary = _read(tmp_path / "v.txt", f"cat\n{name}\nowl")
     assert vocabulary.names[1] == name
     assert f"1 class names in {tmp_path / 'v.txt'} contain invisible characters" in vocabulary.notes[0]

@@ -257,7 +257,7 @@ def test_a_label_of_minus_one_stays_none_with_a_note(tmp_path: Path) -> None:
     assert notes[0].startswith("1 samples have the label -1, which means none, beside a class")
 
 
-def test_another_numbering_under_class_id_is_told(tmp_path: Path) -> None:
+def test_another_numbering_under_class_id_is_reported(tmp_path: Path) -> None:
     record = json.dumps({"class_id": 2, "label": 1}).encode()
     shard = write_shard(tmp_path / "s.tar", [("0.jpg", jpeg(0)), ("0.json", record)])
     samples, notes = index_images(str(shard), SYNSETS)
@@ -311,7 +311,7 @@ def test_spellings_that_differ_in_unicode_form_match_with_a_note(
     assert samples.labels.tolist() == [0]
 
 
-def test_a_source_that_names_another_number_of_classes_is_told(tmp_path: Path) -> None:
+def test_a_source_that_names_another_number_of_classes_is_reported(tmp_path: Path) -> None:
     images = [{"bytes": jpeg(0), "path": None}]
     path = write_parquet(tmp_path / "a.parquet", images, [0], ("tench", "goldfish"))
     _, notes = index_images(str(path), SYNSETS)
