@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from teacher_cache.errors import CacheDamagedError
+from teacher_cache.errors import CacheDamagedError, printable
 from teacher_cache.images.table import LabelReport
 from teacher_cache.store.cache_store import CacheStore
 
@@ -70,7 +70,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "seconds": seconds,
         "slowest_stage": slowest_stage(seconds) if "wall" in seconds else None,
         "software": header.software,
-        "notes": labels["notes"],
+        "notes": [*labels["notes"], *map(printable, store.vocabulary(header.vocabulary).remarks)],
     }
 
 

@@ -1,5 +1,6 @@
 """Render the sections into one HTML file with a template and a style sheet."""
 
+import logging
 import os
 from datetime import datetime
 from importlib.resources import files
@@ -19,6 +20,7 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write_text
 from teacher_cache.files.places import local_path, place_of
 
+log = logging.getLogger(__name__)
 REPORT = "report.html"
 
 
@@ -71,6 +73,7 @@ def sections(gathered: Gathered, place: str | None = None) -> list[Section]:
             cache = open_recorded_cache(*gathered.recorded_run, place)
         except RppError as error:
             why = str(error)
+            log.warning("the report has no soft labels: %s", why)
     return [
         Section("results", "Results", headline(gathered)),
         *comparisons(gathered),

@@ -107,7 +107,10 @@ class Vocabulary:
             shared = sum(self.duplicate_names.values())
             remarks.append(f"{shared} classes share their name with another and cannot be told apart by it")
         if groups := self.similar_names:
-            first = " and ".join(ascii(name) if _is_unusual(name) else f"'{name}'" for name in groups[0][:3])
+            first = "; ".join(
+                " and ".join(ascii(name) if _is_unusual(name) else f"'{name}'" for name in group[:3])
+                for group in groups[:3]
+            )
             remarks.append(
                 f"the names of {sum(map(len, groups))} classes differ from another name only in case, "
                 f"spaces, underscores or Unicode form, such as {first}; text towers may read them alike"
@@ -271,6 +274,12 @@ def _notes_on_names(names: list[str], source: str | Path) -> list[str]:
         notes.append(
             f"{len(with_commas)} of {len(names)} class names in {source} contain commas, such as "
             f"'{with_commas[0][:100]}'; each is read as one name"
+        )
+    if with_underscores := [name for name in names if "_" in name]:
+        notes.append(
+            f"{len(with_underscores)} of {len(names)} class names in {source} contain underscores, such as "
+            f"'{with_underscores[0][:100]}'; the text tower reads them as they are: write spaces if they "
+            "stand for spaces"
         )
     if unusual := [name for name in names if _is_unusual(name)]:
         notes.append(

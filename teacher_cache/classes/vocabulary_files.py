@@ -1,10 +1,12 @@
 """Read class ids and names from text, CSV and JSON files."""
 
+import ast
 import csv
 import io
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ _SYNSET = re.compile(r"n\d{8}")
 _SYNSET_AND_NAME = re.compile(r"[\"']?(n\d{8})[\"']?(?:\s*[:,;|=]\s*|\s+)(\S.*)")
 _NUMBER_AND_NAME = re.compile(r"(\d{1,9})(?:\s*[:,;|=)]\s*|\.\s+|\s+)(\S.*)")
 _NUMBER_IN_NAME = re.compile(r"(\d{1,9})\.(\S.*)")  # folders of CUB-200 and Caltech-256: 001.ak47
+_SYNSET_IN_NAME = re.compile(r"(n\d{8})[-_](\S.*)")  # folders of Stanford Dogs: n02085620-Chihuahua
 _ID_AND_NAME = re.compile(r"([^\t|]*[^\t|\s])\s*[\t|]\s*([^\t|\s][^\t|]*)")
 _QUOTED = re.compile(r"([\"'])((?:(?!\1).)+)\1,?")
 
@@ -63,12 +66,20 @@ def read_names(path: Path) -> ClassNames:
         pairs = _pairs_from_json(content, path)
     elif path.suffix in (".csv", ".tsv") or _is_heading(content.partition("\n")[0]):
         pairs = _pairs_from_csv(content, path)
+    elif (data := _literal(content)) is not None:
+        pairs = _pairs_of_data(data, path)
     else:
         lines = [line.strip() for line in content.split("\n") if line.strip()]
         pairs, notes = _pairs_from_lines(lines, path)
+    folders = [_SYNSET_IN_NAME.fullmatch(name) for _, name in pairs]
+    if pairs and all(folders):
+        pairs = [(pair[0], match[2]) for pair, match in zip(pairs, folders, strict=True) if match]
+        notes.append(_first_column(path, "synset", *zip(*pairs, strict=True)))
     lemmas = [[name] for _, name in pairs]
     if by_synset := synsets_and_names([name for _, name in pairs], path):
         synsets, rest = by_synset
+        if numbered := _numbered(_NUMBER_AND_NAME, rest):  # map_clsloc.txt: 'n02119789 1 kit_fox'
+            rest = numbered[1]
         lemmas = [_lemmas(name) for name in rest]
         own = all(identity == name for identity, name in pairs)
         pairs = [(s if own else pair[0], name) for s, pair, name in zip(synsets, pairs, rest, strict=True)]
@@ -102,11 +113,17 @@ def synsets_and_names(lines: Sequence[str], path: Path) -> tuple[list[str], list
         Both, [C] each; None if no line starts with a synset, or if all are only a synset.
 
     Raises:
-        UsageError: only some of the lines start with a synset and a name.
+        UsageError: only some of the lines start with a synset and a name, or synsets stand elsewhere.
     """
     found = [_SYNSET_AND_NAME.fullmatch(line) for line in lines]
     if lines and all(found):
         return [match[1] for match in found if match], [_unquoted(match[2]) for match in found if match]
+    elsewhere = [line for line in lines if not _SYNSET.match(line) and re.search(r"\bn\d{8}\b", line)]
+    if elsewhere:
+        raise UsageError(
+            f"vocabulary {path}: {len(elsewhere):,} of {len(lines):,} class names contain a synset behind "
+            f"other words ({_some(elsewhere)}); write it first: 'n01440764 tench'"
+        )
     bare = [_SYNSET.fullmatch(line) for line in lines]
     if all(bare) or not (any(found) or any(bare)):
         return None
@@ -198,13 +215,16 @@ def _pairs_from_csv(content: str, path: Path) -> Pairs:
         return []
     header = [cell.lower() for cell in rows[0]]
     if any(word in header for word in (*NAME_COLUMNS, *ID_COLUMNS)):
-        name_column = next((header.index(word) for word in NAME_COLUMNS if word in header), None)
-        if name_column is None:
+        named = [header.index(word) for word in NAME_COLUMNS if word in header]
+        if not named:
             raise UsageError(
                 f"vocabulary {path}: none of the columns {rows[0]} is called {' or '.join(NAME_COLUMNS)}"
             )
-        id_column = next((header.index(word) for word in ID_COLUMNS if word in header), name_column)
         rows = rows[1:]
+        codes = [column for column in named if _are_codes([row[column] for row in rows if column < len(row)])]
+        name_column = next((column for column in named if column not in codes), named[0])
+        ids = [header.index(word) for word in ID_COLUMNS if word in header] or codes  # 'label,name': 0,tench
+        id_column = ids[0] if ids else name_column
     elif _SYNSET_AND_NAME.fullmatch(rows[0][0]):  # 'n01440764 tench, Tinca tinca': these commas are lemmas'
         lines = [" ".join(line.split()) for line in content.split("\n") if line.strip()]
         return [(line, line) for line in lines]
@@ -218,11 +238,31 @@ def _pairs_from_csv(content: str, path: Path) -> Pairs:
     return [(row[id_column], row[name_column]) for row in rows]
 
 
+def _are_codes(cells: Sequence[str]) -> bool:
+    """Return whether these are different numbers or synsets, not names."""
+    return len(set(cells)) == len(cells) and (
+        all(map(str.isdecimal, cells)) or all(map(_SYNSET.fullmatch, cells))
+    )
+
+
+def _literal(content: str) -> Any:
+    """Return the list or object that a text file contains in JSON or Python: {0: 'tench'}; None for lines."""
+    text = content.strip()
+    if text.startswith(("[", "{")):
+        for parse in (parse_json, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+                return parse(text)
+    return None
+
+
 def _pairs_from_json(content: str, path: Path) -> Pairs:
     try:
-        data = parse_json(content)
+        return _pairs_of_data(parse_json(content), path)
     except ValueError as error:
         raise UsageError(f"vocabulary {path} is not JSON: {error}") from error
+
+
+def _pairs_of_data(data: Any, path: Path) -> Pairs:
     if is_split(data):
         split = parse_split(data, path)
         names = (name.replace("_", " ") for name in split.classes)
@@ -234,6 +274,7 @@ def _pairs_from_json(content: str, path: Path) -> Pairs:
     if isinstance(data, list):
         items: list[tuple[str, Any]] = [("", value) for value in data]
     elif isinstance(data, dict):
+        data = {str(key): value for key, value in data.items()}  # Python's keys may be numbers
         items = list(data.items())
         if all(key.isdecimal() for key in data):
             items = [("", data[str(c)]) for c in range(len(data)) if str(c) in data]
@@ -245,7 +286,11 @@ def _pairs_from_json(content: str, path: Path) -> Pairs:
     for identity, value in items:
         if isinstance(value, str):
             pairs.append((identity or value, value))
-        elif isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value):
+        elif (
+            isinstance(value, list | tuple)
+            and len(value) == 2
+            and all(isinstance(part, str) for part in value)
+        ):
             pairs.append((value[0], value[1].replace("_", " ")))
         else:
             raise expected

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from teacher_cache.classes.vocabulary import DIGITS, Vocabulary
@@ -29,7 +30,7 @@ def read_label(content: bytes, suffix: str, where: str) -> list[Statement]:
         UsageError: the label cannot be read. The message starts with `where`.
     """
     try:
-        text = content.decode().strip()
+        text = content.decode("utf-8-sig").strip()
         if suffix == ".cls":
             return [Statement("cls", "", *parse_label(text, where))] if text else []
         return labels_of_record("json", parse_json(text), LABEL_KEYS, where)
@@ -158,6 +159,8 @@ def resolve_labels(
     ):
         count, rows = stated.rows_of(codes)
         notes += [f"{count:,} samples {text} ({stated.text(rows)})"] if count else []
+    if not by_order:
+        notes += _notes_on_folders(raw["key"], labels_N, vocabulary)
     outside_N = outside_N & (labels_N < 0) if names else labels_N < -1
     if outside_N.any():
         unknown = [names[code] for code in np.unique(codes_N[outside_N])]
@@ -328,13 +331,49 @@ def _notes_on_forms(
     ]
 
 
+def _notes_on_folders(
+    keys: pa.ChunkedArray, labels_N: NDArray[np.int32], vocabulary: Vocabulary
+) -> list[str]:
+    """Return notes about samples whose folder names another class than their label.
+
+    In tars, Parquet files and lists the name of a folder is no label, because it may be 'train', or a class
+    above that of the label. Synsets in it are labels, and numbers may be those of shards.
+    """
+    if not pc.any(pc.match_substring(keys, "/")).as_py():
+        return []
+    folders = pc.struct_field(pc.extract_regex(keys, r"(?:^|/)(?P<folder>[^/]+)/[^/]*$"), "folder")
+    encoded = folders.combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    if len(names) > 10 * len(vocabulary):  # a folder for each sample
+        return []
+    classes = [
+        None if name.isdecimal() or SYNSET.search(name) else vocabulary.index_of(name) for name in names
+    ]
+    if len({c for c in classes if c is not None}) < 2:
+        return []
+    by_code = np.array([*(-1 if c is None else c for c in classes), -1], np.int32)
+    classes_N = by_code[encoded.indices.fill_null(-1).to_numpy()]
+    differs_N = (classes_N >= 0) & (classes_N != labels_N)
+    notes = []
+    for mask_N, text in (
+        (differs_N & (labels_N >= 0), "name another class than the label, which counts"),
+        (differs_N & (labels_N < 0), "name a class, but only an image folder's folders are labels"),
+    ):
+        if mask_N.any():
+            first = keys.take(_first(mask_N)).to_pylist()
+            notes.append(f"the folders of {mask_N.sum():,} samples {text} ({_some(first, mask_N)})")
+    return notes
+
+
 def _class_of(number: int, vocabulary: Vocabulary, source: str) -> int:
     """Return the class index that an integer label means; -1 stays -1."""
     index = -1 if number < 0 else vocabulary.index_of_number(number)
     if index is None:
+        from_1 = number == len(vocabulary) and vocabulary.index_of_number(0) == 0
+        remedy = ", or write '1: NAME', '2: NAME', ... in it if the labels count from 1" if from_1 else ""
         raise UsageError(
             f"'{source}' has the label {number}, but the vocabulary has {len(vocabulary)} classes "
-            f"({vocabulary.numbering}); choose the vocabulary of these labels"
+            f"({vocabulary.numbering}); choose the vocabulary of these labels{remedy}"
         )
     return index
 

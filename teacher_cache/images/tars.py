@@ -4,7 +4,6 @@ A member's name is only a key: no file of that name is opened or written.
 """
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -120,8 +119,8 @@ class _Samples:
     def _start(self, stem: str) -> None:
         self._stem = stem
         self._image: TarMember | None = None
-        self._cls: Sequence[Statement] = ()
-        self._json: Sequence[Statement] = ()
+        self._cls: list[Statement] = []
+        self._json: list[Statement] = []
         self._unreadable: UsageError | None = None
 
     def add(self, member: TarMember, file: BinaryIO) -> None:
@@ -145,9 +144,9 @@ class _Samples:
                 self._unreadable = error  # captions and boxes, perhaps, beside a .cls
                 return
             if suffix == ".cls":
-                self._cls = self._cls or statements
+                self._cls += statements
             else:
-                self._json = self._json or statements
+                self._json += statements
 
     def _read(self, member: TarMember, file: BinaryIO, suffix: str, where: str) -> list[Statement]:
         if member.size > LONGEST_LABEL:

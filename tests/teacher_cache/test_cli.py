@@ -25,6 +25,7 @@ from tests.teacher_cache.inputs import (
     assert_same_arrays,
     jpeg,
     webdataset_members,
+    write_folder,
     write_names,
     write_shard,
 )
@@ -121,6 +122,32 @@ def test_info_counts_labels_and_has_the_notes_of_indexing(
     assert "labelled 2, unlabelled 2 (first: 1, 2), outside vocabulary 1, contradictory 1 (first: 0)" in text
     assert run("build", *flat(arguments | {"--labels": "json"}))[0] == 0
     assert run("build", *flat(arguments | {"--labels": "cls"}))[0] == 2  # the cache has other labels
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (
+            ("caf\u00e9", "cafe\u0301", "owl"),
+            "the names of 2 classes differ from another name only in case, spaces, underscores or Unicode "
+            "form, such as 'caf\u00e9' and 'cafe\\u0301'; text towers may read them alike",
+        ),
+        (
+            ("owl", "cat", "cat"),
+            "2 classes share their name with another and cannot be told apart by it",
+        ),
+    ],
+)
+def test_info_shows_names_that_are_alike(
+    run: Run, arguments: dict[str, Any], names: tuple[str, ...], note: str, tmp_path: Path
+) -> None:
+    (tmp_path / "v.txt").write_text("\n".join(names))
+    arguments |= {"--images": str(tmp_path / "images"), "--classes": str(tmp_path / "v.txt")}
+    write_folder(tmp_path / "images", names[:1])
+    code, _, err = run("build", *flat(arguments))
+    assert code == 0
+    assert f"note: {note}" in err
+    assert note in json.loads(run("info", "--json", arguments["--out"])[1])["notes"]
 
 
 def test_info_of_an_earlier_versions_cache_counts_what_it_has(run: Run, cache: Path, tmp_path: Path) -> None:

@@ -136,13 +136,14 @@ def test_missing_data_has_a_reason(run_copy: Path, gone: str | None, section: st
     assert message in texts(found[section])
 
 
-def test_a_moved_cache_is_reported(run_copy: Path) -> None:
+def test_a_moved_cache_is_reported(run_copy: Path, caplog: pytest.LogCaptureFixture) -> None:
     record = json.loads((run_copy / "settings.json").read_text())
     record["settings"]["cache"] = "/nowhere.zarr"
     (run_copy / "settings.json").write_text(json.dumps(record))
     found = {one.name: one for one in sections(gather(run_copy))}
     assert "No soft labels: no cache at /nowhere.zarr" in texts(found["soft-labels"])
     assert "The cache cannot be read: no cache at /nowhere.zarr" in texts(found["run"])
+    assert "the report has no soft labels: no cache at /nowhere.zarr" in caplog.text
 
 
 def test_a_report_is_made_with_a_damaged_cache(run_copy: Path, inputs: Path, tmp_path: Path) -> None:

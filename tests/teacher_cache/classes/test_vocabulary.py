@@ -146,14 +146,14 @@ def test_a_name_is_found_in_any_unicode_form(other: str) -> None:
     assert Vocabulary((other, "tench"), ("a", "b")).index_of("cafe\u0301 au lait") == 0
 
 
-def test_names_that_differ_in_form_only_need_an_exact_match_and_are_told() -> None:
+def test_names_that_differ_in_form_only_need_an_exact_match_and_are_reported() -> None:
     vocabulary = Vocabulary(("caf\u00e9", "cafe\u0301", "China", "china", "owl"), ("a", "b", "c", "d", "e"))
     assert [vocabulary.index_of(name) for name in ("caf\u00e9", "cafe\u0301", "CAF\u00c9")] == [0, 1, 0]
     assert vocabulary.index_of("cafe\u0301\u200b") is None
     assert vocabulary.similar_names == [("caf\u00e9", "cafe\u0301"), ("China", "china")]
     assert vocabulary.remarks == [
         "the names of 4 classes differ from another name only in case, spaces, underscores or Unicode form, "
-        "such as 'caf\u00e9' and 'cafe\\u0301'; text towers may read them alike"
+        "such as 'caf\u00e9' and 'cafe\\u0301'; 'China' and 'china'; text towers may read them alike"
     ]
     assert Vocabulary(("owl", "cat"), ("owl", "cat")).remarks == []
 

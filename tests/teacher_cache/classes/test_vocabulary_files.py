@@ -28,10 +28,16 @@ def _read(path: Path, content: str | bytes) -> Vocabulary:
         ("v.csv", "id,name\nn01,cat\nn02,cat\n", ("n01", "n02"), ("cat", "cat")),
         ("v.csv", "index,label\n0,cat\n1,dog\n", ("0", "1"), ("cat", "dog")),
         ("v.csv", "class_id;name\n7;cat\n3;dog\n", ("7", "3"), ("cat", "dog")),
+        ("v.csv", "label,class\n1,dog\n0,cat\n", ("1", "0"), ("dog", "cat")),
+        ("v.csv", "name,label\ncat,animal\ndog,animal\n", ("cat", "dog"), ("cat", "dog")),
+        ("v.csv", "label\n7\n3\n", ("7", "3"), ("7", "3")),
         ("v.csv", 'id,name\nn01,"big\ncat"\n', ("n01",), ("big cat",)),
         ("v.txt", "cat\u2028dog\x0c\x85owl\n", ("cat\u2028dog\x0c\x85owl",), ("cat\u2028dog\x0c\x85owl",)),
         ("v.tsv", "synset\tname\nn01\tcat, the\n", ("n01",), ("cat, the",)),
         ("v.json", '["cat", "dog"]', ("cat", "dog"), ("cat", "dog")),
+        ("v.txt", '["cat",\n "dog"]\n', ("cat", "dog"), ("cat", "dog")),
+        ("v.txt", "['cat',\n 'dog',\n]\n", ("cat", "dog"), ("cat", "dog")),
+        ("v.txt", "{0: 'cat, tom',\n 1: 'owl'}", ("cat, tom", "owl"), ("cat, tom", "owl")),
         ("v.json", '{"1": "dog", "0": "cat"}', ("cat", "dog"), ("cat", "dog")),
         ("v.json", '{"n02": "dog", "n01": "cat"}', ("n02", "n01"), ("dog", "cat")),
         ("v.json", '{"0": ["n01", "great_owl"], "1": ["n02", "dog"]}', ("n01", "n02"), ("great owl", "dog")),
@@ -108,7 +114,7 @@ KAGGLE = (
 )
 
 
-def test_names_with_commas_are_told(tmp_path: Path) -> None:
+def test_names_with_commas_are_reported(tmp_path: Path) -> None:
     vocabulary = _read(tmp_path / "lemmas.txt", "tench, Tinca tinca\ngoldfish, Carassius auratus\ncat\n")
     assert vocabulary.names[0] == "tench, Tinca tinca"
     assert "2 of 3 class names" in vocabulary.notes[0]
@@ -152,6 +158,14 @@ def test_commas_behind_a_synset_separate_lemmas(file: str, lemma: Lemma, name: s
         ),
         ("v.txt", "n01440764\nn01443537\nn01484850\n"),
         ("imagenet21k_wordnet_ids.txt", "n01440764\r\nn01443537\r\nn01484850\r\n"),
+        ("map_clsloc.txt", "n01440764 1 tench\nn01443537 2 goldfish\nn01484850 3 great white shark\n"),
+        ("v.csv", "LABEL,NAME\nn01440764,tench\nn01443537,goldfish\nn01484850,great white shark\n"),
+        ("v.csv", "name,class\ntench,n01440764\ngoldfish,n01443537\ngreat white shark,n01484850\n"),
+        (
+            "v.txt",
+            "{0: ('n01440764', 'tench'), 1: ('n01443537', 'goldfish'),\n"
+            " 2: ('n01484850', 'great_white_shark')}",
+        ),
         ("v.csv", "n01440764\nn01443537\nn01484850\n"),
         ("v.json", '["n01440764", "n01443537", "n01484850"]'),
     ],
@@ -179,6 +193,11 @@ def test_synsets_alone_have_the_packaged_lemmas_with_a_note(tmp_path: Path) -> N
         ("n01440764\ncat\n", r"0 of 2 lines start with a synset"),
         ("n01440764\nn99999999\n", r"ImageNet-21K has no name for 1 of 2 \(n99999999\)"),
         ("n01440764 tench\nn01440764 goldfish\n", "the id 'n01440764' belongs to several classes"),
+        (
+            "tench n01440764\ngoldfish n01443537\n",
+            r"2 of 2 class names contain a synset behind other words \('tench n01440764', 'goldfish n0144",
+        ),
+        ("tench (n01440764)\nowl\n", r"1 of 2 class names .* \('tench \(n01440764\)'\)"),
     ],
 )
 def test_synsets_in_some_lines_are_refused(content: str, reason: str, tmp_path: Path) -> None:
@@ -197,6 +216,11 @@ def test_synsets_in_some_lines_are_refused(content: str, reason: str, tmp_path: 
         ("1\tgoldfish\n0\ttench\n", ("1", "0"), ("goldfish", "tench")),
         ("1 001.ak47\n2 002.american-flag\n", ("001.ak47", "002.american-flag"), ("ak47", "american-flag")),
         ("001.ak47\n002.american-flag\n", ("001.ak47", "002.american-flag"), ("ak47", "american-flag")),
+        (
+            "n02085620-Chihuahua\nn02086910-papillon\n",
+            ("n02085620-Chihuahua", "n02086910-papillon"),
+            ("Chihuahua", "papillon"),
+        ),
         ("a1\ttench\nb2\tgoldfish\n", ("a1", "b2"), ("tench", "goldfish")),
         ("a1 | tench\nb2 | goldfish\n", ("a1", "b2"), ("tench", "goldfish")),
     ],
@@ -220,6 +244,8 @@ def test_a_column_of_numbers_or_ids_is_no_part_of_the_name(
         ("cat, domestic", "dog", "owl"),
         ("n0144 tench", "goldfish"),
         ("n01440764tench",),
+        ("[unknown]", "cat"),
+        ("{cat}",),
     ],
 )
 def test_names_that_only_look_like_columns_stay(names: tuple[str, ...], tmp_path: Path) -> None:
@@ -233,8 +259,15 @@ def test_names_in_quotes_are_read_without_them(tmp_path: Path) -> None:
     assert _read(tmp_path / "v.txt", '"bra"\ndog\n').names == ('"bra"', "dog")
 
 
+def test_underscores_in_names_are_reported(tmp_path: Path) -> None:
+    vocabulary = _read(tmp_path / "v.txt", "cat\ngolden_retriever\ngreat_owl\n")
+    assert vocabulary.names[1] == "golden_retriever"
+    assert "2 of 3 class names" in vocabulary.notes[0]
+    assert "contain underscores, such as 'golden_retriever'" in vocabulary.notes[0]
+
+
 @pytest.mark.parametrize("name", ["dog\u200b", "hot\u00a0dog", "\ufeffdog", "cafe\u0301"])
-def test_invisible_characters_in_names_are_told(name: str, tmp_path: Path) -> None:
+def test_invisible_characters_in_names_are_reported(name: str, tmp_path: Path) -> None:
     vocabulary = _read(tmp_path / "v.txt", f"cat\n{name}\nowl")
     assert vocabulary.names[1] == name
     assert f"1 class names in {tmp_path / 'v.txt'} contain invisible characters" in vocabulary.notes[0]

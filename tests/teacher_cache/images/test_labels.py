@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from teacher_cache.classes.vocabulary import Vocabulary
+from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.statements import LabelChoice
@@ -29,12 +29,14 @@ from tests.teacher_cache.inputs import (
     [
         ("cls", b"3", 3),
         ("cls", b" 4\n", 4),
+        ("cls", b"\xef\xbb\xbf4\r\n", 4),
         ("cls", b"dog", 1),
         ("cls", b"Great_Horned  OWL", 2),
         ("cls", b"-1", -1),
         ("cls", b"-7", -1),
         ("cls", b"", -1),
         ("json", b'{"label": 2}', 2),
+        ("json", b'\xef\xbb\xbf{"label": 2}', 2),
         ("json", b'{"cls": "4"}', 4),
         ("json", b'{"class_name": "axolotl", "width": 5}', 3),
         ("json", b'{"caption": "a dog"}', -1),
@@ -144,6 +146,55 @@ def test_contradictory_labels_are_refused_with_both(
         indexed(shard, SYNSETS)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("0.cls", "0.cls"), "1 of 1 samples contradict one another .0: cls 1, cls 2"),
+        (("0.coarse.cls", "0.fine.cls"), "0: cls 1, cls 2"),
+        (("0.json", "0.meta.json"), "0: json label 1, json label 2"),
+    ],
+)
+def test_two_label_files_of_one_sample_are_compared(
+    names: tuple[str, str], said: str, tmp_path: Path
+) -> None:
+    contents = (b"1", b"2") if names[0].endswith("cls") else (b'{"label": 1}', b'{"label": 2}')
+    members = [("0.jpg", jpeg(0)), *zip(names, contents, strict=True)]
+    with pytest.raises(UsageError, match=said):
+        indexed(write_shard(tmp_path / "s.tar", members), SYNSETS)
+    same = [(name, contents[0]) for name in names]
+    shard = write_shard(tmp_path / "same.tar", [("0.jpg", jpeg(0)), *same])
+    assert indexed(shard, SYNSETS).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "notes"),
+    [
+        (
+            {"goldfish/0": b"0", "tench/1": b"0", "train/2": b"1"},
+            ["the folders of 1 samples name another class than the label, which counts (goldfish/0)"],
+        ),
+        (
+            {"goldfish/0": None, "tench/1": None, "tench/2": b"0"},
+            [
+                "the folders of 2 samples name a class, but only an image folder's folders are labels "
+                "(goldfish/0, tench/1)"
+            ],
+        ),
+        ({"tench/0": b"1", "train/1": b"0"}, []),  # one folder only, which may be of another meaning
+        ({"0/0": b"1", "1/1": b"0", "2": b"0"}, []),
+    ],
+)
+def test_folders_in_a_tar_are_compared_with_labels(
+    labels: dict[str, bytes | None], notes: list[str], tmp_path: Path
+) -> None:
+    members = [(f"{name}.jpg", jpeg(0)) for name in labels]
+    members += [(f"{name}.cls", label) for name, label in labels.items() if label is not None]
+    shard = write_shard(tmp_path / "s.tar", sorted(members))
+    table, found = index_images(str(shard), SYNSETS)
+    assert [note for note in found if note.startswith("the folders of")] == notes
+    assert table.labels.tolist() == [-1 if label is None else int(label) for label in labels.values()]
+
+
 def test_a_choice_decides_only_where_it_has_a_label(tmp_path: Path) -> None:
     members = [("n01440764_1.jpg", jpeg(0)), ("n01440764_1.cls", b"1")]
     shard = write_shard(tmp_path / "s.tar", members)
@@ -206,7 +257,7 @@ def test_a_label_of_minus_one_stays_none_with_a_note(tmp_path: Path) -> None:
     assert notes[0].startswith("1 samples have the label -1, which means none, beside a class")
 
 
-def test_another_numbering_under_class_id_is_told(tmp_path: Path) -> None:
+def test_another_numbering_under_class_id_is_reported(tmp_path: Path) -> None:
     record = json.dumps({"class_id": 2, "label": 1}).encode()
     shard = write_shard(tmp_path / "s.tar", [("0.jpg", jpeg(0)), ("0.json", record)])
     samples, notes = index_images(str(shard), SYNSETS)
@@ -260,7 +311,7 @@ def test_spellings_that_differ_in_unicode_form_match_with_a_note(
     assert samples.labels.tolist() == [0]
 
 
-def test_a_source_that_names_another_number_of_classes_is_told(tmp_path: Path) -> None:
+def test_a_source_that_names_another_number_of_classes_is_reported(tmp_path: Path) -> None:
     images = [{"bytes": jpeg(0), "path": None}]
     path = write_parquet(tmp_path / "a.parquet", images, [0], ("tench", "goldfish"))
     _, notes = index_images(str(path), SYNSETS)
@@ -294,6 +345,20 @@ def test_label_indices_beyond_the_vocabulary_are_refused(label: str, tmp_path: P
         UsageError, match=rf"has the label {label}, but the vocabulary has 3 classes \(0 to 2\)"
     ):
         indexed(shard, SYNSETS)
+
+
+def test_labels_that_may_count_from_1_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    members = [
+        (f"{n}.{kind}", jpeg(n) if kind == "jpg" else b"%d" % n) for n in (1, 2) for kind in ("jpg", "cls")
+    ]
+    shard = write_shard(tmp_path / "s.tar", members)
+    (tmp_path / "v.txt").write_text("tench\ngoldfish\n")
+    with pytest.raises(
+        UsageError, match=r"write '1: NAME', '2: NAME', \.\.\. in it if the labels count from 1"
+    ):
+        indexed(shard, load_vocabulary(tmp_path / "v.txt"))
+    (tmp_path / "v.txt").write_text("1: tench\n2: goldfish\n")
+    assert indexed(shard, load_vocabulary(tmp_path / "v.txt")).labels.tolist() == [0, 1]
 
 
 def test_a_label_too_large_for_a_class_index_names_its_member(tmp_path: Path) -> None:
