@@ -4,12 +4,12 @@ A description that ends in `[default: ...]` describes the default in words.
 """
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from teacher_cache.command_settings import Lock
-from teacher_cache.settings import MOST_PROCESSES, Device, LocalPlace, Panels
+from teacher_cache.settings import MOST_PROCESSES, Device, LocalPlace, OneOrMore, Panels
 
 MOST_SEEDS = 10_000
 
@@ -24,7 +24,7 @@ class SweepSettings(BaseModel):
         "Output": ("out", "lock"),
     }
 
-    set: tuple[str, ...] = Field(
+    set: Annotated[tuple[str, ...], OneOrMore] = Field(
         default=(),
         description="train.NAME=VALUE,VALUE,...: an axis of the grid; may be repeated [default: one run]",
     )

@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.files.places import local_path
-from teacher_cache.indices import as_number
+from teacher_cache.indices import as_integer, as_number
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.store.header import CHUNK_ROWS
 from teacher_cache.store.vocabularies import vocabulary_digest
 
 ROWS_A_GROUP = 16 * CHUNK_ROWS
-DEFAULT_TOP = 20  # or all classes of a smaller vocabulary
+DEFAULT_TOP = 20
 METADATA = b"rpp"  # key of the schema's metadata
 
 
 def export_soft_labels(
     cache: TeacherCache,
     out: str | os.PathLike[str],
-    top: int,
+    top: int | None = None,
     temperature: float = 1.0,
     view: int = 0,
     on_rows: Callable[[int], object] = lambda rows: None,
@@ -45,6 +45,7 @@ def export_soft_labels(
 
     Args:
         out: the file to create, in a folder that is created too.
+        top: number of classes; if None, 20, or all of a smaller vocabulary.
         on_rows: called with the number of rows of each finished chunk.
 
     Raises:
@@ -54,8 +55,12 @@ def export_soft_labels(
     out, temperature = local_path(out), as_number(temperature, "temperature")
     cache.encoding.require_temperature(temperature)
     view = cache.require_view(view)
-    if not 1 <= top <= len(cache.vocabulary):
-        raise UsageError(f"the top {top} classes requested from a vocabulary of {len(cache.vocabulary)}")
+    classes = len(cache.vocabulary)
+    top = min(DEFAULT_TOP, classes) if top is None else as_integer(top, "number of classes to keep")
+    if not 1 <= top <= classes:
+        raise UsageError(
+            f"the top {top} classes requested from a vocabulary of {classes}: expected 1 to {classes}"
+        )
     if os.path.exists(out):
         raise UsageError(f"{out} exists; choose another --out")
     schema = _schema(cache, top, temperature, view)

@@ -5,6 +5,7 @@ Imports only NumPy: tensors are recognised by their methods.
 
 import operator
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
@@ -110,6 +111,18 @@ def as_texts(wanted: Iterable[str], what: str) -> list[str]:
     return [str(text) for text in texts]  # NumPy's texts, too
 
 
+def as_integer(wanted: Any, what: str) -> int:
+    """Return an integer of Python, NumPy or torch as an int.
+
+    Raises:
+        UsageError: not an integer.
+    """
+    if not isinstance(wanted, bool | np.bool_):
+        with suppress(TypeError):
+            return operator.index(wanted)
+    raise UsageError(f"the {what} must be an integer, not {wanted!r}")
+
+
 def as_number(wanted: Any, what: str) -> float:
     """Return a number of Python, NumPy or torch as a float.
 
@@ -141,6 +154,9 @@ def _array(wanted: Any) -> NDArray[Any] | None:
             wanted = wanted.detach().cpu()
         elif not hasattr(wanted, "__array__") and isinstance(wanted, Collection):
             wanted = list(wanted)
-        return np.asarray(wanted)
+        array = np.asarray(wanted)
+        if array.dtype == np.object_ and {type(one) for one in array.flat} <= {int, np.int64}:
+            return array.astype(np.int64)  # from pandas, whose columns may have any type
+        return array
     except (TypeError, ValueError, OverflowError, RuntimeError):  # different lengths, bfloat16
         return None

@@ -20,8 +20,8 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from teacher_cache.distribution import versions
-from teacher_cache.errors import RppError, printable
-from teacher_cache.files.places import local_path, place_of
+from teacher_cache.errors import RppError, UsageError, printable
+from teacher_cache.files.places import is_undecoded, local_path, place_of, undecoded
 from teacher_cache.settings import Settings, flat_fields, from_flat, panels_of
 
 DEBUG = "RPP_DEBUG"  # environment variable; if it is set, errors show their traceback
@@ -191,6 +191,11 @@ def run_app(app: Callable[[], Any]) -> None:
     try:
         try:
             app()
+        except UnicodeEncodeError as error:  # a name cannot be stored
+            undecodable = next(filter(is_undecoded, sys.argv), None)
+            if undecodable is None:
+                raise
+            raise UsageError(undecoded(undecodable)) from error
         except SystemExit:  # typer's normal end; printed text may not be written yet
             if sys.stdout is not None:  # it was closed when Python started
                 sys.stdout.flush()

@@ -14,12 +14,12 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from teacher_cache.errors import UsageError
-from teacher_cache.files.places import local_path, place_of, place_or_text
+from teacher_cache.files.places import is_undecoded, local_path, place_of, place_or_text, undecoded
 
 MOST_PROCESSES = 1024  # or threads, of one kind on one machine
 LARGEST_FACTOR = 1e18  # of a loss or a step; its square is still a float32
 # Characters that no file name has, or that cannot be encoded. A tab is allowed.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")
 Settings = TypeVar("Settings", bound=BaseModel)
 Panels = dict[str, tuple[str, ...]]  # flat names of options by the heading of their panel in the help
 
@@ -40,6 +40,9 @@ def _converted(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
 Place = Annotated[str, BeforeValidator(_converted(place_of))]
 LocalPlace = Annotated[Path, BeforeValidator(_converted(local_path))]
 PlaceOrText = Annotated[str, BeforeValidator(_converted(place_or_text))]
+
+# For a tuple of texts: a single one is a tuple of one.
+OneOrMore = BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
 
 # A device's name; a `torch.device` is converted.
 Device = Annotated[
@@ -86,9 +89,12 @@ def from_flat(settings: type[Settings], values: dict[str, Any]) -> Settings:
         raise UsageError(f"no such setting: {unknown[0]}" + (f" (did you mean {near[0]}?)" if near else ""))
     for name, value in values.items():
         texts = value if isinstance(value, list | tuple) else [value]
-        if any(isinstance(t, str | os.PathLike) and _CONTROL_CHARACTERS.search(os.fspath(t)) for t in texts):
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} {value!r}: must not contain control characters")
+        option = f"--{name.replace('_', '-')}"
+        for text in (os.fspath(one) for one in texts if isinstance(one, str | os.PathLike)):
+            if is_undecoded(text):
+                raise UsageError(f"{option}: {undecoded(text)}")
+            if _CONTROL_CHARACTERS.search(text):
+                raise UsageError(f"{option} {value!r}: must not contain control characters")
     return validated(settings, _nested(settings, values))
 
 

@@ -196,9 +196,7 @@ class TeacherCache:
         temperature = as_number(temperature, "temperature")
         self.encoding.require_temperature(temperature)
         if classes is not None:
-            classes = as_indices(
-                classes, len(self.class_features), "classes", "a vocabulary", "classes", distinct=True
-            )
+            classes = self._classes(classes, distinct=True)
         return torch.softmax(self._logits(rows, view, classes, temperature) / temperature, dim=-1)
 
     def _logits(self, rows: Rows, view: int, classes: Indices | None, temperature: float) -> Tensor:

@@ -16,7 +16,15 @@ from teacher_cache.command_settings import LABELS, Precision
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.images.sources import SOURCES
 from teacher_cache.images.statements import LabelChoice
-from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, Panels, Place, PlaceOrText
+from teacher_cache.settings import (
+    LARGEST_FACTOR,
+    MOST_PROCESSES,
+    Device,
+    OneOrMore,
+    Panels,
+    Place,
+    PlaceOrText,
+)
 
 if TYPE_CHECKING:
     Format = str
@@ -126,7 +134,7 @@ class EvalOptions(ModelOptions, DataOptions):
         "Compute": ("precision", "device", "batch_size", "threads"),
     }
 
-    metrics: tuple[Annotated[str, AfterValidator(_known)], ...] = Field(
+    metrics: Annotated[tuple[Annotated[str, AfterValidator(_known)], ...], OneOrMore] = Field(
         default=("accuracy", "calibration"),
         description="what to measure: " + ", ".join(METRICS) + "; may be repeated",
     )

@@ -14,7 +14,15 @@ from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.command_settings import Lock, Precision
 from teacher_cache.conventions import WEIGHTS_LIKE
 from teacher_cache.errors import UsageError
-from teacher_cache.settings import LARGEST_FACTOR, MOST_PROCESSES, Device, LocalPlace, Panels, Place
+from teacher_cache.settings import (
+    LARGEST_FACTOR,
+    MOST_PROCESSES,
+    Device,
+    LocalPlace,
+    OneOrMore,
+    Panels,
+    Place,
+)
 
 if TYPE_CHECKING:
     OptimizerName = str
@@ -121,7 +129,7 @@ class TrainSettings(BaseModel):
     )
     log_every: int = Field(default=10, ge=1, description="steps between two lines of metrics.jsonl")
     checkpoint_every: int = Field(default=500, ge=1, description="steps between two checkpoints")
-    log: tuple[LogName, ...] = Field(
+    log: Annotated[tuple[LogName, ...], OneOrMore] = Field(
         default=("auto",),
         description="where metrics go beside metrics.jsonl: tensorboard (event files in the run's folder), "
         "wandb or none; auto means tensorboard if it is installed; may be repeated",

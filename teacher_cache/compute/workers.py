@@ -1,6 +1,7 @@
 """Dask workers: on this machine or at a scheduler, their number, and the threads of each."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -60,6 +61,10 @@ def scheduler_needed(kept: str) -> Iterator[None]:
 
 
 def _local_cluster(workers: int) -> LocalCluster:
+    # A closed terminal sends SIGHUP to all processes. Processes that are started here, or later in place of
+    # lost ones, inherit a blocked SIGHUP: this process stops them. Without that, multiprocessing's resource
+    # tracker dies, and a new one prints a traceback for each semaphore that it does not know.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         return LocalCluster(
             n_workers=workers,
@@ -76,6 +81,8 @@ def _local_cluster(workers: int) -> LocalCluster:
             f"cannot start the worker processes ({error}); did the memory run out? What is committed is "
             "safe: run the same command again"
         ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -66,6 +66,11 @@ class TopK(Encoding):
 
     def require_classes(self, classes: int) -> None:
         """Refuse a vocabulary without a class beside the K."""
+        if classes < 2:
+            raise UsageError(
+                f"--encoding topk needs a vocabulary of at least 2 classes, found {classes}: use --encoding "
+                "factored or dense"
+            )
         if self.k >= classes:
             raise UsageError(
                 f"topk of {self.k} needs a vocabulary of more than its {classes} classes: take a smaller "

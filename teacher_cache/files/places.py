@@ -4,12 +4,15 @@ Settings convert them with the types of `settings.py`; public functions that tak
 """
 
 import os
+import re
+import sys
 from pathlib import Path
 
 from teacher_cache.errors import UsageError
 from teacher_cache.files.remote import is_remote
 
 FILE = "file://"
+_UNDECODED = re.compile(r"[\udc80-\udcff]")  # how Python represents bytes of names that it cannot decode
 
 
 def place_of(place: str | os.PathLike[str]) -> str:
@@ -64,3 +67,17 @@ def absolute_place(place: str | os.PathLike[str]) -> str:
 def same_place(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
     """Return whether two spellings name the same place ('a', './a/', its absolute path)."""
     return os.path.normpath(absolute_place(one)) == os.path.normpath(absolute_place(other))
+
+
+def is_undecoded(name: str) -> bool:
+    """Return whether a name from the system has bytes that Python could not decode."""
+    return _UNDECODED.search(name) is not None
+
+
+def undecoded(name: str) -> str:
+    """Return a message about a name for which `is_undecoded` is true: why, and what to do."""
+    shown = os.fsencode(name).decode(errors="backslashreplace")
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return f"the name '{shown}' is not UTF-8; rename it"
+    return f"the name '{shown}' cannot be decoded in this locale's encoding, {encoding}; set PYTHONUTF8=1"

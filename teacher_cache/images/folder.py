@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from teacher_cache.errors import RppError, UsageError
+from teacher_cache.files.places import is_undecoded, undecoded
 from teacher_cache.files.remote import ask, filesystem
 from teacher_cache.images.decode import IMAGE_SUFFIXES
 from teacher_cache.images.labels import synsets_in
@@ -89,10 +90,8 @@ def _size(entry: "os.DirEntry[str]") -> int:
 
 
 def _utf8(path: str) -> str:
-    try:
-        path.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError(f"the file name {path!r} is not UTF-8; rename it") from error
+    if is_undecoded(path):
+        raise UsageError(undecoded(path))
     return path
 
 

@@ -215,6 +215,18 @@ def test_zero_bytes_in_the_build_are_refused(recipe: Path, name: str) -> None:
         load_recipe(recipe)
 
 
+def test_a_single_text_stands_for_a_list_of_one(recipe: Path) -> None:
+    recipe.write_text(
+        recipe.read_text()
+        .replace("[train]", '[train]\nlog = "none"')
+        .replace("[[eval]]", '[[eval]]\nmetrics = "by-class"', 1)
+    )
+    loaded = load_recipe(recipe)
+    assert loaded.train.log == ("none",)
+    assert loaded.evals[0].metrics == ("by-class",)
+    assert from_flat(SweepSettings, {"out": "a", "set": "train.lr=1"}).set == ("train.lr=1",)
+
+
 @pytest.mark.parametrize("asked", [{"jobs": 10**6}, {"seeds": 10**9}])
 def test_more_runs_than_a_machine_could_have_are_refused(asked: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="Input should be less than or equal to"):

@@ -144,6 +144,16 @@ def test_the_default_number_of_classes_fits_the_vocabulary(
     assert "the top 20 classes requested from a vocabulary of 5" in err
 
 
+@pytest.mark.parametrize(("top", "kept"), [(None, 5), (np.int64(2), 2), (torch.tensor(3), 3)])
+def test_from_python_the_number_of_classes_has_any_form(
+    opened: TeacherCache, tmp_path: Path, top: int | None, kept: int
+) -> None:
+    export_soft_labels(opened, tmp_path / "soft.parquet", top)
+    table = pq.read_table(tmp_path / "soft.parquet")
+    assert {len(classes) for classes in table["classes"].to_pylist()} == {kept}
+    assert json.loads(table.schema.metadata[METADATA])["top"] == kept
+
+
 def test_it_opens_in_pandas_and_has_metadata(opened: TeacherCache, tmp_path: Path) -> None:
     out = tmp_path / "soft.parquet"
     export_soft_labels(opened, out, 2, 0.5)
@@ -166,7 +176,8 @@ def test_it_opens_in_pandas_and_has_metadata(opened: TeacherCache, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"top": 6}, "the top 6 classes requested from a vocabulary of 5"),
+        ({"top": 6}, "the top 6 classes requested from a vocabulary of 5: expected 1 to 5"),
+        ({"top": "2"}, "the number of classes to keep must be an integer, not '2'"),
         ({"temperature": 0.0}, "the temperature must be above zero"),
         ({"view": 2}, "view 2 is not in the cache, which has views 0 to 1"),
         ({"out": Path("/proc/none/soft.parquet")}, "cannot write /proc/none/soft.parquet"),

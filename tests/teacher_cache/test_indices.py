@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from teacher_cache.errors import UsageError
-from teacher_cache.indices import Indices, as_index, as_indices, as_number, as_texts
+from teacher_cache.indices import Indices, as_index, as_indices, as_integer, as_number, as_texts
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,8 @@ from teacher_cache.indices import Indices, as_index, as_indices, as_number, as_t
         ([number < 2 for number in range(10)], [0, 1]),
         (pandas.Index([2, 7]), [2, 7]),
         (pandas.Series([2, 7], index=["a", "b"]), [2, 7]),
+        (pandas.Series([2, 7], dtype=object), [2, 7]),
+        (pandas.Series([2, 7], dtype="Int64"), [2, 7]),
         ((number for number in (8, 3)), [8, 3]),
         ({8: "a", 3: "b"}.keys(), [8, 3]),
         (deque([8, 3]), [8, 3]),
@@ -115,6 +117,13 @@ def test_texts() -> None:
     ]:
         with pytest.raises(UsageError, match=reason):
             as_texts(wrong, "class names")  # type: ignore[arg-type]
+
+
+def test_integers() -> None:
+    assert [as_integer(one, "t") for one in (2, np.int64(2), np.array(2), torch.tensor(2))] == [2] * 4
+    for wrong in ("2", [2], None, 2.0, True):
+        with pytest.raises(UsageError, match="the number must be an integer, not"):
+            as_integer(wrong, "number")
 
 
 def test_numbers() -> None:

@@ -80,6 +80,34 @@ def test_output_that_cannot_be_written_is_one_line(amount: int, unbuffered: str)
     assert (ended.returncode, ended.stderr) == (1, said)
 
 
+STORES = """
+import typer
+from teacher_cache.options import run_app
+app = typer.Typer()
+@app.command()
+def command(name: str):
+    name.encode()
+run_app(app)
+"""
+
+
+@pytest.mark.parametrize(
+    ("utf8", "name", "reason"),
+    [
+        ("0", "zürich".encode(), "cannot be decoded in this locale's encoding, ascii; set PYTHONUTF8=1"),
+        ("1", b"caf\xe9", "is not UTF-8; rename it"),
+    ],
+)
+def test_an_argument_that_cannot_be_stored_is_one_line(utf8: str, name: bytes, reason: str) -> None:
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([sys.executable, "-c", STORES, name], env=environment, stderr=subprocess.PIPE)
+    shown = name.decode(errors="backslashreplace").encode(
+        "ascii" if utf8 == "0" else "utf-8", "backslashreplace"
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == b"error: the name '%b' %b\n" % (shown, reason.encode())
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("amount", [1, 1_000_000])
 def test_a_closed_pipe_is_not_an_error(amount: int, unbuffered: str) -> None:

@@ -77,13 +77,19 @@ def test_an_unknown_name_suggests_a_near_one() -> None:
         from_flat(Options, {"cache": "a", "lenght": 2})
 
 
-@pytest.mark.parametrize("value", ["a\0b", Path("a\nb"), ["fine", "a\x1bb"], "a\udcffb"])
+@pytest.mark.parametrize("value", ["a\0b", Path("a\nb"), ["fine", "a\x1bb"], "a\ud800b"])
 def test_control_characters_are_refused(value: object) -> None:
     with pytest.raises(
         UsageError, match=r"^--cache .*a.*b.*: must not contain control characters$"
     ) as refused:
         from_flat(Options, {"cache": value})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", ["caf\udce9.tar", Path("caf\udce9.tar"), ["fine", "caf\udce9.tar"]])
+def test_a_name_that_is_not_utf8_is_refused_by_name(value: object) -> None:
+    with pytest.raises(UsageError, match=r"^--cache: the name 'caf\\xe9\.tar' is not UTF-8; rename it$"):
+        from_flat(Options, {"cache": value})
 
 
 def test_messages_of_our_own_validators_have_no_prefix() -> None:

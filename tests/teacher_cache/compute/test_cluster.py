@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -289,3 +291,23 @@ def test_local_workers_share_the_cores(
     assert (here.threads, here.torch_threads) == (threads, threads)
     chosen = on_this_machine(asked.model_copy(update={"threads": 9, "torch_threads": 5}))
     assert (chosen.threads, chosen.torch_threads) == (9, 5)
+
+
+# Prints whether SIGHUP, the first signal, is blocked: here, in the two workers and in the resource tracker.
+HANGUP = """
+import os, re
+from multiprocessing.resource_tracker import _resource_tracker
+from pathlib import Path
+from teacher_cache.command_settings import ComputeSettings
+from teacher_cache.compute.workers import dask_client
+with dask_client(ComputeSettings(workers=2, device="cpu")) as client:
+    workers = set(client.run(os.getpid).values())
+    for process in (os.getpid(), *workers, _resource_tracker._pid):
+        status = Path(f"/proc/{process}/status").read_text()
+        print(int(re.findall(r"SigBlk:\\s*(\\w+)", status)[0], 16) & 1)
+"""
+
+
+def test_a_closed_terminal_reaches_only_the_process_that_stops_the_others() -> None:
+    ended = subprocess.run([sys.executable, "-c", HANGUP], capture_output=True, text=True)
+    assert (ended.stdout.split(), ended.stderr) == (["0", "1", "1", "1"], "")

@@ -91,6 +91,8 @@ def test_topk_needs_more_classes_than_it_keeps(classes: int) -> None:
     with pytest.raises(UsageError, match=f"topk of 4 needs a vocabulary of more than its {classes} classes"):
         TopK(k=4).require_classes(classes)
     TopK(k=4).require_classes(5)
+    with pytest.raises(UsageError, match="at least 2 classes, found 1: use --encoding factored or dense"):
+        TopK(k=1).require_classes(1)
 
 
 @pytest.mark.parametrize(("classes", "dtype"), [(65536, "uint16"), (65537, "uint32")])
