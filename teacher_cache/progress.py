@@ -43,6 +43,11 @@ class _Screen:
         return getattr(self._file, name)
 
 
+def print_remark(text: str) -> None:
+    """Print a line on standard error, if it is open."""
+    print(text, file=_Screen(), flush=True)
+
+
 class Counter:
     """Count finished work; call it with the amount, from any thread."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 
 from teacher_cache.errors import UsageError
 from teacher_cache.files.places import is_undecoded, local_path, place_of, place_or_text, undecoded
@@ -48,6 +48,28 @@ OneOrMore = BeforeValidator(lambda value: (value,) if isinstance(value, str) els
 Device = Annotated[
     str, BeforeValidator(lambda device: str(device) if type(device).__name__ == "device" else device)
 ]
+
+
+def bytes_of(size: str) -> int:
+    """Return the number of bytes of a size such as '8GB', '500 MiB' or '1e9'.
+
+    Raises:
+        ValueError: not a size above zero.
+    """
+    from dask.utils import parse_bytes  # takes time to import
+
+    number = int(parse_bytes(size))
+    if number < 1:
+        raise ValueError(f"expected a size above zero, found {size}")
+    return number
+
+
+def _check_size(size: str) -> str:
+    bytes_of(size)
+    return size
+
+
+Size = Annotated[str, AfterValidator(_check_size)]  # of memory, with a unit
 
 
 def validated(settings: type[Settings], values: dict[str, Any]) -> Settings:

@@ -7,12 +7,12 @@ Shapes: B samples of the step in this process, D embedding, H, W image size.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from queue import SimpleQueue
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Batch:
             use them.
         student_features: [B, D'] unit features of the student's own image tower (feature mode).
         pixels: [B, 3, H, W] uint8 (image mode).
+        prepared: what `prepare` of `Join.batches` returned for it.
     """
 
     rows: NDArray[np.int64]
@@ -56,6 +57,7 @@ class Batch:
     teacher: dict[str, Tensor]
     student_features: Tensor | None = None
     pixels: Tensor | None = None
+    prepared: Any = None
 
     @property
     def share(self) -> float:
@@ -131,18 +133,30 @@ class Join:
         """Where image features come from: `features` (a cache; no image is read) or `images`."""
         return "images" if self._student_features is None else "features"
 
-    def batches(self, first_step: int, last_step: int) -> Generator[Batch, None, None]:
+    def batches(
+        self, first_step: int, last_step: int, prepare: Callable[[Batch, int], Any] | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield the batches of steps first_step .. last_step - 1, each read while the one before is used.
 
         The caller closes the generator.
+
+        Args:
+            prepare: computes more for a batch and its step, in the thread that makes the batches.
 
         Raises:
             RppError: an image that the teacher read cannot be read now, or is a different one.
         """
         joined = self._joined(first_step, last_step)
         if self._pixels is not None:
-            return _ahead(self._with_pixels(joined, self._pixels), BATCHES_AHEAD)
-        return _ahead((batch for batch, _ in joined), BATCHES_AHEAD)
+            batches = self._with_pixels(joined, self._pixels)
+        else:
+            batches = (batch for batch, _ in joined)
+        if prepare is not None:
+            batches = (
+                replace(batch, prepared=prepare(batch, step))
+                for step, batch in enumerate(batches, first_step)
+            )
+        return _ahead(batches, BATCHES_AHEAD)
 
     def step_samples(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows and views of a step, of all processes, each [B of all processes] int64."""

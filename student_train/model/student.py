@@ -33,6 +33,7 @@ from student_train.model.stored import (
     write_folder,
     write_student,
 )
+from student_train.model.text_plan import TextPlan, plan_texts
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
 from teacher_cache.conventions import Conventions, recorded_conventions
@@ -58,6 +59,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         prompts: `Prompts` by tower, "text" and "vision"; a tower without prompts is missing.
         provenance: how it was trained, as in `stored.StoredStudent`; None if it was not loaded.
         imported: the published checkpoint that its prompts come from; None for prompts of our own runs.
+        text_memory: bytes of activations that the text tower may use; None: `text_plan.free_memory`.
     """
 
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
@@ -78,6 +80,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         self.base, self.settings = base, settings
         self.provenance: dict[str, Any] | None = None
         self.imported: ImportRecord | None = None
+        self.text_memory: int | None = None
         self.clip = base.model.eval().requires_grad_(False)
         self.prompts = nn.ModuleDict()
         for number, tower in enumerate(TOWERS):
@@ -261,7 +264,10 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         except UnsupportedTowerError:  # without prompts, any text tower works
             features: Tensor = self.clip.encode_text(tokens)
         else:
-            features = towers.encode_text(parts, self.tower_prompts("text"), tokens)
+            prompts = self.tower_prompts("text")
+            if isinstance(tokens, Tensor):
+                tokens = pack_texts(parts, tokens, prompts.length if prompts else 0)
+            features = towers.encode_text(parts, prompts, tokens, self.plan_texts(tokens))
         return F.normalize(features, dim=-1) if normalize else features
 
     def _tokens(self, tokens: Any) -> Tensor:
@@ -276,6 +282,10 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
                 "tokenize_names of class names"
             )
         return found.to(self.logit_scale.device, torch.int32 if found.dtype == torch.int32 else torch.int64)
+
+    def plan_texts(self, texts: PackedTexts) -> TextPlan:
+        """Return how the text tower runs these texts in `text_memory`, under the current autocast."""
+        return plan_texts(text_parts(self.clip), texts, self.text_memory)
 
     def pack_texts(self, tokens: Tensor) -> PackedTexts:
         """Prepare tokens int64 [B, T] for many calls of `encode_text`, on the model's device.

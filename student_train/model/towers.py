@@ -7,7 +7,6 @@ Shapes: B images or texts, T tokens, S rows before the prompts or of a pack, K p
 (1 + n), W tower width, N heads, H head width, J prompt depth, D embedding.
 """
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,57 +16,70 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 
 from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompts import Prompts
+from student_train.model.text_plan import TextPlan, plan_texts
 from teacher_cache.compat.open_clip import embedded_rows, pooled_features
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.text_towers import TextParts
 
-# Rows of class tokens that run through the text tower at a time (`benchmarks/full_softmax.py`).
-CHUNK_ROWS = 4096
-# Bytes of the text tower's activations kept for the backward pass; the rest is recomputed.
-KEPT_BYTES = 2 * 2**30
-# Activations of a block per row, in tower widths: inputs of norms, q, k, v, attention, hidden row of the MLP.
-WIDTHS_PER_BLOCK = 12
-
-
 # --- one frozen block, split where prompts enter ---------------------------------------------------------
 
 
-def _project(block: Any, x_BTW: Tensor, part: str) -> tuple[Tensor, ...]:
-    """Project normed rows to query, key or value, each [..., N, H]; `part` is 'q', 'kv' or 'qkv' for example.
+def _project(attn: Any, x_BTW: Tensor, part: str) -> Tensor:
+    """Project normed rows with one product to [..., len(part), N, H]; `part` is 'q', 'kv' or 'qkv'.
 
-    `block` is a ResidualAttentionBlock or a CustomResidualAttentionBlock: both stack the three projections in
+    `attn` is torch's MultiheadAttention or open_clip's Attention: both stack the three projections in
     `in_proj_weight`.
     """
-    attn, width = block.attn, x_BTW.shape[-1]
-    begin = "qkv".index(part) * width
-    rows = slice(begin, begin + len(part) * width)
+    begin, width = "qkv".index(part), x_BTW.shape[-1]
+    rows = slice(begin * width, (begin + len(part)) * width)
     bias = None if attn.in_proj_bias is None else attn.in_proj_bias[rows]
-    projected = F.linear(x_BTW, attn.in_proj_weight[rows], bias).unflatten(
-        -1, (-1, attn.num_heads, width // attn.num_heads)
-    )
-    return tuple(
-        _norm_heads(attn, heads, name) for heads, name in zip(projected.unbind(-3), part, strict=True)
-    )
+    heads = F.linear(x_BTW, attn.in_proj_weight[rows], bias).unflatten(-1, (len(part), attn.num_heads, -1))
+    return _norm_heads(attn, heads, part)
 
 
-def _norm_heads(attn: Any, x_BTNH: Tensor, name: str) -> Tensor:
-    """Normalise queries and keys as open_clip's own `Attention` does."""
-    if name == "v":
-        return x_BTNH
-    if getattr(attn, "logit_scale", None) is not None:  # scaled cosine attention
-        x_BTNH = F.normalize(x_BTNH, dim=-1)
-        return (
-            x_BTNH * attn.logit_scale.clamp(max=attn.logit_scale_max).exp()[:, 0] if name == "q" else x_BTNH
-        )
-    normed: Tensor = getattr(attn, f"ln_{name}", torch.nn.Identity())(x_BTNH)
-    return normed
+def _project_each(attn: Any, x_sBnW: Tensor, part: str) -> Tensor:
+    """Project normed rows of each letter of `part` by its own projection, with one product.
+
+    Args:
+        x_sBnW: rows [len(part), B, n, W].
+
+    Returns:
+        [B, n, len(part), N, H].
+    """
+    begin, (letters, batch, _, width) = "qkv".index(part), x_sBnW.shape
+    weights = attn.in_proj_weight.view(3, width, width)[begin : begin + letters].transpose(1, 2)
+    rows = x_sBnW.flatten(1, 2)
+    if attn.in_proj_bias is None:
+        projected = rows @ weights
+    else:
+        projected = torch.baddbmm(attn.in_proj_bias.view(3, 1, width)[begin : begin + letters], rows, weights)
+    heads = projected.view(letters, batch, -1, attn.num_heads, width // attn.num_heads).movedim(0, -3)
+    return _norm_heads(attn, heads, part)
 
 
-def _attend(block: Any, q_BTNH: Tensor, k_BTNH: Tensor, v_BTNH: Tensor, mask: Tensor | None = None) -> Tensor:
+def _norm_heads(attn: Any, heads: Tensor, part: str) -> Tensor:
+    """Normalise queries and keys, [..., len(part), N, H], as open_clip's own `Attention` does."""
+    cosine = getattr(attn, "logit_scale", None) is not None
+    norms = {name: getattr(attn, f"ln_{name}", None) for name in "qk"}
+    if not cosine and all(norm is None or isinstance(norm, torch.nn.Identity) for norm in norms.values()):
+        return heads
+    pieces = []
+    for name, x_BTNH in zip(part, heads.unbind(-3), strict=True):
+        if cosine and name != "v":
+            x_BTNH = F.normalize(x_BTNH, dim=-1)
+        elif norm := norms.get(name):
+            x_BTNH = norm(x_BTNH)
+        if cosine and name == "q":
+            x_BTNH = x_BTNH * attn.logit_scale.clamp(max=attn.logit_scale_max).exp()[:, 0]
+        pieces.append(x_BTNH)
+    return torch.stack(pieces, dim=-3)
+
+
+def _attend(block: Any, q_BTNH: Tensor, kv_BTsNH: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return attention before its output projection, [B, T, W]; `mask` broadcasts to [B, N, T, T']."""
     attn = block.attn
     scale = 1.0 if getattr(attn, "logit_scale", None) is not None else None
-    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
+    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, *kv_BTsNH.unbind(2)))
     out_BNTH = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     if getattr(attn, "head_scale", None) is not None:
         out_BNTH = out_BNTH * attn.head_scale
@@ -100,7 +112,7 @@ class _PromptedRows:
         self.blocks = blocks
         self.length = prompts.length if prompts else 0
         self.depth = prompts.depth if prompts else 0
-        self.own = prompts.by_block() if prompts else None
+        self.own = prompts.by_block().unbind() if prompts else ()
         self.residual = prompts is not None and prompts.start is not None
         if prompts is not None and prompts.start is not None:
             self.x = torch.cat([x_BSW, self._shared(prompts.start)], dim=1)
@@ -113,27 +125,32 @@ class _PromptedRows:
         carried = number < self.blocks and (self.residual or number >= self.depth)
         return self.rows + self.length * carried
 
-    def attention_inputs(self, block: Any, number: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return residual [B, rows, W] and query [B, rows, N, H] of the first rows, key and value of all."""
-        own = self.own[number - 1] if self.own is not None and number <= self.depth else None
-        tokens = self.x if own is None else self.x[:, : self.rows]
+    def attention_inputs(self, block: Any, number: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return residual [B, rows, W] and query [B, rows, N, H] of the first rows, and keys and values of
+        all, [B, T, 2, N, H]."""
+        has_own = number <= self.depth
+        tokens = self.x[:, : self.rows] if has_own else self.x
         normed = block.ln_1(tokens)
         residual = tokens[:, :rows]
-        (q,) = _project(block, normed[:, :rows], "q")
-        k, v = _project(block, normed, "kv")
-        if own is None:
-            return residual, q, k, v
+        if rows < tokens.shape[1]:
+            q, kv = _project(block.attn, normed[:, :rows], "q"), _project(block.attn, normed, "kv")
+        else:
+            q, kv = _project(block.attn, normed, "qkv").split([1, 2], dim=-3)
+        q = q.squeeze(-3)
+        if not has_own:
+            return residual, q, kv
         carried = self.x[:, self.rows :]  # empty under `replace`
-        prompt_rows = carried + own[:, None] if self.residual else own[:, None]  # [3, B or 1, n, W]
-        (prompt_k,), (prompt_v,) = (_project(block, block.ln_1(prompt_rows["qkv".index(s)]), s) for s in "kv")
+        own = self.own[number - 1][:, None]  # [3, 1, n, W]
+        prompt_rows = carried + own if self.residual else own
         batch = self.x.shape[0]
-        k = torch.cat([k, prompt_k.expand(batch, -1, -1, -1)], dim=1)
-        v = torch.cat([v, prompt_v.expand(batch, -1, -1, -1)], dim=1)
         if rows > self.rows:
-            (prompt_q,) = _project(block, block.ln_1(prompt_rows[0]), "q")
-            q = torch.cat([q, prompt_q.expand(batch, -1, -1, -1)], dim=1)
-            residual = torch.cat([residual, carried if self.residual else self._shared(own[0])], dim=1)
-        return residual, q, k, v
+            projected = _project_each(block.attn, block.ln_1(prompt_rows), "qkv")
+            own_q, own_kv = projected.split([1, 2], dim=-3)
+            q = torch.cat([q, own_q.squeeze(-3).expand(batch, -1, -1, -1)], dim=1)
+            residual = torch.cat([residual, carried if self.residual else self._shared(own[0, 0])], dim=1)
+        else:
+            own_kv = _project_each(block.attn, block.ln_1(prompt_rows.split([1, 2])[1]), "kv")
+        return residual, q, torch.cat([kv, own_kv.expand(batch, -1, -1, -1, -1)], dim=1)
 
 
 # --- vision ----------------------------------------------------------------------------------------------
@@ -155,8 +172,8 @@ def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor
     only_class_token = visual.attn_pool is None and visual.pool_type == "tok"
     for number, block in enumerate(blocks, start=1):
         rows = 1 if only_class_token and number == len(blocks) else stream.rows_after(number)
-        residual, q, k, v = stream.attention_inputs(block, number, rows)
-        stream.x = _finish(block, residual, _attend(block, q, k, v))
+        residual, q, kv = stream.attention_inputs(block, number, rows)
+        stream.x = _finish(block, residual, _attend(block, q, kv))
     with torch.autocast(images.device.type, enabled=False):  # as for text
         return pooled_features(visual, images, stream.x.float())
 
@@ -164,23 +181,25 @@ def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor
 # --- text ------------------------------------------------------------------------------------------------
 
 
-def text_prefix(parts: TextParts, prompts: Prompts | None, sot_1: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return key and value of SOT and prompts in every block, each [1, P, N, H]; all classes share them."""
+def text_prefix(parts: TextParts, prompts: Prompts | None, sot_1: Tensor) -> list[Tensor]:
+    """Return keys and values of SOT and prompts in every block, [1, P, 2, N, H]; all classes share them."""
     x_1SW = (parts.token_embedding(sot_1) + parts.positional_embedding[:1])[None]
     stream = _PromptedRows(x_1SW, prompts, len(parts.blocks))
-    causal = torch.ones(1 + stream.length, 1 + stream.length, dtype=torch.bool, device=sot_1.device).tril()
+    size = 1 + stream.length
+    causal = torch.full((size, size), float("-inf"), device=sot_1.device).triu(1)
     prefix = []
     for number, block in enumerate(parts.blocks, start=1):
         rows = stream.rows_after(number)
-        residual, q, k, v = stream.attention_inputs(block, number, rows)
-        prefix.append((k, v))
+        residual, q, kv = stream.attention_inputs(block, number, rows)
+        prefix.append(kv)
         if number < len(parts.blocks):
-            stream.x = _finish(block, residual, _attend(block, q, k, v, causal[:rows, : k.shape[1]]))
+            mask = causal[:rows, : kv.shape[1]].to(q.dtype)
+            stream.x = _finish(block, residual, _attend(block, q, kv, mask))
     return prefix
 
 
 def encode_text(
-    parts: TextParts, prompts: Prompts | None, texts: Tensor | PackedTexts, segment: int | None = None
+    parts: TextParts, prompts: Prompts | None, texts: Tensor | PackedTexts, plan: TextPlan | None = None
 ) -> Tensor:
     """Return text features [B, D] of a frozen causal text tower with prompts behind SOT.
 
@@ -193,8 +212,8 @@ def encode_text(
         prompts: its prompts, or None.
         texts: int64 [B, T] from open_clip's tokenizer, without room for prompts; or the result of
             `pack_texts` for this number of prompts.
-        segment: number of blocks whose inner activations are recomputed together in the backward pass; 0
-            keeps all, None decides by KEPT_BYTES.
+        plan: how many rows run together and what is kept for the backward pass; None: as `plan_texts`
+            decides for the device.
 
     Returns:
         float32 [B, D], not normalised.
@@ -208,59 +227,56 @@ def encode_text(
     if texts.prompts != length:
         raise UsageError(f"the texts were packed for {texts.prompts} prompts, but the tower has {length}")
     texts = texts.to(parts.positional_embedding.device)
+    if plan is None:
+        plan = plan_texts(parts, texts)
     prefix = text_prefix(parts, prompts, texts.sot)
-    packs, size = texts.ids.shape
-    if segment is None:
-        segment = _segment(packs * size, len(parts.blocks), parts.positional_embedding.shape[1])
     features, begin = [], 0
-    for chunk in _chunks(packs, size):
+    for number, chunk in enumerate(plan.slices(len(texts.ids))):
         x_KSW = parts.token_embedding(texts.ids[chunk])
         x_KSW = x_KSW + parts.positional_embedding[texts.positions[chunk]]
-        sees = F.pad(texts.sees[chunk], (prefix[0][0].shape[1], 0), value=True)
+        mask = _attention_mask(texts.sees[chunk], prefix[0])
         end = begin + sum(texts.texts_by_pack[chunk])
         slots_B = texts.slots[begin:end] - chunk.start * texts.ends.shape[1]
-        features.append(_own_rows(parts, prefix, x_KSW, sees, texts.ends[chunk], slots_B, segment))
+        segment = 0 if number >= plan.recomputed else plan.segment
+        features.append(_own_rows(parts, prefix, x_KSW, mask, (texts.ends[chunk], slots_B), segment))
         begin = end
     return torch.cat(features)[texts.places]
 
 
-def _segment(rows: int, blocks: int, width: int) -> int:
-    """Return how many blocks are recomputed together, so that KEPT_BYTES suffice; 0 keeps all activations."""
-    inputs_bytes = 4 * rows * width * blocks  # inputs of all blocks, float32
-    if inputs_bytes * WIDTHS_PER_BLOCK <= KEPT_BYTES:
-        return 0
-    return min(blocks, -(-inputs_bytes // KEPT_BYTES))
+def _attention_mask(sees_KSS: Tensor, prefix_1PsNH: Tensor) -> Tensor:
+    """Return what attention adds to its scores, [K, 1, S, P + S]: 0 where a row sees another, else -inf.
 
-
-def _chunks(packs: int, size: int) -> list[slice]:
-    """Split the packs into chunks of about equal size with at most CHUNK_ROWS rows."""
-    pieces = min(packs, -(-packs * size // CHUNK_ROWS))
-    bounds = [piece * packs // pieces for piece in range(pieces + 1)]
-    return [slice(begin, end) for begin, end in pairwise(bounds)]
+    All blocks use it. It has the type of queries, and rows whose length in memory is a multiple of 8, as
+    CUDA's kernels need them; otherwise each call would convert and copy it.
+    """
+    packs, size, _ = sees_KSS.shape
+    before = prefix_1PsNH.shape[1]
+    stride = -(-(before + size) // 8) * 8
+    mask = prefix_1PsNH.new_zeros(packs, 1, size, stride)[..., : before + size]
+    mask[..., before:].masked_fill_(~sees_KSS[:, None], float("-inf"))
+    return mask
 
 
 def _own_rows(
     parts: TextParts,
-    prefix: list[tuple[Tensor, Tensor]],
+    prefix: list[Tensor],
     x_KSW: Tensor,
-    sees_KST: Tensor,
-    ends_KE: Tensor,
-    slots_B: Tensor,
+    mask: Tensor,
+    pooled: tuple[Tensor, Tensor],
     segment: int,
 ) -> Tensor:
-    """Return features [B, D] of texts of some packs; T = P + S, `ends_KE`, `slots_B` as in `PackedTexts`."""
+    """Return features [B, D] of texts of some packs; `pooled` has `ends` and `slots` as `PackedTexts`."""
     blocks = list(zip(parts.blocks, prefix, strict=True))
     x = x_KSW
-    pooled = (ends_KE, slots_B)
     if segment and torch.is_grad_enabled():
         *firsts, last = range(0, len(blocks), segment)
         kept = x.new_empty(len(firsts), *x.shape)
         # `.data` gives views with version counters of their own, so that autograd allows the writes
         for begin, place in zip(firsts, kept.unbind(), strict=True):
-            x = _Preallocated.apply(_recomputed(blocks[begin : begin + segment], x, sees_KST), place.data)
-        x = _recomputed(blocks[last:], x, sees_KST, pooled)
+            x = _Preallocated.apply(_recomputed(blocks[begin : begin + segment], x, mask), place.data)
+        x = _recomputed(blocks[last:], x, mask, pooled)
     else:
-        x = _own_blocks(blocks, x, sees_KST, pooled)
+        x = _own_blocks(blocks, x, mask, pooled)
     # float32 also under autocast: rounding the features costs more than half precision in all blocks
     with torch.autocast(x.device.type, enabled=False):
         return parts.project(parts.ln_final(x.float()))
@@ -290,28 +306,29 @@ def _recomputed(*arguments: Any) -> Tensor:
 
 
 def _own_blocks(
-    blocks: list[tuple[Any, tuple[Tensor, Tensor]]],
+    blocks: list[tuple[Any, Tensor]],
     x_KSW: Tensor,
-    sees_KST: Tensor,
+    mask: Tensor,
     pooled: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Run blocks over the rows of packs; with `pooled`, the last one returns only these rows, [B, W]."""
     x = x_KSW
-    for number, (block, (prefix_k, prefix_v)) in enumerate(blocks, start=1):
+    for number, (block, prefix_kv) in enumerate(blocks, start=1):
         normed = block.ln_1(x)
-        ends = pooled[0] if pooled and number == len(blocks) else None
-        if ends is None:
-            q, k, v = _project(block, normed, "qkv")
+        ends = None
+        if pooled is None or number < len(blocks):
+            q, kv = _project(block.attn, normed, "qkv").split([1, 2], dim=-3)
         else:
-            k, v = _project(block, normed, "kv")
+            ends, slots_B = pooled
+            kv = _project(block.attn, normed, "kv")
             # repeated ends have a gradient of zero, so the order of summation does not matter
-            x, normed = (rows.take_along_dim(ends[..., None], 1) for rows in (x, normed))
-            (q,) = _project(block, normed, "q")
-            sees_KST = sees_KST.take_along_dim(ends[..., None], 1)
-        k = torch.cat([prefix_k.expand(len(k), -1, -1, -1), k], dim=1)
-        v = torch.cat([prefix_v.expand(len(v), -1, -1, -1), v], dim=1)
-        attended = _attend(block, q, k, v, sees_KST[:, None])
-        if pooled and ends is not None:
-            x, attended = (rows.flatten(0, 1)[pooled[1]] for rows in (x, attended))
+            ends_KEW = ends[..., None].expand(-1, -1, x.shape[-1])
+            x, normed = x.gather(1, ends_KEW), normed.gather(1, ends_KEW)
+            q = _project(block.attn, normed, "q")
+            mask = mask.gather(2, ends[:, None, :, None].expand(-1, 1, -1, mask.shape[-1]))
+        kv = torch.cat([prefix_kv.expand(len(kv), -1, -1, -1, -1), kv], dim=1)
+        attended = _attend(block, q.squeeze(-3), kv, mask)
+        if ends is not None:
+            x, attended = (rows.flatten(0, 1).index_select(0, slots_B) for rows in (x, attended))
         x = _finish(block, x, attended)
     return x

@@ -34,6 +34,7 @@ FREE_ON_RESUME = {
     "resume",
     "reader",
     "workers",
+    "text_memory",
     "log_every",
     "checkpoint_every",
     "log",

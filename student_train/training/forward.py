@@ -3,12 +3,16 @@
 Shapes: B samples of the step in this process, C classes of the step, D embedding.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.data.join import Batch
+from student_train.model.packing import PackedTexts
 from student_train.model.student import PromptedCLIP
+from student_train.model.text_plan import GIB, TextPlan, free_memory, image_bytes
 from student_train.training.distributed import Processes
 from student_train.training.losses.term import StepLogits
 from student_train.training.settings import TrainSettings
@@ -18,6 +22,23 @@ from teacher_cache.errors import RppError
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.teacher import AUTOCAST
 from teacher_cache.views import normalise
+
+LOGIT_COPIES = 8  # of all logits, float32, that a step has at a time: the student's, the teacher's, losses
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step needs beside its batch, prepared while the step before runs.
+
+    Attributes:
+        classes: of the step, ascending [C] int64, on the CPU.
+        correction: of sampled negatives' logits.
+        texts: of the classes that this process encodes; None if class features are fixed.
+    """
+
+    classes: Tensor
+    correction: float
+    texts: PackedTexts | None
 
 
 class Forward:
@@ -38,19 +59,64 @@ class Forward:
         self._scale = float(student.logit_scale.exp())
         self._amp = AUTOCAST.get(settings.precision)
 
-    def __call__(self, batch: Batch, step: int) -> StepLogits:
-        """Return the logits of step `step`, the first of which is 0, on the run's device."""
+    def prepare(self, batch: Batch, step: int) -> StepInputs:
+        """Choose the classes of step `step`, the first of which is 0, and pack their texts.
+
+        Called from the thread that makes batches.
+        """
         classes_C, correction = self._classes.choose(batch.step_labels, step)
-        with torch.autocast(self._device.type, dtype=self._amp, enabled=self._amp is not None):
+        return StepInputs(classes_C, correction, self._text.texts(classes_C, self._classes.same))
+
+    def plan(self) -> TextPlan | None:
+        """Return the text tower's plan of the first step; None if class features are fixed.
+
+        The plans of other steps differ only by their classes.
+        """
+        classes_C, _ = self._classes.choose(torch.empty(0, dtype=torch.int64), 0)
+        texts = self._text.texts(classes_C, self._classes.same)
+        with self._autocast():
+            return None if texts is None else self._student.plan_texts(texts)
+
+    def smaller_plan(self) -> TextPlan | None:
+        """Halve the memory of the text tower until its plan changes; None if there is no smaller one."""
+        before, memory = self.plan(), self._student.text_memory
+        while before is not None and memory is not None and memory > GIB // 16:
+            self._student.text_memory = memory = memory // 2
+            plan = self.plan()
+            if plan is not None and plan.peak_bytes < before.peak_bytes:
+                return plan
+        return None
+
+    def free_memory(self, samples: int) -> int:
+        """Return the bytes that are left for the text tower beside a step's images and logits.
+
+        Args:
+            samples: of a step in this process.
+        """
+        free = free_memory(self._device)
+        if self._device.type == "cpu":
+            return free
+        logits = LOGIT_COPIES * 4 * samples * len(self._head.class_features_CD)
+        with self._autocast():
+            images = image_bytes(self._student.clip.visual, self._student.tower_prompts("vision"), samples)
+        return max(GIB // 4, free - images - logits)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=self._amp, enabled=self._amp is not None)
+
+    def __call__(self, batch: Batch, inputs: StepInputs) -> StepLogits:
+        """Return the logits of a step on the run's device."""
+        classes_C = inputs.classes
+        with self._autocast():
             image_features_BD = encode_batch(self._student, batch, self._device)
-            class_features_CD = self._text.class_features(classes_C)
+            class_features_CD = self._text.class_features(classes_C, inputs.texts)
         # logits in float32 on both sides: at scale 100, bfloat16 would round them by tenths
         student_BC = ClassHead(class_features_CD, self._scale).logits(image_features_BD)
         return StepLogits(
             student_BC,
             self._teacher_logits(batch, classes_C) if batch.teacher else student_BC,
             label_positions(batch.labels, classes_C).to(self._device),
-            correction,
+            inputs.correction,
             batch.share,
             batch.labelled_share,
         )

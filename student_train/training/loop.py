@@ -6,8 +6,9 @@ checkpoints (`checkpoint.py`), figures (`metrics.py`, `health.py`) and what seve
 (`distributed.py`).
 """
 
+import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,16 +28,20 @@ from student_train.training.distributed import AgreedError, Processes, joined_pr
 from student_train.training.forward import Forward
 from student_train.training.health import Health
 from student_train.training.inputs import load_student_base, make_join
-from student_train.training.losses import TotalLoss
+from student_train.training.losses import StepLogits, TotalLoss
 from student_train.training.metric_logs import MetricLogs
 from student_train.training.metrics import Metrics
 from student_train.training.optimizer import PromptOptimizer
 from student_train.training.run_identity import check_same_run, describe_run, places_of_inputs
 from student_train.training.settings import TrainSettings
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.places import absolute_place
+from teacher_cache.progress import print_remark
+from teacher_cache.settings import bytes_of
 from teacher_cache.softlabels import open_cache
 from teacher_cache.stopping import handling_stops
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ def train(settings: TrainSettings) -> RunResult:
         processes.agree(run.start)
         first, total = run.first_step, run.total_steps
         # the batches are closed in any case, which ends the processes that decode images
-        with run.metrics.progress(first, total), closing(run.join.batches(first, total)) as batches:
+        with run.metrics.progress(first, total), closing(run.batches(first, total)) as batches:
             for step in range(first, total):
                 with run.metrics.waiting():
                     batch, stop = processes.agree_or_stop(partial(next, batches), stopped)
@@ -143,6 +148,8 @@ class Run:
         learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.optimizer = PromptOptimizer(settings, learnable, device, self.total_steps)
         self.forward = Forward(settings, cache, student, processes, device)
+        student.text_memory = self._text_memory()
+        self.plan = self.forward.plan()
         self.health = Health(device, settings.clip_norm, self.optimizer.scaler)
         self.checkpoint = Checkpoint(out, student.prompts, self.optimizer, writes=processes.first)
         self.folder = RunFolder(out, writes=processes.first, lock=settings.lock)
@@ -168,10 +175,26 @@ class Run:
                 self.join,
                 self.processes.size,
                 self.init,
+                self.plan,
             )
             self.folder.create(self.record)
         if self.processes.first:
+            if self.plan is not None:
+                print_remark(f"text tower: {self.plan}")
             self.metrics.logs.open(self.folder.out, public_record(self.record), resumes)
+
+    def _text_memory(self) -> int:
+        """Bytes for activations of the text tower: as requested, as in the run to resume, or what is free."""
+        if self.settings.text_memory is not None:
+            return bytes_of(self.settings.text_memory)
+        recorded = (self.record or {}).get("text_memory")
+        if isinstance(recorded, int):
+            return recorded
+        return self.forward.free_memory(-(-self.join.batch_size // self.processes.size))
+
+    def batches(self, first: int, total: int) -> Generator[Batch, None, None]:
+        """Yield the batches of steps first .. total - 1 with their `StepInputs`; the caller closes it."""
+        return self.join.batches(first, total, self.forward.prepare)
 
     def train_step(self, batch: Batch, step: int, with_accuracy: bool) -> dict[str, torch.Tensor]:
         """Take a step.
@@ -180,9 +203,7 @@ class Run:
             Scalars over the whole step, of all processes: `loss` and its terms, `hits` (samples whose hard
             label has the largest logit; 0 without `with_accuracy`) and `gradient_norm`.
         """
-        logits = self.forward(batch, step)
-        figures = self.loss(logits)
-        self.optimizer.backward(figures["loss"], step)
+        logits, figures = self._forward_backward(batch, step)
         figures["hits"] = torch.zeros_like(figures["loss"])
         if with_accuracy:
             figures["hits"] += (logits.student_BC.argmax(-1) == logits.targets_B).sum()
@@ -192,6 +213,30 @@ class Run:
         figures = dict(zip(figures, total, strict=True)) | {"gradient_norm": norm}
         self.health.note(step + 1, figures["loss"], norm)
         return figures
+
+    def _forward_backward(self, batch: Batch, step: int) -> tuple[StepLogits, dict[str, torch.Tensor]]:
+        """Compute a step's gradients; if the first step needs more memory than there is, with a smaller plan.
+
+        Raises:
+            RppError: not enough memory on the GPU.
+        """
+        while True:
+            try:
+                logits = self.forward(batch, batch.prepared)
+                figures = self.loss(logits)
+                self.optimizer.backward(figures["loss"], step)
+            except torch.OutOfMemoryError as error:
+                smaller = self.forward.smaller_plan() if step == self.first_step else None
+                if smaller is None or self.processes.size > 1:  # other processes wait in the step's exchange
+                    raise RppError(
+                        f"not enough GPU memory at step {step} ({str(error).partition(chr(10))[0]}); "
+                        f"use a smaller --text-memory (now {self.student.text_memory}), --batch-size or "
+                        "--classes-per-step, or --precision bf16"
+                    ) from error
+                self.plan = smaller
+                log.warning("not enough memory on the GPU: text tower with a smaller plan: %s", smaller)
+            else:
+                return logits, figures
 
     def metrics_line(self, batch: Batch, done: int, figures: dict[str, torch.Tensor]) -> dict[str, Any]:
         """The line of `metrics.jsonl` for step `done`, the first of which is 1."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from student_train.data.join import Join
 from student_train.model.stored import StoredStudent
 from student_train.model.student import PromptedCLIP
+from student_train.model.text_plan import TextPlan
 from student_train.runs.record import (
     FREE_ON_RESUME,
     FROM_RUN,
@@ -39,6 +40,7 @@ def describe_run(
     join: Join,
     processes: int,
     init: StoredStudent | None,
+    plan: TextPlan | None,
 ) -> dict[str, Any]:
     """The content of `settings.json`: everything that decides the run's result."""
     inputs = {
@@ -63,6 +65,8 @@ def describe_run(
         "mode": join.mode,
         "init": None if init is None else init.digest,
         "processes": processes,
+        "text_memory": student.text_memory,
+        "text_plan": None if plan is None else asdict(plan),
         "samples_per_step": join.batch_size,
         "never_read": student.describe_unused(),
         "software": f"rpp {rpp_version()}, torch {torch.__version__}",

@@ -22,6 +22,7 @@ from teacher_cache.settings import (
     OneOrMore,
     Panels,
     Place,
+    Size,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TrainSettings(BaseModel):
             *("epochs", "max_steps", "batch_size", "optimizer", "lr", "weight_decay"),
             *("warmup", "clip_norm", "seed"),
         ),
-        "Compute": ("precision", "device", "workers"),
+        "Compute": ("precision", "device", "text_memory", "workers"),
         "Output": ("out", "resume", "log_every", "checkpoint_every", "log", "lock"),
     }
 
@@ -119,6 +120,11 @@ class TrainSettings(BaseModel):
         default="auto",
         description="how stored arrays are read: kept in memory, or by blocks; auto keeps them if a quarter "
         "of the free memory suffices; the result is the same",
+    )
+    text_memory: Size | None = Field(
+        default=None,
+        description="memory for activations of the text tower, such as 8GB; what does not fit is computed "
+        "again in the backward pass [default: what is free on the GPU; 2.5GiB on a CPU]",
     )
     workers: int | None = Field(
         default=None,

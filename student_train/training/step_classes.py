@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from student_train.data.order import subset_classes
+from student_train.model.packing import PackedTexts
 from student_train.model.student import PromptedCLIP
 from student_train.training.distributed import Processes
 from student_train.training.settings import TrainSettings
@@ -26,6 +27,11 @@ class StepClasses:
         self._all = torch.from_numpy(subset_classes(classes_in_vocabulary, settings.class_subset))
         self._k, self._seed = settings.classes_per_step, settings.seed
 
+    @property
+    def same(self) -> bool:
+        """Whether every step has the same classes."""
+        return self._k == "all" or self._k >= len(self._all)
+
     def choose(self, step_labels: Tensor, step: int) -> tuple[Tensor, float]:
         """The classes of the step, ascending [C] int64, and the correction of sampled negatives' logits.
 
@@ -33,7 +39,7 @@ class StepClasses:
             step_labels: hard labels of the whole step, -1 = none.
         """
         classes = self._all
-        if self._k == "all" or self._k >= len(classes):
+        if self._k == "all" or self._k >= len(classes):  # as `same`, for mypy
             return classes, 0.0
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
         labelled = step_labels[step_labels >= 0] - classes[0]
@@ -105,6 +111,7 @@ class StepText:
         self, student: PromptedCLIP, cache: TeacherCache, processes: Processes, device: torch.device
     ) -> None:
         self.student, self._processes = student, processes
+        self._all: PackedTexts | None = None
         self.fixed_CD: Tensor | None = None
         if not student.settings.has_prompts("text"):
             same = student.base.digest == cache.teacher["weights_digest"]
@@ -118,10 +125,29 @@ class StepText:
         else:
             self.tokens = student.tokenize_names(cache.vocabulary.names)
 
-    def class_features(self, step_classes_C: Tensor) -> Tensor:
-        """Unit class features of the given classes, [C, D] float32; each process computes its share."""
+    def texts(self, step_classes_C: Tensor, same: bool) -> PackedTexts | None:
+        """Pack the texts of the classes that this process encodes; None if the features are fixed.
+
+        Args:
+            step_classes_C: classes of the step.
+            same: whether every step has these classes; then they are packed once.
+        """
+        if self.fixed_CD is not None:
+            return None
+        if not same:
+            return self.student.pack_texts(self.tokens[self._processes.own_classes(step_classes_C)])
+        if self._all is None:
+            self._all = self.student.pack_texts(self.tokens[self._processes.own_classes(step_classes_C)])
+        return self._all
+
+    def class_features(self, step_classes_C: Tensor, texts: PackedTexts | None) -> Tensor:
+        """Unit class features of the given classes, [C, D] float32; each process computes its share.
+
+        Args:
+            texts: of these classes, from `texts`.
+        """
         if self.fixed_CD is not None:
             return self.fixed_CD[step_classes_C.to(self.fixed_CD.device)]
-        own_N = self._processes.own_classes(step_classes_C)
-        features_ND = self.student.encode_text(self.tokens[own_N], normalize=True).float()
+        assert texts is not None
+        features_ND = self.student.encode_text(texts, normalize=True).float()
         return self._processes.gather_classes(features_ND, len(step_classes_C))

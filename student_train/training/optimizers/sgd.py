@@ -8,7 +8,9 @@ from student_train.training.settings import TrainSettings
 
 def make_sgd(settings: TrainSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.SGD:
     """Return `torch.optim.SGD` over the parameters."""
-    return torch.optim.SGD(parameters, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay, foreach=True
+    )
 
 
 SGD = OptimizerKind(make_sgd, {"momentum_buffer": "parameter"})

@@ -8,6 +8,7 @@ from student_train.model import packing, towers
 from student_train.model.prompts import Prompts, unused_query_blocks
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
+from student_train.model.text_plan import TextPlan
 from student_train.training.losses import StepLogits, TotalLoss
 from student_train.training.settings import TrainSettings
 from teacher_cache.encodings import ClassHead
@@ -87,23 +88,23 @@ MANY = [f"{a} {b}" for a in FIRST for b in ("cat", "sea lion", "tie", "giant pan
 
 
 @pytest.mark.parametrize("carry", CARRIES)
-@pytest.mark.parametrize("segment", [0, 1, 2, BLOCKS])
+@pytest.mark.parametrize(("recomputed", "segment"), [(0, 0), (2, 1), (4, 1), (4, 2), (3, BLOCKS)])
 def test_chunks_packs_and_recomputation_change_nothing(
-    carry: str, segment: int, monkeypatch: pytest.MonkeyPatch
+    carry: str, recomputed: int, segment: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = student_of("gelu", "text", carry=carry, prompt_depth=2)
     prompts, tokens = student.tower_prompts("text"), student.tokenize_names([*MANY, *FIRST, *MANY[:3]])
     assert prompts is not None
     plain = reference.text_features(student.clip, *own_and_start(prompts), tokens)
     monkeypatch.setattr(packing, "PACK_ROWS", 8)
-    monkeypatch.setattr(towers, "CHUNK_ROWS", 24)
-    assert len(towers._chunks(*student.pack_texts(tokens).ids.shape)) > 3
-    assert_equal(prompts, towers.encode_text(towers_parts(student), prompts, tokens, segment), plain)
+    assert len(student.pack_texts(tokens).ids) > 4
+    plan = TextPlan(chunks=4, recomputed=recomputed, segment=segment, peak_bytes=0)
+    assert_equal(prompts, towers.encode_text(towers_parts(student), prompts, tokens, plan), plain)
 
 
-@pytest.mark.parametrize("segment", [None, 1])
+@pytest.mark.parametrize("plan", [TextPlan(1, 0, 0, 0), TextPlan(3, 0, 0, 0), TextPlan(3, 2, 1, 0)])
 def test_full_softmax_in_pieces_has_the_gradient_of_the_whole(
-    segment: int | None, monkeypatch: pytest.MonkeyPatch
+    plan: TextPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hard and soft loss over all classes: in chunks, recomputed or not, against 77 tokens in one piece."""
     student = student_of("quickgelu", "text", prompt_depth=BLOCKS)
@@ -125,19 +126,10 @@ def test_full_softmax_in_pieces_has_the_gradient_of_the_whole(
 
     whole = losses_gradients(reference.text_features(student.clip, *own_and_start(prompts), tokens))
     monkeypatch.setattr(packing, "PACK_ROWS", 8)
-    monkeypatch.setattr(towers, "CHUNK_ROWS", 24)
-    pieces = losses_gradients(towers.encode_text(towers_parts(student), prompts, tokens, segment))
+    pieces = losses_gradients(towers.encode_text(towers_parts(student), prompts, tokens, plan))
     for ours, theirs in zip(pieces, whole, strict=True):
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
     assert whole[-1].norm() > 1e-3
-
-
-def test_recomputation_keeps_less() -> None:
-    """What a ViT-B/16 text tower keeps: everything of 1,000 names, what goes into blocks of 21,841."""
-    assert towers._segment(rows=4_224, blocks=12, width=512) == 0
-    assert towers._segment(rows=79_072, blocks=12, width=512) == 1
-    assert towers._segment(rows=79_072, blocks=32, width=1_280) == 7
-    assert towers._segment(rows=10**9, blocks=12, width=512) == 12
 
 
 def test_texts_are_prepared_once_and_encoded_again() -> None:
