@@ -34,7 +34,7 @@ from teacher_cache.encodings import ClassHead
 from teacher_cache.settings import bytes_of
 from teacher_cache.teacher.text_towers import text_parts
 
-WIDTH, HEADS, EMBEDDING = 64, 8, 32
+WIDTH, HEADS, EMBEDDING = 16, 2, 16
 DEPTH, LENGTH = 9, 4
 BATCH = 8
 

@@ -53,7 +53,7 @@ class TextPlan:
         if self.recomputed:
             kept = f"{self.recomputed} of {self.chunks} chunks recomputed, {self.segment} blocks at a time"
         chunks = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
-        return f"{chunks}, {kept}, {self.peak_bytes / GIB:.1f} GiB"
+        return f"{chunks}, {kept}, {self.peak_bytes / 2**20:,.0f} MiB"
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Forward:
     def smaller_plan(self) -> TextPlan | None:
         """Halve the memory of the text tower until its plan changes; None if there is no smaller one."""
         before, memory = self.plan(), self._student.text_memory
-        while before is not None and memory is not None and memory > GIB // 16:
+        while before is not None and memory is not None and memory > 2**20:
             self._student.text_memory = memory = memory // 2
             plan = self.plan()
             if plan is not None and plan.peak_bytes < before.peak_bytes:

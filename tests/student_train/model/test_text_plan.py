@@ -150,4 +150,4 @@ def test_what_fits_is_kept() -> None:
 def test_chunks_cover_all_packs() -> None:
     plan = TextPlan(chunks=3, recomputed=0, segment=0, peak_bytes=0)
     assert [(piece.start, piece.stop) for piece in plan.slices(10)] == [(0, 3), (3, 6), (6, 10)]
-    assert str(plan) == "3 chunks, all activations kept, 0.0 GiB"
+    assert str(plan) == "3 chunks, all activations kept, 0 MiB"

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from student_train import PromptedCLIP, load_student
 from student_train.cli import main
+from student_train.model import towers
 from student_train.model.settings import PromptSettings
 from student_train.runs.folder import RunFolder
 from student_train.training.checkpoint import Checkpoint
@@ -551,3 +552,69 @@ class TestWrongUse:
         cache = build(tmp_path, "gelu")
         next((cache / "parts").glob("*.json")).unlink()
         assert "not complete: 1 of 3 parts are missing; run rpp-cache build again" in error_line(cache=cache)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_texts_are_packed_by_the_thread_of_batches_and_once_if_they_never_change(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampled: bool
+) -> None:
+    threads, packed = [], PromptedCLIP.pack_texts
+
+    def noted(student: PromptedCLIP, tokens: torch.Tensor) -> Any:
+        threads.append(threading.current_thread())
+        return packed(student, tokens)
+
+    monkeypatch.setattr(PromptedCLIP, "pack_texts", noted)
+    chosen = {"classes_per_step": 30} if sampled else {}
+    steps = train(settings(cache_path, tmp_path / "run", **chosen)).steps
+    _plan, *others = threads
+    assert len(others) == (steps if sampled else 0)
+    assert threading.main_thread() not in others
+
+
+def test_the_memory_of_the_text_tower_is_printed_recorded_and_kept(
+    cache_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--cache", str(cache_path), "--towers", "text", "--max-steps", "2", "--log", "none")
+    assert run_main(monkeypatch, *arguments, "--out", str(tmp_path / "run"), "--text-memory", "1 MB") == 0
+    assert "text tower: 1 chunk, 1 of 1 chunks recomputed, " in capsys.readouterr().err
+    record = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert record["text_memory"] == 10**6
+    assert record["text_plan"]["recomputed"] == 1
+    more = ("--out", str(tmp_path / "run"), "--resume")
+    assert run_main(monkeypatch, *arguments, *more) == 0
+    assert "text tower: 1 chunk, 1 of 1 chunks recomputed, " in capsys.readouterr().err
+    assert run_main(monkeypatch, *arguments, *more, "--text-memory", "1GB") == 0
+    assert "text tower: 1 chunk, all activations kept, " in capsys.readouterr().err
+    assert run_main(monkeypatch, *arguments, "--out", str(tmp_path / "b"), "--text-memory", "little") == 2
+    assert "--text-memory 'little'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("enough", [True, False])
+def test_too_little_memory_in_the_first_step_makes_a_smaller_plan(
+    cache_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    enough: bool,
+) -> None:
+    """A GPU's allocator that fails above some bytes."""
+    encode = towers.encode_text
+
+    def limited(parts: Any, prompts: Any, texts: Any, plan: Any) -> torch.Tensor:
+        if plan.peak_bytes >= first["peak_bytes"] or not enough:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+        return encode(parts, prompts, texts, plan)
+
+    expected = train(settings(cache_path, tmp_path / "expected", max_steps=3))
+    first = json.loads((tmp_path / "expected" / "settings.json").read_text())["text_plan"]
+    monkeypatch.setattr(towers, "encode_text", limited)
+    requested = settings(cache_path, tmp_path / "run", max_steps=3)
+    if not enough:
+        with pytest.raises(
+            RppError, match=r"not enough GPU memory at step 0 \(.* 2.00 GiB.\); use a smaller"
+        ):
+            train(requested)
+        return
+    assert train(requested).loss == pytest.approx(expected.loss, rel=1e-5)
+    assert "with a smaller plan: 1 chunk, 1 of 1 chunks recomputed" in caplog.text

@@ -26,3 +26,13 @@ def test_every_step_draws_other_classes_and_has_those_of_its_batch(tmp_path: Pat
     assert 5 < others.min() < others.max() < 55
     other_seed = StepClasses(asked.model_copy(update={"seed": 4}), 200)
     assert not torch.equal(other_seed.choose(labels, 7)[0], drawn[7])
+
+
+def test_the_classes_of_a_step_are_the_same_only_without_sampling(tmp_path: Path) -> None:
+    def same(**settings: object) -> bool:
+        return StepClasses(TrainSettings(cache=str(tmp_path), **settings), 200).same
+
+    assert same()
+    assert same(class_subset="base")
+    assert same(classes_per_step=200)
+    assert not same(classes_per_step=199)

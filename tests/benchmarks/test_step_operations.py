@@ -1,0 +1,39 @@
+"""The count of a step's operations."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark, imported as running it as a script does."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("step_operations")
+
+
+def test_operations_that_only_view_are_not_counted(benchmark: Any) -> None:
+    x = torch.randn(4, 6, requires_grad=True)
+    with benchmark.Operations() as operations:
+        ((x.T @ x).view(36) + 1).sum().backward()
+    assert operations.names["mm"] == 3  # one forward, two backward
+    assert operations.names["sum"] == 1
+    assert "view" not in operations.names
+    assert operations.dispatched > sum(operations.names.values())
+
+
+def test_a_step_has_few_operations(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """1,000 names, as many operations as all names on a GPU; the text tower's plan decides."""
+    benchmark.main(model="ViT-B-32", memory="80GB", as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert found["details"]["all_names"]["plan"].startswith("1 chunk, all activations kept")
+    assert 500 < found["all_names"] <= 760
+    assert found["sampled_1000"] <= 760
+    assert found["sampled_1000"] < found["both_towers"] <= 1_160
+    assert found["teacher_forward"] <= 110
