@@ -14,11 +14,11 @@ class HardLoss(LossTerm):
 
     def __call__(self, logits: StepLogits) -> Tensor:
         """See `LossTerm`."""
-        labelled_B = logits.targets_B >= 0
-        targets = logits.targets_B[labelled_B]
-        hard_logits_BC = logits.student_BC.float()[labelled_B]
+        logits_BC, targets_B = logits.student_BC.float(), logits.targets_B
         if logits.correction:
-            negatives = torch.ones_like(hard_logits_BC).scatter_(1, targets[:, None], 0)
-            hard_logits_BC = hard_logits_BC + logits.correction * negatives
-        loss = F.cross_entropy(hard_logits_BC, targets, reduction="sum")
-        return logits.labelled_share * (loss / max(1, len(hard_logits_BC)))
+            # which class of a sample without a label is left out does not matter
+            negatives = torch.ones_like(logits_BC).scatter_(1, targets_B.clamp(min=0)[:, None], 0)
+            logits_BC = logits_BC + logits.correction * negatives
+        # no selection of labelled rows: their number is known on the device only, and a step must not wait
+        loss = F.cross_entropy(logits_BC, targets_B, ignore_index=-1, reduction="sum")
+        return logits.labelled_share * (loss / (targets_B >= 0).sum().clamp(min=1))
