@@ -1,4 +1,4 @@
-"""Runs that an earlier version stopped are continued, and end with the same tensors."""
+"""Runs that an earlier version stopped are continued, and end with the same tensors within rounding."""
 
 import json
 import shutil
@@ -13,21 +13,18 @@ from student_train.training.loop import train
 from student_train.training.run_identity import changed_settings
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
-from tests.data.runs.write import RUNS, STOPPED_AFTER, environment, settings
+from tests.data.runs.write import RUNS, STOPPED_AFTER, settings
 from tests.student_train.training.test_loop import metrics
 
 EARLIER = Path(__file__).parents[2] / "data" / "runs" / "rpp-0.1"
 
 
 def assert_ends_as_before(run: Path, name: str) -> None:
-    """Bit for bit where torch and the processor are those that wrote the run, else closely."""
+    """Closely: the towers of the version that wrote the run summed in another order."""
     expected, found = load_file(EARLIER / f"{name}.safetensors"), load_file(run / "student.safetensors")
-    same = json.loads((EARLIER / "environment.json").read_text()) == environment()
     assert found.keys() == expected.keys()
     for key, tensor in found.items():
-        assert (
-            torch.equal(tensor, expected[key]) if same else torch.allclose(tensor, expected[key], atol=1e-4)
-        )
+        torch.testing.assert_close(tensor, expected[key], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", RUNS)
