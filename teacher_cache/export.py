@@ -18,7 +18,7 @@ from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.files.places import local_path
 from teacher_cache.indices import as_integer, as_number
-from teacher_cache.softlabels import TeacherCache
+from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.store.header import CHUNK_ROWS
 from teacher_cache.store.vocabularies import vocabulary_digest
 
@@ -28,7 +28,7 @@ METADATA = b"rpp"  # key of the schema's metadata
 
 
 def export_soft_labels(
-    cache: TeacherCache,
+    cache: TeacherCache | str | os.PathLike[str],
     out: str | os.PathLike[str],
     top: int | None = None,
     temperature: float = 1.0,
@@ -44,6 +44,7 @@ def export_soft_labels(
     at all.
 
     Args:
+        cache: the cache to export, or its path or URL.
         out: the file to create, in a folder that is created too.
         top: number of classes; if None, 20, or all of a smaller vocabulary.
         on_rows: called with the number of rows of each finished chunk.
@@ -52,6 +53,7 @@ def export_soft_labels(
         UsageError: more classes than the vocabulary has, a temperature or view that the cache does not have,
             or a file that exists or cannot be written.
     """
+    cache = cache if isinstance(cache, TeacherCache) else open_cache(cache)
     out, temperature = local_path(out), as_number(temperature, "temperature")
     cache.encoding.require_temperature(temperature)
     view = cache.require_view(view)

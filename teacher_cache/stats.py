@@ -3,6 +3,7 @@
 Shapes: B rows, C classes, T temperatures.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,14 +16,14 @@ from torch import Tensor
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.errors import UsageError
 from teacher_cache.indices import as_number
-from teacher_cache.softlabels import TeacherCache
+from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.store.header import CHUNK_ROWS
 
 BLOCKS_AT_ONCE = 2  # one is read while the other is computed; torch uses all cores
 
 
 def teacher_statistics(
-    cache: TeacherCache,
+    cache: TeacherCache | str | os.PathLike[str],
     temperatures: Sequence[float],
     view: int = 0,
     sample: int | None = None,
@@ -36,6 +37,7 @@ def teacher_statistics(
     hundred rows and 8 bytes for each row that the teacher classified wrongly.
 
     Args:
+        cache: the cache, or its path or URL.
         temperatures: temperatures for the entropy; accuracy does not depend on them.
         sample: number of random rows, drawn with `seed`; all rows if None.
         pairs: number of most confused pairs to return.
@@ -51,6 +53,7 @@ def teacher_statistics(
     Raises:
         UsageError: no temperature, or one outside the encoding's range; no such view; no readable row.
     """
+    cache = cache if isinstance(cache, TeacherCache) else open_cache(cache)
     try:
         temperatures = [as_number(temperature, "temperature") for temperature in temperatures]
     except TypeError:  # a single one

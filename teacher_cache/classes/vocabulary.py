@@ -8,13 +8,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from teacher_cache.classes.templates import DEFAULT_TEMPLATE, is_template, load_templates
-from teacher_cache.classes.vocabulary_files import read_names
+from teacher_cache.classes.vocabulary_files import read_names, unique_ids
 from teacher_cache.errors import UsageError
 from teacher_cache.files.places import place_of
 from teacher_cache.files.text_file import is_text
@@ -191,15 +192,16 @@ def _is_unusual(name: str) -> bool:
 
 
 def load_vocabulary(
-    source: str | Path,
+    source: str | os.PathLike[str] | Iterable[str],
     templates: str = DEFAULT_TEMPLATE,
     lemma: Lemma = "first",
     duplicates: Duplicates = "lemma",
 ) -> Vocabulary:
-    """Load class names of an ImageNet or from a file.
+    """Load class names of an ImageNet or from a file, or take a list of them.
 
     Args:
-        source: one of `IMAGENETS`, `CLIP_NAMES`, or a file: `.txt` (one name a line, or a synset, a number or
+        source: the names in the order of their indices; or one of `IMAGENETS`, `CLIP_NAMES`; or a file:
+            `.txt` (one name a line, or a synset, a number or
             an id and a name), `.csv`/`.tsv` (a header with one of `NAME_COLUMNS` and optionally one of
             `ID_COLUMNS`; without a header the columns are id and name, or name only), `.json` (a list of
             names, an object index -> name, id -> name, or index -> [id, name] as in Keras, or CoOp's
@@ -217,7 +219,17 @@ def load_vocabulary(
     """
     texts = load_templates(templates)
     notes: list[str] = []
-    if str(source).lower() in IMAGENETS:
+    if isinstance(source, os.PathLike):
+        source = Path(source)
+    if not isinstance(source, str | Path):
+        from teacher_cache.indices import as_texts  # imports NumPy
+
+        names = as_texts(source, "class names")
+        if not all(name.strip() for name in names):
+            raise UsageError("class names must not be empty")
+        ids, lemmas, definitions = list(unique_ids(names)), [[name] for name in names], {}
+        notes = _notes_on_names(names, "the list")
+    elif str(source).lower() in IMAGENETS:
         from timm.data import ImageNetInfo  # imports torch
 
         info = ImageNetInfo(IMAGENETS[str(source).lower()])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from teacher_cache import TeacherCache, open_cache
+from teacher_cache import TeacherCache, open_cache, teacher_statistics
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.errors import RppError, UsageError
@@ -86,6 +86,13 @@ def repeated(tmp_path_factory: pytest.TempPathFactory, teacher: Path, names: Pat
     images = folder / "s-{0..1}.tar"
     build_cache(settings(images, names, folder / "zarr", teacher, view_policy=ViewPolicy(views=2)))
     return open_cache(folder / "zarr")
+
+
+def test_a_cache_may_be_given_by_its_path(opened: TeacherCache, tmp_path: Path) -> None:
+    assert export_soft_labels(opened.path, tmp_path / "a.parquet") == 19
+    export_soft_labels(opened, tmp_path / "b.parquet")
+    assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
+    assert teacher_statistics(opened.path, [1.0]) == teacher_statistics(opened, [1.0])
 
 
 @pytest.mark.parametrize("view", [0, 1])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as example_settings
@@ -183,3 +184,14 @@ def test_names_survive_a_json_file_and_the_record_and_are_found(tmp_path: Path, 
     for c, name in enumerate(names):
         if folded.count(folded[c]) == 1:
             assert read.index_of(name) == c
+
+
+def test_names_may_be_given_as_a_list() -> None:
+    names = ["cat", "grand piano", "crane", "crane"]
+    for listed in (names, tuple(names), np.array(names), iter(names)):
+        vocabulary = load_vocabulary(listed, "a photo of a {}.")
+        assert vocabulary.names == tuple(names)
+        assert vocabulary.ids == ("cat", "grand piano", "crane#2", "crane#3")
+    for wrong, message in ((["cat", " "], "must not be empty"), (["cat", 3], "1 of 2 are not"), ([], "none")):
+        with pytest.raises(UsageError, match=message):
+            load_vocabulary(wrong)
