@@ -60,7 +60,7 @@ NO_PLACES = {
         "log",
         "temperature",
     ),
-    *("optimizer", "format", "fixed_words", "weights_like"),
+    *("optimizer", "format", "fixed_words", "weights_like", "text_memory"),
 }
 TYPES = tuple(typing.get_args(kind)[1] for kind in (Place, LocalPlace, PlaceOrText))
 

@@ -111,7 +111,8 @@ def test_a_build_shows_its_rate_parts_and_time_left(terminal: dict[str, str]) ->
 
 @pytest.mark.parametrize(("scene", "steps"), [("train", 20), ("train NO_COLOR", 10)])
 def test_a_run_shows_its_figures_below_the_bar(terminal: dict[str, str], scene: str, steps: int) -> None:
-    bar, below, *printed = on_screen(terminal[scene])
+    plan, bar, below, *printed = on_screen(terminal[scene])
+    assert re.fullmatch(r"text tower: 1 chunk, all activations kept, \d+ MiB", plan)
     assert re.fullmatch(rf"steps ━+ {steps}/{steps} [\d.,]+ steps/s 0:00:00", bar)
     assert re.fullmatch(FIELDS, below)
     assert f"{steps} steps from features" in " ".join(printed)
