@@ -339,6 +339,7 @@ def _answer(status: int, number: int) -> None:
 def _become(request: _Request) -> None:
     """Run the command, as `__main__`."""
     os.setsid()  # its processes are known by its session
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests run under nohup
     numbers = [0, 1, 2, *request.kept]
     above = [fcntl.fcntl(place, fcntl.F_DUPFD, max(numbers) + 1) for place in request.given]
     for place, number in zip(above, numbers, strict=True):

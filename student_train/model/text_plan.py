@@ -103,7 +103,8 @@ def row_costs(blocks: Any, size: int, prefix: int, pooled: float, element: int) 
         element: bytes of a number in products: 4, or 2 under autocast.
     """
     block = blocks[0]
-    hidden, width = block.mlp.c_fc.weight.shape
+    width = block.attn.in_proj_weight.shape[1]
+    hidden = max(layer.out_features for layer in block.mlp.modules() if isinstance(layer, torch.nn.Linear))
     quick = any(is_own(module, "QuickGELU") for module in block.modules())
     keys = 2 * width * element * (size + prefix) / size
     stream = 4 * width  # the residual stream is float32 also under autocast
