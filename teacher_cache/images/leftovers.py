@@ -21,7 +21,7 @@ _LEFTOVER = re.compile(
     rf"(?:^|/)(?:{'|'.join(f'(?P<k{n}>{names})' for n, names in enumerate(KINDS.values()))})(?:/|$)",
     re.IGNORECASE,
 )
-# Return a match for names that are no leftovers, for most images in half the time of the pattern above.
+# Return a match for names that are not leftovers, for most images in half the time of the pattern above.
 is_plain = re.compile(
     r"(?:[0-9a-z][\w-]*/)*[0-9a-z][\w-]*\.(?:jpe?g|png|webp|cls|json|txt)", re.IGNORECASE
 ).fullmatch

@@ -1,5 +1,7 @@
 """Paths as people write them."""
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from teacher_cache.files.places import absolute_place, local_path, place_of, pla
 from teacher_cache.images.sources import absolute_source, expand_source
 from teacher_cache.model_names import canonical_model_name, canonical_pretrained
 from tests.teacher_cache.inputs import write_names, write_shards
+
+USER = pwd.getpwuid(os.getuid())  # another home than HOME, which the tests set
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("~", "HOME"),
         ("~/a b/[1]", "HOME/a b/[1]"),
         (Path("~/a"), "HOME/a"),
-        ("~root/a", "/root/a"),
+        (f"~{USER.pw_name}/a", f"{USER.pw_dir}/a"),
         ("file:///data/a", "/data/a"),
         ("file://localhost/data/a", "/data/a"),
         ("file://~/a", "HOME/a"),
