@@ -63,7 +63,7 @@ class Cells:
             for column in chosen:
                 drawn.add_column(Text(self.headings[column]), width=widths[column], overflow="fold")
             for number, row in enumerate(cells, start=1):
-                texts = (Text(row[column]) for column in chosen)  # brackets in them are no markup
+                texts = (Text(row[column]) for column in chosen)  # brackets in them are not markup
                 drawn.add_row(*texts, end_section=number == len(self.rows))
             yield drawn
 

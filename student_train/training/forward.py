@@ -78,7 +78,7 @@ class Forward:
             return None if texts is None else self._student.plan_texts(texts)
 
     def smaller_plan(self) -> TextPlan | None:
-        """Halve the memory of the text tower until its plan changes; None if there is no smaller one."""
+        """Halve the memory of the text tower until its plan changes; None if all are as large."""
         before, memory = self.plan(), self._student.text_memory
         while before is not None and memory is not None and memory > 2**20:
             self._student.text_memory = memory = memory // 2

@@ -25,12 +25,13 @@ class StepClasses:
 
     def __init__(self, settings: TrainSettings, classes_in_vocabulary: int) -> None:
         self._all = torch.from_numpy(subset_classes(classes_in_vocabulary, settings.class_subset))
-        self._k, self._seed = settings.classes_per_step, settings.seed
+        k = settings.classes_per_step
+        self._k, self._seed = len(self._all) if k == "all" else k, settings.seed
 
     @property
     def same(self) -> bool:
         """Whether every step has the same classes."""
-        return self._k == "all" or self._k >= len(self._all)
+        return self._k >= len(self._all)
 
     def choose(self, step_labels: Tensor, step: int) -> tuple[Tensor, float]:
         """The classes of the step, ascending [C] int64, and the correction of sampled negatives' logits.
@@ -39,7 +40,7 @@ class StepClasses:
             step_labels: hard labels of the whole step, -1 = none.
         """
         classes = self._all
-        if self._k == "all" or self._k >= len(classes):  # as `same`, for mypy
+        if self.same:
             return classes, 0.0
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) % 2**63)
         labelled = step_labels[step_labels >= 0] - classes[0]

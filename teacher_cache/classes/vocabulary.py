@@ -82,7 +82,7 @@ class Vocabulary:
         return self._forms.get(_form(label)) if found is None and self.is_other_form(label) else found
 
     def is_other_form(self, label: str) -> bool:
-        """Return whether the label is no id or name as written, also without regard to case and `_`."""
+        """Return whether no id or name equals the label, also when case and `_` are ignored."""
         exact, folded = self._index
         return label not in exact and _fold(label) not in folded
 

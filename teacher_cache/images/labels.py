@@ -39,7 +39,7 @@ def read_label(content: bytes, suffix: str, where: str) -> list[Statement]:
 
 
 def labels_of_record(place: str, record: dict[str, Any], keys: Sequence[str], where: str) -> list[Statement]:
-    """Return the labels under the keys of a record. What is no label is left out behind the first one.
+    """Return the labels under the keys of a record; later values that are not labels are left out.
 
     Raises:
         UsageError: as `parse_label`, for the first.
