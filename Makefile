@@ -45,12 +45,12 @@ test-oldest:
 
 # Hundreds of kills and other faults, and a table of the results; half an hour.
 faults: install
-	RPP_KILLS=100 RPP_FAULTS_TABLE=faults.md $(BIN)/python -m pytest tests/faults --timeout 3600
+	RPP_KILLS=100 RPP_FAULTS_TABLE=faults.md $(BIN)/python -m pytest tests/faults --timeout 3600 -o faulthandler_timeout=3700
 
 # New damaged files for all code that reads files, and how many of each kind were tried.
 RPP_FUZZ_SECONDS ?= 600
 fuzz: install
-	RPP_FUZZ_SECONDS=$(RPP_FUZZ_SECONDS) $(BIN)/python -m pytest tests/hostile -m fuzz
+	RPP_FUZZ_SECONDS=$(RPP_FUZZ_SECONDS) $(BIN)/python -m pytest tests/hostile -m fuzz -o faulthandler_timeout=0
 
 # The suite with coverage, subprocesses included; slower.
 coverage: install browser
