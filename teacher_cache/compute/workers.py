@@ -18,6 +18,13 @@ from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 
 MOST_DECODING_THREADS = 16
+LOCAL_CONFIG = {
+    # by default Dask gives up soon when no new worker replaces a lost one; importing torch takes longer
+    "distributed.deploy.lost-worker-timeout": "1 hour",
+    # It samples stacks with `sys._current_frames`, which can deadlock before Python 3.12 with Python's lock
+    # held (python/cpython#106883). The process then hangs, and no signal reaches it.
+    "distributed.worker.profile.enabled": False,
+}
 
 
 def cuda_devices(settings: ComputeSettings) -> int:
@@ -106,8 +113,7 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
         return
     with (
         main_not_imported(),  # also for workers that replace a lost one
-        # by default Dask gives up soon when no new worker replaces a lost one; importing torch takes longer
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 hour"}),
+        dask.config.set(LOCAL_CONFIG),
         _local_cluster(local_workers(settings)) as cluster,
         Client(cluster) as client,
     ):

@@ -23,7 +23,7 @@ from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ComputeSettings
 from teacher_cache.compute import cluster
 from teacher_cache.compute.cluster import PartProgress
-from teacher_cache.compute.workers import on_this_machine
+from teacher_cache.compute.workers import dask_client, on_this_machine
 from teacher_cache.errors import RppError
 from teacher_cache.progress import counting
 from teacher_cache.store.cache_store import CacheStore
@@ -163,6 +163,29 @@ def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(
     with forked_workers(), dask.config.set(deaths), pytest.raises(RppError, match=said):
         build_cache(settings(source, names, tmp_path / "zarr", teacher, workers=2))
     assert CacheStore.open(tmp_path / "zarr").parts.committed() == [0, 2, 3]
+
+
+def test_a_build_does_not_sample_the_stacks_of_its_threads(
+    teacher: Path, shards: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dask does, hundreds of times a build; before Python 3.12 a sample can deadlock the process."""
+    samples: list[str] = []
+
+    def sampled() -> dict[int, Any]:
+        samples.append(threading.current_thread().name)
+        return {}
+
+    monkeypatch.setattr(sys, "_current_frames", sampled)
+    build_cache(settings(shards, names, tmp_path / "zarr", teacher, part_size=1))
+    assert samples == []
+
+
+def test_nor_do_worker_processes() -> None:
+    def samples(dask_worker: Any) -> bool:
+        return "profile" in dask_worker.periodic_callbacks
+
+    with forked_workers(), dask_client(ComputeSettings(workers=2)) as client:
+        assert [*client.run(samples).values()] == [False] * 2
 
 
 def test_a_lost_scheduler_ends_the_build_with_one_line(
