@@ -126,6 +126,8 @@ def sweep(
         from pipeline.tables import sweep_cells
     record = run_sweep(recipe, settings, note)
     print_table(json.loads(record.model_dump_json()), sweep_cells(record), as_json, as_markdown)
+    if share := record.training_share():
+        note(f"{record.seconds:,.0f} s, {share:.0%} of them in training steps")
     check_all_done(record)
 
 

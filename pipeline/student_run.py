@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.feature_store import FeatureStore
 from student_train.evaluation.settings import EvalSettings
 from student_train.runs.record import RESULTS, SETTINGS, read_results
 from student_train.training.loop import train
@@ -19,11 +20,13 @@ def train_and_evaluate(
     evals: Sequence[EvalSettings],
     before: dict[str, Any],
     on_note: Callable[[str], None],
+    store: FeatureStore | None = None,
 ) -> dict[str, Any]:
     """Train a student, or resume its run, and evaluate; write `results.json` into the run's folder.
 
     Args:
         before: first entries of the results.
+        store: features of frozen models for the evaluations, which share them in any case.
 
     Returns:
         The content of `results.json`: `before`, `train` and a list `evals`.
@@ -39,7 +42,8 @@ def train_and_evaluate(
     results: dict[str, Any] = {**before, "train": of_training, "evals": []}
     if trained.samples:  # stored before the evaluations, which may fail
         write_results(trained.out / RESULTS, results)
-    results["evals"] = [evaluate(evaluation) for evaluation in evals]
+    store = store or FeatureStore()
+    results["evals"] = [evaluate(evaluation, store) for evaluation in evals]
     write_results(trained.out / RESULTS, results)
     return results
 

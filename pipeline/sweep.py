@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -37,6 +37,7 @@ from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
 
 LOCK = "sweep.lock"
+FEATURES = "features"  # folder of features of frozen models that the runs share
 LONGEST_NAME = 200  # characters; file systems take 255, and digest and seed follow
 WAIT_SECONDS = 30.0  # for the runs of a killed sweep, which stop after their current step
 
@@ -94,10 +95,11 @@ def run_sweep(
                 SweepRow(settings=cell.settings, seed=cell.train.seed, run=f"{RUNS}/{cell.name}")
                 for cell in cells
             ],
-            seconds=earlier_seconds(out),
         )
+        processes = None if settings.scheduler else settings.jobs
+        add_earlier_seconds(record, out)
         with counting("runs", len(cells)) as counter:
-            progress = Progress(out, record, cells, zero_shot_job(recipe, out), on_note, counter)
+            progress = Progress(out, record, cells, zero_shot_job(recipe, out), on_note, counter, processes)
             if settings.scheduler is not None:
                 run_on_dask(progress.todo, settings.scheduler, progress.finished)
             else:
@@ -120,10 +122,15 @@ class Progress:
         frozen: Job | None,
         on_note: Callable[[str], None],
         counter: Counter,
+        processes: int | None,
     ) -> None:
+        """Args:
+        processes: how many run jobs; None if that is not known.
+        """
         self._out, self._record, self._frozen = out, record, frozen
         self._on_note, self._counter = on_note, counter
-        self._started, self._before = time.monotonic(), record.seconds
+        self._processes = processes
+        self._started, self._before = time.monotonic(), (record.seconds, record.process_seconds)
         self._jobs = {cell.name: cell.job for cell in cells}
         self._rows = dict(zip(self._jobs, record.rows, strict=True))
         self.todo = {name: job for name, job in self._jobs.items() if not add_results(job, self._rows[name])}
@@ -151,7 +158,13 @@ class Progress:
             row.state, row.why = "failed", why or "its results cannot be read"
             self._counter(0, failed=str(sum(one.state == "failed" for one in self._record.rows)))
             self._on_note(f"{row.run} failed: {row.why}")
-        self._record.seconds = self._before + time.monotonic() - self._started
+        now = time.monotonic() - self._started
+        seconds, process_seconds = self._before
+        self._record.seconds = seconds + now
+        if process_seconds is not None and self._processes is not None:
+            self._record.process_seconds = process_seconds + self._processes * now
+        else:
+            self._record.process_seconds = None
         self._record.write(self._out)
 
 
@@ -180,7 +193,14 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
             train = recipe.train.model_copy(update=update)
             evals = evaluations_of(recipe, str(folder))
             log = out / "logs" / f"{folder.name}.log"
-            job = Job(train=train, evals=evals, results=folder / RESULTS, log=log, folder=Path.cwd())
+            job = Job(
+                train=train,
+                evals=evals,
+                results=folder / RESULTS,
+                features=out / FEATURES,
+                log=log,
+                folder=Path.cwd(),
+            )
             cells[folder] = Cell(folder.name, chosen, train, job)
     return list(cells.values())
 
@@ -200,7 +220,14 @@ def zero_shot_job(recipe: Recipe, out: Path) -> Job | None:
     if not evals:
         return None
     log = out / "logs" / f"{ZERO_SHOT}.log"
-    return Job(train=None, evals=evals, results=out / f"{ZERO_SHOT}.json", log=log, folder=Path.cwd())
+    return Job(
+        train=None,
+        evals=evals,
+        results=out / f"{ZERO_SHOT}.json",
+        features=out / FEATURES,
+        log=log,
+        folder=Path.cwd(),
+    )
 
 
 def add_results(job: Job, row: SweepRow) -> bool:
@@ -260,12 +287,12 @@ def check_same_settings(settings: TrainSettings, out: Path) -> None:
             )
 
 
-def earlier_seconds(out: Path) -> float:
-    """Return the seconds of earlier calls; 0 without a readable record."""
-    try:
-        return read_sweep(out).seconds
-    except UsageError:
-        return 0.0
+def add_earlier_seconds(record: SweepRecord, out: Path) -> None:
+    """Add the seconds of earlier calls, if there is a readable record of them."""
+    record.process_seconds = 0.0
+    with suppress(UsageError):
+        earlier = read_sweep(out)
+        record.seconds, record.process_seconds = earlier.seconds, earlier.process_seconds
 
 
 @contextmanager

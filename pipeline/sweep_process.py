@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.student_run import train_and_evaluate, write_results
 from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.feature_store import FeatureStore
 from student_train.evaluation.settings import EvalSettings
 from student_train.runs.record import FREE_ON_RESUME
 from student_train.training.settings import TrainSettings
@@ -55,11 +56,13 @@ class Job(Request):
 
     Attributes:
         results: file of the results; a run's own `results.json`.
+        features: folder of features of frozen models, which the jobs of a sweep share.
         log: file for everything that the job prints.
         folder: working directory, from which relative paths start.
     """
 
     results: Path
+    features: Path
     log: Path
     folder: Path
 
@@ -114,12 +117,13 @@ def run_job(job: Job) -> str | None:
     with open(job.log, "ab", buffering=0) as log:
         for stream in (STDOUT, STDERR):
             os.dup2(log.fileno(), stream)
-    before = {"asked": job.record()}
+    before, store = {"asked": job.record()}, FeatureStore(job.features)
     try:
         if job.train is None:
-            write_results(job.results, before | {"evals": [evaluate(settings) for settings in job.evals]})
+            evals = [evaluate(settings, store) for settings in job.evals]
+            write_results(job.results, before | {"evals": evals})
         else:
-            train_and_evaluate(job.train, job.evals, before, lambda line: print(line, flush=True))
+            train_and_evaluate(job.train, job.evals, before, lambda line: print(line, flush=True), store)
     except RppError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return str(error)

@@ -48,6 +48,8 @@ class SweepRecord(BaseModel):
         zero_shot: results of the recipe's evaluations for the cache's frozen model, with `by_class`; empty if
             they failed, for the reason `zero_shot_why`.
         seconds: sum over all calls.
+        process_seconds: the same, times the processes that ran jobs; None if that is not known: on Dask
+            workers, or for calls of earlier versions.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,6 +62,7 @@ class SweepRecord(BaseModel):
     zero_shot_why: str | None = None
     rows: list[SweepRow]
     seconds: float = 0.0
+    process_seconds: float | None = None
 
     @model_validator(mode="after")
     def _rows_have_the_axes(self) -> "SweepRecord":
@@ -73,6 +76,14 @@ class SweepRecord(BaseModel):
         for row in self.rows:
             groups.setdefault(json.dumps(row.settings, sort_keys=True, default=str), []).append(row)
         return list(groups.values())
+
+    def training_share(self) -> float | None:
+        """Return the share of the processes' time that the training loops of finished runs took; None if it
+        is not known. The rest is loading, evaluation and waiting for the last run."""
+        if not self.process_seconds:
+            return None
+        trained: float = sum((row.train or {}).get("seconds", 0.0) for row in self.rows)
+        return trained / self.process_seconds
 
     def write(self, out: Path) -> None:
         """Write `sweep.json` into the sweep's folder, atomically."""

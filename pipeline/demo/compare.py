@@ -17,6 +17,7 @@ from rich.table import Table
 
 from pipeline.settings import DemoSettings
 from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.feature_store import FeatureStore
 from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
 from student_train.model.settings import PromptSettings
@@ -57,13 +58,14 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
         )
     )
     on_note(f"cache {cache_path}: {built.samples} samples, {built.parts_computed} parts computed now")
-    rows = [{"name": FROZEN, **summary([evaluated(settings, cache_path, ZERO_SHOT)])}]
+    store = FeatureStore()
+    rows = [{"name": FROZEN, **summary([evaluated(settings, cache_path, ZERO_SHOT, store)])}]
     for name, differs in STUDENTS.items():
         runs = []
         for seed in range(settings.seeds):
             out = settings.out / "runs" / f"{name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
             trained = train(train_settings(settings, cache_path, out, seed, differs))
-            runs.append(evaluated(settings, cache_path, str(out)))
+            runs.append(evaluated(settings, cache_path, str(out), store))
             on_note(f"{name}, seed {seed}: {trained.steps} steps in {trained.seconds:.0f} s")
         rows.append({"name": name, **summary(runs)})
     results = {"rows": rows, "seeds": settings.seeds, "seconds": time.monotonic() - started}
@@ -90,7 +92,7 @@ def train_settings(
     )
 
 
-def evaluated(settings: DemoSettings, cache: Path, student: str) -> dict[str, float]:
+def evaluated(settings: DemoSettings, cache: Path, student: str, store: FeatureStore) -> dict[str, float]:
     """Return base and new accuracy on the unseen style, their harmonic mean, and teacher agreement."""
     evaluation = EvalSettings(
         student=student,
@@ -100,7 +102,7 @@ def evaluated(settings: DemoSettings, cache: Path, student: str) -> dict[str, fl
         metrics=("base-to-new", "agreement"),
         device=settings.device,
     )
-    found = evaluate(evaluation)
+    found = evaluate(evaluation, store)
     return {figure: found[figure] for figure in FIGURES}
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from student_train.evaluation.datasets import Dataset, open_dataset
 from student_train.evaluation.evaluators import EVALUATORS, Scores, Task
+from student_train.evaluation.feature_store import FeatureStore, class_features
 from student_train.evaluation.image_features import EncodedImages, cached_images, check_cached, encode_images
 from student_train.evaluation.models import FeatureModels, LoadedFeatureModel
 from student_train.evaluation.settings import EvalOptions, EvalSettings, ModelOptions, ModelSettings
@@ -29,8 +30,11 @@ BATCH_LOGITS = 1 << 24  # of a batch of scores: 64 MB
 ComparedModel = tuple[LoadedFeatureModel, LoadedFeatureModel | None]
 
 
-def evaluate(settings: EvalSettings) -> dict[str, Any]:
+def evaluate(settings: EvalSettings, store: FeatureStore | None = None) -> dict[str, Any]:
     """Evaluate a student, or the frozen model, on a data set.
+
+    Args:
+        store: features of frozen models, shared with other evaluations.
 
     Returns:
         student, images, classes (number to choose among), samples, skipped (images that cannot be read),
@@ -41,7 +45,7 @@ def evaluate(settings: EvalSettings) -> dict[str, Any]:
         UsageError: no such run or data set, no labels, or labels that do not fit the vocabulary.
     """
     dataset = open_dataset(settings)
-    return evaluate_models(load_models([settings.student], settings), dataset, settings)[0]
+    return evaluate_models(load_models([settings.student], settings), dataset, settings, store)[0]
 
 
 def load_models(students: str | Sequence[str], options: EvalOptions) -> list[ComparedModel]:
@@ -63,9 +67,15 @@ def load_models(students: str | Sequence[str], options: EvalOptions) -> list[Com
 
 
 def evaluate_models(
-    models: Sequence[ComparedModel], dataset: Dataset, options: EvalOptions
+    models: Sequence[ComparedModel],
+    dataset: Dataset,
+    options: EvalOptions,
+    store: FeatureStore | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate several models on one data set; each image is read once.
+
+    Args:
+        store: as for `evaluate`.
 
     Returns:
         The result of `evaluate` for each model.
@@ -79,7 +89,7 @@ def evaluate_models(
     if isinstance(dataset.source, SampleTable):
         threads = options.threads or min(MOST_DECODING_THREADS, usable_cores())
         encoded = encode_images(
-            feature_models, dataset.source, options.batch_size, threads, options.max_pixels
+            feature_models, dataset.source, options.batch_size, threads, options.max_pixels, store
         )
     else:
         encoded = cached_images(feature_models, dataset.source)
@@ -90,7 +100,7 @@ def evaluate_models(
             f"{len(encoded.skipped)} images cannot be read; the first is {first['key']}: {first['reason']}"
         )
     distinct = {id(model): model for pair in models for model in pair if model is not None}
-    logits = {key: Logits(model, encoded, dataset) for key, model in distinct.items()}
+    logits = {key: Logits(model, encoded, dataset, store) for key, model in distinct.items()}
     return [
         {
             "student": model.name,
@@ -139,7 +149,13 @@ class Logits:
         classes, ids: their C names and ids.
     """
 
-    def __init__(self, loaded: LoadedFeatureModel, encoded: EncodedImages, dataset: Dataset) -> None:
+    def __init__(
+        self,
+        loaded: LoadedFeatureModel,
+        encoded: EncodedImages,
+        dataset: Dataset,
+        store: FeatureStore | None = None,
+    ) -> None:
         """Raises:
         UsageError: no image of these classes.
         RppError: features are not finite.
@@ -153,7 +169,7 @@ class Logits:
         names, ids = (tuple(kept[c] for c in dataset.classes) for kept in (vocabulary.names, vocabulary.ids))
         self.classes, self.ids = names, ids
         chosen = Vocabulary(names, ids, vocabulary.templates or loaded.templates)
-        self._class_features_CD = loaded.model.class_features(chosen)
+        self._class_features_CD = class_features(store or FeatureStore(), loaded.model, chosen)
         self._image_features_ND = encoded.features[loaded.model.image_tower][rows]
         self._scale = loaded.model.logit_scale
         for what, features in (("class", self._class_features_CD), ("image", self._image_features_ND)):

@@ -3,7 +3,7 @@
 Shapes: N images, B batch, D embedding.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from student_train.evaluation.feature_store import FeatureStore, StoredFeatures, image_key
 from student_train.evaluation.models import StudentFeatures
 from teacher_cache.conventions import recorded_conventions
 from teacher_cache.errors import UsageError
@@ -47,15 +48,45 @@ def encode_images(
     batch_size: int = 64,
     threads: int = 4,
     max_pixels: int = MAX_PIXELS,
+    store: FeatureStore | None = None,
 ) -> EncodedImages:
     """Compute features of the evaluation view of every labelled image.
 
     An image is decoded once for all models, and passed once through a tower that several models share.
 
+    Args:
+        store: has features of frozen towers from earlier calls, and gets those of this one.
+
     Raises:
         UsageError: no labelled image, or none that can be read.
     """
     towers = {model.image_tower: model for model in models}
+    keys = {tower: image_key(model, samples, max_pixels) for tower, model in towers.items()} if store else {}
+    stored = {tower: found for tower, key in keys.items() if store and key and (found := store.find(key))}
+    missing = {tower: model for tower, model in towers.items() if tower not in stored}
+    if not missing:
+        skipped = next(iter(stored.values())).skipped
+        features = {tower: found.features for tower, found in stored.items()}
+        return EncodedImages(features, _read_labels(samples, skipped), skipped)
+    encoded = _encode_images(missing, samples, batch_size, threads, max_pixels)
+    if any(found.skipped != encoded.skipped for found in stored.values()):  # an image can be read again
+        encoded = _encode_images(towers, samples, batch_size, threads, max_pixels)
+        stored = {}
+    for tower, key in keys.items():
+        if store and key and tower not in stored:
+            store.keep(key, StoredFeatures(encoded.features[tower], encoded.skipped))
+    features = encoded.features | {tower: found.features for tower, found in stored.items()}
+    return EncodedImages(features, encoded.labels, encoded.skipped)
+
+
+def _read_labels(samples: SampleTable, skipped: list[dict[str, Any]]) -> Tensor:
+    rows = np.setdiff1d(np.flatnonzero(samples.labels >= 0), [image["row"] for image in skipped])
+    return torch.from_numpy(samples.labels[rows].astype(np.int64))
+
+
+def _encode_images(
+    towers: Mapping[str, Teacher], samples: SampleTable, batch_size: int, threads: int, max_pixels: int
+) -> EncodedImages:
     labelled = np.flatnonzero(samples.labels >= 0)
     reader = ImageReader()
 
@@ -67,7 +98,7 @@ def encode_images(
             return error
 
     features: dict[str, list[Tensor]] = {tower: [] for tower in towers}
-    rows, skipped = [], []
+    skipped = []
     with ThreadPoolExecutor(threads) as pool, counting("images", len(labelled)) as counter:
         for start in range(0, len(labelled), batch_size):
             batch = labelled[start : start + batch_size]
@@ -77,16 +108,17 @@ def encode_images(
                 if isinstance(found, UnreadableImageError):
                     key = samples.keys(batch[batch == row])[0]
                     skipped.append({"row": row, "key": key, "reason": str(found)})
-                else:
-                    rows.append(row)
             if good:
                 for (tower, model), pixels in zip(towers.items(), zip(*good, strict=True), strict=True):
                     features[tower].append(model.image_features(torch.from_numpy(np.stack(pixels))).cpu())
             counter(len(batch))
-    if not rows:
+    if len(skipped) == len(labelled):
         raise UsageError("no labelled image can be read" if len(labelled) else "no image has a label")
-    labels = torch.from_numpy(samples.labels[rows].astype(np.int64))
-    return EncodedImages({tower: torch.cat(parts) for tower, parts in features.items()}, labels, skipped)
+    return EncodedImages(
+        {tower: torch.cat(parts) for tower, parts in features.items()},
+        _read_labels(samples, skipped),
+        skipped,
+    )
 
 
 def _rendered(image: NDArray[np.uint8], models: Iterable[Teacher]) -> list[NDArray[np.uint8]]:

@@ -22,6 +22,8 @@ from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
 from pipeline.tables import sweep_cells
+from student_train.evaluation.evaluate import evaluate
+from student_train.evaluation.settings import EvalSettings
 from student_train.runs.record import read_settings
 from teacher_cache.build import build_cache
 from teacher_cache.errors import RppError, UsageError
@@ -125,10 +127,36 @@ def test_the_grid_is_trained_and_evaluated_and_reported(
         assert [found.pop("by_class_ids") for found in results["evals"]]
         assert (results["train"], results["evals"]) == (row.train, row.evals)
     assert read_sweep(out) == record
+    assert record.process_seconds == record.seconds
+    assert 0 < (record.training_share() or 0) < 1
     # where the soft loss weighs nothing its temperature does nothing
     losses = {(*row.settings.values(), row.seed): row.train["loss"] for row in record.rows if row.train}
     assert losses[0.5, 0.0, 5] == losses[2.0, 0.0, 5]
     assert len(set(losses.values())) == 6
+
+
+@pytest.mark.usefixtures("forked_runs")
+def test_the_images_of_an_evaluation_are_read_once(recipe: Path, tmp_path: Path) -> None:
+    """Runs with text prompts have the frozen model's image features; those are compared with images read."""
+    text, _, _ = recipe.read_text().partition("[[eval]]")
+    data = f'images = "{PICTURES}/noto-v1.tar"\nclasses = "{PICTURES}/classes.txt"\n'
+    small = tmp_path / "images.toml"
+    small.write_text(f"{text}\n[[eval]]\n{data}")
+    out = tmp_path / "sweep"
+    record = run_sweep(small, SweepSettings(set=("train.temperature=0.5,2",), jobs=1, out=out))
+    assert {row.state for row in record.rows} == {"done"}
+    logs = {path.name: path.read_text() for path in (out / "logs").iterdir()}
+    assert [name for name, log in logs.items() if "images 300/300" in log] == ["zero-shot.log"]
+    for row in record.rows:
+        alone = EvalSettings(
+            student=out / row.run, images=PICTURES / "noto-v1.tar", classes=PICTURES / "classes.txt"
+        )
+        assert evaluate(alone).items() <= row.evals[0].items()
+    assert sorted(path.suffix for path in (out / "features").iterdir()) == [".safetensors"] * 2
+    older = json.loads((out / "sweep.json").read_text())
+    del older["process_seconds"]  # as an earlier version wrote it
+    (out / "sweep.json").write_text(json.dumps(older))
+    assert run_sweep(small, SweepSettings(set=("train.temperature=0.5,2",), out=out)).training_share() is None
 
 
 def test_a_run_of_a_sweep_is_the_run_of_its_recipe(
@@ -280,7 +308,10 @@ def test_a_process_that_dies_fails_only_its_job(recipe: Path, tmp_path: Path) ->
         out = tmp_path / name
         train = parsed.train.model_copy(update={"out": out, "epochs": epochs})
         log = tmp_path / f"{name}.log"
-        return Job(train=train, evals=(), results=out / "results.json", log=log, folder=tmp_path)
+        features = tmp_path / "features"
+        return Job(
+            train=train, evals=(), results=out / "results.json", features=features, log=log, folder=tmp_path
+        )
 
     runner = Runner()
     nowhere = job("nowhere", 1).model_copy(update={"log": tmp_path / "gone" / "job.log"})
