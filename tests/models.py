@@ -12,6 +12,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 
 from teacher_cache.teacher.openclip import LoadedModel, load_model
+from tests.small_tokenizers import write_tokenizer
 
 _VISION = {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 32}
 _TEXT = {"context_length": 77, "vocab_size": 49408, "layers": 3, "width": 64, "heads": 2}
@@ -23,6 +24,10 @@ _CUSTOM_BLOCKS = {
     "scale_attn": True,
     "scale_fc": True,
 }
+
+# A text tower without a causal mask, with a tokenizer of its own (`small_tokenizers.py`) in the folder.
+_FULL_TEXT = {**_TEXT, "vocab_size": 512, "context_length": 20, "no_causal_mask": True, "pool_type": "last"}
+_CANONICAL = {"clean": "canonicalize"}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gelu": {"embed_dim": 48, "vision_cfg": _VISION, "text_cfg": _TEXT},
@@ -73,6 +78,82 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_cfg": _VISION,
         "text_cfg": {**_TEXT, "no_causal_mask": True, "pool_type": "last"},
     },
+    # As SigLIP: T5's tokenizer, whose padding is its end, without punctuation; a sigmoid model with a bias.
+    "siglip": {
+        "embed_dim": 48,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": _VISION,
+        "text_cfg": {
+            **_FULL_TEXT,
+            "hf_tokenizer_name": "t5",
+            "tokenizer_kwargs": _CANONICAL,
+            "proj_bias": True,
+            "norm_kwargs": {"eps": 1e-6},
+        },
+    },
+    # As SigLIP 2: Gemma's tokenizer, GELU by tanh; without a projection, as its largest form.
+    "siglip2": {
+        "embed_dim": 64,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": _VISION,
+        "text_cfg": {
+            **_FULL_TEXT,
+            "hf_tokenizer_name": "gemma",
+            "tokenizer_kwargs": _CANONICAL,
+            "proj_type": "none",
+            "act_kwargs": {"approximate": "tanh"},
+        },
+    },
+    # BERT's tokenizer with a start; its end becomes padding.
+    "clipa": {
+        "embed_dim": 48,
+        "vision_cfg": {**_VISION, "pool_type": "avg", "no_ln_pre": True},
+        "text_cfg": {
+            **_FULL_TEXT,
+            "hf_tokenizer_name": "bert",
+            "tokenizer_kwargs": {"strip_sep_token": True},
+        },
+    },
+    "full-first": {
+        "embed_dim": 48,
+        "custom_text": True,
+        "vision_cfg": _VISION,
+        "text_cfg": {**_FULL_TEXT, "hf_tokenizer_name": "bert", "pool_type": "first"},
+    },
+    # CLIP's tokenizer; attends to padding.
+    "mobileclip": {
+        "embed_dim": 48,
+        "custom_text": True,
+        "vision_cfg": _VISION,
+        "text_cfg": {**_TEXT, "no_causal_mask": True},
+    },
+    "full-eos": {
+        "embed_dim": 48,
+        "vision_cfg": _VISION,
+        "text_cfg": {**_TEXT, "no_causal_mask": True, "pool_type": "eos", "eos_id": 49407},
+    },
+    "coca": {
+        "embed_dim": 64,
+        "custom_text": True,
+        "vision_cfg": {
+            **_VISION,
+            "attentional_pool": True,
+            "attn_pooler_heads": 2,
+            "attn_pooler_queries": 4,
+            "output_tokens": True,
+        },
+        "text_cfg": {**_TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
+        "multimodal_cfg": {
+            "context_length": 76,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 2,
+            "layers": 1,
+            "attn_pooler_heads": 2,
+        },
+    },
     "resnet": {
         "embed_dim": 48,
         "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
@@ -92,6 +173,8 @@ def write_model(folder: Path, config_name: str, seed: int = 0) -> Path:
     preprocess = {"size": 32, "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
     record = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(record))
+    if kind := config["text_cfg"].get("hf_tokenizer_name"):
+        write_tokenizer(folder, kind, config["text_cfg"]["vocab_size"])
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -99,7 +182,7 @@ def write_model(folder: Path, config_name: str, seed: int = 0) -> Path:
             noise = torch.randn(parameter.shape, generator=generator)
             if name == "logit_scale" or name.endswith("attn.logit_scale"):
                 parameter.add_(0.1 * noise)
-            elif "embedding" in name or name.endswith("attn_pool.query"):
+            elif "embedding" in name or name.endswith(("cls_emb", "attn_pool.query")):
                 parameter.copy_(0.5 * noise)
             elif "proj" in name and parameter.ndim == 2 and not name.endswith("weight"):
                 parameter.copy_(noise / parameter.shape[0] ** 0.5)  # applied from the right

@@ -75,9 +75,12 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
         tokens_BT[:, 1 : 1 + int(lengths_B.max())].numpy(),
         -1,  # tokens behind the pooled one are not used
     )
+    length_B = lengths_B.numpy()
+    if parts.class_token is not None:
+        own_BT, length_B = _with_class_token(parts, own_BT, length_B, 1 + prompts)
     # sort, so that equal beginnings are adjacent, and split into trees that fit a pack
     order_B = np.lexsort(own_BT.T[::-1])
-    own_BT, length_B = own_BT[order_B], lengths_B.numpy()[order_B]
+    own_BT, length_B = own_BT[order_B], length_B[order_B]
     alike_B = np.zeros_like(length_B)  # tokens shared with the text before
     alike_B[1:] = np.logical_and.accumulate(own_BT[1:] == own_BT[:-1], axis=1).sum(axis=1)
     alike_B = np.minimum(alike_B, length_B)
@@ -97,9 +100,13 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
     ids_KS, depths_KS = np.zeros((2, packs, size), dtype=np.int64)
     ids_KS.flat[row_R], depths_KS.flat[row_R] = own_BT[text_R, depth_R], depth_R
     sees_KSS = np.zeros((packs, size, size), dtype=bool)
+    seen_BT = _seen(parts, own_BT)
     for depth in depth_T:
-        below = depth_R >= depth
+        below = (depth_R >= depth) & seen_BT[text_R, depth]
         sees_KSS.reshape(-1, size)[row_R[below], row_BT[text_R[below], depth] % size] = True
+    positions_KS = depths_KS + 1 + prompts
+    if parts.class_token is not None:
+        positions_KS[ids_KS == parts.class_id] = parts.context_length
 
     # pooled rows pack by pack, and the text of each
     end_B = np.empty_like(begin_B)
@@ -113,7 +120,7 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
     return PackedTexts(
         sot=tokens_BT[0, :1],
         ids=torch.from_numpy(ids_KS),
-        positions=torch.from_numpy(depths_KS) + 1 + prompts,
+        positions=torch.from_numpy(positions_KS),
         sees=torch.from_numpy(sees_KSS),
         ends=torch.from_numpy(row_B[text_KE]),
         slots=torch.from_numpy(slot_B),
@@ -123,8 +130,35 @@ def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts
     )
 
 
+def _with_class_token(
+    parts: TextParts, own_BT: np.ndarray, length_B: np.ndarray, first: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Append the class token, and in front of it the first padding if that is seen; return the new lengths.
+
+    Further padding is hidden from the class token, and no other row is used.
+    """
+    assert parts.class_token is not None
+    own_BT = np.pad(own_BT, ((0, 0), (0, 2)), constant_values=-1)
+    rows_B = np.arange(len(own_BT))
+    if parts.class_token.hidden_behind:
+        padded_B = first + length_B < parts.context_length
+        own_BT[rows_B[padded_B], length_B[padded_B]] = parts.pad_id
+        length_B = length_B + padded_B
+    own_BT[rows_B, length_B] = parts.class_id
+    return own_BT, length_B + 1
+
+
+def _seen(parts: TextParts, own_BT: np.ndarray) -> np.ndarray:
+    """Return whether rows attend to a token of their text, bool [B, T]; a mask may hide padding."""
+    if parts.class_token is None:
+        return np.ones(own_BT.shape, dtype=bool)
+    shift = parts.class_token.hidden_behind
+    seen_BT: np.ndarray = np.pad(own_BT != parts.pad_id, ((0, 0), (shift, 0)), constant_values=True)
+    return seen_BT[:, : own_BT.shape[1]]
+
+
 def _check_texts(tokens_BT: Tensor, lengths_B: Tensor, first: int, parts: TextParts) -> None:
-    context = parts.positional_embedding.shape[0]
+    context = parts.context_length
     for row in (lengths_B < 1).nonzero()[:1].flatten().tolist():
         raise UsageError(f"text row {row} has no end-of-text token behind its first token")
     for row in (lengths_B + first > context).nonzero()[:1].flatten().tolist():

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from student_train.model.text_frame import TextFrame
 from teacher_cache.classes.templates import DEFAULT_TEMPLATE, TEMPLATE_SETS
 from teacher_cache.errors import UsageError
 
@@ -121,12 +122,12 @@ class PromptedReading:
 
     Attributes:
         tokenize_names: class names -> tokens [C, T] int64, `PromptedCLIP.tokenize_names`.
-        ends: tokens [B, T] -> position of each text's end token, int64 [B].
+        frame: what the tokenizer puts around a text.
         positions: the text tower's positions without those of the prompts.
     """
 
     tokenize_names: Callable[[Sequence[str]], Tensor]
-    ends: Callable[[Tensor], Tensor]
+    frame: TextFrame
     positions: int
 
 
@@ -205,13 +206,16 @@ class PromptTokenizer:
         tokens_BT = torch.cat([*read, self.base(unchanged)] if unchanged else read)
         length = context_length or tokens_BT.shape[1]
         positions = min(self.reading.positions, length)
-        for (text, _), end in zip(distinct, self.reading.ends(tokens_BT).tolist(), strict=True):
-            if end >= positions:
+        frame = self.reading.frame
+        room = positions - len(frame.start) - max(1, len(frame.end))
+        for (text, _), needed in zip(distinct, frame.lengths(tokens_BT).tolist(), strict=True):
+            if needed > positions:
                 raise UsageError(
-                    f"the text '{shortened(text)}' is too long: there is room for {positions - 2} tokens; "
+                    f"the text '{shortened(text)}' is too long: there is room for {room} tokens; "
                     "shorten it or, if a template made it, name the templates (tokenizer.for_templates)"
                 )
-        tokens_BT = F.pad(tokens_BT, (0, max(0, length - tokens_BT.shape[1])))[:, :length]
+        missing = max(0, length - tokens_BT.shape[1])
+        tokens_BT = F.pad(tokens_BT, (0, missing), value=frame.pad)[:, :length]
         row_of = {reading: row for row, reading in enumerate(distinct)}
         return tokens_BT[[row_of[reading] for reading in readings]]
 

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -19,6 +20,8 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from student_train.model import towers
+from student_train.model.full_texts import FullTexts, lay_out_texts
+from student_train.model.full_tower import encode_full_text
 from student_train.model.hub import fetch_folder
 from student_train.model.model_card import model_card
 from student_train.model.packing import PackedTexts, pack_texts
@@ -33,6 +36,7 @@ from student_train.model.stored import (
     write_folder,
     write_student,
 )
+from student_train.model.text_frame import TextFrame, text_frame
 from student_train.model.text_plan import TextPlan, plan_texts
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
@@ -108,8 +112,8 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         if tower == "vision":
             width = vision_transformer(self.clip).class_embedding.shape[0]
             return INIT_STD * torch.randn(n, width, generator=generator)
-        parts = text_parts(self.clip)
-        room = parts.positional_embedding.shape[0] - 3  # SOT, one token of a name, EOT
+        parts, start = text_parts(self.clip), self._prompts_start
+        room = parts.context_length - start - 2  # one token of a name, EOT
         room -= len(self._word_tokens(self.settings.fixed_words))
         if n > room:
             behind = f" with --fixed-words '{self.settings.fixed_words}'" if self.settings.fixed_words else ""
@@ -121,12 +125,34 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         embedding = parts.token_embedding.weight
         first_nW = INIT_STD * torch.randn(n, embedding.shape[1], generator=generator)
         first_nW[: len(words_T)] = embedding[words_T.to(embedding.device)].cpu()  # random behind the words
-        return first_nW + parts.positional_embedding[1 : 1 + n].cpu()
+        return first_nW + parts.positional_embedding[start : start + n].cpu()
+
+    @cached_property
+    def _frame(self) -> TextFrame:
+        """What the tokenizer puts around a text."""
+        return text_frame(self.base.tokenizer)
+
+    @property
+    def _prompts_start(self) -> int:
+        """Position of the first text prompt: behind the start-of-text token, or in front if there is none.
+
+        Raises:
+            UnsupportedTowerError: the prompts would be at the pooled position.
+        """
+        parts = text_parts(self.clip)
+        if parts.causal:
+            return 1
+        start = len(self._frame.start)
+        if parts.pool == "first" and not start:
+            raise UnsupportedTowerError(
+                f"the text tower of {self.base.name} is pooled at its first position, but its tokenizer has "
+                "no start-of-text token: text prompts would stand there"
+            )
+        return start
 
     def _word_tokens(self, words: str) -> Tensor:
         """Return the tokens of words without start and end of text, int64 [T]."""
-        tokens_1T = self.base.tokenizer([words])
-        return tokens_1T[0, 1 : int(text_parts(self.clip).pool_positions(tokens_1T))]
+        return self._frame.body(self.base.tokenizer([words])[0])
 
     @classmethod
     def from_stored(
@@ -219,9 +245,10 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         prompts = self.tower_prompts("text")
         if prompts is None:
             return PromptTokenizer(self.base.tokenizer, None)
-        ends = text_parts(self.clip).pool_positions
-        positions = self.context_length - prompts.length
-        return PromptTokenizer(self.base.tokenizer, PromptedReading(self.tokenize_names, ends, positions))
+        reading = PromptedReading(
+            self.tokenize_names, self._frame, positions=self.context_length - prompts.length
+        )
+        return PromptTokenizer(self.base.tokenizer, reading)
 
     @property
     def context_length(self) -> int:
@@ -241,34 +268,47 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         """
         prompts = self.tower_prompts("vision")
         if prompts is None:
-            features: Tensor = self.clip.encode_image(images)
+            features: Tensor = self.clip.encode_image(images, normalize=False)
         else:
             features = towers.encode_image(self.clip.visual, prompts, images)
         return F.normalize(features, dim=-1) if normalize else features
 
-    def encode_text(self, tokens: Tensor | PackedTexts, normalize: bool = False) -> Tensor:
+    def encode_text(self, tokens: Tensor | PackedTexts | FullTexts, normalize: bool = False) -> Tensor:
         """Return text features [B, D].
 
         Args:
             tokens: integers [B, T] from `tokenizer` or `tokenize_names`, on any device, or the result of
-                `pack_texts`. The prompts are inserted behind the start-of-text token.
+                `pack_texts`. The prompts are inserted behind the start-of-text token, or in front if the
+                tokenizer has none.
             normalize: whether the features get unit length.
 
         Raises:
             UsageError: not tokens, or a text leaves no room for the prompts.
         """
-        if not isinstance(tokens, PackedTexts):
-            tokens = self._tokens(tokens)
-        try:
-            parts = text_parts(self.clip)
-        except UnsupportedTowerError:  # without prompts, any text tower works
-            features: Tensor = self.clip.encode_text(tokens)
-        else:
-            prompts = self.tower_prompts("text")
-            if isinstance(tokens, Tensor):
-                tokens = pack_texts(parts, tokens, prompts.length if prompts else 0)
-            features = towers.encode_text(parts, prompts, tokens, self.plan_texts(tokens))
+        texts = tokens if isinstance(tokens, PackedTexts | FullTexts) else self._tokens(tokens)
+        prompts = self.tower_prompts("text")
+        if isinstance(texts, Tensor) and (prompts is not None or self._has_causal_text()):
+            texts = self._laid_out(texts)
+        if isinstance(texts, PackedTexts):
+            features = towers.encode_text(text_parts(self.clip), prompts, texts, self.plan_texts(texts))
+        elif isinstance(texts, FullTexts):
+            features = encode_full_text(text_parts(self.clip), prompts, texts, self.plan_texts(texts))
+        else:  # without prompts, any text tower works
+            features = self.clip.encode_text(texts, normalize=False)
         return F.normalize(features, dim=-1) if normalize else features
+
+    def _has_causal_text(self) -> bool:
+        try:
+            return text_parts(self.clip).causal
+        except UnsupportedTowerError:
+            return False
+
+    def _laid_out(self, tokens_BT: Tensor) -> PackedTexts | FullTexts:
+        parts, prompts = text_parts(self.clip), self.tower_prompts("text")
+        length = prompts.length if prompts else 0
+        if parts.causal:
+            return pack_texts(parts, tokens_BT, length)
+        return lay_out_texts(parts, tokens_BT, length, self._frame)
 
     def _tokens(self, tokens: Any) -> Tensor:
         """Return the tokens of a tensor, array or list as a tensor on the model's device."""
@@ -283,20 +323,18 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             )
         return found.to(self.logit_scale.device, torch.int32 if found.dtype == torch.int32 else torch.int64)
 
-    def plan_texts(self, texts: PackedTexts) -> TextPlan:
+    def plan_texts(self, texts: PackedTexts | FullTexts) -> TextPlan:
         """Return how the text tower runs these texts in `text_memory`, under the current autocast."""
         return plan_texts(text_parts(self.clip), texts, self.text_memory)
 
-    def pack_texts(self, tokens: Tensor) -> PackedTexts:
+    def pack_texts(self, tokens: Tensor) -> PackedTexts | FullTexts:
         """Prepare tokens int64 [B, T] for many calls of `encode_text`, on the model's device.
 
         Raises:
             UnsupportedTowerError: the text tower supports only tokens.
             UsageError: as `encode_text`.
         """
-        prompts = self.tower_prompts("text")
-        packed = pack_texts(text_parts(self.clip), self._tokens(tokens), prompts.length if prompts else 0)
-        return packed.to(self.logit_scale.device)
+        return self._laid_out(self._tokens(tokens)).to(self.logit_scale.device)
 
     def forward(
         self, image: Tensor | None = None, text: Tensor | None = None
@@ -327,22 +365,23 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         tokens_CT = self.base.tokenizer([prompted_text(name, words) for name in names])
         length = self.context_length - (prompts.length if prompts else 0)
         try:
-            parts = text_parts(self.clip)
+            text_parts(self.clip)
+            frame = self._frame
         except UnsupportedTowerError:
             return tokens_CT
-        ends_C = parts.pool_positions(tokens_CT)
+        lengths_C = frame.lengths(tokens_CT)
         # The tokenizer truncates at the context length: a text that fills it may have lost its full stop.
-        long_C = (ends_C >= length) | (ends_C == self.context_length - 1)
+        long_C = (lengths_C > length) | (lengths_C >= self.context_length)
         if long_C.any():
             log.warning(
                 "%d of %d class names are too long for the text tower and are truncated",
                 long_C.sum(),
                 len(names),
             )
-            full_stop, end = self.base.tokenizer(["."])[0, 1:3].tolist()
-            tokens_CT[long_C, length - 2 :] = 0
-            tokens_CT[long_C, length - 2] = full_stop
-            tokens_CT[long_C, length - 1] = end
+            full_stop = self._word_tokens(".")[-1:].tolist()  # none in a tokenizer without punctuation
+            last = torch.tensor([*full_stop, *(frame.end or [frame.pad])])
+            tokens_CT[long_C, length:] = frame.pad
+            tokens_CT[long_C, length - len(last) : length] = last
         return tokens_CT
 
     @torch.no_grad()

@@ -4,6 +4,8 @@ Memory decides. If the activations of all rows fit, everything is kept, on a GPU
 first chunks keep only what goes into some blocks, and the backward pass computes the rest again; it reaches
 them last, when the others are freed.
 
+In a tower without a causal mask the sequences are texts with their prompts; in a causal one, packs.
+
 Shapes: K packs of S rows, P rows of the prefix, L blocks, W tower width.
 """
 
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 
+from student_train.model.full_texts import FullTexts
 from student_train.model.packing import PackedTexts
 from student_train.model.prompts import Prompts
 from teacher_cache.compat.open_clip import is_own
@@ -121,7 +124,7 @@ def row_costs(blocks: Any, size: int, prefix: int, pooled: float, element: int) 
     )
 
 
-def plan_texts(parts: TextParts, texts: PackedTexts, memory: int | None = None) -> TextPlan:
+def plan_texts(parts: TextParts, texts: PackedTexts | FullTexts, memory: int | None = None) -> TextPlan:
     """Return the plan of a step's texts, under the current autocast.
 
     Args:
@@ -132,10 +135,16 @@ def plan_texts(parts: TextParts, texts: PackedTexts, memory: int | None = None) 
     device = parts.positional_embedding.device
     memory = free_memory(device) if memory is None else memory
     element = element_bytes(device)
-    (packs, size), prefix = texts.ids.shape, 1 + texts.prompts
-    costs = row_costs(parts.blocks, size, prefix, len(texts.slots) / (packs * size), element)
+    packs, size = texts.ids.shape
+    if isinstance(texts, FullTexts):  # prompts are rows of every text, and one row of each is pooled
+        size, prefix = size + texts.prompts, 0
+        pooled, mask_row = packs, 0 if texts.hidden is None else 1
+    else:
+        prefix, pooled = 1 + texts.prompts, len(texts.slots)
+        mask_row = size + prefix + 4
+    costs = row_costs(parts.blocks, size, prefix, pooled / (packs * size), element)
     rows, blocks = packs * size, len(parts.blocks)
-    masks = element * rows * (size + prefix + 4)
+    masks = element * rows * mask_row
 
     def planned(chunks: int, recomputed: int, segment: int) -> TextPlan:
         chunk_rows = -(-packs // chunks) * size

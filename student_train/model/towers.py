@@ -232,7 +232,7 @@ def encode_text(
     prefix = text_prefix(parts, prompts, texts.sot)
     features, begin = [], 0
     for number, chunk in enumerate(plan.slices(len(texts.ids))):
-        x_KSW = parts.token_embedding(texts.ids[chunk])
+        x_KSW = parts.embed(texts.ids[chunk])
         x_KSW = x_KSW + parts.positional_embedding[texts.positions[chunk]]
         mask = _attention_mask(texts.sees[chunk], prefix[0])
         end = begin + sum(texts.texts_by_pack[chunk])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from student_train.data.join import Batch
+from student_train.model.full_texts import FullTexts
 from student_train.model.packing import PackedTexts
 from student_train.model.student import PromptedCLIP
 from student_train.model.text_plan import GIB, TextPlan, free_memory, image_bytes
@@ -38,7 +39,7 @@ class StepInputs:
 
     classes: Tensor
     correction: float
-    texts: PackedTexts | None
+    texts: PackedTexts | FullTexts | None
 
 
 class Forward:

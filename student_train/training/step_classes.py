@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from student_train.data.order import subset_classes
+from student_train.model.full_texts import FullTexts
 from student_train.model.packing import PackedTexts
 from student_train.model.student import PromptedCLIP
 from student_train.training.distributed import Processes
@@ -112,7 +113,7 @@ class StepText:
         self, student: PromptedCLIP, cache: TeacherCache, processes: Processes, device: torch.device
     ) -> None:
         self.student, self._processes = student, processes
-        self._all: PackedTexts | None = None
+        self._all: PackedTexts | FullTexts | None = None
         self.fixed_CD: Tensor | None = None
         if not student.settings.has_prompts("text"):
             same = student.base.digest == cache.teacher["weights_digest"]
@@ -126,7 +127,7 @@ class StepText:
         else:
             self.tokens = student.tokenize_names(cache.vocabulary.names)
 
-    def texts(self, step_classes_C: Tensor, same: bool) -> PackedTexts | None:
+    def texts(self, step_classes_C: Tensor, same: bool) -> PackedTexts | FullTexts | None:
         """Pack the texts of the classes that this process encodes; None if the features are fixed.
 
         Args:
@@ -141,7 +142,7 @@ class StepText:
             self._all = self.student.pack_texts(self.tokens[self._processes.own_classes(step_classes_C)])
         return self._all
 
-    def class_features(self, step_classes_C: Tensor, texts: PackedTexts | None) -> Tensor:
+    def class_features(self, step_classes_C: Tensor, texts: PackedTexts | FullTexts | None) -> Tensor:
         """Unit class features of the given classes, [C, D] float32; each process computes its share.
 
         Args:

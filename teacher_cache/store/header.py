@@ -42,6 +42,7 @@ class TeacherRecord(BaseModel):
     pretrained: str | None
     weights_digest: str
     logit_scale: float = Field(gt=0, allow_inf_nan=False)
+    logit_bias: float | None = Field(default=None, allow_inf_nan=False)
     conventions_from: str | None = None
 
 
@@ -163,8 +164,13 @@ class CacheHeader:
                 continue
             if isinstance(stored, dict):
                 keys = [key for key in {**stored, **wanted} if stored.get(key) != wanted.get(key)]
-                # a moved model folder with the same weights is the same teacher
-                if name == "teacher" and set(keys) <= {"model", "pretrained", "conventions_from"}:
+                # a moved model folder with the same weights is the same teacher; earlier caches have no bias
+                if name == "teacher" and set(keys) <= {
+                    "model",
+                    "pretrained",
+                    "conventions_from",
+                    "logit_bias",
+                }:
                     continue
                 differences += [(f"{name}.{key}", stored.get(key), wanted.get(key)) for key in keys]
             else:

@@ -80,12 +80,18 @@ class LoadedModel:
     @property
     def context_length(self) -> int:
         """Number of text positions of the model (77 for CLIP)."""
-        return int(self.model.context_length)
+        return int(getattr(self.model, "text", self.model).context_length)
 
     @property
     def logit_scale(self) -> float:
         """exp(logit_scale), the factor s in z = s · f·w."""
         return float(self.model.logit_scale.detach().exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """The bias b of a sigmoid model, whose scores are sigmoid(s · f·w + b); None for others."""
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias.detach())
 
 
 def hub_repository(name: str, pretrained: str | None) -> str | None:

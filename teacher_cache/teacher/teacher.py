@@ -4,6 +4,7 @@ Shapes: B batch, C classes, D embedding, T tokens, W text width.
 """
 
 import logging
+from contextlib import suppress
 from typing import Any
 
 import open_clip
@@ -50,10 +51,11 @@ class Teacher:
         self.precision = precision
         self.model = loaded.model.to(device)
         self.renderer = ViewRenderer(loaded.preprocess)
-        try:
-            self._text: TextParts | None = text_parts(self.model)
-        except UnsupportedTowerError:
-            self._text = None  # the tower's own `encode_text` then computes all positions
+        self._text: TextParts | None = None  # the tower's own `encode_text` then computes all positions
+        with suppress(UnsupportedTowerError):
+            parts = text_parts(self.model)
+            if parts.causal and parts.class_token is None:  # otherwise something reads what is behind a text
+                self._text = parts
 
     @property
     def logit_scale(self) -> float:
@@ -100,11 +102,13 @@ class Teacher:
         """
         per_batch = max(1, classes_per_batch // len(vocabulary.templates))
         cut: list[str] = []
+        pad = int(self.loaded.tokenizer([""])[0, -1])
 
         def tokenize(texts: list[str]) -> Tensor:
             tokens_BT = self.loaded.tokenizer(texts)
-            full = (tokens_BT[:, -1] != 0).nonzero()[:, 0].tolist()
-            cut.extend(texts[row] for row in full if self._is_cut(texts[row], tokens_BT.shape[1]))
+            # the last token of a text that fills all positions may be an end that is padding as well
+            full = (tokens_BT[:, -2:] != pad).any(dim=1).nonzero()[:, 0].tolist()
+            cut.extend(texts[row] for row in full if self._is_cut(texts[row], tokens_BT[row]))
             return tokens_BT
 
         weights_DC = open_clip.build_zero_shot_classifier(
@@ -125,9 +129,10 @@ class Teacher:
         features: Tensor = weights_DC.T.float().contiguous().cpu()
         return features
 
-    def _is_cut(self, text: str, length: int) -> bool:
+    def _is_cut(self, text: str, tokens_T: Tensor) -> bool:
         """Return whether a text that fills all positions has more tokens."""
-        return bool(self.loaded.tokenizer([text], context_length=length + 1)[0, -1] != 0)
+        longer: Tensor = self.loaded.tokenizer([text], context_length=len(tokens_T) + 1)[0, :-1]
+        return not torch.equal(longer, tokens_T)
 
     def describe(self) -> dict[str, Any]:
         """Return what identifies this teacher, as a cache records it."""
@@ -142,6 +147,7 @@ class Teacher:
             "interpolation": preprocess.interpolation,
             "resize_mode": preprocess.resize_mode,
             "logit_scale": self.loaded.logit_scale,
+            "logit_bias": self.loaded.logit_bias,
             "precision": self.precision,
             "quick_gelu": self.loaded.config["quick_gelu"],
             "conventions_from": self.loaded.conventions.source,
@@ -186,6 +192,7 @@ def recorded_teacher(
 
 
 def _encode_trimmed(parts: TextParts, tokens_BT: Tensor) -> Tensor:
+    assert parts.attn_mask is not None
     positions_B = parts.pool_positions(tokens_BT)
     length = int(positions_B.max()) + 1
     x_BTW = parts.token_embedding(tokens_BT[:, :length]) + parts.positional_embedding[:length]

@@ -2,15 +2,16 @@
 
 from torch import nn
 
+from teacher_cache.teacher.text_towers.configuration import is_causal, text_support
 from teacher_cache.teacher.text_towers.open_clip import clip, custom_text_clip
-from teacher_cache.teacher.text_towers.text_parts import Layout, TextParts, unsupported
+from teacher_cache.teacher.text_towers.text_parts import ClassToken, Layout, TextParts, unsupported
 
 # Each returns None for a model that is not of its kind.
 LAYOUTS: tuple[Layout, ...] = (clip, custom_text_clip)
 
 
 def text_parts(model: nn.Module) -> TextParts:
-    """Return the parts of the model's text tower, if each output depends on earlier tokens only.
+    """Return the parts of the model's text tower.
 
     Raises:
         UnsupportedTowerError: another kind of text tower; the message names it and lists what works.
@@ -21,4 +22,4 @@ def text_parts(model: nn.Module) -> TextParts:
     raise unsupported(f"the model class {type(model).__name__}")
 
 
-__all__ = ["LAYOUTS", "Layout", "TextParts", "text_parts"]
+__all__ = ["LAYOUTS", "ClassToken", "Layout", "TextParts", "is_causal", "text_parts", "text_support"]

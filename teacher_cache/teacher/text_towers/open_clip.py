@@ -1,4 +1,4 @@
-"""The layouts of open_clip's `CLIP` and `CustomTextCLIP`."""
+"""The layouts of open_clip's `CLIP`, `CustomTextCLIP` and `CoCa`."""
 
 from functools import wraps
 from typing import Any
@@ -8,7 +8,8 @@ from torch import nn
 
 from teacher_cache.compat.open_clip import is_own
 from teacher_cache.errors import UnsupportedTowerError
-from teacher_cache.teacher.text_towers.text_parts import Layout, TextParts, unsupported
+from teacher_cache.teacher.text_towers.configuration import refused_pooling, transformers_tower
+from teacher_cache.teacher.text_towers.text_parts import ClassToken, Layout, TextParts, unsupported
 
 
 def _reads_undocumented_names(layout: Layout) -> Layout:
@@ -31,7 +32,7 @@ def _reads_undocumented_names(layout: Layout) -> Layout:
 def clip(model: nn.Module) -> TextParts | None:
     """Return the parts of a `CLIP`, which keeps them on itself; None for other classes.
 
-    Subclasses and lookalikes such as CoCa may run their tower differently.
+    Subclasses and lookalikes may run their tower differently.
     """
     if type(model) is not open_clip.CLIP:
         return None
@@ -41,22 +42,31 @@ def clip(model: nn.Module) -> TextParts | None:
 
 @_reads_undocumented_names
 def custom_text_clip(model: nn.Module) -> TextParts | None:
-    """Return the parts of a `CustomTextCLIP`, which keeps them in `.text`; None for other classes."""
-    if type(model) is not open_clip.CustomTextCLIP:
+    """Return the parts of a `CustomTextCLIP` or `CoCa`, which keep them in `.text`; None for other classes.
+
+    Of a CoCa, they are those of the contrastive part: the decoder is not used.
+    """
+    if type(model) not in (open_clip.CustomTextCLIP, open_clip.CoCa):
         return None
     tower: Any = model.text
+    if is_own(tower, "HFTextEncoder"):
+        raise unsupported(transformers_tower(tower.config.model_type))
     if not is_own(tower, "TextTransformer"):
         raise unsupported(f"the text tower {type(tower).__name__}")
-    if tower.cls_emb is not None:
-        raise unsupported("a text tower with a class embedding behind the text (CoCa's)")
-    return _parts(tower, tower.pool_type, tower.eos_id)
-
-
-def _parts(tower: Any, pool: Any, eos_id: int) -> TextParts:
+    pad_id = int(tower.pad_id) if tower.use_pad_mask else None
+    if tower.cls_emb is None:
+        return _parts(tower, tower.pool_type, tower.eos_id, pad_id)
     if tower.attn_mask is None:
-        raise unsupported("a bidirectional text tower (SigLIP's)")
-    if pool not in ("argmax", "eos"):
-        raise unsupported(f"a text tower pooled by '{pool}'")
+        raise unsupported("a text tower with a class token and without a causal mask")
+    token = ClassToken(tower.cls_emb, 0 if tower.correct_cls_mask else 1)
+    return _parts(tower, "class", tower.eos_id, int(tower.pad_id), token)
+
+
+def _parts(
+    tower: Any, pool: Any, eos_id: int, pad_id: int | None = None, class_token: ClassToken | None = None
+) -> TextParts:
+    if class_token is None and (reason := refused_pooling(pool, causal=tower.attn_mask is not None)):
+        raise unsupported(reason)
     return TextParts(
         token_embedding=tower.token_embedding,
         positional_embedding=tower.positional_embedding,
@@ -66,4 +76,6 @@ def _parts(tower: Any, pool: Any, eos_id: int) -> TextParts:
         pool=pool,
         eos_id=int(eos_id),
         attn_mask=tower.attn_mask,
+        class_token=class_token,
+        pad_id=pad_id,
     )
