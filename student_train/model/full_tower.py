@@ -41,7 +41,7 @@ def encode_full_text(
         raise UsageError(f"the texts were packed for {texts.prompts} prompts, but the tower has {length}")
     texts = texts.to(parts.positional_embedding.device)
     if plan is None:
-        plan = plan_texts(parts, texts)
+        plan = plan_texts(parts, texts, prompts=prompts)
     features = []
     for number, chunk in enumerate(plan.slices(len(texts.ids))):
         x_USW = parts.embed(texts.ids[chunk]) + parts.positional_embedding[texts.positions[chunk]]

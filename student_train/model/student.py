@@ -325,7 +325,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
 
     def plan_texts(self, texts: PackedTexts | FullTexts) -> TextPlan:
         """Return how the text tower runs these texts in `text_memory`, under the current autocast."""
-        return plan_texts(text_parts(self.clip), texts, self.text_memory)
+        return plan_texts(text_parts(self.clip), texts, self.text_memory, self.tower_prompts("text"))
 
     def pack_texts(self, tokens: Tensor) -> PackedTexts | FullTexts:
         """Prepare tokens int64 [B, T] for many calls of `encode_text`, on the model's device.

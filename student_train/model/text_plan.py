@@ -9,7 +9,7 @@ In a tower without a causal mask the sequences are texts with their prompts; in 
 Shapes: K packs of S rows, P rows of the prefix, L blocks, W tower width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +27,7 @@ CPU_CHUNK_ROWS = 4096  # rows that run together there: what measures best
 FEWEST_CHUNK_ROWS = 4096  # on a GPU; smaller chunks do not fill it
 GPU_SHARE = 0.9  # of a GPU's free memory; the rest is lost between blocks of its allocator
 PARTLY_CHUNKS = 8  # if not all activations fit: more chunks keep more of them, and run smaller operations
+PER_ROW = ("block", "last", "row", "forward", "backward")  # fields of `RowCosts`
 WORK_SHARE = 4  # a recomputed chunk's activations may take one part in four of the memory
 
 
@@ -39,12 +40,15 @@ class TextPlan:
         recomputed: how many chunks, the first ones, are computed again in the backward pass.
         segment: number of blocks whose activations are computed again together.
         peak_bytes: predicted memory of forward and backward pass above weights and texts.
+        full_rows: rows of a step in a tower without a causal mask: all positions of every class; 0 in a
+            causal one.
     """
 
     chunks: int
     recomputed: int
     segment: int
     peak_bytes: int
+    full_rows: int = 0
 
     def slices(self, packs: int) -> list[slice]:
         """Return the packs of each chunk; their numbers differ by at most one."""
@@ -56,7 +60,13 @@ class TextPlan:
         if self.recomputed:
             kept = f"{self.recomputed} of {self.chunks} chunks recomputed, {self.segment} blocks at a time"
         chunks = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
-        return f"{chunks}, {kept}, {self.peak_bytes / 2**20:,.0f} MiB"
+        cost = ""
+        if self.full_rows:
+            cost = (
+                f"; without a causal mask every class runs at all positions, {self.full_rows:,} rows a step "
+                "(--classes-per-step runs fewer)"
+            )
+        return f"{chunks}, {kept}, {self.peak_bytes / 2**20:,.0f} MiB{cost}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,11 @@ class RowCosts:
     backward: float
     weights: int
 
+    def times(self, factor: float) -> "RowCosts":
+        """Return the costs of `factor` as many rows."""
+        per_row = {name: factor * getattr(self, name) for name in PER_ROW}
+        return replace(self, **per_row)
+
     def kept(self) -> float:
         """Bytes a row keeps if nothing is computed again."""
         return (self.blocks - 1) * self.block + self.last
@@ -95,7 +110,9 @@ class RowCosts:
         return segment * self.block + self.backward
 
 
-def row_costs(blocks: Any, size: int, prefix: int, pooled: float, element: int) -> RowCosts:
+def row_costs(
+    blocks: Any, size: float, prefix: float, pooled: float, element: int, copied: float = 1.0
+) -> RowCosts:
     """Return the bytes per row of a tower.
 
     Args:
@@ -104,12 +121,13 @@ def row_costs(blocks: Any, size: int, prefix: int, pooled: float, element: int) 
         prefix: further rows that they attend to, P.
         pooled: share of the rows that the last block returns.
         element: bytes of a number in products: 4, or 2 under autocast.
+        copied: share of the blocks that copy keys and values, to join them with further ones.
     """
     block = blocks[0]
     width = block.attn.in_proj_weight.shape[1]
     hidden = max(layer.out_features for layer in block.mlp.modules() if isinstance(layer, torch.nn.Linear))
     quick = any(is_own(module, "QuickGELU") for module in block.modules())
-    keys = 2 * width * element * (size + prefix) / size
+    keys = copied * 2 * width * element * (size + prefix) / size
     stream = 4 * width  # the residual stream is float32 also under autocast
     kept_hidden = (1 + quick) * hidden * element  # QuickGELU needs its input and the sigmoid of it
     after = stream + kept_hidden + width * element  # input of the second norm, hidden rows, attention
@@ -124,26 +142,34 @@ def row_costs(blocks: Any, size: int, prefix: int, pooled: float, element: int) 
     )
 
 
-def plan_texts(parts: TextParts, texts: PackedTexts | FullTexts, memory: int | None = None) -> TextPlan:
+def plan_texts(
+    parts: TextParts,
+    texts: PackedTexts | FullTexts,
+    memory: int | None = None,
+    prompts: Prompts | None = None,
+) -> TextPlan:
     """Return the plan of a step's texts, under the current autocast.
 
     Args:
         parts: the text tower.
         texts: of the step.
         memory: bytes that may be used; None: `free_memory`.
+        prompts: of a tower without a causal mask, where they are rows of every text.
     """
     device = parts.positional_embedding.device
     memory = free_memory(device) if memory is None else memory
     element = element_bytes(device)
-    packs, size = texts.ids.shape
-    if isinstance(texts, FullTexts):  # prompts are rows of every text, and one row of each is pooled
-        size, prefix = size + texts.prompts, 0
-        pooled, mask_row = packs, 0 if texts.hidden is None else 1
+    (packs, size), blocks, full_rows = texts.ids.shape, len(parts.blocks), 0
+    if isinstance(texts, FullTexts):
+        rows, full_rows = packs * size, packs * (size + texts.prompts)
+        mask_row = 0 if texts.hidden is None else 1
+        carried, copied = _prompt_shares(prompts, blocks)
+        costs = row_costs(parts.blocks, size, texts.prompts, 1 / size, element, copied)
+        costs = costs.times(1 + carried * texts.prompts / size)
     else:
-        prefix, pooled = 1 + texts.prompts, len(texts.slots)
+        prefix, rows = 1 + texts.prompts, packs * size
         mask_row = size + prefix + 4
-    costs = row_costs(parts.blocks, size, prefix, pooled / (packs * size), element)
-    rows, blocks = packs * size, len(parts.blocks)
+        costs = row_costs(parts.blocks, size, prefix, len(texts.slots) / rows, element)
     masks = element * rows * mask_row
 
     def planned(chunks: int, recomputed: int, segment: int) -> TextPlan:
@@ -153,7 +179,8 @@ def plan_texts(parts: TextParts, texts: PackedTexts | FullTexts, memory: int | N
         kept = (rows - first) * costs.kept() + (chunks - recomputed) * costs.weights
         forward = kept + inputs + chunk_rows * costs.forward
         backward = inputs + chunk_rows * costs.again(segment) + costs.weights if recomputed else 0
-        return TextPlan(chunks, recomputed, segment, round(max(forward, backward) + masks))
+        peak = round(max(forward, backward) + masks)
+        return TextPlan(chunks, recomputed, segment, peak, full_rows)
 
     smallest = CPU_CHUNK_ROWS if device.type == "cpu" else FEWEST_CHUNK_ROWS
     most = max(1, min(packs, round(rows / smallest)))
@@ -169,6 +196,14 @@ def plan_texts(parts: TextParts, texts: PackedTexts | FullTexts, memory: int | N
     least = next(fitting, min(all_again, key=lambda plan: plan.peak_bytes))
     partly = (planned(chunks, recomputed, least.segment) for recomputed in range(1, chunks))
     return next((plan for plan in partly if plan.peak_bytes <= memory), least)
+
+
+def _prompt_shares(prompts: Prompts | None, blocks: int) -> tuple[float, float]:
+    """Return the shares of the blocks with prompt rows in their output, and with own prompts."""
+    if prompts is None:
+        return 0.0, 0.0
+    carrying = blocks - (1 if prompts.start is not None else prompts.depth)
+    return carrying / blocks, prompts.depth / blocks
 
 
 def image_bytes(visual: Any, prompts: Prompts | None, images: int) -> int:

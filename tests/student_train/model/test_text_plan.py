@@ -11,9 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from student_train.model import towers
+from student_train.model.full_texts import lay_out_texts
+from student_train.model.full_tower import encode_full_text
 from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompts import INIT_STD, Prompts
 from student_train.model.settings import PromptSettings
+from student_train.model.text_frame import text_frame
 from student_train.model.text_plan import GIB, TextPlan, image_bytes, plan_texts
 from teacher_cache.teacher.text_towers import TextParts, text_parts
 
@@ -100,6 +103,38 @@ def test_the_predicted_peak_is_the_measured_one(
     assert bool(plan.recomputed) == (memory < GIB)
     if memory == 3 * GIB // 64:
         assert 0 < plan.recomputed < plan.chunks
+
+
+@pytest.mark.parametrize("carry", ["replace", "residual"])
+@pytest.mark.parametrize(("depth", "memory"), [(1, GIB), (4, GIB), (4, GIB // 16), (1, GIB // 40), (4, 1)])
+def test_the_predicted_peak_without_a_causal_mask_is_the_measured_one(
+    carry: str, depth: int, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("student_train.model.text_plan.CPU_CHUNK_ROWS", 512)
+    torch.manual_seed(0)
+    text = {"context_length": 24, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4}
+    vision = {"image_size": 64, "layers": 1, "width": 64, "patch_size": 8}
+    clip = CLIP(128, vision, {**text, "no_causal_mask": True}).eval().requires_grad_(False)
+    settings = PromptSettings(carry=carry, prompt_depth=depth, prompt_length=LENGTH)
+    start = INIT_STD * torch.randn(LENGTH, 128)
+    prompts = Prompts(settings, depth, start, torch.Generator().manual_seed(0))
+    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    tokens = tokenizer([f"{a} {b} cat" for a in "abcdefghijklmnop" for b in "abcdefghijklmnop"])
+    parts = text_parts(clip)
+    texts = lay_out_texts(parts, tokens, LENGTH, text_frame(tokenizer))
+    gradient = torch.randn(256, 128)
+    known = [*clip.parameters(), *prompts.parameters(), *prompts.buffers(), gradient]
+    known += [value for value in vars(texts).values() if isinstance(value, torch.Tensor)]
+    with Memory(*known) as measured:
+        plan = plan_texts(parts, texts, memory, prompts)
+        encode_full_text(parts, prompts, texts, plan).backward(gradient)
+    assert plan.chunks > 3
+    assert plan.full_rows == 24 * 256
+    assert "every class runs at all positions, 6,144 rows a step" in str(plan)
+    assert plan.peak_bytes == pytest.approx(measured.peak, rel=0.15)
+    if memory > 1:
+        assert measured.peak <= memory
+    assert bool(plan.recomputed) == (memory < GIB)
 
 
 @pytest.mark.parametrize("half", [False, True])
