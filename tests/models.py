@@ -72,11 +72,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_cfg": {**_VISION, "scaled_cosine_attn": True},
         "text_cfg": {**_TEXT, "scaled_cosine_attn": True},
     },
-    "siglip-text": {
+    # Its text tower cannot carry prompts.
+    "causal-last": {
         "embed_dim": 48,
         "custom_text": True,
         "vision_cfg": _VISION,
-        "text_cfg": {**_TEXT, "no_causal_mask": True, "pool_type": "last"},
+        "text_cfg": {**_TEXT, "pool_type": "last"},
     },
     # As SigLIP: T5's tokenizer, whose padding is its end, without punctuation; a sigmoid model with a bias.
     "siglip": {

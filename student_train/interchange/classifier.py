@@ -23,8 +23,9 @@ def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
 
     Returns:
         Three files by name. `classifier.safetensors`: `class_features` [C, D] float32 and `logit_scale`, the
-        factor s in logits = s · f·w. `classifier.npy`: the same features as a plain array [C, D] float32, as
-        Detic and ZSSeg load their zero-shot weights. `classes.json`: names and ids in the order of the rows.
+        factor s in logits = s · f·w; of a sigmoid model also `logit_bias`, b in sigmoid(s · f·w + b).
+        `classifier.npy`: the same features as a plain array [C, D] float32, as Detic and ZSSeg load their
+        zero-shot weights. `classes.json`: names and ids in the order of the rows.
 
     Raises:
         UsageError: no such run or vocabulary, or the folder cannot be created.
@@ -36,9 +37,11 @@ def export_classifier(settings: ClassifierSettings) -> dict[str, Path]:
     classes = {"names": list(vocabulary.names), "ids": list(vocabulary.ids)}
     files = {name: settings.out / name for name in (SAFETENSORS, NPY, CLASSES)}
     try:
-        scale = features_CD.new_tensor(model.logit_scale)
+        tensors = {"class_features": features_CD, "logit_scale": features_CD.new_tensor(model.logit_scale)}
+        if (bias := model.loaded.logit_bias) is not None:
+            tensors["logit_bias"] = features_CD.new_tensor(bias)
         with atomic_write(files[SAFETENSORS]) as path:
-            save_file({"class_features": features_CD, "logit_scale": scale}, path)
+            save_file(tensors, path)
         with atomic_write(files[NPY]) as path, open(path, "wb") as file:
             np.save(file, features_CD.numpy(), allow_pickle=False)
         atomic_write_text(files[CLASSES], json.dumps(classes, ensure_ascii=False, indent=1))

@@ -240,6 +240,11 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         return cast(Tensor, self.clip.logit_scale)
 
     @property
+    def logit_bias(self) -> Tensor | None:
+        """The bias b of a sigmoid model, whose scores are sigmoid(s · f·w + b); None for others."""
+        return cast(Tensor | None, getattr(self.clip, "logit_bias", None))
+
+    @property
     def tokenizer(self) -> PromptTokenizer:
         """The model's tokenizer. With text prompts, it reads a template's text as its class name."""
         prompts = self.tower_prompts("text")

@@ -74,7 +74,9 @@ def online_logits(
         return scale * features_BD @ weights_DC, float(scale)
 
 
-@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool", "siglip-text", "resnet"])
+@pytest.mark.parametrize(
+    "config", ["gelu", "quickgelu", "custom", "attn-pool", "siglip", "clipa", "mobileclip", "coca", "resnet"]
+)
 def test_cached_logits_equal_the_teacher_run_by_plain_open_clip_code(
     config: str, shards: Path, names: Path, tmp_path: Path
 ) -> None:

@@ -310,14 +310,17 @@ def test_scaled_cosine_attention_equals_plain() -> None:
 
 @pytest.mark.parametrize(
     ("config", "towers", "named"),
-    [("siglip-text", "text", "bidirectional"), ("resnet", "vision", "ModifiedResNet")],
+    [
+        ("causal-last", "text", "a causal text tower pooled by 'last'"),
+        ("resnet", "vision", "ModifiedResNet"),
+    ],
 )
 def test_unsupported_tower_is_named(config: str, towers: str, named: str) -> None:
     with pytest.raises(UnsupportedTowerError, match=rf"{named}.*what works: .*ViT-"):
         PromptedCLIP(loaded(config), PromptSettings(towers=towers))
 
 
-@pytest.mark.parametrize(("config", "towers"), [("siglip-text", "vision"), ("resnet", "text")])
+@pytest.mark.parametrize(("config", "towers"), [("causal-last", "vision"), ("resnet", "text")])
 def test_the_other_tower_may_be_of_any_kind(config: str, towers: str) -> None:
     student = PromptedCLIP(loaded(config), PromptSettings(towers=towers))
     images, tokens = torch.randn(2, 3, 32, 32), student.tokenize_names(NAMES)

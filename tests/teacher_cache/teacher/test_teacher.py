@@ -13,7 +13,7 @@ from tests.models import loaded
 NAMES = ("cat", "great horned owl", "Kätzchen", "a thing with a very long name of its own " * 12, "")
 
 
-@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool", "siglip-text", "resnet"])
+@pytest.mark.parametrize("config", ["gelu", "quickgelu", "custom", "attn-pool", "siglip", "resnet"])
 def test_text_features_are_open_clips(config: str) -> None:
     """Also of texts that fill all 77 positions, for which nothing can be left out."""
     model = loaded(config)
@@ -86,3 +86,31 @@ def test_texts_that_the_tokenizer_cuts_are_counted(
     Teacher(loaded("gelu"), torch.device("cpu")).class_features(Vocabulary(names, names, ("{}",)))
     expected = "1 of 2 texts are too long for the text tower and are cut, the first 'owl owl" if cut else ""
     assert caplog.text == "" if not cut else expected in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("config", "around"), [("siglip", 1), ("siglip2", 1), ("clipa", 2), ("full-first", 2)]
+)
+@pytest.mark.parametrize(("over", "cut"), [(0, 0), (1, 1), (30, 1)])
+def test_texts_that_other_tokenizers_cut_are_counted(
+    config: str, around: int, over: int, cut: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tokens that are padding as well end some texts, in each of the 20 positions of others."""
+    names = ("cat", " ".join(["photo"] * (20 - around + over)))
+    Teacher(loaded(config), torch.device("cpu")).class_features(Vocabulary(names, names, ("{}",)))
+    expected = "1 of 2 texts are too long for the text tower and are cut, the first 'photo photo"
+    assert ("are cut" in caplog.text) == (expected in caplog.text) == bool(cut)
+
+
+@pytest.mark.parametrize("config", ["siglip", "clipa", "mobileclip", "coca"])
+def test_text_features_are_the_models_own(config: str) -> None:
+    teacher = Teacher(loaded(config), torch.device("cpu"))
+    tokens_BT = loaded(config).tokenizer(["a cat", "a photo of a grand piano.", "ox"])
+    theirs = loaded(config).model.encode_text(tokens_BT, normalize=True)
+    torch.testing.assert_close(teacher.encode_text(tokens_BT, normalize=True), theirs, atol=1e-6, rtol=0)
+
+
+def test_a_bias_is_recorded() -> None:
+    teacher = Teacher(loaded("siglip"), torch.device("cpu"))
+    assert teacher.describe()["logit_bias"] == loaded("siglip").model.logit_bias.item() != 0
+    assert Teacher(loaded("gelu"), torch.device("cpu")).describe()["logit_bias"] is None

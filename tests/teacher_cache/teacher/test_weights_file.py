@@ -125,10 +125,10 @@ def test_open_clip_still_converts_and_resizes(tmp_path: Path) -> None:
     assert found.shape == STATE["visual.positional_embedding"].shape
     assert torch.equal(found[0], smaller.visual.positional_embedding[0])
 
-    layout = loaded("siglip-text").model.state_dict()  # a CustomTextCLIP, stored as a CLIP
+    layout = loaded("causal-last").model.state_dict()  # a CustomTextCLIP, stored as a CLIP
     older = {name.removeprefix("text."): x for name, x in layout.items()}
     torch.save(older, tmp_path / "older.pt")
-    found = load(tmp_path / "older.pt", "siglip-text").state_dict()
+    found = load(tmp_path / "older.pt", "causal-last").state_dict()
     assert all(torch.equal(found[name], x) for name, x in layout.items())
 
 

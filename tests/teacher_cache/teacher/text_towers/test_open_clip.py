@@ -1,8 +1,13 @@
 """The parts of open_clip's towers, and the towers that cannot carry prompts."""
 
+import copy
+from pathlib import Path
+
 import open_clip
 import pytest
 import torch
+from open_clip.hf_model import HFTextEncoder
+from transformers import BertConfig
 
 from teacher_cache.errors import UnsupportedTowerError
 from teacher_cache.teacher import text_towers
@@ -21,13 +26,28 @@ def test_parts_of_towers_that_can_carry_prompts(config: str) -> None:
 
 
 def test_towers_that_cannot_carry_prompts_are_named_with_those_that_can() -> None:
-    with pytest.raises(UnsupportedTowerError, match=r"bidirectional text tower.*what works: .*ViT-B-16"):
-        text_parts(loaded("siglip-text").model)
+    pooled = r"causal text tower pooled by 'last' cannot carry text prompts; what works: .*ViT-B-16"
+    with pytest.raises(UnsupportedTowerError, match=pooled):
+        text_parts(loaded("causal-last").model)
     with pytest.raises(UnsupportedTowerError, match=r"ModifiedResNet cannot carry prompts.*what works"):
         vision_transformer(loaded("resnet").model)
-    coca = open_clip.create_model("coca_base", load_weights=False, device="meta")
-    with pytest.raises(UnsupportedTowerError, match=r"model class CoCa cannot carry text prompts"):
+    with pytest.raises(UnsupportedTowerError, match=r"model class Linear cannot carry text prompts"):
+        text_parts(torch.nn.Linear(1, 1))
+    coca = copy.deepcopy(loaded("coca").model)
+    coca.text.attn_mask = None
+    with pytest.raises(UnsupportedTowerError, match="a class token and without a causal mask cannot carry"):
         text_parts(coca)
+
+
+def test_a_text_tower_of_transformers_is_named(tmp_path: Path) -> None:
+    bert = BertConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    text = HFTextEncoder(
+        str(tmp_path), output_dim=8, config=bert, pooler_type="mean_pooler", proj_type="linear"
+    )
+    model = copy.deepcopy(loaded("causal-last").model)
+    model.text = text
+    with pytest.raises(UnsupportedTowerError, match=r"of the transformers library \(bert\), whose blocks"):
+        text_parts(model)
 
 
 def test_a_mistake_in_another_layout_is_not_blamed_on_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
