@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
-
 TEXTS = [
     f"{first} {second}."
     for first in ("a photo of a", "red", "grand", "giant", "house of the", "1st place", "old sea")
@@ -21,6 +18,10 @@ def write_tokenizer(folder: Path, kind: str, vocab_size: int) -> None:
             start and end.
         vocab_size: largest number of tokens.
     """
+    # imported here: most tests do without transformers, which takes a second
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
     if kind == "bert":
         special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))

@@ -45,6 +45,7 @@ TESTED_IN = {
     "student_train/figures.py": "student_train/evaluation/evaluators/test_evaluators.py",
     "student_train/interchange/settings.py": "test_startup.py",
     "student_train/markdown.py": "student_train/interchange/test_huggingface.py: | ",
+    "student_train/model/full_texts.py": "student_train/model/test_full_tower.py",
     "student_train/model/hub.py": "student_train/interchange/test_huggingface.py",
     "student_train/model/model_card.py": "student_train/interchange/test_huggingface.py",
     "student_train/model/prompts.py": "student_train/model/test_towers.py",

@@ -125,6 +125,11 @@ def _check_towers(checkpoint: Path, base: LoadedModel, found: PublishedPrompts) 
     sizes = {}
     if found.text:
         parts = text_parts(base.model)
+        if not parts.causal or parts.class_token is not None:
+            raise UsageError(
+                f"{checkpoint} has text prompts of {found.method}, which are those of a text tower like "
+                f"CLIP's; {base.name} has another kind"
+            )
         sizes["text"] = (found.text, parts.positional_embedding.shape[1], len(parts.blocks))
     if found.vision:
         visual = vision_transformer(base.model)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 from student_train.model.full_texts import FullTexts
 from student_train.model.prompts import Prompts
 from student_train.model.text_plan import TextPlan, plan_texts
-from student_train.model.towers import _attend, _finish, _Preallocated, _PromptedRows
+from student_train.model.towers import Preallocated, PromptedRows, attend, finish_block
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.text_towers import TextParts
 
@@ -66,7 +66,7 @@ class _TowerRows:
 
     def __init__(self, parts: TextParts, prompts: Prompts | None, x_USW: Tensor, mask: Tensor | None) -> None:
         self._blocks, self._mask = parts.blocks, mask
-        self._rows = _PromptedRows(x_USW, prompts, len(parts.blocks))
+        self._rows = PromptedRows(x_USW, prompts, len(parts.blocks))
 
     def pooled(self, segment: int) -> Tensor:
         """Return the pooled row of each text, [U, W].
@@ -82,7 +82,7 @@ class _TowerRows:
         kept = [x.new_empty(len(x), self._rows.rows_after(begin + segment), x.shape[2]) for begin in firsts]
         for begin, place in zip(firsts, kept, strict=True):
             # `.data` gives views with version counters of their own, so that autograd allows the writes
-            x = _Preallocated.apply(self._run_again(x, begin, begin + segment), place.data)
+            x = Preallocated.apply(self._run_again(x, begin, begin + segment), place.data)
         return self._run_again(x, last, blocks)[:, 0]
 
     def _run_again(self, x: Tensor, begin: int, end: int) -> Tensor:
@@ -99,5 +99,5 @@ class _TowerRows:
             block = self._blocks[number - 1]
             used = 1 if number == len(self._blocks) else rows.rows_after(number)
             residual, q, kv = rows.attention_inputs(block, number, used)
-            rows.x = _finish(block, residual, _attend(block, q, kv, self._mask))
+            rows.x = finish_block(block, residual, attend(block, q, kv, self._mask))
         return rows.x

@@ -332,3 +332,8 @@ def _own_blocks(
             x, attended = (rows.flatten(0, 1).index_select(0, slots_B) for rows in (x, attended))
         x = _finish(block, x, attended)
     return x
+
+
+# What `full_tower.py` shares.
+PromptedRows, Preallocated = _PromptedRows, _Preallocated
+attend, finish_block = _attend, _finish

@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 # What `open_clip.create_model` raises for weights that are missing, damaged or of other shapes. What files of
 # the user hold is checked before; anything else is a defect.
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError)
+
+INSTALL_TOKENIZERS = "pip install 'rpp-clip[tokenizers]'"
 
 Tokenizer = Callable[..., Tensor]  # texts, and optionally `context_length` -> [B, T] int64
 # Numbers in a configuration that have to be positive. open_clip does not check them.
@@ -231,19 +234,36 @@ def load_model(
 def _tokenizer(name: str) -> Any:
     """Return a model's tokenizer, whose files open_clip downloads for some models, such as SigLIP.
 
+    A tokenizer of the transformers library is called once, so that a file that does not fit is found here. It
+    runs no code from its folder or repository.
+
     Raises:
         RppError: they could not be downloaded.
+        UsageError: a package is missing, or the files are damaged.
     """
-    try:
+    if not (open_clip.get_model_config(name).get("text_cfg") or {}).get("hf_tokenizer_name"):
         return open_clip.get_tokenizer(name)
-    except OSError as error:
+    if find_spec("transformers") is None:
+        raise UsageError(f"the tokenizer of {name} needs the package transformers: {INSTALL_TOKENIZERS}")
+    try:
+        tokenizer = open_clip.get_tokenizer(name, trust_remote_code=False)
+        tokenizer(["a"])
+    except Exception as error:  # transformers raises errors of any kind for files that it cannot read
+        reason = _reason(error).rstrip(".:")
         if name.startswith(LOCAL_DIR):
-            raise
-        reason = _reason(error).rstrip(".")
+            needs = find_spec("sentencepiece") is None
+            hint = f"; files in SentencePiece's form need {INSTALL_TOKENIZERS}" if needs else ""
+            raise UsageError(
+                f"cannot read the tokenizer in {name.removeprefix(LOCAL_DIR)}: {reason}; the folder needs "
+                f"the files that save_pretrained of the tokenizer writes{hint}"
+            ) from error
+        if not isinstance(error, OSError):
+            raise UsageError(f"cannot read the tokenizer of {name}: {reason}") from error
         raise RppError(
             f"the tokenizer of {name} could not be fetched: {reason}; open_clip reads it from Hugging Face's "
             "hub, also if the weights are a file"
         ) from error
+    return tokenizer
 
 
 def _weights_file(name: str, pretrained: str | None) -> Path | None:

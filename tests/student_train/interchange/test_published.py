@@ -142,6 +142,11 @@ def test_errors_name_what_cannot_be_imported(model: Path, tmp_path: Path) -> Non
         checkpoint(tmp_path / "wide", torch.zeros(4, 512)): r"vectors of width 512, .* width 64",
         checkpoint(tmp_path / "nan", torch.full((4, 64), torch.nan)): r"not finite",
     }
+    other = asked.model_copy(update={"model": str(write_model(tmp_path / "siglip", "siglip"))})
+    with pytest.raises(
+        UsageError, match=r"of CoOp.*, which are those of a text tower like CLIP's; .*siglip has"
+    ):
+        import_prompts(other, checkpoint(tmp_path / "coop", torch.zeros(4, 64)))
     for path, line in cases.items():
         with pytest.raises(UsageError, match=line) as refused:
             import_prompts(asked, path)

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from teacher_cache.errors import UsageError
 from teacher_cache.model_names import canonical_model_name
+from teacher_cache.teacher import openclip
 from teacher_cache.teacher.openclip import load_model, weights_digest
 from tests.models import loaded, write_model
+from tests.small_tokenizers import TEXTS
 
 
 @pytest.mark.parametrize(
@@ -166,3 +168,63 @@ def test_sizes_of_a_configuration_are_checked(change: dict, problem: str, tmp_pa
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     with pytest.raises(UsageError, match=problem):
         load_model(str(folder))
+
+
+def test_a_damaged_or_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "siglip2")
+    file = folder / "tokenizer.json"
+    said = rf"cannot read the tokenizer in {folder}: .*; the folder needs the files that save_pretrained of"
+    for content in ("{}", '{"a', None):
+        if content is None:
+            file.unlink()
+        else:
+            file.write_text(content)
+        with pytest.raises(UsageError, match=said) as refused:
+            load_model(str(folder))
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_tokenizer_runs_no_code_of_its_folder(asks: bool, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", "siglip2")
+    own = json.loads((folder / "tokenizer_config.json").read_text())
+    own |= {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    if asks:
+        config = json.loads((folder / "open_clip_config.json").read_text())
+        config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["trust_remote_code"] = True
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"cannot read the tokenizer in .*custom code"):
+        load_model(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_package_that_a_tokenizer_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_model(tmp_path / "model", "siglip")
+    monkeypatch.setattr(openclip, "find_spec", lambda name: None)
+    with pytest.raises(
+        UsageError, match=r"needs the package transformers: pip install 'rpp-clip\[tokenizers\]'"
+    ):
+        load_model(str(folder))
+    load_model(str(write_model(tmp_path / "clip", "gelu")))
+
+
+def test_a_tokenizer_in_the_form_of_sentencepiece(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = write_model(tmp_path / "model", "siglip")
+    (folder / "tokenizer.json").unlink()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=34,
+        minloglevel=2,
+        **ids,
+    )
+    kind = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "pad_token": "</s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kind))
+    tokens_T = load_model(str(folder)).tokenizer(["a photo of a cat"])[0]
+    assert len(tokens_T) == 20
+    assert (tokens_T != 1).sum() > 5
+    assert tokens_T[-1] == 1
