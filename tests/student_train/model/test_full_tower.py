@@ -194,3 +194,12 @@ def test_a_full_context_holds_a_name_and_its_prompts() -> None:
         assert positions == [p for p in range(student.context_length) if p not in prompts]
     with pytest.raises(UsageError, match=r"length 18 leaves no room for a name; .* holds at most 17"):
         student_of("clipa", prompt_length=18)
+
+
+def test_the_tokenizer_of_a_student_reads_templates_and_pads_as_the_models() -> None:
+    student = student_of("siglip", prompt_length=3)
+    tokens = student.tokenizer([f"a photo of a {name}." for name in NAMES])
+    assert torch.equal(tokens, student.tokenize_names(NAMES))
+    assert set(student.tokenizer(["cat"], context_length=24)[0, -4:].tolist()) == {student._frame.pad} == {1}
+    with pytest.raises(UsageError, match=r"'ox ox .* is too long: there is room for 16 tokens"):
+        student.tokenizer(["ox " * 30])
