@@ -10,6 +10,7 @@ the context: the text has the positions behind them, and the last padding makes 
 Shapes: B texts, U distinct texts, T tokens, S rows of a text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,10 +42,17 @@ class FullTexts:
     places: Tensor
     prompts: int
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> "FullTexts":
+        """Return the texts with copies of their tensors."""
+        return replace(self, **tensors)
+
     def to(self, device: torch.device) -> "FullTexts":
         """Return the texts with their tensors on a device."""
-        tensors: dict[str, Any] = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **tensors)
+        return self.with_tensors({name: x.to(device) for name, x in self.tensors().items()})
 
 
 def lay_out_texts(parts: TextParts, tokens_BT: Tensor, prompts: int, frame: TextFrame) -> FullTexts:
