@@ -111,7 +111,7 @@ class RowCosts:
 
 
 def row_costs(
-    blocks: Any, size: float, prefix: float, pooled: float, element: int, copied: float = 1.0
+    blocks: Any, size: float, prefix: float, pooled: float, element: int, key_copies: float = 1.0
 ) -> RowCosts:
     """Return the bytes per row of a tower.
 
@@ -121,13 +121,13 @@ def row_costs(
         prefix: further rows that they attend to, P.
         pooled: share of the rows that the last block returns.
         element: bytes of a number in products: 4, or 2 under autocast.
-        copied: share of the blocks that copy keys and values, to join them with further ones.
+        key_copies: share of the blocks that copy keys and values, to join them with further ones.
     """
     block = blocks[0]
     width = block.attn.in_proj_weight.shape[1]
     hidden = max(layer.out_features for layer in block.mlp.modules() if isinstance(layer, torch.nn.Linear))
     quick = any(is_own(module, "QuickGELU") for module in block.modules())
-    keys = copied * 2 * width * element * (size + prefix) / size
+    keys = key_copies * 2 * width * element * (size + prefix) / size
     stream = 4 * width  # the residual stream is float32 also under autocast
     kept_hidden = (1 + quick) * hidden * element  # QuickGELU needs its input and the sigmoid of it
     after = stream + kept_hidden + width * element  # input of the second norm, hidden rows, attention
@@ -163,8 +163,8 @@ def plan_texts(
     if isinstance(texts, FullTexts):
         rows, full_rows = packs * size, packs * (size + texts.prompts)
         mask_row = 0 if texts.hidden is None else 1
-        carried, copied = _prompt_shares(prompts, blocks)
-        costs = row_costs(parts.blocks, size, texts.prompts, 1 / size, element, copied)
+        carried, own = _prompt_shares(prompts, blocks)
+        costs = row_costs(parts.blocks, size, texts.prompts, 1 / size, element, own)
         costs = costs.times(1 + carried * texts.prompts / size)
     else:
         prefix, rows = 1 + texts.prompts, packs * size
