@@ -10,12 +10,13 @@ Seen in torch 2.6 to 2.14.
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
 from teacher_cache.errors import UsageError
 
+BACKEND = "inductor"  # tests set others, which compile faster
 LIMIT = 64  # compilations of a function
 LIMIT_NAMES = ("recompile_limit", "cache_size_limit")
 # What torch raises: TorchDynamoException and InvalidCxxCompiler are RuntimeErrors; TritonMissing is raised as
@@ -60,8 +61,7 @@ def compiled(function: Function) -> Function:
 
     A module among the arguments is an input: modules of equal structure share a compilation.
     """
-    made: Function = torch.compile(function, fullgraph=True)
-    return made
+    return cast(Function, torch.compile(function, fullgraph=True, backend=BACKEND))
 
 
 class CompileClock:

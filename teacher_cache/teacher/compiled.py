@@ -8,8 +8,8 @@ from torch import nn
 def compile_blocks(encoder: nn.Module) -> None:
     """Compile the repeated blocks of an encoder, in place; if it has none, the encoder.
 
-    Blocks of equal structure share a compilation, so that a tower takes as long as a block does. Embedding and
-    pooling run uncompiled.
+    Blocks of equal structure share a compilation, so that a tower takes as long as a block does. Embedding
+    and pooling run uncompiled.
     """
     for block in list(_repeated(encoder)) or [encoder]:
         block.compile()

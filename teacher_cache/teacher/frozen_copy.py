@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from teacher_cache.compat.open_clip import is_own
 
-# Classes whose `forward` passes these tensors to nothing but products. Subclasses with another `forward`, such
-# as convolutions that standardise their weights, may compute with them in float32.
+# Classes whose `forward` passes these tensors to nothing but products. Subclasses with another `forward`,
+# such as convolutions that standardise their weights, may compute with them in float32.
 PRODUCTS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 READ_BY_PRODUCTS = (
     *("weight", "bias"),
@@ -69,4 +69,6 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device == device:
         return tensor
     moved = tensor.detach().to(device)
-    return nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    return (
+        nn.Parameter(moved, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    )

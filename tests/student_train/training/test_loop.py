@@ -560,9 +560,9 @@ def test_texts_are_packed_by_the_thread_of_batches_and_once_if_they_never_change
 ) -> None:
     threads, packed = [], PromptedCLIP.pack_texts
 
-    def noted(student: PromptedCLIP, tokens: torch.Tensor) -> Any:
+    def noted(student: PromptedCLIP, tokens: torch.Tensor, device: torch.device | None = None) -> Any:
         threads.append(threading.current_thread())
-        return packed(student, tokens)
+        return packed(student, tokens, device)
 
     monkeypatch.setattr(PromptedCLIP, "pack_texts", noted)
     chosen = {"classes_per_step": 30} if sampled else {}
