@@ -27,6 +27,12 @@ _CUSTOM_BLOCKS = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "gelu": {"embed_dim": 48, "vision_cfg": _VISION, "text_cfg": _TEXT},
     "quickgelu": {"embed_dim": 48, "quick_gelu": True, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    "two-blocks": {
+        "embed_dim": 48,
+        "quick_gelu": True,
+        "vision_cfg": {**_VISION, "layers": 2},
+        "text_cfg": {**_TEXT, "layers": 2},
+    },
     "deep": {
         "embed_dim": 48,
         "vision_cfg": {**_VISION, "layers": 12},

@@ -40,7 +40,7 @@ def require_compiler(device: torch.device) -> None:
             setattr(config, name, max(LIMIT, getattr(config, name)))
             break
     try:
-        torch.compile(_probe, fullgraph=True)(torch.ones(8, device=device))
+        torch.compile(_probe, fullgraph=True, backend=BACKEND)(torch.ones(8, device=device))
     except COMPILE_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         triton = "Triton (pip install triton) and " if device.type == "cuda" else ""

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from teacher_cache.compat import dynamo
+
 
 def compile_blocks(encoder: nn.Module) -> None:
     """Compile the repeated blocks of an encoder, in place; if it has none, the encoder.
@@ -12,7 +14,7 @@ def compile_blocks(encoder: nn.Module) -> None:
     and pooling run uncompiled.
     """
     for block in list(_repeated(encoder)) or [encoder]:
-        block.compile()
+        block.compile(backend=dynamo.BACKEND)
 
 
 def _repeated(module: nn.Module) -> Iterator[nn.Module]:

@@ -17,6 +17,7 @@ from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import Precision
 from teacher_cache.compat.dynamo import require_compiler
 from teacher_cache.conventions import PREPROCESSING, Conventions, described, recorded_conventions
+from teacher_cache.device_copies import DeviceCopies
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.teacher.compiled import compile_blocks
 from teacher_cache.teacher.cuda_graph import CudaGraph
@@ -63,6 +64,7 @@ class Teacher:
             self.model = frozen_copy(loaded.model, device, dtype, [loaded.model.visual])
         else:
             self.model = loaded.model.to(device)
+        self._copies = DeviceCopies(device)
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._compiled_batch = 0
         self.renderer = ViewRenderer(loaded.preprocess)
@@ -88,7 +90,7 @@ class Teacher:
     @torch.inference_mode()
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
         """Return unit image features [B, D] float32 of uint8 pixels [B, 3, H, W]."""
-        pixels = pixels_BCHW.to(self.device, non_blocking=True)
+        pixels = self._copies({"pixels": pixels_BCHW})["pixels"]
         if self._compiled is not None and len(pixels) == self._compiled_batch:
             return self._compiled(pixels)
         return self._features(self.model, pixels)

@@ -126,6 +126,7 @@ def test_a_tower_runs_under_autocast_without_gradients_and_with_frozen_prompts()
     assert_close([features()[0], student.encode_text(tokens)])
 
 
+@pytest.mark.usefixtures("traced")
 def test_an_image_tower_without_prompts_is_compiled_too() -> None:
     model = loaded("gelu")
     student = PromptedCLIP(model, PromptSettings(towers="text"))
@@ -139,17 +140,17 @@ def test_an_image_tower_without_prompts_is_compiled_too() -> None:
 @pytest.mark.timeout(600)
 def test_towers_compiled_by_inductor_equal_the_plain_ones() -> None:
     """Features to 1e-5, gradients to 1e-4: the bounds of the uncompiled towers against plain ones."""
-    student = student_of("quickgelu", "both", prompt_depth=2)
+    student = student_of("two-blocks", "both", prompt_depth=2)
     pairs = compiled_and_not(student, NAMES)
     for plain, ours in zip(pairs[::2], pairs[1::2], strict=True):
         if plain.ndim == 2:  # features
             torch.testing.assert_close(ours, plain, atol=1e-5 * plain.abs().max().item(), rtol=0)
         assert_close([plain, ours], 1e-4)
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    teacher = Teacher(loaded("quickgelu"), torch.device("cpu"))
+    teacher = Teacher(loaded("two-blocks"), torch.device("cpu"))
     plain = teacher.image_features(pixels)
     assert teacher.compile(4) > 0
     assert teacher.compile(4) == 0
     torch.testing.assert_close(teacher.image_features(pixels), plain, atol=1e-5, rtol=0)
-    uncompiled = Teacher(loaded("quickgelu"), torch.device("cpu")).image_features(pixels[:3])
+    uncompiled = Teacher(loaded("two-blocks"), torch.device("cpu")).image_features(pixels[:3])
     assert torch.equal(teacher.image_features(pixels[:3]), uncompiled), "smaller batches run uncompiled"

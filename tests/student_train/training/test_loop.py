@@ -601,10 +601,10 @@ def test_too_little_memory_in_the_first_step_makes_a_smaller_plan(
     """A GPU's allocator that fails above some bytes."""
     encode = towers.encode_text
 
-    def limited(parts: Any, prompts: Any, texts: Any, plan: Any) -> torch.Tensor:
+    def limited(parts: Any, prompts: Any, texts: Any, plan: Any, **options: Any) -> torch.Tensor:
         if plan.peak_bytes >= first["peak_bytes"] or not enough:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
-        return encode(parts, prompts, texts, plan)
+        return encode(parts, prompts, texts, plan, **options)
 
     expected = train(settings(cache_path, tmp_path / "expected", max_steps=3))
     first = json.loads((tmp_path / "expected" / "settings.json").read_text())["text_plan"]
