@@ -48,6 +48,7 @@ def main(
     names: Annotated[int, typer.Option(help="class names of the text step")] = 100,
     batch: Annotated[int, typer.Option(help="images of the teacher's batch")] = 16,
     rounds: Annotated[int, typer.Option(help="measurements of each")] = 5,
+    measure: Annotated[list[str], typer.Option(help="teacher, text-step")] = ["teacher", "text-step"],  # noqa: B006
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Measure and print."""
@@ -70,13 +71,9 @@ def main(
     def step(compiles: bool) -> Callable[[], Any]:
         return lambda: towers.encode_text(parts, prompts, texts, compile_blocks=compiles).sum().backward()
 
-    found = {
-        "teacher": compared(teach(clip.visual), teach(encoder), rounds),
-        "text_step": compared(step(False), step(True), rounds),
-        "model": model,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    pairs = {"teacher": (teach(clip.visual), teach(encoder)), "text-step": (step(False), step(True))}
+    found: dict[str, Any] = {name: compared(*pairs[name], rounds) for name in measure}
+    found |= {"model": model, "threads": torch.get_num_threads(), "torch": torch.__version__}
     if as_json:
         print(json.dumps(found))
     else:

@@ -34,7 +34,7 @@ from student_train.training.metrics import Metrics
 from student_train.training.optimizer import PromptOptimizer
 from student_train.training.run_identity import check_same_run, describe_run, places_of_inputs
 from student_train.training.settings import TrainSettings
-from teacher_cache.compat.dynamo import CompileClock, require_compiler
+from teacher_cache.compat.dynamo import CompileClock, is_compile_error, require_compiler
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.places import absolute_place
 from teacher_cache.progress import print_remark
@@ -246,6 +246,13 @@ class Run:
                     ) from error
                 self.plan = smaller
                 log.warning("not enough memory on the GPU: text tower with a smaller plan: %s", smaller)
+            except RuntimeError as error:
+                if not self.settings.compile or not is_compile_error(error):
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise RppError(
+                    f"torch.compile cannot compile the towers ({reason}); leave out --compile"
+                ) from error
             else:
                 return logits, figures
 

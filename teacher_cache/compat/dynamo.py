@@ -51,6 +51,13 @@ def require_compiler(device: torch.device) -> None:
         ) from error
 
 
+def is_compile_error(error: RuntimeError) -> bool:
+    """Return whether an error is torch.compile's own: it cannot compile a function."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
 def _probe(x: torch.Tensor) -> torch.Tensor:
     return torch.exp(x) + 1
 

@@ -50,3 +50,14 @@ def test_without_torchs_callbacks_nothing_is_measured(monkeypatch: pytest.Monkey
     clock = dynamo.CompileClock()
     dynamo.compiled(lambda x: x.cos() + 1)(torch.zeros(3))
     assert clock.seconds == 0
+
+
+def test_errors_of_compiling_are_told_from_others() -> None:
+    def waits(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    with pytest.raises(RuntimeError) as found:
+        dynamo.compiled(waits)(torch.zeros(2))
+    assert dynamo.is_compile_error(found.value)
+    assert not dynamo.is_compile_error(RuntimeError("out of paper"))
