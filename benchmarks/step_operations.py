@@ -6,6 +6,10 @@ seconds; the text tower's plan is that of the full model in `--memory`. Operatio
 are not counted: they start nothing on a GPU. `dispatched` counts them too.
 
     python benchmarks/step_operations.py --json --memory 80GB
+    python benchmarks/step_operations.py --json --memory 80GB --precision bf16
+    python benchmarks/step_operations.py --json --memory 80GB --precision bf16 --float32-weights
+
+In half precision the counts are those of a CPU's autocast, which casts no norms, with the attention of CUDA.
 """
 
 import copy
@@ -32,11 +36,18 @@ from student_train.training.optimizer import PromptOptimizer
 from student_train.training.settings import TrainSettings
 from teacher_cache.encodings import ClassHead
 from teacher_cache.settings import bytes_of
+from teacher_cache.teacher.frozen_copy import frozen_copy
+from teacher_cache.teacher.teacher import AUTOCAST
 from teacher_cache.teacher.text_towers import text_parts
 
 WIDTH, HEADS, EMBEDDING = 16, 2, 16
 DEPTH, LENGTH = 9, 4
 BATCH = 8
+
+
+def autocast(dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to half precision, or none."""
+    return torch.autocast("cpu", dtype=dtype, enabled=dtype is not None)
 
 
 class Operations(TorchDispatchMode):
@@ -75,8 +86,16 @@ def new_prompts(tower: str, depth: int) -> Prompts:
 class Step:
     """A step over some classes."""
 
-    def __init__(self, clip: Any, model: str, names: int | None, memory: int | None, vision: bool) -> None:
-        self.clip, self.parts = clip, text_parts(clip)
+    def __init__(
+        self,
+        clip: Any,
+        model: str,
+        names: int | None,
+        memory: int | None,
+        vision: bool,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.clip, self.parts, self.dtype = clip, text_parts(clip), dtype
         tokens_CT = tokens_of_names(model, "imagenet-22k", names)
         self.texts = pack_texts(self.parts, tokens_CT, LENGTH)
         self.text = new_prompts("text", min(DEPTH, len(self.parts.blocks)))
@@ -96,9 +115,10 @@ class Step:
     def __call__(self) -> None:
         """Take the step."""
         features_BD = self.image_features
-        if self.vision is not None:
-            features_BD = towers.encode_image(self.clip.visual, self.vision, self.images)
-        classes_CD = towers.encode_text(self.parts, self.text, self.texts, self.plan)
+        with autocast(self.dtype):
+            if self.vision is not None:
+                features_BD = towers.encode_image(self.clip.visual, self.vision, self.images)
+            classes_CD = towers.encode_text(self.parts, self.text, self.texts, self.plan)
         normalize = torch.nn.functional.normalize
         logits_BC = ClassHead(normalize(classes_CD, dim=-1), 100.0).logits(normalize(features_BD, dim=-1))
         loss = self.loss(StepLogits(logits_BC, self.teacher_BC, self.targets_B))["loss"]
@@ -126,12 +146,17 @@ def full_plan(model: str, tokens_CT: Tensor, memory: int | None) -> TextPlan:
     return plan_texts(parts, pack_texts(parts, tokens_CT, LENGTH), CPU_MEMORY if memory is None else memory)
 
 
-def count_teacher(clip: Any) -> dict[str, Any]:
+def count_teacher(clip: Any, dtype: torch.dtype | None = None) -> dict[str, Any]:
     """The operations of the teacher's forward pass over a batch of images."""
     images = torch.randn(BATCH, 3, *clip.visual.image_size)
-    with torch.inference_mode(), Operations() as operations:
+    # in inference mode autocast's casts do not reach the dispatcher
+    with torch.no_grad(), autocast(dtype), Operations() as operations:
         clip.encode_image(images, normalize=True)
-    return {"operations": sum(operations.names.values()), "dispatched": operations.dispatched}
+    return {
+        "operations": sum(operations.names.values()),
+        "dispatched": operations.dispatched,
+        "most": dict(operations.names.most_common(8)),
+    }
 
 
 def main(
@@ -139,20 +164,29 @@ def main(
     memory: Annotated[
         str | None, typer.Option(help="memory of a GPU for the text tower [default: as on a CPU]")
     ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 or fp16 for autocast")] = "fp32",
+    float32_weights: Annotated[
+        bool, typer.Option("--float32-weights", help="leave it to autocast to cast frozen weights")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Count and print."""
     torch.manual_seed(0)
     clip = narrow_model(model)
     limit = None if memory is None else bytes_of(memory)
+    if dtype := AUTOCAST.get(precision):
+        torch.backends.mha.set_fastpath_enabled(False)
+    if dtype and not float32_weights:
+        clip = frozen_copy(clip, torch.device("cpu"), dtype, [clip.visual, text_parts(clip).blocks])
     found = {
-        "all_names": Step(clip, model, None, limit, vision=False).count(),
-        "sampled_1000": Step(clip, model, 1000, limit, vision=False).count(),
-        "both_towers": Step(clip, model, 1000, limit, vision=True).count(),
-        "teacher_forward": count_teacher(clip),
+        "all_names": Step(clip, model, None, limit, False, dtype).count(),
+        "sampled_1000": Step(clip, model, 1000, limit, False, dtype).count(),
+        "both_towers": Step(clip, model, 1000, limit, True, dtype).count(),
+        "teacher_forward": count_teacher(clip, dtype),
     }
     counts = {name: step["operations"] for name, step in found.items()}
-    record = {**counts, "details": found, "model": model, "memory": memory, "torch": torch.__version__}
+    options = {"model": model, "memory": memory, "precision": precision, "float32_weights": float32_weights}
+    record = {**counts, "details": found, **options, "torch": torch.__version__}
     if as_json:
         print(json.dumps(record))
     else:

@@ -15,6 +15,7 @@ import torch
 
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import BuildSettings, ComputeSettings
+from teacher_cache.compat.dynamo import require_compiler
 from teacher_cache.compute.cluster import Work, compute_parts
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.conventions import ConventionOptions, recorded_conventions
@@ -60,6 +61,8 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         RppError: the build stopped; what was committed stays and the next build continues.
     """
     started = time.monotonic()
+    if settings.compile and settings.scheduler is None:
+        require_compiler(choose_device(settings.device))
     with stoppable():
         vocabulary, samples, notes = load_inputs(settings, on_note)
         loaded = load_requested(settings, on_note)

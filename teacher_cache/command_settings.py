@@ -31,7 +31,17 @@ Lock = Annotated[
         "[default: --lock]"
     ),
 ]
-COMPUTE = ("device", "batch_size", "workers", "threads", "torch_threads", "scheduler", "strict", "lock")
+COMPUTE = (
+    "device",
+    "compile",
+    "batch_size",
+    "workers",
+    "threads",
+    "torch_threads",
+    "scheduler",
+    "strict",
+    "lock",
+)
 
 
 class ViewPolicy(BaseModel):
@@ -53,6 +63,11 @@ class ComputeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    compile: bool = Field(
+        default=False,
+        description="compile the teacher's image encoder with torch.compile, which takes up to a minute in "
+        "each worker and needs a C++ compiler; features differ by rounding [default: --no-compile]",
+    )
     batch_size: int = Field(default=64, ge=1, description="images per forward pass, one view of each")
     workers: Processes | None = Field(
         default=None, description="local worker processes [default: one per CUDA device; on a CPU one]"

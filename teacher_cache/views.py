@@ -6,6 +6,7 @@ boxes are stored in units of 1/65535 of the image; both stages render a stored b
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -126,7 +127,10 @@ class ViewRenderer:
 def normalise(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 pixels -> float32 model input, on the pixels' device: (x / 255 - mean) / std."""
     pixels = pixels_BCHW.to(torch.float32).div_(255)
-    shape = (1, -1, 1, 1)
-    mean_C = torch.tensor(mean, device=pixels.device).view(shape)
-    std_C = torch.tensor(std, device=pixels.device).view(shape)
-    return pixels.sub_(mean_C).div_(std_C)
+    return pixels.sub_(_by_channel(tuple(mean), pixels.device)).div_(_by_channel(tuple(std), pixels.device))
+
+
+@cache  # each copy to a GPU would wait for it
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # used with gradients too
+        return torch.tensor(values, device=device).view(1, -1, 1, 1)

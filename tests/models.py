@@ -32,6 +32,17 @@ _CANONICAL = {"clean": "canonicalize"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gelu": {"embed_dim": 48, "vision_cfg": _VISION, "text_cfg": _TEXT},
     "quickgelu": {"embed_dim": 48, "quick_gelu": True, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    "two-blocks": {
+        "embed_dim": 48,
+        "quick_gelu": True,
+        "vision_cfg": {**_VISION, "layers": 2},
+        "text_cfg": {**_TEXT, "layers": 2},
+    },
+    "deep": {
+        "embed_dim": 48,
+        "vision_cfg": {**_VISION, "layers": 12},
+        "text_cfg": {**_TEXT, "layers": 12},
+    },
     # As OpenAI's models: the vision tower is wider than the text tower.
     "wide-vision": {
         "embed_dim": 48,

@@ -89,7 +89,7 @@ FLOORS = {
         ("images", "encodings"),
         ("classes",),
         ("options", "model_names", "conventions", "distribution", "progress"),
-        ("files", "compat", "settings", "stopping", "cores", "indices", "lazy", "errors"),
+        ("files", "compat", "settings", "stopping", "cores", "device_copies", "indices", "lazy", "errors"),
     ),
 }
 

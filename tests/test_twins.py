@@ -52,7 +52,6 @@ TESTED_IN = {
     "student_train/model/settings.py": "student_train/model/test_stored.py",
     "student_train/runs/record.py": "hostile/test_students.py",
     "student_train/training/checkpoint.py": "hostile/test_checkpoints.py",
-    "student_train/training/forward.py": "student_train/training/test_loop.py: test_features_serve_as_well_as_images",
     "student_train/training/inputs.py": "student_train/data/test_pixels.py",
     "student_train/training/losses/hard.py": "student_train/training/test_losses.py: hard",
     "student_train/training/losses/soft.py": "student_train/training/test_losses.py: soft",

@@ -7,7 +7,7 @@ Shapes: B samples of the step in this process, D embedding, H, W image size.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from queue import SimpleQueue
@@ -59,6 +59,21 @@ class Batch:
     pixels: Tensor | None = None
     prepared: Any = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a step computes with: the teacher's arrays, features and pixels, by name."""
+        optional = {"student_features": self.student_features, "pixels": self.pixels}
+        arrays = {f"teacher.{name}": values for name, values in self.teacher.items()}
+        return arrays | {name: values for name, values in optional.items() if values is not None}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "Batch":
+        """Return the batch with copies of these tensors."""
+        return replace(
+            self,
+            teacher={name: tensors[f"teacher.{name}"] for name in self.teacher},
+            student_features=tensors.get("student_features"),
+            pixels=tensors.get("pixels"),
+        )
+
     @property
     def share(self) -> float:
         """This process's share of the step's samples."""
@@ -67,7 +82,11 @@ class Batch:
     @property
     def labelled_share(self) -> float:
         """This process's share of the step's labelled samples."""
-        return int((self.labels >= 0).sum()) / max(1, int((self.step_labels >= 0).sum()))
+        return _labelled(self.labels) / max(1, _labelled(self.step_labels))
+
+
+def _labelled(labels: Tensor) -> int:
+    return int(np.count_nonzero(labels.numpy() >= 0))
 
 
 class Join:

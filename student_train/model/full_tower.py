@@ -13,13 +13,18 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 from student_train.model.full_texts import FullTexts
 from student_train.model.prompts import Prompts
 from student_train.model.text_plan import TextPlan, plan_texts
-from student_train.model.towers import Preallocated, PromptedRows, attend, finish_block
+from student_train.model.towers import Preallocated, PromptedRows
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.text_towers import TextParts
 
 
 def encode_full_text(
-    parts: TextParts, prompts: Prompts | None, texts: FullTexts, plan: TextPlan | None = None
+    parts: TextParts,
+    prompts: Prompts | None,
+    texts: FullTexts,
+    plan: TextPlan | None = None,
+    *,
+    compile_blocks: bool = False,
 ) -> Tensor:
     """Return text features [B, D] of a frozen text tower in which every position attends to all.
 
@@ -29,6 +34,7 @@ def encode_full_text(
         texts: from `lay_out_texts`, for this number of prompts.
         plan: how many rows run together and what is kept for the backward pass; None: as `plan_texts`
             decides for the device.
+        compile_blocks: run the blocks compiled; the caller has called `require_compiler`.
 
     Returns:
         float32 [B, D], not normalised.
@@ -46,7 +52,7 @@ def encode_full_text(
     for number, chunk in enumerate(plan.slices(len(texts.ids))):
         x_USW = parts.embed(texts.ids[chunk]) + parts.positional_embedding[texts.positions[chunk]]
         mask = None if texts.hidden is None else _attention_mask(texts.hidden[chunk], x_USW, length)
-        tower = _TowerRows(parts, prompts, x_USW, mask)
+        tower = _TowerRows(parts, prompts, x_USW, mask, compile_blocks)
         pooled_UW = tower.pooled(0 if number >= plan.recomputed else plan.segment)
         # float32 also under autocast, as for causal towers
         with torch.autocast(x_USW.device.type, enabled=False):
@@ -64,8 +70,15 @@ def _attention_mask(hidden_US: Tensor, x_USW: Tensor, prompts: int) -> Tensor:
 class _TowerRows:
     """Rows of some texts on their way through the blocks."""
 
-    def __init__(self, parts: TextParts, prompts: Prompts | None, x_USW: Tensor, mask: Tensor | None) -> None:
-        self._blocks, self._mask = parts.blocks, mask
+    def __init__(
+        self,
+        parts: TextParts,
+        prompts: Prompts | None,
+        x_USW: Tensor,
+        mask: Tensor | None,
+        compile_blocks: bool,
+    ) -> None:
+        self._blocks, self._mask, self._compile_blocks = parts.blocks, mask, compile_blocks
         self._rows = PromptedRows(x_USW, prompts, len(parts.blocks))
 
     def pooled(self, segment: int) -> Tensor:
@@ -98,6 +111,5 @@ class _TowerRows:
         for number in range(begin + 1, end + 1):
             block = self._blocks[number - 1]
             used = 1 if number == len(self._blocks) else rows.rows_after(number)
-            residual, q, kv = rows.attention_inputs(block, number, used)
-            rows.x = finish_block(block, residual, attend(block, q, kv, self._mask))
+            rows.run(block, number, used, self._mask, self._compile_blocks)
         return rows.x

@@ -8,6 +8,7 @@ runs dense tensors with one attention mask per pack. `towers.py` computes the ro
 Shapes: B texts, T tokens, K packs, S rows of a pack, R rows in use.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,10 +50,17 @@ class PackedTexts:
     texts_by_pack: tuple[int, ...]
     prompts: int
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> "PackedTexts":
+        """Return the texts with copies of their tensors."""
+        return replace(self, **tensors)
+
     def to(self, device: torch.device) -> "PackedTexts":
         """Return the texts with their tensors on a device."""
-        tensors: dict[str, Any] = {n: x.to(device) for n, x in vars(self).items() if isinstance(x, Tensor)}
-        return replace(self, **tensors)
+        return self.with_tensors({name: x.to(device) for name, x in self.tensors().items()})
 
 
 def pack_texts(parts: TextParts, tokens_BT: Tensor, prompts: int) -> PackedTexts:

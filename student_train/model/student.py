@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -40,10 +41,13 @@ from student_train.model.text_frame import TextFrame, text_frame
 from student_train.model.text_plan import TextPlan, plan_texts
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
+from teacher_cache.compat.dynamo import require_compiler
 from teacher_cache.conventions import Conventions, recorded_conventions
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.files.places import local_path
 from teacher_cache.indices import as_texts
+from teacher_cache.teacher.compiled import compile_blocks
+from teacher_cache.teacher.frozen_copy import frozen_copy
 from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
 from teacher_cache.teacher.registry import earlier_conventions
 from teacher_cache.teacher.text_towers import text_parts
@@ -64,6 +68,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         provenance: how it was trained, as in `stored.StoredStudent`; None if it was not loaded.
         imported: the published checkpoint that its prompts come from; None for prompts of our own runs.
         text_memory: bytes of activations that the text tower may use; None: `text_plan.free_memory`.
+        compiles: whether the towers' blocks run compiled, see `compile_towers`.
     """
 
     def __new__(cls, *arguments: Any, **named: Any) -> Self:
@@ -85,6 +90,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         self.provenance: dict[str, Any] | None = None
         self.imported: ImportRecord | None = None
         self.text_memory: int | None = None
+        self.compiles = False
         self.clip = base.model.eval().requires_grad_(False)
         self.prompts = nn.ModuleDict()
         for number, tower in enumerate(TOWERS):
@@ -275,7 +281,7 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         if prompts is None:
             features: Tensor = self.clip.encode_image(images, normalize=False)
         else:
-            features = towers.encode_image(self.clip.visual, prompts, images)
+            features = towers.encode_image(self.clip.visual, prompts, images, compile_blocks=self.compiles)
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, tokens: Tensor | PackedTexts | FullTexts, normalize: bool = False) -> Tensor:
@@ -290,16 +296,22 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         Raises:
             UsageError: not tokens, or a text leaves no room for the prompts.
         """
-        texts = tokens if isinstance(tokens, PackedTexts | FullTexts) else self._tokens(tokens)
+        texts = (
+            tokens
+            if isinstance(tokens, PackedTexts | FullTexts)
+            else self._tokens(tokens, self.logit_scale.device)
+        )
         prompts = self.tower_prompts("text")
         if isinstance(texts, Tensor) and (prompts is not None or self._has_causal_text()):
             texts = self._laid_out(texts)
-        if isinstance(texts, PackedTexts):
-            features = towers.encode_text(text_parts(self.clip), prompts, texts, self.plan_texts(texts))
-        elif isinstance(texts, FullTexts):
-            features = encode_full_text(text_parts(self.clip), prompts, texts, self.plan_texts(texts))
-        else:  # without prompts, any text tower works
-            features = self.clip.encode_text(texts, normalize=False)
+        if isinstance(texts, Tensor):  # without prompts, any text tower works
+            features: Tensor = self.clip.encode_text(texts, normalize=False)
+        else:
+            plan, parts = self.plan_texts(texts), text_parts(self.clip)
+            if isinstance(texts, PackedTexts):
+                features = towers.encode_text(parts, prompts, texts, plan, compile_blocks=self.compiles)
+            else:
+                features = encode_full_text(parts, prompts, texts, plan, compile_blocks=self.compiles)
         return F.normalize(features, dim=-1) if normalize else features
 
     def _has_causal_text(self) -> bool:
@@ -315,8 +327,33 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
             return pack_texts(parts, tokens_BT, length)
         return lay_out_texts(parts, tokens_BT, length, self._frame)
 
-    def _tokens(self, tokens: Any) -> Tensor:
-        """Return the tokens of a tensor, array or list as a tensor on the model's device."""
+    def keep_half_weights(self, dtype: torch.dtype) -> None:
+        """Keep the towers' weights in half precision; from now on the towers run under autocast to it only.
+
+        Features and gradients are those of autocast, which otherwise makes this copy in each call. The
+        float32 weights are freed if nothing else has them.
+        """
+        parts = [self.clip.visual]
+        with suppress(UnsupportedTowerError):
+            parts.append(text_parts(self.clip).blocks)
+        self.clip = frozen_copy(self.clip, self.logit_scale.device, dtype, parts)
+        self.base = replace(self.base, model=self.clip)
+
+    def compile_towers(self) -> None:
+        """Run the towers' blocks compiled from now on; each kind is compiled when it runs first.
+
+        Raises:
+            UsageError: torch.compile does not work on this machine.
+        """
+        require_compiler(self.logit_scale.device)
+        self.compiles = True
+        if self.tower_prompts("vision") is None:
+            self.clip = frozen_copy(self.clip, self.logit_scale.device)
+            compile_blocks(self.clip.visual)
+            self.base = replace(self.base, model=self.clip)
+
+    def _tokens(self, tokens: Any, device: torch.device) -> Tensor:
+        """Return the tokens of a tensor, array or list as a tensor on a device."""
         found = None
         with suppress(TypeError, ValueError, RuntimeError):
             found = torch.as_tensor(tokens)
@@ -326,20 +363,24 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
                 f"expected tokens, integers [B, T], found {what}; make them with tokenizer, or with "
                 "tokenize_names of class names"
             )
-        return found.to(self.logit_scale.device, torch.int32 if found.dtype == torch.int32 else torch.int64)
+        return found.to(device, torch.int32 if found.dtype == torch.int32 else torch.int64)
 
     def plan_texts(self, texts: PackedTexts | FullTexts) -> TextPlan:
         """Return how the text tower runs these texts in `text_memory`, under the current autocast."""
         return plan_texts(text_parts(self.clip), texts, self.text_memory, self.tower_prompts("text"))
 
-    def pack_texts(self, tokens: Tensor) -> PackedTexts | FullTexts:
-        """Prepare tokens int64 [B, T] for many calls of `encode_text`, on the model's device.
+    def pack_texts(self, tokens: Tensor, device: torch.device | None = None) -> PackedTexts | FullTexts:
+        """Prepare tokens int64 [B, T] for many calls of `encode_text`.
+
+        Args:
+            device: of the result; None: the model's.
 
         Raises:
             UnsupportedTowerError: the text tower supports only tokens.
             UsageError: as `encode_text`.
         """
-        return self._laid_out(self._tokens(tokens)).to(self.logit_scale.device)
+        packed = self._laid_out(self._tokens(tokens, torch.device("cpu")))
+        return packed.to(device or self.logit_scale.device)
 
     def forward(
         self, image: Tensor | None = None, text: Tensor | None = None

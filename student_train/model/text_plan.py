@@ -80,8 +80,8 @@ class RowCosts:
         row: input of a block.
         forward: temporary in a block's forward pass.
         backward: temporary in a block's backward pass.
-        weights: bytes, not per row, of the tower's weights in half precision: autocast copies frozen weights
-            in each chunk, and the copies are kept as activations are.
+        weights: bytes, not per row, of the weights that autocast copies to half precision in each chunk; the
+            copies are kept as activations are. 0 if the tower's own are in half precision.
     """
 
     blocks: int
@@ -130,6 +130,8 @@ def row_costs(
     keys = key_copies * 2 * width * element * (size + prefix) / size
     stream = 4 * width  # the residual stream is float32 also under autocast
     kept_hidden = (1 + quick) * hidden * element  # QuickGELU needs its input and the sigmoid of it
+    products = [weight for weight in block.parameters() if weight.ndim > 1]
+    copied = [weight for weight in products if weight.element_size() != element]
     after = stream + kept_hidden + width * element  # input of the second norm, hidden rows, attention
     return RowCosts(
         blocks=len(blocks),
@@ -138,7 +140,7 @@ def row_costs(
         row=stream,
         forward=stream + 2 * width * element,
         backward=stream + (2 + quick) * hidden * element,
-        weights=0 if element == 4 else len(blocks) * width * (4 * width + 2 * hidden) * element,
+        weights=len(blocks) * sum(weight.numel() for weight in copied) * element,
     )
 
 

@@ -7,6 +7,8 @@ Shapes: B images or texts, T tokens, S rows before the prompts or of a pack, K p
 (1 + n), W tower width, N heads, H head width, J prompt depth, D embedding.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +19,12 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompts import Prompts
 from student_train.model.text_plan import TextPlan, plan_texts
+from teacher_cache.compat.dynamo import compiled
 from teacher_cache.compat.open_clip import embedded_rows, pooled_features
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.text_towers import TextParts
+
+Blocks = list[tuple[Callable[..., Tensor], Tensor]]  # each with the prefix's keys and values
 
 # --- one frozen block, split where prompts enter ---------------------------------------------------------
 
@@ -99,7 +104,7 @@ def _finish(block: Any, x_BTW: Tensor, attended_BTW: Tensor) -> Tensor:
 
 
 class _PromptedRows:
-    """Rows of a tower between its blocks: S rows, and behind them the prompts.
+    """Rows of a tower between its blocks, `x`: S rows, and behind them the prompts.
 
     Block l, for s in q, k, v: X_s = LN1(Rep(X, P_s[l])), Y = Rep(X, P_q[l]) + W_o · Attention (RPP, arXiv
     2409.06166). Under carry `residual`, X_s = LN1(X + P_s[l]) at the prompts and Y's residual is X. Prompt
@@ -115,54 +120,86 @@ class _PromptedRows:
         self.own = prompts.by_block().unbind() if prompts else ()
         self.residual = prompts is not None and prompts.start is not None
         if prompts is not None and prompts.start is not None:
-            self.x = torch.cat([x_BSW, self._shared(prompts.start)], dim=1)
-
-    def _shared(self, prompt_nW: Tensor) -> Tensor:
-        return prompt_nW.to(self.x.dtype).expand(self.x.shape[0], -1, -1)
+            start = prompts.start.to(x_BSW.dtype).expand(x_BSW.shape[0], -1, -1)
+            self.x = torch.cat([x_BSW, start], dim=1)
 
     def rows_after(self, number: int) -> int:
         """Return how many output rows of block `number` (1-based) are used."""
         carried = number < self.blocks and (self.residual or number >= self.depth)
         return self.rows + self.length * carried
 
-    def attention_inputs(self, block: Any, number: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return residual [B, rows, W] and query [B, rows, N, H] of the first rows, and keys and values of
-        all, [B, T, 2, N, H]."""
-        has_own = number <= self.depth
-        tokens = self.x[:, : self.rows] if has_own else self.x
-        normed = block.ln_1(tokens)
-        residual = tokens[:, :rows]
-        if rows < tokens.shape[1]:
-            q, kv = _project(block.attn, normed[:, :rows], "q"), _project(block.attn, normed, "kv")
-        else:
-            q, kv = _project(block.attn, normed, "qkv").split([1, 2], dim=-3)
-        q = q.squeeze(-3)
-        if not has_own:
-            return residual, q, kv
-        carried = self.x[:, self.rows :]  # empty under `replace`
-        own = self.own[number - 1][:, None]  # [3, 1, n, W]
-        prompt_rows = carried + own if self.residual else own
-        batch = self.x.shape[0]
-        if rows > self.rows:
+    def run(self, block: Any, number: int, rows: int, mask: Tensor | None, compile_blocks: bool) -> Tensor:
+        """Run block `number` for the first `rows` rows; return keys and values of all, [B, T, 2, N, H]."""
+        own = self.own[number - 1] if number <= self.depth else None
+        prompted = compiled(_prompted_block) if compile_blocks else _prompted_block
+        self.x, kv = prompted(block, self.x, own, mask, self.rows, rows, self.residual)
+        return kv
+
+
+def _prompted_block(
+    block: Any,
+    x_BTW: Tensor,
+    own_3nW: Tensor | None,
+    mask: Tensor | None,
+    before: int,
+    rows: int,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Run a block for its first `rows` rows; return them, and keys and values of all, [B, T, 2, N, H].
+
+    With `rows` 0 only keys and values are computed.
+
+    Args:
+        x_BTW: rows before the prompts, and behind them carried prompts; under `replace` there may be none.
+        own_3nW: the block's own prompts for q, k and v; None: it has none.
+        mask: [rows, T]; None: all rows see all.
+        before: number of rows before the prompts, S.
+        residual: whether prompts are carried as `residual`.
+    """
+    tokens = x_BTW if own_3nW is None else x_BTW[:, :before]
+    normed = block.ln_1(tokens)
+    y = tokens[:, :rows]
+    if rows == 0:
+        kv = _project(block.attn, normed, "kv")
+        q = kv[..., :1, :, :]  # not used
+    elif rows < tokens.shape[1]:
+        q, kv = _project(block.attn, normed[:, :rows], "q"), _project(block.attn, normed, "kv")
+    else:
+        q, kv = _project(block.attn, normed, "qkv").split([1, 2], dim=-3)
+    q = q.squeeze(-3)
+    if own_3nW is not None:
+        carried = x_BTW[:, before:]  # empty under `replace`
+        own = own_3nW[:, None]
+        prompt_rows = carried + own if residual else own
+        batch = x_BTW.shape[0]
+        if rows > before:
             projected = _project_each(block.attn, block.ln_1(prompt_rows), "qkv")
             own_q, own_kv = projected.split([1, 2], dim=-3)
             q = torch.cat([q, own_q.squeeze(-3).expand(batch, -1, -1, -1)], dim=1)
-            residual = torch.cat([residual, carried if self.residual else self._shared(own[0, 0])], dim=1)
+            prompts = carried if residual else own_3nW[0].to(x_BTW.dtype).expand(batch, -1, -1)
+            y = torch.cat([y, prompts], dim=1)
         else:
             own_kv = _project_each(block.attn, block.ln_1(prompt_rows.split([1, 2])[1]), "kv")
-        return residual, q, torch.cat([kv, own_kv.expand(batch, -1, -1, -1, -1)], dim=1)
+        kv = torch.cat([kv, own_kv.expand(batch, -1, -1, -1, -1)], dim=1)
+    if rows == 0:
+        return y, kv
+    mask = None if mask is None else mask.to(q.dtype)
+    return _finish(block, y, _attend(block, q, kv, mask)), kv
 
 
 # --- vision ----------------------------------------------------------------------------------------------
 
 
-def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor:
+def encode_image(
+    visual: Any, prompts: Prompts | None, images: Tensor, *, compile_blocks: bool = False
+) -> Tensor:
     """Return image features [B, D] of a frozen open_clip vision tower with prompts behind the patches.
 
     Args:
         visual: the tower, in evaluation mode.
         prompts: its prompts, or None.
         images: float [B, 3, height, width], normalised as the model expects.
+        compile_blocks: run the blocks compiled; the caller has called `require_compiler`.
 
     Returns:
         float32 [B, D], not normalised.
@@ -172,8 +209,7 @@ def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor
     only_class_token = visual.attn_pool is None and visual.pool_type == "tok"
     for number, block in enumerate(blocks, start=1):
         rows = 1 if only_class_token and number == len(blocks) else stream.rows_after(number)
-        residual, q, kv = stream.attention_inputs(block, number, rows)
-        stream.x = _finish(block, residual, _attend(block, q, kv))
+        stream.run(block, number, rows, None, compile_blocks)
     with torch.autocast(images.device.type, enabled=False):  # as for text
         return pooled_features(visual, images, stream.x.float())
 
@@ -181,7 +217,9 @@ def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor
 # --- text ------------------------------------------------------------------------------------------------
 
 
-def text_prefix(parts: TextParts, prompts: Prompts | None, sot_1: Tensor) -> list[Tensor]:
+def text_prefix(
+    parts: TextParts, prompts: Prompts | None, sot_1: Tensor, *, compile_blocks: bool = False
+) -> list[Tensor]:
     """Return keys and values of SOT and prompts in every block, [1, P, 2, N, H]; all classes share them."""
     x_1SW = (parts.token_embedding(sot_1) + parts.positional_embedding[:1])[None]
     stream = _PromptedRows(x_1SW, prompts, len(parts.blocks))
@@ -189,17 +227,18 @@ def text_prefix(parts: TextParts, prompts: Prompts | None, sot_1: Tensor) -> lis
     causal = torch.full((size, size), float("-inf"), device=sot_1.device).triu(1)
     prefix = []
     for number, block in enumerate(parts.blocks, start=1):
-        rows = stream.rows_after(number)
-        residual, q, kv = stream.attention_inputs(block, number, rows)
-        prefix.append(kv)
-        if number < len(parts.blocks):
-            mask = causal[:rows, : kv.shape[1]].to(q.dtype)
-            stream.x = _finish(block, residual, _attend(block, q, kv, mask))
+        rows = stream.rows_after(number) if number < len(parts.blocks) else 0
+        prefix.append(stream.run(block, number, rows, causal[:rows], compile_blocks))
     return prefix
 
 
 def encode_text(
-    parts: TextParts, prompts: Prompts | None, texts: Tensor | PackedTexts, plan: TextPlan | None = None
+    parts: TextParts,
+    prompts: Prompts | None,
+    texts: Tensor | PackedTexts,
+    plan: TextPlan | None = None,
+    *,
+    compile_blocks: bool = False,
 ) -> Tensor:
     """Return text features [B, D] of a frozen causal text tower with prompts behind SOT.
 
@@ -214,6 +253,7 @@ def encode_text(
             `pack_texts` for this number of prompts.
         plan: how many rows run together and what is kept for the backward pass; None: as `plan_texts`
             decides for the device.
+        compile_blocks: as for `encode_image`.
 
     Returns:
         float32 [B, D], not normalised.
@@ -229,7 +269,9 @@ def encode_text(
     texts = texts.to(parts.positional_embedding.device)
     if plan is None:
         plan = plan_texts(parts, texts)
-    prefix = text_prefix(parts, prompts, texts.sot)
+    prefix = text_prefix(parts, prompts, texts.sot, compile_blocks=compile_blocks)
+    own_block = compiled(_own_block) if compile_blocks else _own_block
+    blocks: Blocks = [(partial(own_block, block), kv) for block, kv in zip(parts.blocks, prefix, strict=True)]
     features, begin = [], 0
     for number, chunk in enumerate(plan.slices(len(texts.ids))):
         x_KSW = parts.embed(texts.ids[chunk])
@@ -238,7 +280,7 @@ def encode_text(
         end = begin + sum(texts.texts_by_pack[chunk])
         slots_B = texts.slots[begin:end] - chunk.start * texts.ends.shape[1]
         segment = 0 if number >= plan.recomputed else plan.segment
-        features.append(_own_rows(parts, prefix, x_KSW, mask, (texts.ends[chunk], slots_B), segment))
+        features.append(_own_rows(parts, blocks, x_KSW, mask, (texts.ends[chunk], slots_B), segment))
         begin = end
     return torch.cat(features)[texts.places]
 
@@ -259,14 +301,13 @@ def _attention_mask(sees_KSS: Tensor, prefix_1PsNH: Tensor) -> Tensor:
 
 def _own_rows(
     parts: TextParts,
-    prefix: list[Tensor],
+    blocks: Blocks,
     x_KSW: Tensor,
     mask: Tensor,
     pooled: tuple[Tensor, Tensor],
     segment: int,
 ) -> Tensor:
     """Return features [B, D] of texts of some packs; `pooled` has `ends` and `slots` as `PackedTexts`."""
-    blocks = list(zip(parts.blocks, prefix, strict=True))
     x = x_KSW
     if segment and torch.is_grad_enabled():
         *firsts, last = range(0, len(blocks), segment)
@@ -306,34 +347,36 @@ def _recomputed(*arguments: Any) -> Tensor:
 
 
 def _own_blocks(
-    blocks: list[tuple[Any, Tensor]],
-    x_KSW: Tensor,
-    mask: Tensor,
-    pooled: tuple[Tensor, Tensor] | None = None,
+    blocks: Blocks, x_KSW: Tensor, mask: Tensor, pooled: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """Run blocks over the rows of packs; with `pooled`, the last one returns only these rows, [B, W]."""
-    x = x_KSW
-    for number, (block, prefix_kv) in enumerate(blocks, start=1):
-        normed = block.ln_1(x)
-        ends = None
-        if pooled is None or number < len(blocks):
-            q, kv = _project(block.attn, normed, "qkv").split([1, 2], dim=-3)
-        else:
-            ends, slots_B = pooled
-            kv = _project(block.attn, normed, "kv")
-            # repeated ends have a gradient of zero, so the order of summation does not matter
-            ends_KEW = ends[..., None].expand(-1, -1, x.shape[-1])
-            x, normed = x.gather(1, ends_KEW), normed.gather(1, ends_KEW)
-            q = _project(block.attn, normed, "q")
-            mask = mask.gather(2, ends[:, None, :, None].expand(-1, 1, -1, mask.shape[-1]))
-        kv = torch.cat([prefix_kv.expand(len(kv), -1, -1, -1, -1), kv], dim=1)
-        attended = _attend(block, q.squeeze(-3), kv, mask)
-        if ends is not None:
-            x, attended = (rows.flatten(0, 1).index_select(0, slots_B) for rows in (x, attended))
-        x = _finish(block, x, attended)
-    return x
+    *firsts, (last, last_prefix) = blocks
+    for block, prefix_kv in firsts:
+        x_KSW = block(x_KSW, prefix_kv, mask, None)
+    return last(x_KSW, last_prefix, mask, pooled)
+
+
+def _own_block(
+    block: Any, x: Tensor, prefix_1PsNH: Tensor, mask: Tensor, pooled: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Run a block over the rows of packs, [K, S, W]; with `pooled`, return only these rows, [B, W]."""
+    normed = block.ln_1(x)
+    if pooled is None:
+        q, kv = _project(block.attn, normed, "qkv").split([1, 2], dim=-3)
+    else:
+        ends, slots_B = pooled
+        kv = _project(block.attn, normed, "kv")
+        # repeated ends have a gradient of zero, so the order of summation does not matter
+        ends_KEW = ends[..., None].expand(-1, -1, x.shape[-1])
+        x, normed = x.gather(1, ends_KEW), normed.gather(1, ends_KEW)
+        q = _project(block.attn, normed, "q")
+        mask = mask.gather(2, ends[:, None, :, None].expand(-1, 1, -1, mask.shape[-1]))
+    kv = torch.cat([prefix_1PsNH.expand(len(kv), -1, -1, -1, -1), kv], dim=1)
+    attended = _attend(block, q.squeeze(-3), kv, mask)
+    if pooled is not None:
+        x, attended = (rows.flatten(0, 1).index_select(0, slots_B) for rows in (x, attended))
+    return _finish(block, x, attended)
 
 
 # What `full_tower.py` shares.
 PromptedRows, Preallocated = _PromptedRows, _Preallocated
-attend, finish_block = _attend, _finish

@@ -35,6 +35,7 @@ FREE_ON_RESUME = {
     "reader",
     "workers",
     "text_memory",
+    "compile",
     "log_every",
     "checkpoint_every",
     "log",

@@ -18,6 +18,7 @@ from student_train.training.distributed import Processes
 from student_train.training.losses.term import StepLogits
 from student_train.training.settings import TrainSettings
 from student_train.training.step_classes import StepClasses, StepText, label_positions
+from teacher_cache.device_copies import DeviceCopies, pinned
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
 from teacher_cache.softlabels import TeacherCache
@@ -32,12 +33,15 @@ class StepInputs:
     """What a step needs beside its batch, prepared while the step before runs.
 
     Attributes:
-        classes: of the step, ascending [C] int64, on the CPU.
+        classes: of the step, ascending [C] int64, on the run's device if every step has the same ones,
+            otherwise on the CPU.
+        targets: positions of the labels among them, [B] int64, on the CPU.
         correction: of sampled negatives' logits.
-        texts: of the classes that this process encodes; None if class features are fixed.
+        texts: of the classes that this process encodes, where `classes` are; None if features are fixed.
     """
 
     classes: Tensor
+    targets: Tensor
     correction: float
     texts: PackedTexts | FullTexts | None
 
@@ -56,6 +60,8 @@ class Forward:
         self._settings, self._cache, self._student, self._device = settings, cache, student, device
         self._classes = StepClasses(settings, len(cache.vocabulary))
         self._text = StepText(student, cache, processes, device)
+        self._all_classes: Tensor | None = None  # on the device
+        self._copies = DeviceCopies(device)
         self._head = cache.head.to(device)
         self._scale = float(student.logit_scale.exp())
         self._amp = AUTOCAST.get(settings.precision)
@@ -66,7 +72,13 @@ class Forward:
         Called from the thread that makes batches.
         """
         classes_C, correction = self._classes.choose(batch.step_labels, step)
-        return StepInputs(classes_C, correction, self._text.texts(classes_C, self._classes.same))
+        texts = self._text.texts(classes_C, self._classes.same)
+        targets_B = pinned(label_positions(batch.labels, classes_C), self._device)
+        if self._classes.same:
+            if self._all_classes is None:
+                self._all_classes = classes_C.to(self._device)
+            return StepInputs(self._all_classes, targets_B, correction, texts)
+        return StepInputs(pinned(classes_C, self._device), targets_B, correction, texts)
 
     def plan(self) -> TextPlan | None:
         """Return the text tower's plan of the first step; None if class features are fixed.
@@ -106,17 +118,21 @@ class Forward:
         return torch.autocast(self._device.type, dtype=self._amp, enabled=self._amp is not None)
 
     def __call__(self, batch: Batch, inputs: StepInputs) -> StepLogits:
-        """Return the logits of a step on the run's device."""
-        classes_C = inputs.classes
+        """Return the logits of a step on the run's device. The caller does not wait for them."""
+        texts = inputs.texts
+        if texts is not None:
+            texts = texts.with_tensors(self._copies(texts.tensors()))
+        copied = self._copies({"classes": inputs.classes, "targets": inputs.targets})
+        batch, classes_C = batch.with_tensors(self._copies(batch.tensors())), copied["classes"]
         with self._autocast():
-            image_features_BD = encode_batch(self._student, batch, self._device)
-            class_features_CD = self._text.class_features(classes_C, inputs.texts)
+            image_features_BD = encode_batch(self._student, batch)
+            class_features_CD = self._text.class_features(classes_C, texts)
         # logits in float32 on both sides: at scale 100, bfloat16 would round them by tenths
         student_BC = ClassHead(class_features_CD, self._scale).logits(image_features_BD)
         return StepLogits(
             student_BC,
             self._teacher_logits(batch, classes_C) if batch.teacher else student_BC,
-            label_positions(batch.labels, classes_C).to(self._device),
+            copied["targets"],
             inputs.correction,
             batch.share,
             batch.labelled_share,
@@ -124,25 +140,26 @@ class Forward:
 
     def _teacher_logits(self, batch: Batch, classes_C: Tensor) -> Tensor:
         """[B, C] float32."""
-        stored = {name: values.to(self._device) for name, values in batch.teacher.items()}
         all_classes = len(classes_C) == len(self._head.class_features_CD)
-        chosen = None if all_classes else classes_C.to(self._device)
-        return self._cache.encoding.logits(stored, self._head, self._settings.temperature, chosen)
+        chosen = None if all_classes else classes_C
+        return self._cache.encoding.logits(batch.teacher, self._head, self._settings.temperature, chosen)
 
 
-def encode_batch(student: PromptedCLIP, batch: Batch, device: torch.device) -> Tensor:
+def encode_batch(student: PromptedCLIP, batch: Batch) -> Tensor:
     """The student's unit image features, [B, D]: those of the cache, or computed from pixels.
+
+    Args:
+        batch: with its tensors on the student's device.
 
     Raises:
         RppError: the batch has neither.
     """
     if batch.student_features is not None:
-        return F.normalize(batch.student_features.to(device).float(), dim=-1)
+        return F.normalize(batch.student_features.float(), dim=-1)
     if batch.pixels is None:
         raise RppError("a batch has neither pixels nor features")
     preprocess = student.base.preprocess
-    pixels = batch.pixels.to(device, non_blocking=True)
     features: Tensor = student.encode_image(
-        normalise(pixels, preprocess.mean, preprocess.std), normalize=True
+        normalise(batch.pixels, preprocess.mean, preprocess.std), normalize=True
     )
     return features

@@ -34,12 +34,14 @@ from student_train.training.metrics import Metrics
 from student_train.training.optimizer import PromptOptimizer
 from student_train.training.run_identity import check_same_run, describe_run, places_of_inputs
 from student_train.training.settings import TrainSettings
+from teacher_cache.compat.dynamo import CompileClock, is_compile_error, require_compiler
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.places import absolute_place
 from teacher_cache.progress import print_remark
 from teacher_cache.settings import bytes_of
 from teacher_cache.softlabels import open_cache
 from teacher_cache.stopping import handling_stops
+from teacher_cache.teacher.teacher import AUTOCAST
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +129,8 @@ class Run:
         cache = open_cache(settings.cache, settings.vocabulary)
         cache.encoding.require_temperature(settings.temperature)
         torch.manual_seed(settings.seed)
+        if settings.compile:
+            require_compiler(device)
         base = load_student_base(settings, cache, device, record)
         # a checkpoint has the prompts: the run of --init may be gone
         from_checkpoint = record is not None and find_checkpoint(out) is not None
@@ -148,12 +152,19 @@ class Run:
         learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.optimizer = PromptOptimizer(settings, learnable, device, self.total_steps)
         self.forward = Forward(settings, cache, student, processes, device)
+        if (dtype := AUTOCAST.get(settings.precision)) is not None:
+            student.keep_half_weights(dtype)
+        if settings.compile:
+            student.compile_towers()
         student.text_memory = self._text_memory()
         self.plan = self.forward.plan()
         self.health = Health(device, settings.clip_norm, self.optimizer.scaler)
         self.checkpoint = Checkpoint(out, student.prompts, self.optimizer, writes=processes.first)
         self.folder = RunFolder(out, writes=processes.first, lock=settings.lock)
-        self.metrics = Metrics(self.folder, logs, settings.log_every, visible=processes.first)
+        clock = CompileClock() if settings.compile else None
+        self.metrics = Metrics(
+            self.folder, logs, settings.log_every, visible=processes.first, compiling=clock
+        )
 
     def start(self) -> None:
         """Create the run's folder, or resume the run in it."""
@@ -235,6 +246,13 @@ class Run:
                     ) from error
                 self.plan = smaller
                 log.warning("not enough memory on the GPU: text tower with a smaller plan: %s", smaller)
+            except RuntimeError as error:
+                if not self.settings.compile or not is_compile_error(error):
+                    raise
+                reason = str(error).strip().partition("\n")[0]
+                raise RppError(
+                    f"torch.compile cannot compile the towers ({reason}); leave out --compile"
+                ) from error
             else:
                 return logits, figures
 

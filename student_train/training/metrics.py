@@ -7,7 +7,8 @@ from typing import Any
 
 from student_train.runs.folder import RunFolder
 from student_train.training.metric_logs import MetricLogs
-from teacher_cache.progress import Counter, counting
+from teacher_cache.compat.dynamo import CompileClock
+from teacher_cache.progress import Counter, counting, print_remark
 
 
 class Metrics:
@@ -17,14 +18,23 @@ class Metrics:
         wait_seconds: time that the loop waited for data.
     """
 
-    def __init__(self, folder: RunFolder, logs: MetricLogs, log_every: int, visible: bool) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        logs: MetricLogs,
+        log_every: int,
+        visible: bool,
+        compiling: CompileClock | None = None,
+    ) -> None:
         """Args:
         log_every: steps between two lines.
         visible: whether to show progress.
+        compiling: measures the time of compiling, which does not count as time of steps.
         """
         self.folder, self.logs = folder, logs
         self.wait_seconds = 0.0
         self._log_every, self._visible = log_every, visible
+        self._compiling, self._compiled_seconds = compiling, 0.0
         self._counter: Counter | None = None
         self._first_step = 0
         self._started = self._logged = time.perf_counter()
@@ -50,8 +60,11 @@ class Metrics:
 
     @property
     def seconds(self) -> float:
-        """Time since the first step began."""
-        return time.perf_counter() - self._started
+        """Time since the first step began, without that of compiling."""
+        return time.perf_counter() - self._started - self._seconds_compiling()
+
+    def _seconds_compiling(self) -> float:
+        return 0.0 if self._compiling is None else self._compiling.seconds
 
     def count_step(self) -> None:
         """Count a step in the progress."""
@@ -63,8 +76,11 @@ class Metrics:
         now = time.perf_counter()
         # a resumed run may have written the last line in an earlier process
         steps = min((done - 1) % self._log_every + 1, done - self._first_step)
-        rate = steps * samples_per_step / (now - self._logged)
-        self._logged = now
+        compiled = self._seconds_compiling() - self._compiled_seconds
+        rate = steps * samples_per_step / (now - self._logged - compiled)
+        self._logged, self._compiled_seconds = now, self._compiled_seconds + compiled
+        if compiled and self._visible:
+            print_remark(f"torch.compile took {compiled:.0f} s up to step {done}; samples/s are without it")
         times = {"samples_per_second": rate, "wait_seconds": self.wait_seconds}
         return {"step": done, "time": time.time(), **figures, **times}
 

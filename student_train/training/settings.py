@@ -49,7 +49,7 @@ class TrainSettings(BaseModel):
             *("epochs", "max_steps", "batch_size", "optimizer", "lr", "weight_decay"),
             *("warmup", "clip_norm", "seed"),
         ),
-        "Compute": ("precision", "device", "text_memory", "workers"),
+        "Compute": ("precision", "device", "compile", "text_memory", "workers"),
         "Output": ("out", "resume", "log_every", "checkpoint_every", "log", "lock"),
     }
 
@@ -116,6 +116,11 @@ class TrainSettings(BaseModel):
         default=0, ge=0, le=LARGEST_SEED, description="seed of prompts, order, views and sampled classes"
     )
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    compile: bool = Field(
+        default=False,
+        description="compile the towers' blocks with torch.compile, which takes a minute or more before the "
+        "first step and needs a C++ compiler; results differ by rounding [default: --no-compile]",
+    )
     reader: ReaderName = Field(
         default="auto",
         description="how stored arrays are read: kept in memory, or by blocks; auto keeps them if a quarter "

@@ -16,6 +16,7 @@ from student_train.model.packing import PackedTexts
 from student_train.model.student import PromptedCLIP
 from student_train.training.distributed import Processes
 from student_train.training.settings import TrainSettings
+from teacher_cache.device_copies import pinned
 from teacher_cache.errors import UsageError
 from teacher_cache.softlabels import TeacherCache
 from teacher_cache.teacher.teacher import Teacher
@@ -112,7 +113,7 @@ class StepText:
     def __init__(
         self, student: PromptedCLIP, cache: TeacherCache, processes: Processes, device: torch.device
     ) -> None:
-        self.student, self._processes = student, processes
+        self.student, self._processes, self._device = student, processes, device
         self._all: PackedTexts | FullTexts | None = None
         self.fixed_CD: Tensor | None = None
         if not student.settings.has_prompts("text"):
@@ -132,12 +133,15 @@ class StepText:
 
         Args:
             step_classes_C: classes of the step.
-            same: whether every step has these classes; then they are packed once.
+            same: whether every step has these classes; then they are packed once, on the run's device.
+                Others stay on the CPU, ready to be copied.
         """
         if self.fixed_CD is not None:
             return None
         if not same:
-            return self.student.pack_texts(self.tokens[self._processes.own_classes(step_classes_C)])
+            own = self.tokens[self._processes.own_classes(step_classes_C)]
+            packed = self.student.pack_texts(own, torch.device("cpu"))
+            return packed.with_tensors({n: pinned(x, self._device) for n, x in packed.tensors().items()})
         if self._all is None:
             self._all = self.student.pack_texts(self.tokens[self._processes.own_classes(step_classes_C)])
         return self._all
@@ -146,10 +150,11 @@ class StepText:
         """Unit class features of the given classes, [C, D] float32; each process computes its share.
 
         Args:
+            step_classes_C: on the run's device.
             texts: of these classes, from `texts`.
         """
         if self.fixed_CD is not None:
-            return self.fixed_CD[step_classes_C.to(self.fixed_CD.device)]
+            return self.fixed_CD[step_classes_C]
         assert texts is not None
         features_ND = self.student.encode_text(texts, normalize=True).float()
         return self._processes.gather_classes(features_ND, len(step_classes_C))

@@ -32,7 +32,7 @@ from teacher_cache.conventions import recorded_conventions
 from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
-from teacher_cache.progress import Counter, counting
+from teacher_cache.progress import Counter, counting, print_remark
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.teacher.openclip import load_model
@@ -263,6 +263,8 @@ def compute_part(work: Work, part: int) -> None:
         on_batch(0)
         # a setting of the thread, and a task may run on any of them
         torch.set_num_threads(settings.torch_threads or threads_of_worker())
+        if settings.compile and (seconds := opened.teacher.compile(settings.batch_size)):
+            print_remark(f"compiled the teacher's image encoder in {seconds:.0f} s")
         try:
             computed = part_arrays(
                 PartTask(header, part, store.samples.part(rows), settings.strict, _readable(store, part)),

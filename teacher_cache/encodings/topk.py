@@ -8,6 +8,7 @@ between the other classes are lost: they share their weight evenly.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from teacher_cache.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -38,6 +40,14 @@ def interpolation_weights(temperature: float) -> NDArray[np.float64]:
         others = knots[near[near != m]]
         weights[m] = np.prod((x - others) / (knots[m] - others))
     return weights
+
+
+@cache  # each copy to a GPU would wait for it
+def _weights_on(temperature: float, device: torch.device) -> Tensor:
+    import torch
+
+    with torch.inference_mode(False):
+        return torch.tensor(interpolation_weights(temperature), dtype=torch.float32, device=device)
 
 
 def log_partitions(logits_BC: Tensor) -> Tensor:
@@ -120,7 +130,7 @@ class TopK(Encoding):
         """Return the kept logits; the others get equal logits that add up to their weight at T."""
         self.require_temperature(temperature)
         kept_BK, num_classes = stored["topk_logits"].float(), len(head.class_features_CD)
-        weights_M = kept_BK.new_tensor(interpolation_weights(temperature))
+        weights_M = _weights_on(temperature, kept_BK.device)
         # not as a matrix product, which autocast and TF32 would round
         log_partition_B1 = (stored["rest_log_partition"] * weights_M).sum(dim=1, keepdim=True)
         rest_B1 = temperature * (log_partition_B1 - math.log(num_classes - self.k))

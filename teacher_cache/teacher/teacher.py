@@ -4,6 +4,8 @@ Shapes: B batch, C classes, D embedding, T tokens, W text width.
 """
 
 import logging
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,8 +16,13 @@ from torch import Tensor
 
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import Precision
+from teacher_cache.compat.dynamo import require_compiler
 from teacher_cache.conventions import PREPROCESSING, Conventions, described, recorded_conventions
+from teacher_cache.device_copies import DeviceCopies
 from teacher_cache.errors import UnsupportedTowerError, UsageError
+from teacher_cache.teacher.compiled import compile_blocks
+from teacher_cache.teacher.cuda_graph import CudaGraph
+from teacher_cache.teacher.frozen_copy import frozen_copy
 from teacher_cache.teacher.openclip import LoadedModel, load_model
 from teacher_cache.teacher.registry import earlier_choice
 from teacher_cache.teacher.text_towers import TextParts, text_parts
@@ -43,13 +50,24 @@ def choose_device(device: str) -> torch.device:
 
 
 class Teacher:
-    """The teacher on one device: pixels and names to unit features, without gradients."""
+    """The teacher on one device: pixels and names to unit features, without gradients.
+
+    Attributes:
+        model: the model on the device. In half precision it is a copy of `loaded.model`, whose image encoder
+            has its weights in that type.
+    """
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: Precision = "fp32") -> None:
         self.loaded = loaded
         self.device = device
         self.precision = precision
-        self.model = loaded.model.to(device)
+        if dtype := AUTOCAST.get(precision):
+            self.model = frozen_copy(loaded.model, device, dtype, [loaded.model.visual])
+        else:
+            self.model = loaded.model.to(device)
+        self._copies = DeviceCopies(device)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled_batch = 0
         self.renderer = ViewRenderer(loaded.preprocess)
         self._text: TextParts | None = None  # the tower's own `encode_text` then computes all positions
         with suppress(UnsupportedTowerError):
@@ -74,11 +92,46 @@ class Teacher:
     @torch.inference_mode()
     def image_features(self, pixels_BCHW: Tensor) -> Tensor:
         """Return unit image features [B, D] float32 of uint8 pixels [B, 3, H, W]."""
+        pixels = self._copies({"pixels": pixels_BCHW})["pixels"]
+        if self._compiled is not None and len(pixels) == self._compiled_batch:
+            return self._compiled(pixels)
+        return self._features(self.model, pixels)
+
+    def _features(self, model: Any, pixels: Tensor) -> Tensor:
         preprocess = self.loaded.preprocess
-        pixels = pixels_BCHW.to(self.device, non_blocking=True)
         with self._autocast():
-            features = self.model.encode_image(normalise(pixels, preprocess.mean, preprocess.std))
+            features = model.encode_image(normalise(pixels, preprocess.mean, preprocess.std))
         return F.normalize(features.float(), dim=-1)
+
+    @torch.inference_mode()
+    def compile(self, batch_size: int) -> float:
+        """Compile the image encoder for batches of this size; on CUDA, record it as a graph.
+
+        Smaller batches, such as the last one of a part, run uncompiled. Features differ from uncompiled ones
+        by rounding.
+
+        Returns:
+            Seconds that it took; 0 if that size is compiled already.
+
+        Raises:
+            UsageError: torch.compile does not work on this machine.
+        """
+        if batch_size == self._compiled_batch:
+            return 0.0
+        started = time.perf_counter()
+        require_compiler(self.device)
+        model = frozen_copy(self.model, self.device)
+        compile_blocks(model.visual)
+        height, width = self.renderer.size
+        example = torch.zeros(batch_size, 3, height, width, dtype=torch.uint8, device=self.device)
+
+        def features(pixels: Tensor) -> Tensor:
+            return self._features(model, pixels)
+
+        self._compiled = CudaGraph(features, example) if self.device.type == "cuda" else features
+        self._compiled(example)
+        self._compiled_batch = batch_size
+        return time.perf_counter() - started
 
     @torch.inference_mode()
     def encode_text(self, tokens_BT: Tensor, normalize: bool = False) -> Tensor:

@@ -39,3 +39,17 @@ def test_a_step_has_few_operations() -> None:
     assert found["sampled_1000"] <= 760
     assert found["sampled_1000"] < found["both_towers"] <= 1_160
     assert found["teacher_forward"] <= 110
+
+
+def test_half_precision_weights_save_a_cast_for_each_product(benchmark: Any) -> None:
+    clip, dtype = benchmark.narrow_model("ViT-B-32"), torch.bfloat16
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        cast = benchmark.count_teacher(clip, dtype)["operations"]
+        half = benchmark.frozen_copy(clip, torch.device("cpu"), dtype, [clip.visual])
+        kept = benchmark.count_teacher(half, dtype)["operations"]
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    assert (
+        cast - kept == 12 * 4 * 2 + 1
+    )  # weight and bias of four products in each block; the patches' weight

@@ -22,6 +22,7 @@ from PIL import Image
 from teacher_cache import open_cache
 from teacher_cache.build import BuildResult, build_cache
 from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.compat import dynamo
 from teacher_cache.errors import CacheBusyError, CacheDamagedError, CacheMismatchError, RppError, UsageError
 from teacher_cache.images.decode import decode_image
 from teacher_cache.store.cache_store import CacheStore
@@ -539,3 +540,26 @@ def _files(cache: Path) -> dict[str, tuple[int, int]]:
     """Size and time of change of every file, the lock aside."""
     stats = {Path(top, name): os.stat(Path(top, name)) for top, _, files in os.walk(cache) for name in files}
     return {str(p): (s.st_size, s.st_mtime_ns) for p, s in stats.items() if p.name != "build.lock"}
+
+
+def test_a_compiled_build_has_the_same_features_to_rounding(
+    teacher: Path,
+    shards: Path,
+    names: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Full batches run compiled, the last one of the part does not. The option is no part of the cache."""
+    monkeypatch.setattr(dynamo, "BACKEND", "eager")
+    found = []
+    for name, compiles in (("plain", False), ("compiled", True)):
+        build_cache(settings(shards, names, tmp_path / name, teacher, compile=compiles, part_size=10))
+        found.append(decoded_arrays(tmp_path / name))
+        assert ("compiled the teacher's image encoder in" in capsys.readouterr().err) == compiles
+    plain, compiled = found
+    for name in plain:
+        np.testing.assert_allclose(compiled[name].astype(float), plain[name].astype(float), atol=1e-3)
+    assert (
+        build_cache(settings(shards, names, tmp_path / "compiled", teacher, part_size=10)).parts_computed == 0
+    )

@@ -24,6 +24,14 @@ class OptimizerKind:
     state: Mapping[str, Literal["parameter", "scalar"]]
 
 
+def is_fused(parameters: "list[torch.nn.Parameter]") -> bool:
+    """Return whether torch's fused step is used, otherwise its `foreach` one: on CUDA.
+
+    Under float16 a fused step skips itself if gradients overflowed; others wait for the GPU to know that.
+    """
+    return all(parameter.device.type == "cuda" for parameter in parameters)
+
+
 OPTIMIZERS: Registry[OptimizerKind] = Registry(
     {
         "sgd": "student_train.training.optimizers.sgd:SGD",

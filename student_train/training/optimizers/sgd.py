@@ -2,14 +2,20 @@
 
 import torch
 
-from student_train.training.optimizers import OptimizerKind
+from student_train.training.optimizers import OptimizerKind, is_fused
 from student_train.training.settings import TrainSettings
 
 
 def make_sgd(settings: TrainSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.SGD:
     """Return `torch.optim.SGD` over the parameters."""
+    fused = is_fused(parameters)
     return torch.optim.SGD(
-        parameters, lr=settings.lr, momentum=0.9, weight_decay=settings.weight_decay, foreach=True
+        parameters,
+        lr=settings.lr,
+        momentum=0.9,
+        weight_decay=settings.weight_decay,
+        fused=fused,
+        foreach=not fused,
     )
 
 

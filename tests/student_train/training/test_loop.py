@@ -560,9 +560,9 @@ def test_texts_are_packed_by_the_thread_of_batches_and_once_if_they_never_change
 ) -> None:
     threads, packed = [], PromptedCLIP.pack_texts
 
-    def noted(student: PromptedCLIP, tokens: torch.Tensor) -> Any:
+    def noted(student: PromptedCLIP, tokens: torch.Tensor, device: torch.device | None = None) -> Any:
         threads.append(threading.current_thread())
-        return packed(student, tokens)
+        return packed(student, tokens, device)
 
     monkeypatch.setattr(PromptedCLIP, "pack_texts", noted)
     chosen = {"classes_per_step": 30} if sampled else {}
@@ -601,10 +601,10 @@ def test_too_little_memory_in_the_first_step_makes_a_smaller_plan(
     """A GPU's allocator that fails above some bytes."""
     encode = towers.encode_text
 
-    def limited(parts: Any, prompts: Any, texts: Any, plan: Any) -> torch.Tensor:
+    def limited(parts: Any, prompts: Any, texts: Any, plan: Any, **options: Any) -> torch.Tensor:
         if plan.peak_bytes >= first["peak_bytes"] or not enough:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
-        return encode(parts, prompts, texts, plan)
+        return encode(parts, prompts, texts, plan, **options)
 
     expected = train(settings(cache_path, tmp_path / "expected", max_steps=3))
     first = json.loads((tmp_path / "expected" / "settings.json").read_text())["text_plan"]
