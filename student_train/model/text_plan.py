@@ -15,6 +15,7 @@ import torch
 
 from student_train.model.packing import PackedTexts
 from student_train.model.prompts import Prompts
+from student_train.model.vision_towers import vision_parts
 from teacher_cache.compat.open_clip import is_own
 from teacher_cache.teacher.text_towers import TextParts
 
@@ -166,15 +167,16 @@ def image_bytes(visual: Any, prompts: Prompts | None, images: int) -> int:
     """Return the predicted memory of an image tower's forward and backward pass, under the current autocast.
 
     Args:
-        visual: open_clip's VisionTransformer.
+        visual: the tower.
         prompts: its prompts; None: nothing is kept.
         images: number of images.
     """
     if prompts is None:
         return 0
-    rows = 1 + visual.grid_size[0] * visual.grid_size[1]
-    element = element_bytes(visual.class_embedding.device)
-    costs = row_costs(visual.transformer.resblocks, rows, prompts.length, 1 / rows, element)
+    tower = vision_parts(visual)
+    rows = tower.rows
+    element = element_bytes(prompts.q.device)
+    costs = row_costs(tower.blocks, rows, prompts.length, tower.pooled_rows / rows, element)
     return int(images * rows * (costs.kept() + costs.forward) + costs.weights)
 
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompts import Prompts
 from student_train.model.text_plan import TextPlan, plan_texts
-from teacher_cache.compat.open_clip import embedded_rows, pooled_features
+from student_train.model.vision_towers import vision_parts
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.text_towers import TextParts
 
@@ -159,23 +159,32 @@ class _PromptedRows:
 def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor:
     """Return image features [B, D] of a frozen open_clip vision tower with prompts behind the patches.
 
+    Pooling sees no prompts. In the last block only the rows that it reads are computed.
+
     Args:
-        visual: the tower, in evaluation mode.
+        visual: the tower, in evaluation mode; `vision_towers/` says which.
         prompts: its prompts, or None.
         images: float [B, 3, height, width], normalised as the model expects.
 
     Returns:
         float32 [B, D], not normalised.
+
+    Raises:
+        UnsupportedTowerError: another kind of tower.
     """
-    blocks = visual.transformer.resblocks
-    stream = _PromptedRows(embedded_rows(visual, images), prompts, len(blocks))
-    only_class_token = visual.attn_pool is None and visual.pool_type == "tok"
+    tower = vision_parts(visual)
+    x_BSW, rotation = tower.embed(images)
+    blocks = tower.blocks
+    stream = _PromptedRows(x_BSW, prompts, len(blocks))
     for number, block in enumerate(blocks, start=1):
-        rows = 1 if only_class_token and number == len(blocks) else stream.rows_after(number)
+        rows = tower.pooled_rows if number == len(blocks) else stream.rows_after(number)
         residual, q, kv = stream.attention_inputs(block, number, rows)
+        if rotation is not None:
+            k, v = kv.unbind(2)
+            q, kv = rotation(q, number), torch.stack([rotation(k, number), v], dim=2)
         stream.x = _finish(block, residual, _attend(block, q, kv))
     with torch.autocast(images.device.type, enabled=False):  # as for text
-        return pooled_features(visual, images, stream.x.float())
+        return tower.pool(images, stream.x.float())
 
 
 # --- text ------------------------------------------------------------------------------------------------

@@ -1,0 +1,92 @@
+"""The parts of a vision tower that prompts need, named the same for every model.
+
+Shapes: B images, S rows before the prompts, G of them patches, T rows, N heads, H head width, W tower width,
+D embedding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from teacher_cache.errors import UnsupportedTowerError
+
+WORKING_TOWERS = (
+    "open_clip's own VisionTransformer (ViT-B-16 and similar models), and timm's VisionTransformer and Eva "
+    "(SigLIP, EVA02, PE-Core, ViTamin, MobileCLIP-B); `rpp models` lists them"
+)
+
+
+class Rotation(Protocol):
+    """Rotary position embeddings of one image size."""
+
+    def __call__(self, x_BTNH: Tensor, number: int) -> Tensor:
+        """Return queries or keys of block `number` (1-based); only patches among the rows are rotated."""
+        ...
+
+
+@dataclass(frozen=True)
+class VisionParts:
+    """The parts of a vision tower.
+
+    Attributes:
+        blocks: with the names of open_clip's residual attention blocks: `ln_1`, `attn`, `ln_attn`, `ls_1`,
+            `ln_2`, `mlp`, `ls_2`, and `modules()`.
+        width: W.
+        rows: class token, registers and patches, S.
+        pooled_rows: how many of them, the first ones, pooling reads.
+        embed: images [B, 3, height, width] to the input of the blocks [B, S, W], and the rotation if there
+            is one.
+        pool: images and the output of the last block, [B, S or pooled_rows, W], to features [B, D].
+    """
+
+    blocks: Sequence[Any]
+    width: int
+    rows: int
+    pooled_rows: int
+    embed: Callable[[Tensor], tuple[Tensor, Rotation | None]]
+    pool: Callable[[Tensor, Tensor], Tensor]
+
+
+Layout = Callable[[Any], VisionParts | None]
+
+
+def unsupported(what: str) -> UnsupportedTowerError:
+    """Return the error for a vision tower without rows between which prompts can stand."""
+    return UnsupportedTowerError(f"{what} cannot carry prompts; what works: {WORKING_TOWERS}")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention with the names of open_clip's own.
+
+    Attributes:
+        in_proj_weight: projections of query, key and value, [3 W, W].
+        in_proj_bias: [3 W], or None.
+        ln_q, ln_k: norms of queries and keys, over H.
+        ln_inner: norm before the output projection.
+    """
+
+    num_heads: int
+    in_proj_weight: Tensor
+    in_proj_bias: Tensor | None
+    ln_q: torch.nn.Module
+    ln_k: torch.nn.Module
+    ln_inner: torch.nn.Module
+    out_proj: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block with the names of open_clip's own: y = x + ls_1(attn(ln_1(x))), y + ls_2(mlp(ln_2(y)))."""
+
+    attn: Attention
+    ln_1: Callable[[Tensor], Tensor]
+    ls_1: Callable[[Tensor], Tensor]
+    ln_2: Callable[[Tensor], Tensor]
+    mlp: torch.nn.Module
+    ls_2: Callable[[Tensor], Tensor]
+    modules: Callable[[], Any]
+    ln_attn: Callable[[Tensor], Tensor] = field(default_factory=torch.nn.Identity)
