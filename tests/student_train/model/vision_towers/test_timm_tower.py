@@ -1,12 +1,21 @@
 """Prompts in timm's vision towers against hooks on the untouched model, and against timm's own forward."""
 
+from typing import Any
+
+import open_clip
 import pytest
+import timm
 import torch
+from timm.layers import Attention, AttentionRope
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor
 
 from student_train.model import towers
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
+from student_train.model.text_plan import image_bytes
+from student_train.model.vision_towers import vision_parts
+from teacher_cache.errors import UnsupportedTowerError
 from tests.models import CONFIGS, TIMM_CONFIGS, loaded
 from tests.pairwise import pairwise_cases
 from tests.student_train import vision_reference
@@ -55,3 +64,85 @@ def test_vision_equals_plain(config: str, structure: str, carry: str, depth: int
     plain = vision_reference.image_features(student.clip, *own_and_start(prompts), images)
     assert (plain - student.clip.encode_image(images)).abs().max() > 1e-2, "prompts have no effect"
     assert_equal(prompts, student.encode_image(images), plain)
+
+
+POOLED = [("eva02", 1), ("siglip", 16), ("pe-core", 17), ("vitamin", 16)]
+
+
+@pytest.mark.parametrize(("config", "pooled"), POOLED)
+@pytest.mark.parametrize("carry", CARRIES)
+def test_the_last_block_computes_what_pooling_reads(config: str, pooled: int, carry: str) -> None:
+    student = student_of(config, "vision", carry=carry, prompt_depth=1, prompt_length=3)
+    trunk, rows = student.clip.visual.trunk, []
+    watched = [*(block.mlp for block in trunk.blocks), trunk.norm]
+    hooks = [part.register_forward_hook(lambda _, x, __: rows.append(x[0].shape[1])) for part in watched]
+    student.encode_image(images_of(config))
+    for hook in hooks:
+        hook.remove()
+    behind = trunk.num_prefix_tokens + trunk.patch_embed.num_patches + 3
+    assert rows == [behind, behind, pooled, pooled]
+
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2}
+
+
+def tower_of(name: str, attn: torch.nn.Module | None = None, **options: Any) -> Any:
+    """open_clip's `TimmModel` of a trunk that its configurations cannot name."""
+    tower = open_clip.timm_model.TimmModel.__new__(open_clip.timm_model.TimmModel)
+    torch.nn.Module.__init__(tower)
+    tower.trunk, tower.head = timm.create_model(name, **options).eval(), torch.nn.Identity()
+    if attn is not None:
+        tower.trunk.blocks[0].attn = attn
+    return tower
+
+
+EVA, VIT = "eva02_base_patch16_clip_224", "vit_base_patch16_224"
+GATED = {"num_heads": 2, "gated": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "what"),
+    [
+        ("test_convnext", {}, "the vision tower ConvNeXt of timm"),
+        ("vit_relpos_small_patch16_224", {}, "the vision tower VisionTransformerRelPos of timm"),
+        (VIT, {**SMALL, "block_fn": ParallelScalingBlock}, "timm's ParallelScalingBlock"),
+        (VIT, {**SMALL, "attn_layer": "diff"}, "timm's DiffAttention"),
+        (VIT, {**SMALL, "attn": Attention(64, **GATED)}, "gated attention"),
+        (VIT, {**SMALL, "attn": Attention(64, 2, attn_head_dim=16)}, "not as wide as its rows"),
+        (VIT, {**SMALL, "global_pool": ""}, "without pooling"),
+        (EVA, {**SMALL, "attn": AttentionRope(64, **GATED)}, "gated attention"),
+        (
+            EVA,
+            {**SMALL, "attn": AttentionRope(64, 2, num_kv_heads=1, qkv_fused=False)},
+            "fewer heads",
+        ),
+        (EVA, {**SMALL, "attn": Attention(64, 2)}, "timm's Attention"),
+    ],
+)
+def test_other_towers_are_named(name: str, options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UnsupportedTowerError, match=rf"{what}.* cannot carry prompts; what works: .*SigLIP"):
+        vision_parts(tower_of(name, **options))
+
+
+def test_a_release_of_timm_that_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PromptSettings(towers="vision")
+    block = loaded("siglip").model.visual.trunk.blocks[1]
+    own = type(block).forward
+    with monkeypatch.context() as patch:
+        patch.setattr(type(block), "forward", lambda *given, **more: 1.01 * own(*given, **more))
+        with pytest.raises(UnsupportedTowerError, match=r"timm 1\..*differ by .*expected at most 1e-03"):
+            PromptedCLIP(loaded("siglip"), settings)
+        PromptedCLIP(loaded("siglip"), PromptSettings(towers="text"))
+    PromptedCLIP(loaded("siglip"), settings)
+    monkeypatch.delattr(block.attn, "num_heads")
+    with pytest.raises(UnsupportedTowerError, match=r"release of timm .*'num_heads'.*tested with timm"):
+        PromptedCLIP(loaded("siglip"), settings)
+
+
+@pytest.mark.parametrize("config", ["siglip", "eva02", "pe-core"])
+def test_memory_of_the_images_is_predicted(config: str) -> None:
+    student = student_of(config, "vision")
+    prompts = student.tower_prompts("vision")
+    assert prompts is not None
+    small, large = (image_bytes(student.clip.visual, prompts, number) for number in (2, 20))
+    assert 0 < small < large <= 10 * small
