@@ -105,11 +105,15 @@ def row_costs(blocks: Any, size: int, prefix: int, pooled: float, element: int) 
     """
     block = blocks[0]
     width = block.attn.in_proj_weight.shape[1]
-    hidden = max(layer.out_features for layer in block.mlp.modules() if isinstance(layer, torch.nn.Linear))
+    *first, last = (layer for layer in block.mlp.modules() if isinstance(layer, torch.nn.Linear))
+    inner, hidden = sum(layer.out_features for layer in first), last.in_features  # inner: with the gate
+    gated = inner > hidden
+    normed = any(isinstance(layer, torch.nn.LayerNorm) for layer in block.mlp.modules())
     quick = any(is_own(module, "QuickGELU") for module in block.modules())
     keys = 2 * width * element * (size + prefix) / size
     stream = 4 * width  # the residual stream is float32 also under autocast
-    kept_hidden = (1 + quick) * hidden * element  # QuickGELU needs its input and the sigmoid of it
+    # QuickGELU needs its input and the sigmoid of it, a gate both factors
+    kept_hidden = (inner + (quick + gated + normed) * hidden) * element
     after = stream + kept_hidden + width * element  # input of the second norm, hidden rows, attention
     return RowCosts(
         blocks=len(blocks),
@@ -118,7 +122,7 @@ def row_costs(blocks: Any, size: int, prefix: int, pooled: float, element: int) 
         row=stream,
         forward=stream + 2 * width * element,
         backward=stream + (2 + quick) * hidden * element,
-        weights=0 if element == 4 else len(blocks) * width * (4 * width + 2 * hidden) * element,
+        weights=0 if element == 4 else len(blocks) * width * (4 * width + inner + hidden) * element,
     )
 
 

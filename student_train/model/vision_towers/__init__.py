@@ -19,7 +19,8 @@ def vision_parts(visual: Any) -> VisionParts:
     for layout in LAYOUTS:
         if (parts := layout(visual)) is not None:
             return parts
-    raise unsupported(f"the vision tower {type(visual).__name__}")
+    kind = type(visual).__name__
+    raise unsupported(f"the vision tower {kind}", kind)
 
 
 __all__ = ["LAYOUTS", "Layout", "Rotation", "VisionParts", "vision_parts"]

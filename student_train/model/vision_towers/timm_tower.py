@@ -57,7 +57,8 @@ def timm_tower(visual: Any) -> VisionParts | None:
         return None
     trunk = visual.trunk
     if not any(is_timm(trunk, name) for name in TRUNKS):
-        raise unsupported(f"the vision tower {type(trunk).__name__} of timm")
+        kind = type(trunk).__name__
+        raise unsupported(f"the vision tower {kind} of timm", kind)
     if not trunk.global_pool:
         raise unsupported("a vision tower without pooling")
     width = trunk.embed_dim

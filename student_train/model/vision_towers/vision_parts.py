@@ -15,7 +15,7 @@ from teacher_cache.errors import UnsupportedTowerError
 
 WORKING_TOWERS = (
     "open_clip's own VisionTransformer (ViT-B-16 and similar models), and timm's VisionTransformer and Eva "
-    "(SigLIP, EVA02, PE-Core, ViTamin, MobileCLIP-B); `rpp models` lists them"
+    "(SigLIP, EVA02, PE-Core, ViTamin, MobileCLIP-B); `rpp models` lists all"
 )
 
 
@@ -53,9 +53,26 @@ class VisionParts:
 Layout = Callable[[Any], VisionParts | None]
 
 
-def unsupported(what: str) -> UnsupportedTowerError:
-    """Return the error for a vision tower without rows between which prompts can stand."""
-    return UnsupportedTowerError(f"{what} cannot carry prompts; what works: {WORKING_TOWERS}")
+CONVOLUTIONAL = "it is convolutional, and prompts are rows that attention reads"
+# Classes that open_clip's configurations name.
+REASONS = {
+    "ModifiedResNet": CONVOLUTIONAL,
+    "ConvNeXt": CONVOLUTIONAL,
+    "FastVit": CONVOLUTIONAL,
+    "SwinTransformer": "it attends within windows of patches",
+    "VisionTransformerRelPos": "its attention has a bias for each pair of patches",
+}
+
+
+def unsupported(what: str, kind: str = "") -> UnsupportedTowerError:
+    """Return the error for a vision tower that prompts cannot join.
+
+    Args:
+        what: the tower, or what it has.
+        kind: its class, of which the reason is known.
+    """
+    reason = f": {REASONS[kind]}" if kind in REASONS else ""
+    return UnsupportedTowerError(f"{what} cannot carry prompts{reason}; what works: {WORKING_TOWERS}")
 
 
 @dataclass(frozen=True)
