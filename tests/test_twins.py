@@ -52,7 +52,7 @@ TESTED_IN = {
     "student_train/model/settings.py": "student_train/model/test_stored.py",
     "student_train/model/vision_check.py": "student_train/model/vision_towers/test_timm_tower.py: computes_otherwise",
     "student_train/model/vision_towers/open_clip.py": "student_train/model/test_towers.py: test_vision_equals_plain",
-    "student_train/model/vision_towers/timm_eva.py": "student_train/model/vision_towers/test_timm_tower.py: AttentionRope",
+    "student_train/model/vision_towers/timm_eva.py": "student_train/model/vision_towers/test_timm_tower.py: num_kv_groups",
     "student_train/model/vision_towers/timm_vit.py": "student_train/model/vision_towers/test_timm_tower.py: ParallelScalingBlock",
     "student_train/model/vision_towers/vision_parts.py": "student_train/model/vision_towers/test_timm_tower.py: what works",
     "student_train/runs/record.py": "hostile/test_students.py",

@@ -22,7 +22,7 @@ TIMM_TOWERS = {
     "eva02-enormous": ("small_eva02_enormous", "token", None, 32),
     "pe-core": ("small_pe_core", "map", None, 32),
     "rope-mixed": ("small_rope_mixed", "", "linear", 32),
-    "dinov3": ("small_dinov3", "", "linear", 32),
+    "rope-registers": ("small_rope_registers", "", "linear", 32),
     "vitamin": ("small_vitamin", "", "linear", 64),
     "mobileclip-b": ("small_mobileclip", "token", None, 64),
 }
@@ -84,8 +84,10 @@ def small_rope_mixed(pretrained: bool = False, **options: Any) -> nn.Module:
 
 
 @register_model
-def small_dinov3(pretrained: bool = False, **options: Any) -> nn.Module:
-    return small("vit_small_patch16_dinov3", options, patch_size=8, init_values=0.5)
+def small_rope_registers(pretrained: bool = False, **options: Any) -> nn.Module:
+    return small(
+        "vit_medium_patch16_rope_reg1_gap_256", options, patch_size=8, num_reg_tokens=2, init_values=0.5
+    )
 
 
 @register_model

@@ -6,7 +6,7 @@ import open_clip
 import pytest
 import timm
 import torch
-from timm.layers import Attention, AttentionRope
+from timm.layers import Attention
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from teacher_cache.errors import UnsupportedTowerError
 from tests.models import CONFIGS, TIMM_CONFIGS, loaded
 from tests.pairwise import pairwise_cases
 from tests.student_train import vision_reference
+from tests.student_train.model.test_text_plan import Memory
 from tests.student_train.model.test_towers import (
     BLOCKS,
     CARRIES,
@@ -86,18 +87,31 @@ def test_the_last_block_computes_what_pooling_reads(config: str, pooled: int, ca
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 2}
 
 
-def tower_of(name: str, attn: torch.nn.Module | None = None, **options: Any) -> Any:
-    """open_clip's `TimmModel` of a trunk that its configurations cannot name."""
+def tower_of(name: str, attn: torch.nn.Module | None = None, more: Any = None, **options: Any) -> Any:
+    """open_clip's `TimmModel` of a trunk that its configurations cannot name.
+
+    Args:
+        attn: in place of the first attention.
+        more: attributes of the first attention, which some releases of timm have.
+    """
     tower = open_clip.timm_model.TimmModel.__new__(open_clip.timm_model.TimmModel)
     torch.nn.Module.__init__(tower)
     tower.trunk, tower.head = timm.create_model(name, **options).eval(), torch.nn.Identity()
     if attn is not None:
         tower.trunk.blocks[0].attn = attn
+    for key, value in (more or {}).items():
+        setattr(tower.trunk.blocks[0].attn, key, value)
     return tower
 
 
+def narrow_heads() -> torch.nn.Module:
+    attn = Attention(64, 2)
+    attn.qkv = torch.nn.Linear(64, 3 * 32)
+    return attn
+
+
 EVA, VIT = "eva02_base_patch16_clip_224", "vit_base_patch16_224"
-GATED = {"num_heads": 2, "gated": True}
+GATED = {"gate": torch.nn.Linear(64, 64)}
 
 
 @pytest.mark.parametrize(
@@ -106,21 +120,23 @@ GATED = {"num_heads": 2, "gated": True}
         ("test_convnext", {}, "the vision tower ConvNeXt of timm"),
         ("vit_relpos_small_patch16_224", {}, "the vision tower VisionTransformerRelPos of timm"),
         (VIT, {**SMALL, "block_fn": ParallelScalingBlock}, "timm's ParallelScalingBlock"),
-        (VIT, {**SMALL, "attn_layer": "diff"}, "timm's DiffAttention"),
-        (VIT, {**SMALL, "attn": Attention(64, **GATED)}, "gated attention"),
-        (VIT, {**SMALL, "attn": Attention(64, 2, attn_head_dim=16)}, "not as wide as its rows"),
+        (VIT, {**SMALL, "more": GATED}, "gated attention"),
+        (VIT, {**SMALL, "attn": narrow_heads()}, "not as wide as its rows"),
         (VIT, {**SMALL, "global_pool": ""}, "without pooling"),
-        (EVA, {**SMALL, "attn": AttentionRope(64, **GATED)}, "gated attention"),
+        (EVA, {**SMALL, "more": GATED}, "gated attention"),
         (
             EVA,
-            {**SMALL, "attn": AttentionRope(64, 2, num_kv_heads=1, qkv_fused=False)},
+            {**SMALL, "more": {"num_kv_groups": 2}},
             "fewer heads",
         ),
         (EVA, {**SMALL, "attn": Attention(64, 2)}, "timm's Attention"),
+        (VIT, {**SMALL, "attn": torch.nn.Identity()}, "timm's Identity"),
     ],
 )
 def test_other_towers_are_named(name: str, options: dict[str, Any], what: str) -> None:
-    with pytest.raises(UnsupportedTowerError, match=rf"{what}.* cannot carry prompts; what works: .*SigLIP"):
+    with pytest.raises(
+        UnsupportedTowerError, match=rf"{what}.* cannot carry prompts.*; what works: .*SigLIP"
+    ):
         vision_parts(tower_of(name, **options))
 
 
@@ -139,10 +155,16 @@ def test_a_release_of_timm_that_computes_otherwise_is_refused(monkeypatch: pytes
         PromptedCLIP(loaded("siglip"), settings)
 
 
-@pytest.mark.parametrize("config", ["siglip", "eva02", "pe-core"])
-def test_memory_of_the_images_is_predicted(config: str) -> None:
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("config", ["siglip", "registers", "eva02", "norms-behind", "pe-core"])
+def test_the_predicted_peak_of_images_is_the_measured_one(config: str, half: bool) -> None:
+    """Gates and norms in the MLP count too."""
     student = student_of(config, "vision")
-    prompts = student.tower_prompts("vision")
+    prompts, images = student.tower_prompts("vision"), images_of(config, 64)
     assert prompts is not None
-    small, large = (image_bytes(student.clip.visual, prompts, number) for number in (2, 20))
-    assert 0 < small < large <= 10 * small
+    with Memory(*student.clip.parameters(), *prompts.parameters(), images) as measured:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            predicted = image_bytes(student.clip.visual, prompts, len(images))
+            features = towers.encode_image(student.clip.visual, prompts, images)
+        features.sum().backward()
+    assert predicted == pytest.approx(measured.peak, rel=0.2)
