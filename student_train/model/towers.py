@@ -79,7 +79,10 @@ def _attend(block: Any, q_BTNH: Tensor, kv_BTsNH: Tensor, mask: Tensor | None = 
     """Return attention before its output projection, [B, T, W]; `mask` broadcasts to [B, N, T, T']."""
     attn = block.attn
     scale = 1.0 if getattr(attn, "logit_scale", None) is not None else None
-    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, *kv_BTsNH.unbind(2)))
+    k_BTNH, v_BTNH = kv_BTsNH.unbind(2)
+    if rotate := getattr(attn, "rotate", None):
+        q_BTNH, k_BTNH = rotate(q_BTNH), rotate(k_BTNH)
+    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
     out_BNTH = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     if getattr(attn, "head_scale", None) is not None:
         out_BNTH = out_BNTH * attn.head_scale
@@ -173,15 +176,11 @@ def encode_image(visual: Any, prompts: Prompts | None, images: Tensor) -> Tensor
         UnsupportedTowerError: another kind of tower.
     """
     tower = vision_parts(visual)
-    x_BSW, rotation = tower.embed(images)
-    blocks = tower.blocks
+    x_BSW, blocks = tower.embed(images)
     stream = _PromptedRows(x_BSW, prompts, len(blocks))
     for number, block in enumerate(blocks, start=1):
         rows = tower.pooled_rows if number == len(blocks) else stream.rows_after(number)
         residual, q, kv = stream.attention_inputs(block, number, rows)
-        if rotation is not None:
-            k, v = kv.unbind(2)
-            q, kv = rotation(q, number), torch.stack([rotation(k, number), v], dim=2)
         stream.x = _finish(block, residual, _attend(block, q, kv))
     with torch.autocast(images.device.type, enabled=False):  # as for text
         return tower.pool(images, stream.x.float())

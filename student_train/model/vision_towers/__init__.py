@@ -4,7 +4,7 @@ from typing import Any
 
 from student_train.model.vision_towers.open_clip import open_clip_vit
 from student_train.model.vision_towers.timm_tower import timm_tower
-from student_train.model.vision_towers.vision_parts import Layout, Rotation, VisionParts, unsupported
+from student_train.model.vision_towers.vision_parts import Layout, VisionParts, unsupported
 
 # Each returns None for a tower that is not of its kind.
 LAYOUTS: tuple[Layout, ...] = (open_clip_vit, timm_tower)
@@ -23,4 +23,4 @@ def vision_parts(visual: Any) -> VisionParts:
     raise unsupported(f"the vision tower {kind}", kind)
 
 
-__all__ = ["LAYOUTS", "Layout", "Rotation", "VisionParts", "vision_parts"]
+__all__ = ["LAYOUTS", "Layout", "VisionParts", "vision_parts"]

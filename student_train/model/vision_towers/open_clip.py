@@ -15,8 +15,8 @@ def open_clip_vit(visual: Any) -> VisionParts | None:
         return None
     rows = 1 + visual.grid_size[0] * visual.grid_size[1]
 
-    def embed(images: Tensor) -> tuple[Tensor, None]:
-        return embedded_rows(visual, images), None
+    def embed(images: Tensor) -> tuple[Tensor, Any]:
+        return embedded_rows(visual, images), visual.transformer.resblocks
 
     return VisionParts(
         blocks=visual.transformer.resblocks,

@@ -33,6 +33,7 @@ def eva_block(block: Any) -> Block | None:
         raise unsupported("a vision tower with fewer heads of keys than of queries")
     weight, bias = _projections(attn)
     return Block(
+        module=block,
         attn=Attention(
             num_heads=attn.num_heads,
             in_proj_weight=weight,
@@ -47,7 +48,6 @@ def eva_block(block: Any) -> Block | None:
         ln_2=nn.Identity() if behind else block.norm2,
         mlp=block.mlp,
         ls_2=block.norm2 if behind else _layer_scale(block.gamma_2),
-        modules=block.modules,
     )
 
 

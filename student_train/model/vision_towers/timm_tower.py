@@ -7,7 +7,7 @@ Shapes: as `vision_parts.py`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from student_train.compat.timm import VERSION, embedded_rows, is_timm, rotated
 from student_train.model.vision_towers.timm_eva import eva_block
 from student_train.model.vision_towers.timm_vit import vit_block
-from student_train.model.vision_towers.vision_parts import Block, Layout, Rotation, VisionParts, unsupported
+from student_train.model.vision_towers.vision_parts import Block, Layout, VisionParts, unsupported
 from teacher_cache.compat.open_clip import is_own
 from teacher_cache.errors import UnsupportedTowerError
 
@@ -65,9 +65,9 @@ def timm_tower(visual: Any) -> VisionParts | None:
     blocks = [_named(block, width) for block in trunk.blocks]
     rows = trunk.num_prefix_tokens + trunk.patch_embed.num_patches
 
-    def embed(images: Tensor) -> tuple[Tensor, Rotation | None]:
+    def embed(images: Tensor) -> tuple[Tensor, list[Block]]:
         x_BSW, table = embedded_rows(trunk, images)
-        return x_BSW, None if table is None else _rotation(trunk, table)
+        return x_BSW, blocks if table is None else _rotated(trunk, blocks, table)
 
     def pool(images: Tensor, rows_BSW: Tensor) -> Tensor:
         features: Tensor = visual.head(trunk.forward_head(trunk.norm(rows_BSW)))
@@ -86,12 +86,28 @@ def _named(block: Any, width: int) -> Block:
     return found
 
 
+def _rotated(trunk: Any, blocks: list[Block], table: Tensor) -> list[Block]:
+    """Return blocks with the rotary position embeddings of one image size.
+
+    Args:
+        table: of the patches, [G, 2 H]; of a trunk with `rope_mixed` one for each block and head,
+            [L, N, G, 2 H].
+    """
+    attn = trunk.blocks[0].attn
+    before, half = attn.num_prefix_tokens, bool(getattr(attn, "rotate_half", False))
+    tables = table if getattr(trunk, "rope_mixed", False) else [table] * len(blocks)
+    return [
+        replace(block, attn=replace(block.attn, rotate=_GridRotation(own, before, half)))
+        for block, own in zip(blocks, tables, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class _GridRotation:
     """Rotary position embeddings of patches; class token, registers and prompts have none.
 
     Attributes:
-        table: of the patches, [G, 2 H]; if `by_block`, one for each block and head, [L, N, G, 2 H].
+        table: of the patches, [G, 2 H] or [N, G, 2 H].
         before: rows before the patches.
         half: which numbers of a head form pairs, as timm's `rotate_half`.
     """
@@ -99,19 +115,11 @@ class _GridRotation:
     table: Tensor
     before: int
     half: bool
-    by_block: bool
 
-    def __call__(self, x_BTNH: Tensor, number: int) -> Tensor:
+    def __call__(self, x_BTNH: Tensor) -> Tensor:
         if x_BTNH.shape[1] <= self.before:
             return x_BTNH
-        table = self.table[number - 1] if self.by_block else self.table
-        end = self.before + table.shape[-2]
+        end = self.before + self.table.shape[-2]
         grid_BNGH = x_BTNH[:, self.before : end].transpose(1, 2)
-        turned = rotated(grid_BNGH, table, self.half).type_as(x_BTNH).transpose(1, 2)
+        turned = rotated(grid_BNGH, self.table, self.half).type_as(x_BTNH).transpose(1, 2)
         return torch.cat([x_BTNH[:, : self.before], turned, x_BTNH[:, end:]], dim=1)
-
-
-def _rotation(trunk: Any, table: Tensor) -> _GridRotation:
-    attn = trunk.blocks[0].attn
-    half = bool(getattr(attn, "rotate_half", False))
-    return _GridRotation(table, attn.num_prefix_tokens, half, bool(getattr(trunk, "rope_mixed", False)))

@@ -23,6 +23,7 @@ def vit_block(block: Any) -> Block | None:
     if getattr(attn, "gate", None) is not None:
         raise unsupported("a vision tower with gated attention")
     return Block(
+        module=block,
         attn=Attention(
             num_heads=attn.num_heads,
             in_proj_weight=attn.qkv.weight,
@@ -37,5 +38,4 @@ def vit_block(block: Any) -> Block | None:
         ln_2=nn.Identity() if behind else block.norm2,
         mlp=block.mlp,
         ls_2=block.norm2 if behind else block.ls2,
-        modules=block.modules,
     )

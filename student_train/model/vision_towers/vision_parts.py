@@ -4,9 +4,9 @@ Shapes: B images, S rows before the prompts, G of them patches, T rows, N heads,
 D embedding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,26 +19,18 @@ WORKING_TOWERS = (
 )
 
 
-class Rotation(Protocol):
-    """Rotary position embeddings of one image size."""
-
-    def __call__(self, x_BTNH: Tensor, number: int) -> Tensor:
-        """Return queries or keys of block `number` (1-based); only patches among the rows are rotated."""
-        ...
-
-
 @dataclass(frozen=True)
 class VisionParts:
     """The parts of a vision tower.
 
     Attributes:
         blocks: with the names of open_clip's residual attention blocks: `ln_1`, `attn`, `ln_attn`, `ls_1`,
-            `ln_2`, `mlp`, `ls_2`, and `modules()`.
+            `ln_2`, `mlp`, `ls_2`, `modules()` and `parameters()`.
         width: W.
         rows: class token, registers and patches, S.
         pooled_rows: how many of them, the first ones, pooling reads.
-        embed: images [B, 3, height, width] to the input of the blocks [B, S, W], and the rotation if there
-            is one.
+        embed: images [B, 3, height, width] to the input of the blocks [B, S, W], and the blocks to run, which
+            may depend on the image size.
         pool: images and the output of the last block, [B, S or pooled_rows, W], to features [B, D].
     """
 
@@ -46,7 +38,7 @@ class VisionParts:
     width: int
     rows: int
     pooled_rows: int
-    embed: Callable[[Tensor], tuple[Tensor, Rotation | None]]
+    embed: Callable[[Tensor], tuple[Tensor, Sequence[Any]]]
     pool: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -84,6 +76,7 @@ class Attention:
         in_proj_bias: [3 W], or None.
         ln_q, ln_k: norms of queries and keys, over H.
         ln_inner: norm before the output projection.
+        rotate: rotary position embeddings of queries or keys [B, T, N, H]; None without.
     """
 
     num_heads: int
@@ -93,17 +86,30 @@ class Attention:
     ln_k: torch.nn.Module
     ln_inner: torch.nn.Module
     out_proj: torch.nn.Module
+    rotate: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Block:
-    """A block with the names of open_clip's own: y = x + ls_1(attn(ln_1(x))), y + ls_2(mlp(ln_2(y)))."""
+    """A block with the names of open_clip's own: y = x + ls_1(attn(ln_1(x))), y + ls_2(mlp(ln_2(y))).
 
+    Attributes:
+        module: the block itself.
+    """
+
+    module: torch.nn.Module
     attn: Attention
     ln_1: Callable[[Tensor], Tensor]
     ls_1: Callable[[Tensor], Tensor]
     ln_2: Callable[[Tensor], Tensor]
     mlp: torch.nn.Module
     ls_2: Callable[[Tensor], Tensor]
-    modules: Callable[[], Any]
     ln_attn: Callable[[Tensor], Tensor] = field(default_factory=torch.nn.Identity)
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """Yield the block's modules."""
+        return self.module.modules()
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """Yield the block's parameters."""
+        return self.module.parameters()
