@@ -31,7 +31,18 @@ HELP = [
     ),
     *(
         f"rpp {verb} --help"
-        for verb in ["run", "sweep", "compare", "eval", "predict", "import", "report", "demo", "export"]
+        for verb in [
+            "run",
+            "sweep",
+            "compare",
+            "eval",
+            "predict",
+            "import",
+            "report",
+            "models",
+            "demo",
+            "export",
+        ]
     ),
     *(f"rpp export {what} --help" for what in ("classifier", "huggingface", "onnx")),
 ]

@@ -1,4 +1,4 @@
-"""The command `rpp`: recipes, sweeps, evaluation, prediction, import, export, reports, the demo."""
+"""The command `rpp`: recipes, sweeps, evaluation, prediction, import, export, reports, models, the demo."""
 
 import json
 import os
@@ -382,6 +382,32 @@ def report(
     with loading():
         from pipeline.report import make_report
     print_line(make_report(folder, out, cache))
+
+
+@app.command(cls=OneCommand)
+def models(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="a model of open_clip, or a folder with open_clip_config.json: more about this one",
+            callback=as_written,
+            show_default="all models",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print open_clip's models: prompts in which towers, tags, and with NAME a rough cost of training.
+
+    Example: rpp models ViT-B-16-SigLIP2
+    """
+    with loading():
+        from pipeline.model_list import describe_model, list_models
+    results, parts = list_models() if name is None else describe_model(name)
+    if as_json:
+        print_json(results)
+        return
+    for part in parts:
+        print_line(part) if isinstance(part, str) else console.print(part)
 
 
 @app.command(cls=OneCommand)

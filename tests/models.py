@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from teacher_cache.teacher.openclip import LoadedModel, load_model
 from tests.small_tokenizers import write_tokenizer
+from tests.timm_models import TIMM_TOWERS
 
 _VISION = {"image_size": 32, "patch_size": 8, "layers": 3, "width": 64, "head_width": 32}
 _TEXT = {"context_length": 77, "vocab_size": 49408, "layers": 3, "width": 64, "heads": 2}
@@ -173,6 +174,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+TIMM_CONFIGS = tuple(TIMM_TOWERS)
+CONFIGS |= {
+    name: {
+        "embed_dim": 64 if projection == "none" else 48,
+        "vision_cfg": {
+            "timm_model_name": model,
+            "timm_model_pretrained": False,
+            "timm_pool": pool,
+            "timm_proj": projection,
+            "image_size": size,
+        },
+        "text_cfg": _TEXT,
+    }
+    for name, (model, pool, projection, size) in TIMM_TOWERS.items()
+}
+
 
 def write_model(folder: Path, config_name: str, seed: int = 0) -> Path:
     """Write the model as a folder for `load_model`; return the folder.
@@ -182,7 +199,11 @@ def write_model(folder: Path, config_name: str, seed: int = 0) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = CONFIGS[config_name]
-    preprocess = {"size": 32, "mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    preprocess = {
+        "size": config["vision_cfg"]["image_size"],
+        "mean": [0.48, 0.46, 0.41],
+        "std": [0.27, 0.26, 0.28],
+    }
     record = {"model_cfg": config, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(record))
     if kind := config["text_cfg"].get("hf_tokenizer_name"):

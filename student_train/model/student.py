@@ -39,6 +39,8 @@ from student_train.model.stored import (
 )
 from student_train.model.text_frame import TextFrame, text_frame
 from student_train.model.text_plan import TextPlan, plan_texts
+from student_train.model.vision_check import check_vision_tower
+from student_train.model.vision_towers import vision_parts
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
 from teacher_cache.compat.dynamo import require_compiler
@@ -48,7 +50,7 @@ from teacher_cache.files.places import local_path
 from teacher_cache.indices import as_texts
 from teacher_cache.teacher.compiled import compile_blocks
 from teacher_cache.teacher.frozen_copy import frozen_copy
-from teacher_cache.teacher.openclip import LoadedModel, load_model, vision_transformer
+from teacher_cache.teacher.openclip import LoadedModel, load_model
 from teacher_cache.teacher.registry import earlier_conventions
 from teacher_cache.teacher.text_towers import text_parts
 
@@ -101,8 +103,10 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
                 first_nW = self._first_prompt(tower, generator)
                 self.prompts[tower] = Prompts(settings, depth, first_nW, generator)
         self.prompts.to(self.logit_scale.device)
+        if "vision" in self.prompts:
+            check_vision_tower(self.clip.visual)
 
-    def blocks(self, tower: Tower) -> Sequence[nn.Module] | nn.ModuleList:
+    def blocks(self, tower: Tower) -> Sequence[Any] | nn.ModuleList:
         """Return the blocks of a tower.
 
         Raises:
@@ -110,13 +114,13 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         """
         if tower == "text":
             return text_parts(self.clip).blocks
-        return cast(nn.ModuleList, vision_transformer(self.clip).transformer.resblocks)
+        return vision_parts(self.clip.visual).blocks
 
     def _first_prompt(self, tower: Tower, generator: torch.Generator) -> Tensor:
         """Return the initial prompt of block 1, [n, W] float32."""
         n = self.settings.length_of(tower)
         if tower == "vision":
-            width = vision_transformer(self.clip).class_embedding.shape[0]
+            width = vision_parts(self.clip.visual).width
             return INIT_STD * torch.randn(n, width, generator=generator)
         parts, start = text_parts(self.clip), self._prompts_start
         room = parts.context_length - start - 2  # one token of a name, EOT

@@ -18,6 +18,7 @@ import torch
 from student_train.model.full_texts import FullTexts
 from student_train.model.packing import PackedTexts
 from student_train.model.prompts import Prompts
+from student_train.model.vision_towers import vision_parts
 from teacher_cache.compat.open_clip import is_own
 from teacher_cache.teacher.text_towers import TextParts
 
@@ -125,11 +126,15 @@ def row_costs(
     """
     block = blocks[0]
     width = block.attn.in_proj_weight.shape[1]
-    hidden = max(layer.out_features for layer in block.mlp.modules() if isinstance(layer, torch.nn.Linear))
+    *first, last = (layer for layer in block.mlp.modules() if isinstance(layer, torch.nn.Linear))
+    inner, hidden = sum(layer.out_features for layer in first), last.in_features  # inner: with the gate
+    gated = inner > hidden
+    normed = any(isinstance(layer, torch.nn.LayerNorm) for layer in block.mlp.modules())
     quick = any(is_own(module, "QuickGELU") for module in block.modules())
     keys = key_copies * 2 * width * element * (size + prefix) / size
     stream = 4 * width  # the residual stream is float32 also under autocast
-    kept_hidden = (1 + quick) * hidden * element  # QuickGELU needs its input and the sigmoid of it
+    # QuickGELU needs its input and the sigmoid of it, a gate both factors
+    kept_hidden = (inner + (quick + gated + normed) * hidden) * element
     products = [weight for weight in block.parameters() if weight.ndim > 1]
     copied = [weight for weight in products if weight.element_size() != element]
     after = stream + kept_hidden + width * element  # input of the second norm, hidden rows, attention
@@ -212,15 +217,16 @@ def image_bytes(visual: Any, prompts: Prompts | None, images: int) -> int:
     """Return the predicted memory of an image tower's forward and backward pass, under the current autocast.
 
     Args:
-        visual: open_clip's VisionTransformer.
+        visual: the tower.
         prompts: its prompts; None: nothing is kept.
         images: number of images.
     """
     if prompts is None:
         return 0
-    rows = 1 + visual.grid_size[0] * visual.grid_size[1]
-    element = element_bytes(visual.class_embedding.device)
-    costs = row_costs(visual.transformer.resblocks, rows, prompts.length, 1 / rows, element)
+    tower = vision_parts(visual)
+    rows = tower.rows
+    element = element_bytes(prompts.q.device)
+    costs = row_costs(tower.blocks, rows, prompts.length, tower.pooled_rows / rows, element)
     return int(images * rows * (costs.kept() + costs.forward) + costs.weights)
 
 

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint as run_checkpointed
 from student_train.model.packing import PackedTexts, pack_texts
 from student_train.model.prompts import Prompts
 from student_train.model.text_plan import TextPlan, plan_texts
+from student_train.model.vision_towers import vision_parts
 from teacher_cache.compat.dynamo import compiled
-from teacher_cache.compat.open_clip import embedded_rows, pooled_features
 from teacher_cache.errors import UsageError
 from teacher_cache.teacher.text_towers import TextParts
 
@@ -84,7 +84,10 @@ def _attend(block: Any, q_BTNH: Tensor, kv_BTsNH: Tensor, mask: Tensor | None = 
     """Return attention before its output projection, [B, T, W]; `mask` broadcasts to [B, N, T, T']."""
     attn = block.attn
     scale = 1.0 if getattr(attn, "logit_scale", None) is not None else None
-    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, *kv_BTsNH.unbind(2)))
+    k_BTNH, v_BTNH = kv_BTsNH.unbind(2)
+    if rotate := getattr(attn, "rotate", None):
+        q_BTNH, k_BTNH = rotate(q_BTNH), rotate(k_BTNH)
+    q, k, v = (x.transpose(1, 2) for x in (q_BTNH, k_BTNH, v_BTNH))
     out_BNTH = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
     if getattr(attn, "head_scale", None) is not None:
         out_BNTH = out_BNTH * attn.head_scale
@@ -195,23 +198,28 @@ def encode_image(
 ) -> Tensor:
     """Return image features [B, D] of a frozen open_clip vision tower with prompts behind the patches.
 
+    Pooling sees no prompts. In the last block only the rows that it reads are computed.
+
     Args:
-        visual: the tower, in evaluation mode.
+        visual: the tower, in evaluation mode; `vision_towers/` says which.
         prompts: its prompts, or None.
         images: float [B, 3, height, width], normalised as the model expects.
         compile_blocks: run the blocks compiled; the caller has called `require_compiler`.
 
     Returns:
         float32 [B, D], not normalised.
+
+    Raises:
+        UnsupportedTowerError: another kind of tower.
     """
-    blocks = visual.transformer.resblocks
-    stream = _PromptedRows(embedded_rows(visual, images), prompts, len(blocks))
-    only_class_token = visual.attn_pool is None and visual.pool_type == "tok"
+    tower = vision_parts(visual)
+    x_BSW, blocks = tower.embed(images)
+    stream = _PromptedRows(x_BSW, prompts, len(blocks))
     for number, block in enumerate(blocks, start=1):
-        rows = 1 if only_class_token and number == len(blocks) else stream.rows_after(number)
+        rows = tower.pooled_rows if number == len(blocks) else stream.rows_after(number)
         stream.run(block, number, rows, None, compile_blocks)
     with torch.autocast(images.device.type, enabled=False):  # as for text
-        return pooled_features(visual, images, stream.x.float())
+        return tower.pool(images, stream.x.float())
 
 
 # --- text ------------------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def _check_names(name: str, pretrained: str | None) -> None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=4, cutoff=0.4)
         hint = f"; near names: {', '.join(near)}" if near else ""
         raise UsageError(
-            f"open_clip has no model '{name}'{hint}; a folder with open_clip_config.json works too"
+            f"open_clip has no model '{name}'{hint}; `rpp models` lists all, and a folder with "
+            "open_clip_config.json works too"
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:

@@ -50,6 +50,8 @@ rpp export classifier --student ход --classes имена.txt --out веса
 rpp export classifier --student ход --classes имена.txt --out веса --json
 rpp export huggingface --student ход --out лицо
 rpp report ход --out отчёт.html
+rpp models RN50
+rpp models RN50 --json
 rpp run рецепт.toml
 rpp sweep рецепт.toml --set train.temperature=1,2 --out поиск
 """

@@ -530,7 +530,9 @@ class TestWrongUse:
 
     def test_unsupported_tower(self, error_line: Any, tmp_path: Path) -> None:
         model = write_model(tmp_path / "resnet", "resnet")
-        assert "ModifiedResNet cannot carry prompts; what works" in error_line("--student", str(model))
+        assert "ModifiedResNet cannot carry prompts: it is convolutional" in error_line(
+            "--student", str(model)
+        )
 
     def test_a_cache_of_another_teacher(self, error_line: Any, tmp_path: Path) -> None:
         cache = build(tmp_path, "gelu")
