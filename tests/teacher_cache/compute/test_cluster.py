@@ -40,7 +40,7 @@ from tests.teacher_cache.inputs import (
 PRELOAD = """
 import os, signal
 from teacher_cache.images import decode
-from teacher_cache.compute import part
+from teacher_cache.pixels import drawn_views
 seen = 0
 
 def decode_or_die(content, **more):
@@ -48,9 +48,9 @@ def decode_or_die(content, **more):
     seen += 1
     if {condition}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode.decode_image(content, **more)
+    return decode.decode_picture(content, **more)
 
-part.decode_image = decode_or_die
+drawn_views.decode_picture = decode_or_die
 """
 # Of six images each; a file tells the other worker.
 DIES_IN_ITS_THIRD_PART = PRELOAD.format(condition="seen == 16 and not open('died', 'w').close()")
@@ -58,15 +58,15 @@ DIES_IN_ITS_THIRD_PART = PRELOAD.format(condition="seen == 16 and not open('died
 WAITS_FOR_THE_DEATH = """
 import os, time
 from teacher_cache.images import decode
-from teacher_cache.compute import part
+from teacher_cache.pixels import drawn_views
 
 def decode_after_the_death(content, **more):
     end = time.monotonic() + 120
     while not os.path.exists('died') and time.monotonic() < end:
         time.sleep(0.02)
-    return decode.decode_image(content, **more)
+    return decode.decode_picture(content, **more)
 
-part.decode_image = decode_after_the_death
+drawn_views.decode_picture = decode_after_the_death
 """
 DIES_OF_POISON = PRELOAD.format(condition="content == b'poison'")
 

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from teacher_cache.classes.vocabulary import Vocabulary
-from teacher_cache.compute import part as part_module
 from teacher_cache.compute.part import (
-    BATCHES_AHEAD,
     VIEWS_AT_A_TIME,
     PartResult,
     PartTask,
@@ -26,6 +24,8 @@ from teacher_cache.errors import RppError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.table import SampleTable
 from teacher_cache.info import slowest_stage
+from teacher_cache.pixels import drawn_views
+from teacher_cache.pixels.decoders import BATCHES_AHEAD
 from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.teacher import Teacher
 from tests.models import loaded
@@ -115,9 +115,9 @@ def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
     views: int, ten: SampleTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, seen = [], []
-    decode = part_module.decode_image
+    decode = drawn_views.decode_picture
     monkeypatch.setattr(
-        part_module, "decode_image", lambda *given, **more: [decoded.append(1), decode(*given, **more)][1]
+        drawn_views, "decode_picture", lambda *given, **more: [decoded.append(1), decode(*given, **more)][1]
     )
     teacher = CountingTeacher(lambda: seen.append(len(decoded)))
     computed(ten, (views,), batch_size=2, threads=1, teacher=teacher)
