@@ -83,13 +83,14 @@ FLOORS = {
         ("extend", "relabel", "build", "estimate", "stats", "export", "info"),
         ("compute",),
         ("teacher", "softlabels"),
-        ("preflight", "views"),
+        ("preflight", "pixels"),
+        ("views",),
         ("store",),
         ("command_settings",),
         ("images", "encodings"),
         ("classes",),
         ("options", "model_names", "conventions", "distribution", "progress"),
-        ("files", "compat", "settings", "stopping", "cores", "indices", "lazy", "errors"),
+        ("files", "compat", "settings", "stopping", "cores", "memory", "indices", "lazy", "errors"),
     ),
 }
 

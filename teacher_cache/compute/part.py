@@ -10,7 +10,6 @@ Shapes: B images of a batch, V views, H and W pixels, D embedding.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.errors import RppError
 from teacher_cache.images.table import SampleTable
-from teacher_cache.pixels.decoders import BatchRequest, Decoders, ThreadDecoders
+from teacher_cache.pixels.decoders import BatchRequest, Decoders
 from teacher_cache.pixels.drawn_views import DrawRequest, DrawViews
 from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.teacher import Teacher
@@ -84,8 +83,7 @@ def part_arrays(
     head: ClassHead,
     *,
     batch_size: int,
-    threads: int,
-    decoders: Decoders | None = None,
+    decoders: Decoders,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> PartResult:
     """Compute one part.
@@ -93,8 +91,7 @@ def part_arrays(
     Args:
         head: on the teacher's device.
         batch_size: images per forward pass, one view of each.
-        threads: how many read and decode.
-        decoders: what decodes instead, with the job of `part_job`; it stays open.
+        decoders: what decodes images, with the job of `part_job`.
         on_batch: called with the number of samples that are done so far.
 
     Raises:
@@ -105,25 +102,20 @@ def part_arrays(
     output = PartOutput(task, head)
     # which rows are decoded does not change while batches are ahead
     pixels = PartPixels(task, output.arrays["crops"], output.valid.copy())
-    forward = ForwardPass(teacher)
-    with ExitStack() as closing:
-        if decoders is None:
-            job, pin = part_job(task.header, teacher.renderer), teacher.device.type == "cuda"
-            decoders = closing.enter_context(ThreadDecoders(job, job.renderer.size, threads, pin=pin))
-        stages = StageTimer()
-        batches = cut_batches(len(task.samples), len(task.views), batch_size)
-        for batch, pixels_VBCHW, unreadable in pixels.decoded(decoders, batches):
-            stages.end("wait")
-            output.skip(unreadable)
-            if output.valid[batch.slots].any():
-                forward.launch(batch, pixels_VBCHW)
-            if len(forward.features) >= BATCHES_ON_DEVICE:
-                output.encode(forward.take())
-            if batch.views.stop == len(task.views):
-                on_batch(batch.samples.stop)
-            stages.end("forward")
-        output.encode(forward.take())
+    forward, stages = ForwardPass(teacher), StageTimer()
+    batches = cut_batches(len(task.samples), len(task.views), batch_size)
+    for batch, pixels_VBCHW, unreadable in pixels.decoded(decoders, batches):
+        stages.end("wait")
+        output.skip(unreadable)
+        if output.valid[batch.slots].any():
+            forward.launch(batch, pixels_VBCHW)
+        if len(forward.features) >= BATCHES_ON_DEVICE:
+            output.encode(forward.take())
+        if batch.views.stop == len(task.views):
+            on_batch(batch.samples.stop)
         stages.end("forward")
+    output.encode(forward.take())
+    stages.end("forward")
     seconds = {"wall": stages.last - started, **pixels.seconds, **stages.seconds}
     return PartResult(output.finished(), seconds, output.skipped)
 

@@ -78,9 +78,8 @@ def decode_picture(content: bytes, max_pixels: int = MAX_PIXELS) -> "Image.Image
     """Decode an image as `decode_image`, to a Pillow image of mode RGB: without the copies of an array."""
     decoder = _decoder_of(content)
     if decoder is DECODERS["pillow"]:
-        from teacher_cache.images.pillow import open_pillow
-
-        return open_pillow(content, max_pixels)
+        opened: Image.Image = load("teacher_cache.images.pillow:open_pillow")(content, max_pixels)
+        return opened
     import PIL.Image
 
     return PIL.Image.fromarray(decoder.decode(content, max_pixels))

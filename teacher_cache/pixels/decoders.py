@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from multiprocessing.spawn import get_executable
 from typing import Any
@@ -134,6 +136,26 @@ class _Decoding:
     replies: dict[int, list[Any]] = field(default_factory=dict)
 
 
+@dataclass
+class _Pinning:
+    """Page-locks blocks of shared memory.
+
+    Attributes:
+        works: whether it was asked for, and the system permits it.
+    """
+
+    works: bool
+
+    def __call__(self, memory: NDArray[np.uint8]) -> Callable[[], object]:
+        """Page-lock a block; return what undoes it."""
+        if self.works and torch.cuda.is_available():
+            cudart, address = torch.cuda.cudart(), memory.ctypes.data
+            self.works = int(cudart.cudaHostRegister(address, memory.nbytes, PORTABLE)) == 0
+            if self.works:
+                return partial(cudart.cudaHostUnregister, address)
+        return lambda: None
+
+
 class ProcessDecoders(Decoders):
     """Decodes in processes of its own, which write into memory that this process shares with them.
 
@@ -171,13 +193,18 @@ class ProcessDecoders(Decoders):
         ahead = max(BATCHES_AHEAD, -(-PIECES_PER_PROCESS * processes * self._piece // images))
         super().__init__(size, ahead)
         self._option, self._pin = option, pin
-        self._registered = register and pin
-        self._slots = PixelSlots(ahead + 2, views * images * size[0] * size[1] * 3, self._register)
-        self._messages, _ = memory_file(0)
+        self._pinning = _Pinning(register and pin)
+        self._slots = PixelSlots(ahead + 2, views * images * size[0] * size[1] * 3, self._pinning)
+        try:
+            self._messages, _ = memory_file(0)
+        except OSError:
+            self._slots.close()
+            raise
         self._message_bytes = self._piece * REQUEST_BYTES
         self._running: dict[int, tuple[_Decoding, int]] = {}  # by offset of the message
         self._free_messages: deque[int] = deque()
         self._last_message = 0
+        self._checked = time.monotonic()
         self._job_bytes = os.pwrite(self._messages, pickle.dumps(job), 0)
         self._unread, self._tasks = os.pipe()
         self._replies, replies = os.pipe()
@@ -231,16 +258,6 @@ class ProcessDecoders(Decoders):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _register(self, memory: NDArray[np.uint8]) -> Callable[[], object]:
-        """Page-lock a block of the shared memory; without permission for it, batches are copied."""
-        if self._registered and torch.cuda.is_available():
-            cudart = torch.cuda.cudart()
-            address = memory.ctypes.data
-            self._registered = int(cudart.cudaHostRegister(address, memory.nbytes, PORTABLE)) == 0
-            if self._registered:
-                return lambda: cudart.cudaHostUnregister(address)
-        return lambda: None
-
     def _start(self, batch: BatchRequest) -> Callable[[], tuple[Tensor, list[Any]]]:
         shape = (batch.views, batch.images, *self._size, 3)
         try:
@@ -272,13 +289,13 @@ class ProcessDecoders(Decoders):
     def _finished(self, decoding: _Decoding) -> tuple[Tensor, list[Any]]:
         while len(decoding.replies) < decoding.pieces:
             tokens = os.read(self._replies, 64 * TOKEN.size) if self._poll.poll(1000 * POLL_SECONDS) else b""
-            if not tokens:
+            if time.monotonic() > self._checked + POLL_SECONDS or not tokens:
                 self._check_processes()
             for offset, length in TOKEN.iter_unpack(tokens):
                 self._receive(offset, os.pread(self._messages, length, offset + self._message_bytes))
         replies = [reply for number in range(decoding.pieces) for reply in decoding.replies[number]]
         pixels = torch.from_numpy(decoding.pixels)
-        if self._pin and not self._registered:
+        if self._pin and not self._pinning.works:
             pixels = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
             np.copyto(pixels.numpy(), decoding.pixels)  # torch would use several threads
         elif self._slots.in_use > self._ahead + KEPT_BATCHES:
@@ -302,6 +319,7 @@ class ProcessDecoders(Decoders):
                     f"a process that decodes images ended ({how}); if memory ran out, use fewer "
                     f"{self._option}"
                 )
+        self._checked = time.monotonic()
 
     def close(self) -> None:
         """See `Decoders`. A piece that a process is decoding is lost."""

@@ -4,6 +4,7 @@
 missing or refused, the file is in the folder for temporary files, and its name is removed immediately.
 """
 
+import errno
 import mmap
 import os
 import tempfile
@@ -13,6 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from teacher_cache.memory import free_memory
 
 
 def memory_file(size: int) -> tuple[int, str]:
@@ -24,6 +27,7 @@ def memory_file(size: int) -> tuple[int, str]:
         OSError: neither memory nor the folder for temporary files has the space.
     """
     try:
+        _require_memory(size)
         return _reserved(os.memfd_create("rpp-pixels", os.MFD_CLOEXEC), size), "memory"
     except (OSError, AttributeError):  # a sandbox refuses it; macOS does not have it
         descriptor, path = tempfile.mkstemp(prefix="rpp-pixels-")
@@ -38,6 +42,12 @@ def _reserved(descriptor: int, size: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _require_memory(size: int) -> None:
+    """The system ends processes until it has the memory that is reserved, rather than to refuse it."""
+    if size > (free := free_memory()):
+        raise OSError(errno.ENOMEM, f"{size:,} bytes of memory are needed, and {free:,} are free")
 
 
 def reserve(descriptor: int, offset: int, size: int) -> None:
@@ -85,7 +95,7 @@ class PixelSlots:
         self._on_slot = on_slot
         self._reserved = slots
         self._maps: list[mmap.mmap] = []
-        self._undo: list[Callable[[], object]] = []
+        self._undo: dict[int, Callable[[], object]] = {}
         self._free: deque[int] = deque()
         self._closed = False
 
@@ -117,11 +127,13 @@ class PixelSlots:
     def _mapped(self) -> int:
         slot = len(self._maps)
         if slot >= self._reserved:
+            if self.place == "memory":
+                _require_memory(self._slot_bytes)
             reserve(self.descriptor, self.offset(slot), self._slot_bytes)
             self._reserved += 1
         memory = mmap.mmap(self.descriptor, self._slot_bytes, offset=self.offset(slot))
         self._maps.append(memory)
-        self._undo.append(self._on_slot(np.frombuffer(memory, np.uint8)))
+        self._undo[slot] = self._on_slot(np.frombuffer(memory, np.uint8))
         return slot
 
     def _give_back(self, slot: int) -> None:
@@ -137,5 +149,5 @@ class PixelSlots:
             self._release_free()
 
     def _release_free(self) -> None:
-        while self._free:
-            self._undo[self._free.popleft()]()
+        for slot in list(self._free):
+            self._undo.pop(slot, lambda: None)()
