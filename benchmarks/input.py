@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import torch
 import typer
 from build_overhead import write_photos
@@ -60,10 +61,9 @@ def load(images: str, count: int, process: int, processes: int) -> None:
     _contents[:] = map(reader.read, samples.locations(np.arange(process, count, processes)))
 
 
-def bare() -> tuple[float, float]:
-    """Decode and resize all of them as a loop would; return when that started and ended."""
+def bare() -> int:
+    """Decode and resize all of them as a loop would; return their number."""
     pixels = np.empty((64, SIDE, SIDE, 3), np.uint8)
-    started = time.time()
     for number, content in enumerate(_contents):
         picture = Image.open(io.BytesIO(content)).convert("RGB")
         scale = SIDE / min(picture.size)
@@ -71,7 +71,7 @@ def bare() -> tuple[float, float]:
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - SIDE) // 2, (height - SIDE) // 2
         pixels[number % 64] = np.asarray(picture.crop((left, top, left + SIDE, top + SIDE)))
-    return started, time.time()
+    return len(_contents)
 
 
 def header_of(count: int) -> CacheHeader:
@@ -117,15 +117,36 @@ def taken(batches: Iterator[torch.Tensor], count: int) -> int:
     return done
 
 
+def busy() -> float:
+    """Processor seconds of this process and all of its own."""
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(of.user + of.system for of in times)
+
+
 def measured(work: Callable[[], int]) -> dict[str, float]:
-    """Images a second of a call, and this process's milliseconds an image."""
-    wall, busy = time.perf_counter(), time.process_time()
+    """Images a second of a call, milliseconds of a core an image, and those of this process."""
+    wall, every, own = time.perf_counter(), busy(), time.process_time()
     done = work()
-    busy = time.process_time() - busy
+    own, every = time.process_time() - own, busy() - every
     return {
         "images_per_second": done / (time.perf_counter() - wall),
-        "main_process_ms_per_image": 1000 * busy / done,
+        "processor_ms_per_image": 1000 * every / done,
+        "main_process_ms_per_image": 1000 * own / done,
     }
+
+
+def medians(runs: list[dict[str, float]], yardstick: list[dict[str, float]]) -> dict[str, float]:
+    """Medians of the figures, and of the ratios to the yardstick of the same round."""
+    pairs = list(zip(runs, yardstick, strict=True))
+    found = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    found["ratio"] = statistics.median(
+        run["images_per_second"] / bare["images_per_second"] for run, bare in pairs
+    )
+    found["processor_ratio"] = statistics.median(
+        bare["processor_ms_per_image"] / run["processor_ms_per_image"] for run, bare in pairs
+    )
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def main(
@@ -140,42 +161,33 @@ def main(
     torch.set_num_threads(1)
     renderer, size = ViewRenderer(PreprocessCfg()), (SIDE, SIDE)
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ("stage_one", "threads", "stage_two")}
-    yardstick = []
+    yardstick: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as open_until_the_end:
-        photos = partial(write_photos, different=256, width=500, height=375)
+        photos = partial(write_photos, different=64, width=500, height=375)
         source = images or str(photos(Path(folder) / "photos.tar", count))
         samples = SampleTable(index_images(source, NAMES)[0].table.slice(0, count))
         count = len(samples)
         job = part_job(header_of(count), renderer)
         enter = open_until_the_end.enter_context
-        threads = enter(ThreadDecoders(job, size, processes))
-        decoders = enter(ProcessDecoders(job, size, processes, (1, batch), option="--processes"))
-        alone = [enter(ProcessPoolExecutor(1, get_context("spawn"))) for _ in range(processes)]
+        # forks, while this process has no threads
+        alone = [enter(ProcessPoolExecutor(1, get_context("fork"))) for _ in range(processes)]
         for number, process in enumerate(alone):
             process.submit(load, source, count, number, processes).result()
+        threads = enter(ThreadDecoders(job, size, processes))
+        decoders = enter(ProcessDecoders(job, size, processes, (1, batch), option="--processes"))
         workers = PixelWorkers(samples, count, renderer, processes)
         stage_one(SampleTable(samples.table.slice(0, batch)), decoders, batch)  # the processes have started
         for _ in range(rounds):
-            spans = [future.result() for future in [process.submit(bare) for process in alone]]
-            yardstick.append(count / (max(end for _, end in spans) - min(start for start, _ in spans)))
+            yardstick.append(measured(lambda: sum(of.result() for of in [p.submit(bare) for p in alone])))
             runs["stage_one"].append(measured(partial(stage_one, samples, decoders, batch)))
             runs["threads"].append(measured(partial(stage_one, samples, threads, batch)))
             decoded = workers.decode(endless(count, batch), batch)
             taken(decoded, WARM_UP * batch)
             runs["stage_two"].append(measured(partial(taken, decoded, count)))
             del decoded
-    found: dict[str, Any] = {
-        way: {name: statistics.median(run[name] for run in of) for name in of[0]}
-        | {
-            "ratio": statistics.median(
-                run["images_per_second"] / bare for run, bare in zip(of, yardstick, strict=True)
-            )
-        }
-        for way, of in runs.items()
-    }
-    found = {way: {name: round(value, 3) for name, value in of.items()} for way, of in found.items()}
+    found: dict[str, Any] = {way: medians(of, yardstick) for way, of in runs.items()}
     found |= {
-        "bare_images_per_second": round(statistics.median(yardstick), 1),
+        "bare": medians(yardstick, yardstick),
         "processes": processes,
         "images": count,
         "batch": batch,

@@ -47,7 +47,7 @@ class PixelWorkers:
         part_size: rows of a part; keys are checked in the first batch that has rows of a part.
         renderer: renders views with the student's preprocessing.
         workers: number of processes; with 0 the caller's thread decodes.
-        pin: return page-locked memory, from which copies to a GPU are asynchronous.
+        pin: return page-locked memory of torch, from which copies to a GPU are asynchronous.
         max_pixels: largest number of pixels of an image, as in the cache.
         """
         # one chunk a column: taking rows from many chunks is a hundred times slower

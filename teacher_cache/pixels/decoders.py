@@ -41,6 +41,10 @@ PIECES_PER_BATCH = 256
 KEPT_BATCHES = 16  # that the consumer may keep in shared memory; of more it gets copies
 REQUEST_BYTES = 64 << 10  # the most of a pickled request or reply, with paths of 4,096 characters
 NICENESS = 10
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+# glibc would give the memory of each image back, and the system clear it again for the next one: 325 page
+# faults and up to 0.5 ms of 3 an image (`benchmarks/input.py`).
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 PATIENCE_SECONDS = 1.0
 POLL_SECONDS = 1.0
 PORTABLE = 1  # cudaHostRegisterPortable: pinned for all devices of the process
@@ -243,7 +247,6 @@ class ProcessDecoders(Decoders):
             parent=os.getpid(),
             pillow=(ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS),
         )
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         # A signal to all processes of a terminal stops this one, which finishes its step with these. They
         # inherit the mask, so that it counts from their start.
         stops = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -253,7 +256,7 @@ class ProcessDecoders(Decoders):
                 options.command(os.fsdecode(get_executable())),
                 stdin=subprocess.DEVNULL,
                 pass_fds=options.descriptors,
-                env=os.environ | one_thread,
+                env=KEEP_MEMORY | os.environ | ONE_THREAD,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
