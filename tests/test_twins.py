@@ -83,7 +83,6 @@ TESTED_IN = {
     "teacher_cache/memory.py": "student_train/data/test_readers.py",
     "teacher_cache/model_names.py": "teacher_cache/teacher/test_openclip.py",
     "teacher_cache/pixels/drawn_views.py": "teacher_cache/compute/test_part.py",
-    "teacher_cache/pixels/job.py": "teacher_cache/pixels/jobs.py",
     "teacher_cache/pixels/process.py": "teacher_cache/pixels/test_decoders.py",
     "teacher_cache/preflight.py": "student_train/evaluation/test_preflight.py",
     "teacher_cache/store/checksums.py": "teacher_cache/store/test_verify.py",

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from multiprocessing.spawn import get_executable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from PIL import Image, ImageFile
 from torch import Tensor
 
 from teacher_cache.errors import RppError
-from teacher_cache.pixels.job import PixelJob
 from teacher_cache.pixels.process import TOKEN, Failure, Piece, ProcessOptions
 from teacher_cache.pixels.shared_memory import PixelSlots, memory_file
 
@@ -48,6 +47,23 @@ KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_"
 PATIENCE_SECONDS = 1.0
 POLL_SECONDS = 1.0
 PORTABLE = 1  # cudaHostRegisterPortable: pinned for all devices of the process
+
+
+class PixelJob(Protocol):
+    """Decodes images of one source. A process that decodes gets a pickled copy.
+
+    Its module must not import torch, which takes seconds in each process.
+    """
+
+    def __call__(self, request: Any, into: NDArray[np.uint8]) -> Any:
+        """Fill `into` [V, H, W, 3] with the pixels of an image's views; return what the caller wants to know.
+
+        An image that cannot be read leaves zeros, and is reported in what is returned: exceptions are bugs.
+
+        Args:
+            request: which image, as plain values.
+        """
+        ...
 
 
 @dataclass(frozen=True)
