@@ -173,6 +173,10 @@ class _Pinning:
             self.works = int(cudart.cudaHostRegister(address, memory.nbytes, PORTABLE)) == 0
             if self.works:
                 return partial(cudart.cudaHostUnregister, address)
+            with suppress(RuntimeError):
+                torch.zeros(
+                    1, device="cuda"
+                )  # the next kernel would report the error, which has been handled
         return lambda: None
 
 

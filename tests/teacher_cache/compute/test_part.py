@@ -22,7 +22,7 @@ from teacher_cache.compute.part import (
     part_arrays,
 )
 from teacher_cache.encodings import ClassHead
-from teacher_cache.errors import RppError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.table import SampleTable
 from teacher_cache.info import slowest_stage
@@ -233,6 +233,8 @@ def test_decoding_is_in_processes_by_default_where_a_gpu_waits(ten: SampleTable,
     for asked in (0, 5):
         assert decoding_processes(ComputeSettings(decode_processes=asked), in_parquet, 6, False) == asked
     assert decoding_processes(ComputeSettings(), ten, 200, True) == MOST_DECODING_PROCESSES
+    with pytest.raises(UsageError, match="--decode-processes decode in place of --threads"):
+        ComputeSettings(threads=2, decode_processes=2)
 
 
 @pytest.mark.parametrize("processes", [0, 2])
