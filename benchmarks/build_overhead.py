@@ -58,10 +58,10 @@ def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
     return buffer.getvalue()
 
 
-def write_photos(path: Path, count: int, classes: int = 2, different: int = 512) -> Path:
+def write_photos(path: Path, count: int, classes: int = 2, different: int = 512, **size: int) -> Path:
     """A WebDataset shard of `count` such pictures, `different` of them again and again, of all classes in
     turn."""
-    photos = [photo(number) for number in range(min(count, different))]
+    photos = [photo(number, **size) for number in range(min(count, different))]
     with tarfile.open(path, "w") as tar:
         for number in range(count):
             for suffix, content in (("jpg", photos[number % different]), ("cls", b"%d" % (number % classes))):

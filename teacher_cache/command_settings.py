@@ -37,6 +37,7 @@ COMPUTE = (
     "batch_size",
     "workers",
     "threads",
+    "decode_processes",
     "torch_threads",
     "scheduler",
     "strict",
@@ -76,6 +77,14 @@ class ComputeSettings(BaseModel):
         default=None,
         description="threads per worker that read and decode images [default: its cores, at most 16]",
     )
+    decode_processes: int | None = Field(
+        default=None,
+        ge=0,
+        le=MOST_PROCESSES,
+        description="processes per worker that read and decode images in place of --threads; 0 decodes in "
+        "threads [default: with CUDA the worker's cores, at most 64, unless --threads is given or the images "
+        "are in Parquet files; else 0]",
+    )
     torch_threads: Processes | None = Field(
         default=None, description="CPU threads of a worker's forward pass [default: its cores]"
     )
@@ -90,6 +99,8 @@ class ComputeSettings(BaseModel):
     def _one_place(self) -> "ComputeSettings":
         if self.scheduler and self.workers:
             raise UsageError("--workers starts workers on this machine: leave it out, or --scheduler")
+        if self.threads and self.decode_processes:
+            raise UsageError("--decode-processes decode in place of --threads: leave one of the two out")
         return self
 
 

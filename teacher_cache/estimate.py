@@ -18,6 +18,7 @@ import torch
 from teacher_cache.build import header_of, load_inputs, load_requested
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.command_settings import BuildSettings
+from teacher_cache.compute.decoding import part_decoders
 from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.compute.workers import number_of_workers, on_this_machine
 from teacher_cache.encodings import ClassHead
@@ -86,7 +87,7 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
             (header.rows(part).stop - header.rows(part).start) * len(header.views_of(part))
             for part in missing
         )
-        per_second, timed = _views_per_second(settings, header, samples, teacher)
+        per_second, timed = _views_per_second(settings, header, samples, teacher, on_note)
         seconds = {
             "class_features": 0.0 if existing else _class_feature_seconds(teacher, vocabulary),
             "images": rows / (per_second * workers),
@@ -136,13 +137,18 @@ def _free_bytes(out: str) -> int | None:
 
 
 def _views_per_second(
-    settings: BuildSettings, header: CacheHeader, samples: SampleTable, teacher: Teacher
+    settings: BuildSettings,
+    header: CacheHeader,
+    samples: SampleTable,
+    teacher: Teacher,
+    on_note: Callable[[str], None],
 ) -> tuple[float, int]:
     """Return the views per second of one worker, and the number of images that were timed."""
     here = on_this_machine(settings)
     # the values of the class features do not change the time of encoding
     head = ClassHead(torch.zeros(header.classes, header.embedding), 1.0).to(teacher.device)
     views, batch = len(header.views_of(0)), settings.batch_size
+    decoders = part_decoders(here, header, samples, teacher, on_note)
 
     def seconds(count: int) -> float:
         rows = np.linspace(0, len(samples) - 1, count).astype(np.int64)
@@ -150,14 +156,15 @@ def _views_per_second(
         small = replace(header, samples=count, part_size=count)
         started = time.perf_counter()
         task = PartTask(small, 0, slice_of, settings.strict)
-        part_arrays(task, teacher, head, batch_size=settings.batch_size, threads=here.threads or 1)
+        part_arrays(task, teacher, head, batch_size=settings.batch_size, decoders=decoders)
         return time.perf_counter() - started
 
-    first = min(batch, len(samples))
-    seconds(first)  # the first pass of a model is slower
-    batches = max(1, min(SLICE_BATCHES, round(SLICE_SECONDS / max(seconds(first), 1e-3))))
-    count = min(len(samples), batch * batches)
-    return count * views / seconds(count), count
+    with decoders:
+        first = min(batch, len(samples))
+        seconds(first)  # the first pass of a model is slower
+        batches = max(1, min(SLICE_BATCHES, round(SLICE_SECONDS / max(seconds(first), 1e-3))))
+        count = min(len(samples), batch * batches)
+        return count * views / seconds(count), count
 
 
 def _class_feature_seconds(teacher: Teacher, vocabulary: Vocabulary) -> float:

@@ -13,7 +13,7 @@ from teacher_cache.store.cache_store import CacheStore
 # Remedies by the slowest stage of a build.
 REMEDIES = {
     "read": "the build waits for the images' storage",
-    "decode": "use more --threads or more workers to decode more images at a time",
+    "decode": "use more --decode-processes (or --threads), or more workers, to decode more images at a time",
     "forward": "the build waits for the teacher: use a faster --device or a --precision of 16 bits",
     "write": "the build waits for the cache's storage",
 }

@@ -2,29 +2,45 @@
 
 View 0 is open_clip's evaluation preprocessing. Views 1, 2, ... are random resized crops with flips. Their
 boxes are stored in units of 1/65535 of the image; both stages render a stored box with the same function.
+Processes that decode import this file, and torch takes seconds: only what needs it imports it.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
-from teacher_cache.command_settings import ViewPolicy
-from teacher_cache.compat.open_clip import PreprocessCfg, evaluation_picture
 from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch import device as Device
+
+    from teacher_cache.command_settings import ViewPolicy
+    from teacher_cache.compat.open_clip import PreprocessCfg
 
 FULL = 65535  # a side of the image in units of a stored crop
 RATIO = (3 / 4, 4 / 3)  # bounds of a random crop's width / height
+# Pictures on which `plain` is compared with open_clip: width and height.
+COMPARED_SIZES = ((97, 64), (48, 131), (9, 7))
 
 
-def draw_crop(policy: ViewPolicy, row: int, view: int, width: int, height: int) -> NDArray[np.uint16]:
+class RandomCrops(NamedTuple):
+    """How random views are drawn: the fields of `ViewPolicy` that a process that decodes needs."""
+
+    view_seed: int
+    view_scale_min: float
+    view_flip: float
+
+
+def draw_crop(
+    policy: "ViewPolicy | RandomCrops", row: int, view: int, width: int, height: int
+) -> NDArray[np.uint16]:
     """Draw the random resized crop of one view: a function of (seed, row, view) and the image's size only.
 
     Area and aspect ratio are drawn as in torchvision's RandomResizedCrop. View 0 is not drawn.
@@ -51,47 +67,43 @@ def draw_crop(policy: ViewPolicy, row: int, view: int, width: int, height: int) 
     return np.append(np.round(box * FULL), flip).astype(np.uint16)
 
 
-def evaluation_crop(preprocess: PreprocessCfg, width: int, height: int) -> NDArray[np.uint16]:
+def evaluation_crop(like: "PreprocessCfg | Renderer", width: int, height: int) -> NDArray[np.uint16]:
     """Return the box that the evaluation view covers, in the form of `draw_crop`, for readers of the cache.
     View 0 itself is rendered as open_clip does: resized first, then cropped."""
-    crop_height, crop_width = _size(preprocess)
-    if preprocess.resize_mode != "shortest":
+    crop_height, crop_width = _height_width(like.size)
+    if like.resize_mode != "shortest":
         return np.array([0, 0, FULL, FULL, 0], dtype=np.uint16)
     scale = min(width / crop_width, height / crop_height)
     w, h = crop_width * scale / width, crop_height * scale / height
     return np.round(np.array([(1 - w) / 2, (1 - h) / 2, w, h, 0]) * FULL).astype(np.uint16)
 
 
-def _size(preprocess: PreprocessCfg) -> tuple[int, int]:
-    size = preprocess.size
+def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-class ViewRenderer:
-    """Turns the pixels of an image into those of a view that a model with this preprocessing reads."""
+class Renderer(ABC):
+    """Turns a picture into the pixels of a view that a model reads.
 
-    def __init__(self, preprocess: PreprocessCfg) -> None:
-        self.preprocess = preprocess
-        self.size = _size(preprocess)
-        # to-tensor and normalise run on the device, on complete batches (`normalise`)
-        self._evaluation = evaluation_picture(preprocess)
-        self._interpolation = InterpolationMode(
-            "bilinear" if preprocess.interpolation == "bilinear" else "bicubic"
-        )
+    Attributes:
+        size: height and width of a view.
+        resize_mode, interpolation: as in `PreprocessCfg`.
+    """
 
-    def render(self, image: NDArray[np.uint8], view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        """Return the pixels of a view, [3, H, W] uint8; arguments and errors as for `render_last`."""
-        return np.ascontiguousarray(self.render_last(image, view, crop).transpose(2, 0, 1))
+    def __init__(self, size: tuple[int, int], resize_mode: str, interpolation: str) -> None:
+        self.size, self.resize_mode, self.interpolation = size, resize_mode, interpolation
 
-    def render_evaluation(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the pixels of the evaluation view, [3, H, W] uint8; raises as `render_last`."""
-        return np.ascontiguousarray(self._evaluation_view(image).transpose(2, 0, 1))
+    @property
+    def resampling(self) -> Image.Resampling:
+        """Pillow's filter of `interpolation`."""
+        is_bilinear = self.interpolation == "bilinear"
+        return Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC
 
-    def render_last(self, image: NDArray[np.uint8], view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    def draw(self, picture: Image.Image, view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
         """Return the pixels of a view, channels last: [H, W, 3] uint8, perhaps read-only.
 
         Args:
-            image: RGB, [height, width, 3].
+            picture: of mode RGB.
             view: 0 for the evaluation view, which ignores `crop`.
             crop: [5] as `draw_crop` returns it.
 
@@ -99,38 +111,128 @@ class ViewRenderer:
             UnreadableImageError: the image is so long and narrow that resizing it for the evaluation view
                 would fill the memory.
         """
-        return self._evaluation_view(image) if view == 0 else self._cropped_view(image, crop)
+        return self._checked_evaluation_view(picture) if view == 0 else self._cropped_view(picture, crop)
 
-    def _evaluation_view(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        height, width = image.shape[:2]
+    def _checked_evaluation_view(self, picture: Image.Image) -> NDArray[np.uint8]:
+        width, height = picture.size
         # 60,000 x 1 pixels become a large image when the short side is resized to 224
-        if self.preprocess.resize_mode == "shortest":
+        if self.resize_mode == "shortest":
             scale = max(self.size[0] / height, self.size[1] / width)
             if width * height * scale**2 > MAX_PIXELS:
                 raise UnreadableImageError(f"{width} x {height} pixels are too long and narrow to be resized")
-        return np.asarray(self._evaluation(Image.fromarray(image)), dtype=np.uint8)
+        return np.asarray(self._evaluation_view(picture), dtype=np.uint8)
 
-    def _cropped_view(self, image: NDArray[np.uint8], crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        height, width = image.shape[:2]
+    @abstractmethod
+    def _evaluation_view(self, picture: Image.Image) -> Image.Image | NDArray[np.uint8]:
+        """Return the evaluation view, [H, W, 3]."""
+
+    def _cropped_view(self, picture: Image.Image, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        width, height = picture.size
         left, top, w, h = (int(value) for value in crop[:4])
         x0, y0 = round(left * width / FULL), round(top * height / FULL)
         x1, y1 = round((left + w) * width / FULL), round((top + h) * height / FULL)
         x0, y0 = min(x0, width - 1), min(y0, height - 1)
         x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
-        box = image[y0:y1, x0:x1]
-        if x1 > width or y1 > height:  # by a pixel of a very large image, from rounding: black, as in Pillow
-            box = np.pad(box, ((0, max(0, y1 - height)), (0, max(0, x1 - width)), (0, 0)))
-        view = transforms.resize(Image.fromarray(box), list(self.size), self._interpolation)
-        return np.asarray(transforms.hflip(view) if crop[4] else view, dtype=np.uint8)
+        # by a pixel of a very large image, rounding puts the box outside: Pillow makes that black
+        view = picture.crop((x0, y0, x1, y1)).resize(self.size[::-1], self.resampling)
+        return np.asarray(
+            view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop[4] else view, dtype=np.uint8
+        )
 
 
-def normalise(pixels_BCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+class ViewRenderer(Renderer):
+    """Renders the evaluation view by open_clip's own transform."""
+
+    def __init__(self, preprocess: "PreprocessCfg") -> None:
+        from teacher_cache.compat.open_clip import evaluation_picture
+
+        super().__init__(_height_width(preprocess.size), preprocess.resize_mode, preprocess.interpolation)
+        self.preprocess = preprocess
+        # to-tensor and normalise run on the device, on complete batches (`normalise`)
+        self._evaluation = evaluation_picture(preprocess)
+
+    @cached_property
+    def plain(self) -> Renderer:
+        """A renderer of the same pixels that does not import open_clip and torch in the process that decodes.
+
+        It is this one if the pixels of some pictures differ, which a later version of open_clip may cause.
+        """
+        found = PillowRenderer(self.size, self.resize_mode, self.interpolation, self.preprocess.fill_color)
+        random, crop = np.random.default_rng(0), np.zeros(5, dtype=np.uint16)
+        for width, height in COMPARED_SIZES:
+            picture = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+            if not np.array_equal(found.draw(picture, 0, crop), self.draw(picture, 0, crop)):
+                return self
+        return found
+
+    def render(self, image: NDArray[np.uint8], view: int, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
+        """Return the pixels of a view, [3, H, W] uint8, of an RGB image [height, width, 3]; see `draw`."""
+        drawn = self.draw(Image.fromarray(image), view, crop)
+        return np.ascontiguousarray(drawn.transpose(2, 0, 1))
+
+    def render_evaluation(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the pixels of the evaluation view, [3, H, W] uint8; as `render`."""
+        drawn = self._checked_evaluation_view(Image.fromarray(image))
+        return np.ascontiguousarray(drawn.transpose(2, 0, 1))
+
+    def _evaluation_view(self, picture: Image.Image) -> Image.Image | NDArray[np.uint8]:
+        return self._evaluation(picture)
+
+
+class PillowRenderer(Renderer):
+    """Renders the evaluation view as open_clip 3.2 does, with Pillow only; `ViewRenderer.plain` compares."""
+
+    def __init__(
+        self, size: tuple[int, int], resize_mode: str, interpolation: str, fill_color: int = 0
+    ) -> None:
+        super().__init__(size, resize_mode, interpolation)
+        self._fill = fill_color
+
+    def _evaluation_view(self, picture: Image.Image) -> Image.Image:
+        height, width = self.size
+        if self.resize_mode == "squash":
+            return self._resized(picture, width, height, self.resampling)
+        if self.resize_mode == "longest":
+            ratio = max(picture.height / height, picture.width / width)
+            to = (round(picture.width / ratio), round(picture.height / ratio))
+            return self._centred(self._resized(picture, *to, self.resampling), self._fill)
+        if height == width:
+            short, long = sorted(picture.size)
+            longer = int(height * long / short)
+            to = (height, longer) if picture.width <= picture.height else (longer, height)
+            return self._centred(self._resized(picture, *to, self.resampling), 0)
+        ratio = min(picture.height / height, picture.width / width)
+        to = (round(picture.width / ratio), round(picture.height / ratio))
+        # open_clip ignores the interpolation here
+        return self._centred(self._resized(picture, *to, Image.Resampling.BICUBIC), 0)
+
+    @staticmethod
+    def _resized(picture: Image.Image, width: int, height: int, by: Image.Resampling) -> Image.Image:
+        return picture if picture.size == (width, height) else picture.resize((width, height), by)
+
+    def _centred(self, picture: Image.Image, fill: int) -> Image.Image:
+        """Cut out the middle; where the picture is too small, pad it first."""
+        height, width = self.size
+        more = max(0, width - picture.width), max(0, height - picture.height)
+        if any(more):
+            padded = Image.new("RGB", (picture.width + more[0], picture.height + more[1]), (fill,) * 3)
+            padded.paste(picture, (more[0] // 2, more[1] // 2))
+            picture = padded
+        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
+        return picture.crop((left, top, left + width, top + height))
+
+
+def normalise(pixels_BCHW: "Tensor", mean: Sequence[float], std: Sequence[float]) -> "Tensor":
     """uint8 pixels -> float32 model input, on the pixels' device: (x / 255 - mean) / std."""
+    import torch
+
     pixels = pixels_BCHW.to(torch.float32).div_(255)
     return pixels.sub_(_by_channel(tuple(mean), pixels.device)).div_(_by_channel(tuple(std), pixels.device))
 
 
 @cache  # each copy to a GPU would wait for it
-def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _by_channel(values: tuple[float, ...], device: "Device") -> "Tensor":
+    import torch
+
     with torch.inference_mode(False):  # used with gradients too
         return torch.tensor(values, device=device).view(1, -1, 1, 1)

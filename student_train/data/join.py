@@ -251,9 +251,8 @@ def _joined_arrays(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
 def _ahead(items: Iterator[Item], number: int = 1) -> Generator[Item, None, None]:
     """Yield the items; a thread computes up to `number` of them ahead.
 
-    One plain thread computes all items. Worker processes are forked in it: forked from an executor's thread,
-    they fail at their exit, where Python's executors join all of their threads. With a thread per item, torch
-    would start its own threads again each time.
+    One plain thread computes all items: with a thread per item, torch would start its own threads again each
+    time.
     """
     wanted: SimpleQueue[bool] = SimpleQueue()
     computed: SimpleQueue[list[Item] | BaseException] = SimpleQueue()  # an empty list is the end

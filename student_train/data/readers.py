@@ -4,11 +4,9 @@ Two readers give the same results: one loads all views of the run's rows at the 
 blocks of a window, each once and completely. The size decides which is used.
 """
 
-import os
 from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from torch import Tensor
 from student_train.data.order import Window
 from student_train.data.settings import ReaderName
 from student_train.data.shards import ShardedArray
+from teacher_cache.memory import free_memory
 from teacher_cache.softlabels import SIGNED, TeacherCache
 
 # Share of the free memory of the machine or a GPU that the arrays of a run may take.
@@ -178,26 +177,6 @@ def make_reader(
 def fits(sources: list[StoredArrays], rows: int, views: int, free: int) -> bool:
     """Return whether all views of the rows take at most MEMORY_SHARE of the free bytes."""
     return rows * views * sum(source.row_bytes for source in sources) <= MEMORY_SHARE * free
-
-
-def free_memory() -> int:
-    """Return the free bytes of memory of this machine or container."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for line in _lines("/proc/meminfo"):  # includes reclaimable page cache
-        if line.startswith("MemAvailable:"):
-            available = int(line.split()[1]) * 1024
-    limit, used, kinds = (_lines(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current", "stat"))
-    if limit and used and limit[0] != "max":
-        cached = sum(int(line.split()[1]) for line in kinds if line.startswith("inactive_file "))
-        available = min(available, int(limit[0]) - int(used[0]) + cached)
-    return available
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="ascii").splitlines()
-    except OSError:
-        return []
 
 
 def device_memory(device: torch.device) -> int:

@@ -5,6 +5,7 @@ computes the next. The caller hands out part numbers and counts. If a worker die
 computed again by another.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -20,27 +21,32 @@ from numpy.typing import NDArray
 
 from teacher_cache.command_settings import ComputeSettings, Precision
 from teacher_cache.compat.distributed import is_wanted, threads_of_worker
+from teacher_cache.compute.decoding import part_decoders
 from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.compute.workers import (
-    MOST_DECODING_THREADS,
     cuda_devices,
     dask_client,
     local_workers,
     scheduler_needed,
 )
 from teacher_cache.conventions import recorded_conventions
-from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
+from teacher_cache.images.table import SampleTable
+from teacher_cache.pixels.decoders import Decoders
 from teacher_cache.progress import Counter, counting, print_remark
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
+log = logging.getLogger(__name__)
+
 PARTS_PER_WORKER = 2  # one to compute, one to start next
 POLL_SECONDS = 2.0  # how often lost and new workers are looked for
 REPORT_SECONDS = 0.5  # how often a worker reports its progress
+IDLE_SECONDS = 60.0  # after which a worker of a cluster ends the processes that decode
+PATIENCE_SECONDS = 10.0  # how long the end of a build waits for a part that is stopped
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,20 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
         counting("samples", sum(sizes.values())) as counter,
     ):
         progress = PartProgress(counter, sizes, missing)
+        opened: Opened | None = None
         client.subscribe_topic(work.name, lambda event: progress.report(*event[1]))
         try:
             if work.settings.scheduler is None and local_workers(work.settings) == 1:
                 (worker,) = client.cluster.workers.values()
-                worker.rpp_opened = _open(work, teacher)
+                worker.rpp_opened = opened = _open(work, teacher, on_note)
             for parts in passes:
                 _hand_out(client, work, parts, progress, on_note)
         finally:
             torch.set_num_threads(threads)
             client.unsubscribe_topic(work.name)
+            if opened is not None and _computing.acquire(timeout=PATIENCE_SECONDS):
+                opened.end_decoders()
+                _computing.release()
     return len(missing)
 
 
@@ -187,7 +197,7 @@ class PartProgress:
             self._counter.reach(done, parts=parts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Opened:
     """What a worker keeps from part to part, as its attribute `rpp_opened`."""
 
@@ -195,6 +205,45 @@ class Opened:
     store: CacheStore
     teacher: Teacher
     head: ClassHead
+    on_note: Callable[[str], None]
+    decoders: Decoders | None = None
+    idle_timer: threading.Timer | None = None
+
+    def decoders_for(self, settings: ComputeSettings, samples: SampleTable) -> Decoders:
+        """Return what decodes the images of parts, opened at the first call."""
+        self._stop_timer()
+        if self.decoders is None:
+            header = self.store.header
+            self.decoders = part_decoders(settings, header, samples, self.teacher, self.on_note)
+        return self.decoders
+
+    def end_decoders(self) -> None:
+        """End threads and processes that decode, between two parts."""
+        self._stop_timer()
+        if self.decoders is not None:
+            self.decoders.close()
+            self.decoders = None
+
+    def end_decoders_later(self) -> None:
+        """End them after `IDLE_SECONDS` without a part.
+
+        A worker of a cluster is not told that a build ended.
+        """
+
+        def end() -> None:
+            with _computing:
+                if self.idle_timer is timer:
+                    self.end_decoders()
+
+        timer = threading.Timer(IDLE_SECONDS, end)
+        timer.daemon = True
+        self.idle_timer = timer
+        timer.start()
+
+    def _stop_timer(self) -> None:
+        if self.idle_timer is not None:
+            self.idle_timer.cancel()
+            self.idle_timer = None
 
 
 _opening = threading.Lock()
@@ -206,16 +255,19 @@ def _opened(worker: Worker, work: Work) -> Opened:
     with _opening:
         opened: Opened | None = getattr(worker, "rpp_opened", None)
         if opened is None or opened.name != work.name:
-            worker.rpp_opened = None  # the last build's teacher makes room for this one's
+            if opened is not None:
+                with _computing:
+                    opened.end_decoders()
+            worker.rpp_opened = opened = None  # the last build's teacher makes room for this one's
             worker.rpp_opened = opened = _open(work)
         return opened
 
 
-def _open(work: Work, teacher: Teacher | None = None) -> Opened:
+def _open(work: Work, teacher: Teacher | None = None, on_note: Callable[[str], None] = log.warning) -> Opened:
     store = CacheStore.open(work.path, writable=True)
     teacher = teacher or _load_teacher(work, store)
     head = ClassHead(torch.from_numpy(store.class_features()), float(store.header.teacher["logit_scale"]))
-    return Opened(work.name, store, teacher, head.to(teacher.device))
+    return Opened(work.name, store, teacher, head.to(teacher.device), on_note)
 
 
 def _load_teacher(work: Work, store: CacheStore) -> Teacher:
@@ -265,13 +317,14 @@ def compute_part(work: Work, part: int) -> None:
         torch.set_num_threads(settings.torch_threads or threads_of_worker())
         if settings.compile and (seconds := opened.teacher.compile(settings.batch_size)):
             print_remark(f"compiled the teacher's image encoder in {seconds:.0f} s")
+        samples = store.samples.part(rows)
         try:
             computed = part_arrays(
-                PartTask(header, part, store.samples.part(rows), settings.strict, _readable(store, part)),
+                PartTask(header, part, samples, settings.strict, _readable(store, part)),
                 opened.teacher,
                 opened.head,
                 batch_size=settings.batch_size,
-                threads=settings.threads or min(MOST_DECODING_THREADS, usable_cores()),
+                decoders=opened.decoders_for(settings, samples),
                 on_batch=on_batch,
             )
         except torch.OutOfMemoryError as error:
@@ -279,5 +332,8 @@ def compute_part(work: Work, part: int) -> None:
                 f"{opened.teacher.device} of {worker.address} is out of memory with {settings.batch_size} "
                 "images at a time: choose a smaller --batch-size; what is committed is safe"
             ) from error
+        finally:
+            if settings.scheduler:
+                opened.end_decoders_later()
     secede()  # the next part starts while this one is written
     store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped)

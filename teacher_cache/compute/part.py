@@ -7,14 +7,10 @@ workers and commits the arrays.
 Shapes: B images of a batch, V views, H and W pixels, D embedding.
 """
 
-import os
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,14 +21,13 @@ from torch import Tensor
 from teacher_cache.command_settings import ViewPolicy
 from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.errors import RppError
-from teacher_cache.images.decode import UnreadableImageError, decode_image
-from teacher_cache.images.reader import ImageReader
 from teacher_cache.images.table import SampleTable
+from teacher_cache.pixels.decoders import BatchRequest, Decoders
+from teacher_cache.pixels.drawn_views import DrawRequest, DrawViews
 from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.teacher import Teacher
-from teacher_cache.views import ViewRenderer, draw_crop, evaluation_crop
+from teacher_cache.views import RandomCrops, ViewRenderer
 
-BATCHES_AHEAD = 2  # batches that are decoded while the teacher has another one
 VIEWS_AT_A_TIME = 8  # views that are rendered when an image is decoded; more views decode it again
 BATCHES_ON_DEVICE = 32  # batches whose features stay on the device before they are fetched and encoded
 
@@ -72,8 +67,8 @@ class PartResult:
     Attributes:
         arrays: what the part writes, by name.
         seconds: `wall`, from the start to the last array; `wait`, without pixels for the teacher, and
-            `forward`, with pixels; `read`, summed over threads; `decode`, processor time of all threads,
-            resizing included.
+            `forward`, with pixels; `read`, summed over the threads or processes that decode; `decode`, their
+            processor time, resizing included.
         skipped: row, key and reason of each image that could not be read.
     """
 
@@ -88,7 +83,7 @@ def part_arrays(
     head: ClassHead,
     *,
     batch_size: int,
-    threads: int,
+    decoders: Decoders,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> PartResult:
     """Compute one part.
@@ -96,7 +91,7 @@ def part_arrays(
     Args:
         head: on the teacher's device.
         batch_size: images per forward pass, one view of each.
-        threads: how many read and decode.
+        decoders: what decodes images, with the job of `part_job`.
         on_batch: called with the number of samples that are done so far.
 
     Raises:
@@ -105,25 +100,22 @@ def part_arrays(
     """
     started = time.perf_counter()
     output = PartOutput(task, head)
-    pixels = PartPixels(
-        task, teacher.renderer, output.arrays["crops"], output.valid, teacher.device.type == "cuda"
-    )
-    forward = ForwardPass(teacher)
-    with ThreadPoolExecutor(threads, initializer=_lower_priority) as pool:
-        stages = StageTimer()
-        batches = cut_batches(len(task.samples), len(task.views), batch_size)
-        for batch, pixels_VBCHW, unreadable in pixels.decoded(pool, batches):
-            stages.end("wait")
-            output.skip(unreadable)
-            if output.valid[batch.slots].any():
-                forward.launch(batch, pixels_VBCHW)
-            if len(forward.features) >= BATCHES_ON_DEVICE:
-                output.encode(forward.take())
-            if batch.views.stop == len(task.views):
-                on_batch(batch.samples.stop)
-            stages.end("forward")
-        output.encode(forward.take())
+    # which rows are decoded does not change while batches are ahead
+    pixels = PartPixels(task, output.arrays["crops"], output.valid.copy())
+    forward, stages = ForwardPass(teacher), StageTimer()
+    batches = cut_batches(len(task.samples), len(task.views), batch_size)
+    for batch, pixels_VBCHW, unreadable in pixels.decoded(decoders, batches):
+        stages.end("wait")
+        output.skip(unreadable)
+        if output.valid[batch.slots].any():
+            forward.launch(batch, pixels_VBCHW)
+        if len(forward.features) >= BATCHES_ON_DEVICE:
+            output.encode(forward.take())
+        if batch.views.stop == len(task.views):
+            on_batch(batch.samples.stop)
         stages.end("forward")
+    output.encode(forward.take())
+    stages.end("forward")
     seconds = {"wall": stages.last - started, **pixels.seconds, **stages.seconds}
     return PartResult(output.finished(), seconds, output.skipped)
 
@@ -227,7 +219,7 @@ class ForwardPass:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
-        self._launched: deque[torch.cuda.Event] = deque()
+        self._launched: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self.features: list[tuple[Batch, int, Tensor]] = []
 
     def launch(self, batch: "Batch", pixels_VBCHW: Tensor) -> None:
@@ -235,10 +227,11 @@ class ForwardPass:
         for view, pixels_BCHW in zip(batch.views, pixels_VBCHW, strict=True):
             self.features.append((batch, view, self._teacher.image_features(pixels_BCHW)))
         if self._teacher.device.type == "cuda":
-            self._launched.append(torch.cuda.Event())
-            self._launched[-1].record()
+            event = torch.cuda.Event()
+            event.record()
+            self._launched.append((event, pixels_VBCHW))  # pixels that exist are not overwritten
             if len(self._launched) > 1:  # stay at most one batch ahead of the device, which bounds memory
-                self._launched.popleft().synchronize()
+                self._launched.popleft()[0].synchronize()
 
     def take(self) -> "list[tuple[Batch, int, Tensor]]":
         """Return the features so far, and forget them."""
@@ -271,90 +264,65 @@ def cut_batches(samples: int, views: int, batch_size: int) -> list[Batch]:
     ]
 
 
+def part_job(header: CacheHeader, renderer: ViewRenderer) -> DrawViews:
+    """Return what decodes the images of a cache."""
+    policy = ViewPolicy(**header.view_policy)
+    crops = RandomCrops(policy.view_seed, policy.view_scale_min, policy.view_flip)
+    return DrawViews(renderer.plain, crops, header.max_pixels)
+
+
 @dataclass
 class PartPixels:
-    """Pixels of a part's views, decoded on threads ahead of their use.
+    """Pixels of a part's views, decoded ahead of their use.
 
     Attributes:
-        crops: [N of the part, V, 5] uint16, filled in while decoding.
+        crops: [N of the part, V, 5] uint16, filled in batch by batch.
         wanted: which samples are decoded, [N of the part] bool.
-        pinned: decode into page-locked memory, from which CUDA copies while it computes.
         seconds: `read` and `decode` so far.
     """
 
     task: PartTask
-    renderer: ViewRenderer
     crops: NDArray[np.uint16]
     wanted: NDArray[np.bool_]
-    pinned: bool
     seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0})
 
     def __post_init__(self) -> None:
-        self._policy = ViewPolicy(**self.task.header.view_policy)
         self._locations = self.task.samples.locations(slice(None))
-        self._reader = ImageReader()
 
     def decoded(
-        self, pool: ThreadPoolExecutor, batches: list[Batch]
+        self, decoders: Decoders, batches: list[Batch]
     ) -> Iterator[tuple[Batch, Tensor, dict[int, str]]]:
         """Yield each batch with its pixels [V, B, 3, H, W] uint8, each view in one block of memory, and the
         reasons why samples could not be read, by position. The pixels of those are zero.
 
-        A batch is started when the one `BATCHES_AHEAD` before it is taken, which bounds memory.
+        Raises:
+            RppError: as `Decoders.decode`, or a shard cannot be read.
         """
-        todo = iter(batches)
-        ahead = deque(self._start(pool, batch) for batch in islice(todo, BATCHES_AHEAD))
-        while ahead:
-            batch, pixels, futures = ahead.popleft()
+        for batch, (pixels, replies) in zip(
+            batches, decoders.decode(map(self._request, batches)), strict=True
+        ):
             unreadable: dict[int, str] = {}
-            for position, future in futures:
-                reason, read, decode = future.result()
-                self.seconds["read"] += read
-                self.seconds["decode"] += decode
-                if reason is not None:
-                    unreadable[position] = reason
-            ahead.extend(self._start(pool, following) for following in islice(todo, 1))
+            for position, drawn in zip(self._positions(batch), replies, strict=True):
+                self.seconds["read"] += drawn.read
+                self.seconds["decode"] += drawn.decode
+                if drawn.error is not None:
+                    raise drawn.error
+                if drawn.reason is not None:
+                    unreadable[position] = drawn.reason
+                else:
+                    self.crops[position, batch.views.start : batch.views.stop] = drawn.crops
             yield batch, pixels.permute(0, 1, 4, 2, 3), unreadable
 
-    def _start(
-        self, pool: ThreadPoolExecutor, batch: Batch
-    ) -> tuple[Batch, Tensor, list[tuple[int, "Future[tuple[str | None, float, float]]"]]]:
-        shape = (len(batch.views), len(batch.samples), *self.renderer.size, 3)
-        pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.pinned)
-        into = pixels.numpy()
-        futures = [
-            (position, pool.submit(self._decode, position, batch.views, into[:, number]))
-            for number, position in enumerate(batch.samples)
-            if self.wanted[position]
+    def _positions(self, batch: Batch) -> list[int]:
+        return [position for position in batch.samples if self.wanted[position]]
+
+    def _request(self, batch: Batch) -> BatchRequest:
+        views = tuple(self.task.views[place] for place in batch.views)
+        requests = [
+            (
+                position - batch.samples.start,
+                DrawRequest(self.task.first_row + position, self._locations[position], views),
+            )
+            for position in self._positions(batch)
         ]
-        return batch, pixels, futures
-
-    def _decode(
-        self, position: int, views: range, into: NDArray[np.uint8]
-    ) -> tuple[str | None, float, float]:
-        """Fill [views, H, W, 3]. Return why that is not possible, seconds of reading, seconds of decoding."""
-        started = time.perf_counter()
-        try:
-            content = self._reader.read(self._locations[position])
-            read, decoding_since = time.perf_counter() - started, time.thread_time()
-            image = decode_image(content, max_pixels=self.task.header.max_pixels)
-            for number, place in enumerate(views):
-                view = self.task.views[place]
-                self.crops[position, place] = crop = self._crop(position, view, image)
-                into[number] = self.renderer.render_last(image, view, crop)
-        except UnreadableImageError as error:
-            return str(error), time.perf_counter() - started, 0.0
-        return None, read, time.thread_time() - decoding_since
-
-    def _crop(self, position: int, view: int, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
-        height, width = image.shape[:2]
-        if view == 0:
-            return evaluation_crop(self.renderer.preprocess, width, height)
-        return draw_crop(self._policy, self.task.first_row + position, view, width, height)
-
-
-def _lower_priority() -> None:
-    """On Linux each thread has its own priority. Decoding then takes the processor time that the forward pass
-    leaves, and all of it while that waits for pixels."""
-    if sys.platform == "linux":
-        os.nice(10)
+        return BatchRequest(len(batch.views), len(batch.samples), requests)

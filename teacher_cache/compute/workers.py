@@ -39,12 +39,17 @@ def local_workers(settings: ComputeSettings) -> int:
 
 
 def on_this_machine(settings: ComputeSettings) -> ComputeSettings:
-    """Return the settings with the threads of a local worker filled in; workers do not share cores."""
+    """Return the settings with the threads of a local worker filled in; workers do not share cores.
+
+    On CUDA processes may decode, which depends on the images: `threads` stays as it is.
+    """
     workers = local_workers(settings)
     cores = max(1, usable_cores() // workers)
+    on_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    in_threads = settings.decode_processes == 0 or (settings.decode_processes is None and not on_cuda)
     return settings.model_copy(
         update={
-            "threads": settings.threads or min(MOST_DECODING_THREADS, cores),
+            "threads": settings.threads or (min(MOST_DECODING_THREADS, cores) if in_threads else None),
             # torch accounts for OMP_NUM_THREADS and for hyper-threads
             "torch_threads": settings.torch_threads or max(1, torch.get_num_threads() // workers),
         }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # settings need the limits below, and no decoder
 
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 # Pillow warns at this number and raises at twice it, but other code in the process can change both. Decoders
 # check this limit themselves.
@@ -70,8 +71,22 @@ def decode_image(content: bytes, max_pixels: int = MAX_PIXELS) -> "NDArray[np.ui
     Raises:
         UnreadableImageError: not an image of a known format, cut off, or more than `max_pixels` pixels.
     """
+    return _decoder_of(content).decode(content, max_pixels)
+
+
+def decode_picture(content: bytes, max_pixels: int = MAX_PIXELS) -> "Image.Image":
+    """Decode an image as `decode_image`, to a Pillow image of mode RGB: without the copies of an array."""
+    decoder = _decoder_of(content)
+    if decoder is DECODERS["pillow"]:
+        opened: Image.Image = load("teacher_cache.images.pillow:open_pillow")(content, max_pixels)
+        return opened
+    import PIL.Image
+
+    return PIL.Image.fromarray(decoder.decode(content, max_pixels))
+
+
+def _decoder_of(content: bytes) -> Decoder:
     if not content:
         raise UnreadableImageError("empty file")
     by_signature = (found for found in DECODERS.values() if content.startswith(found.signatures))
-    decoder = next(by_signature, DECODERS["pillow"])
-    return decoder.decode(content, max_pixels)
+    return next(by_signature, DECODERS["pillow"])

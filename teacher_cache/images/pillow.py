@@ -17,7 +17,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "J
 
 
 def decode_pillow(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode an image to RGB pixels, [H, W, 3] uint8, read-only.
+    """Decode an image to RGB pixels, [H, W, 3] uint8, read-only; raises as `open_pillow`."""
+    return np.asarray(open_pillow(content, max_pixels))
+
+
+def open_pillow(content: bytes, max_pixels: int) -> Image.Image:
+    """Decode an image to a Pillow image of mode RGB.
 
     Raises:
         UnreadableImageError: not an image of one of `FORMATS`, cut off, or of more than `max_pixels` pixels
@@ -33,7 +38,7 @@ def decode_pillow(content: bytes, max_pixels: int) -> NDArray[np.uint8]:
             if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
                 raise UnreadableImageError(f"a JPEG of more than {MOST_SCANS} scans")
             image.load()
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+            return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError as error:  # its message contains a memory address
         raise UnreadableImageError("not an image, or of a format that is not read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

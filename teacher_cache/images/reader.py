@@ -2,13 +2,18 @@
 
 import io
 import os
-from functools import lru_cache
+import threading
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 from teacher_cache.errors import RppError
 from teacher_cache.files.remote import is_remote, read_range
 from teacher_cache.images.decode import UnreadableImageError
 from teacher_cache.images.location import Location, ParquetRow, WholeFile
-from teacher_cache.images.parquet import ParquetImages
+from teacher_cache.lazy import load
+
+if TYPE_CHECKING:  # a process that decodes imports pyarrow only for Parquet files
+    from teacher_cache.images.parquet import ParquetImages
 
 MAX_OPEN_FILES = 64
 
@@ -18,11 +23,16 @@ class ImageReader:
 
     def __init__(self) -> None:
         self._open = lru_cache(MAX_OPEN_FILES)(io.FileIO)
-        self._parquet = ParquetImages()
+        self._loading = threading.Lock()
 
     def __reduce__(self) -> tuple[type["ImageReader"], tuple[()]]:
         """Another process opens its own files."""
         return ImageReader, ()
+
+    @cached_property
+    def _parquet(self) -> "ParquetImages":
+        images: ParquetImages = load("teacher_cache.images.parquet:ParquetImages")()
+        return images
 
     def read(self, location: Location) -> bytes:
         """Return the bytes of one sample.
@@ -32,7 +42,9 @@ class ImageReader:
             RppError: a shard is missing or the network fails, which concerns more than one image.
         """
         if isinstance(location, ParquetRow):
-            return self._parquet.read(location.path, location.row)
+            with self._loading:  # all threads share its row groups
+                parquet = self._parquet
+            return parquet.read(location.path, location.row)
         path, length = location.path, location.length
         is_whole = isinstance(location, WholeFile)
         offset = 0 if isinstance(location, WholeFile) else location.offset

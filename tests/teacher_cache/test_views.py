@@ -12,7 +12,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as transforms
 
 from teacher_cache.classes.vocabulary import Vocabulary
-from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.command_settings import ComputeSettings, ViewPolicy
+from teacher_cache.compute.decoding import part_decoders
 from teacher_cache.compute.part import PartTask, part_arrays
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import UsageError
@@ -23,7 +24,15 @@ from teacher_cache.settings import validated
 from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
-from teacher_cache.views import FULL, RATIO, ViewRenderer, draw_crop, evaluation_crop, normalise
+from teacher_cache.views import (
+    FULL,
+    RATIO,
+    PillowRenderer,
+    ViewRenderer,
+    draw_crop,
+    evaluation_crop,
+    normalise,
+)
 from tests.teacher_cache.inputs import ANIMALS, jpeg, picture, settings
 
 SIZES = [(64, 48), (48, 64), (32, 32), (31, 33), (500, 20), (20, 500), (7, 9), (1, 1), (333, 251)]
@@ -57,6 +66,9 @@ def test_view_0_is_open_clips_own_preprocessing_to_the_last_bit(
     assert pixels.dtype == np.uint8
     shown = (expected * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     np.testing.assert_array_equal(pixels, shown.round().to(torch.uint8).numpy())
+    plain = ViewRenderer(preprocess).plain
+    assert isinstance(plain, PillowRenderer), "without torch"
+    np.testing.assert_array_equal(plain.draw(image, 0, WHOLE).transpose(2, 0, 1), pixels)
     found = normalise(torch.from_numpy(pixels)[None], MEAN, STD)[0]
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
@@ -255,7 +267,11 @@ def test_stage_two_gets_the_pixels_that_stage_one_gave_the_teacher(tmp_path, tea
         passes=[3],
     )
     head = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
-    arrays = part_arrays(PartTask(header, 0, samples), plain, head, batch_size=4, threads=2).arrays
+    how = ComputeSettings(device="cpu", batch_size=4, threads=2)
+    with part_decoders(how, header, samples, plain) as decoders:
+        arrays = part_arrays(
+            PartTask(header, 0, samples), plain, head, batch_size=4, decoders=decoders
+        ).arrays
     seen = torch.stack(plain.pixels, dim=1)  # a view of all images at a time
     for row, location in enumerate(samples.locations(slice(None))):
         with open(location.path, "rb") as file:

@@ -1,18 +1,17 @@
 """Pixels: the crops that the teacher saw, of the samples in the cache."""
 
-import multiprocessing
 import os
 import signal
 import tarfile
 import time
-from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from student_train.data.pixels import PixelWorkers, ViewRequest, ViewRequests, check_key, read_pixels
+from student_train.data.pixels import PixelWorkers, ViewRequests
+from student_train.data.stored_views import RenderViews, ViewRequest, check_key
 from student_train.training import inputs
 from student_train.training.distributed import Processes
 from student_train.training.loop import Run
@@ -26,7 +25,8 @@ from teacher_cache.images.reader import ImageReader
 from teacher_cache.images.table import SampleTable
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher
-from teacher_cache.views import draw_crop
+from teacher_cache.views import PillowRenderer, draw_crop
+from tests.plain_scripts import run_script
 from tests.processes import ForkServer
 from tests.student_train.training.test_loop import settings
 from tests.teacher_cache.inputs import jpeg, write_folder, write_shard
@@ -80,14 +80,21 @@ def test_workers_give_what_one_thread_gives(cache: TeacherCache, teacher: Teache
             assert np.array_equal(pixels[i].numpy(), expected)
 
 
+def children() -> set[int]:
+    """Processes of this one, whichever thread started them."""
+    tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    return {int(number) for task in tasks for number in task.read_text().split()}
+
+
 def test_a_killed_worker_is_one_clear_line(cache: TeacherCache, teacher: Teacher) -> None:
+    before = children()
     batches = (requests(cache, np.arange(300), 0) for _ in range(1000))
     decoded = PixelWorkers(cache.samples, 100, teacher.renderer, workers=1).decode(batches, 300)
     next(decoded)
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGTERM)  # ignored: a signal to the group must not stop a step
+    (worker,) = children() - before
+    os.kill(worker, signal.SIGTERM)  # ignored: a signal to the group must not stop a step
     next(decoded)
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(worker, signal.SIGKILL)
     with pytest.raises(RppError, match=r"a process that decodes images ended .*fewer --workers"):
         list(decoded)
 
@@ -98,12 +105,12 @@ def test_an_error_ends_the_workers_though_its_traceback_is_kept(
     """The interpreter waits for its children at its end: one that is left behind would hang it."""
     table = cache.samples.table
     others = SampleTable(table.set_column(0, "key", table["key"].take(np.arange(len(table))[::-1])))
-    before = set(multiprocessing.active_children())
+    before = children()
     batches = (requests(cache, np.arange(300), 0) for _ in range(1000))
     with pytest.raises(UsageError, match="but the cache has") as kept:
         list(PixelWorkers(others, 100, teacher.renderer, workers=2).decode(batches, 300))
     assert kept.tb is not None
-    assert set(multiprocessing.active_children()) <= before
+    assert children() <= before
 
 
 ABANDONED = """
@@ -141,6 +148,28 @@ def has_processes(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+TRAIN = """
+import multiprocessing
+
+with open("runs.txt", "a") as file:
+    file.write("run\\n")
+multiprocessing.set_start_method("forkserver")
+from student_train import PromptSettings, TrainSettings, train
+train(
+    TrainSettings(
+        cache={cache!r}, out="run", prompts=PromptSettings(towers="both", prompt_length=2, prompt_depth=1),
+        batch_size=30, max_steps=2, workers=2, log=("none",), device="cpu"
+    )
+)
+"""
+
+
+def test_workers_do_not_run_a_plain_script_again(cache_path: Path, tmp_path: Path) -> None:
+    """With the default of Python 3.14, `forkserver`, in a script without `if __name__ == "__main__":`."""
+    run_script(tmp_path, TRAIN.format(cache=str(cache_path)), "-m", "plain")
+    assert (tmp_path / "run" / "student.safetensors").exists()
 
 
 class TestKeys:
@@ -193,8 +222,11 @@ class TestKeys:
         for sample in table:
             check_key(sample, ImageReader())
         wrong = ViewRequest("cat/7.jpg", table[0].location, 0, table[0].crop, check=True)
-        with pytest.raises(UsageError, match=r"images/cat/0.jpg at byte 0, but the cache has cat/7.jpg"):
-            read_pixels([wrong], None, ImageReader())  # type: ignore[arg-type]
+        refused = RenderViews(PillowRenderer((32, 32), "shortest", "bicubic"), 10_000)(
+            wrong, np.zeros((1, 32, 32, 3))
+        )
+        assert isinstance(refused, UsageError)
+        assert "images/cat/0.jpg at byte 0, but the cache has cat/7.jpg" in str(refused)
 
     def test_the_first_batch_of_each_part_is_checked(
         self, cache: TeacherCache, teacher: Teacher, tmp_path: Path
@@ -202,7 +234,9 @@ class TestKeys:
         """Two pictures of equal size change places: noticed in the first batch of their part alone."""
         workers = PixelWorkers(cache.samples, 100, teacher.renderer, workers=0)
         batches = [requests(cache, np.array(rows), 0) for rows in ([5, 7, 120], [9, 130, 250], [1, 2, 299])]
-        flags = [[sample.check for sample in piece] for piece in workers._pieces(batches, deque())]
+        flags = [
+            [request.check for _, request in sorted(batch.requests)] for batch in workers._requests(batches)
+        ]
         assert flags == [[True, True, True], [False, False, True], [False, False, False]]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, InterpolationMode, Resize
 
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
@@ -18,7 +18,7 @@ from teacher_cache.errors import UnsupportedTowerError
 from teacher_cache.teacher.openclip import vision_transformer
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.teacher.text_towers import text_parts
-from teacher_cache.views import ViewRenderer
+from teacher_cache.views import PillowRenderer, ViewRenderer
 from tests.models import loaded
 from tests.teacher_cache.inputs import picture
 
@@ -120,6 +120,22 @@ def test_every_pixel_value_survives_the_inversion(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(open_clip, "image_transform", lambda *a, **more: Whole(own(*a, **more)))
     found = fence.evaluation_picture(preprocess)(Image.fromarray(values))
     assert np.array_equal(np.asarray(found), values)
+
+
+def test_open_clips_transform_is_used_in_processes_if_it_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without that, a renderer of the same pixels that does not import torch is."""
+    preprocess, own = fence.PreprocessCfg(size=16), open_clip.image_transform
+    assert isinstance(ViewRenderer(preprocess).plain, PillowRenderer)
+
+    def nearest(*given: Any, **more: Any) -> Compose:
+        return Compose([Resize((16, 16), InterpolationMode.NEAREST), *own(*given, **more).transforms])
+
+    monkeypatch.setattr(open_clip, "image_transform", nearest)
+    renderer = ViewRenderer(preprocess)
+    assert renderer.plain is renderer
+    same = pickle.loads(pickle.dumps(renderer.plain))
+    image = picture(1)
+    assert np.array_equal(same.draw(image, 0, None), renderer.draw(image, 0, None))
 
 
 def test_renderers_go_to_worker_processes_either_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from tests.teacher_cache.inputs import (
 PRELOAD = """
 import os, signal
 from teacher_cache.images import decode
-from teacher_cache.compute import part
+from teacher_cache.pixels import drawn_views
 seen = 0
 
 def decode_or_die(content, **more):
@@ -48,9 +48,9 @@ def decode_or_die(content, **more):
     seen += 1
     if {condition}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode.decode_image(content, **more)
+    return decode.decode_picture(content, **more)
 
-part.decode_image = decode_or_die
+drawn_views.decode_picture = decode_or_die
 """
 # Of six images each; a file tells the other worker.
 DIES_IN_ITS_THIRD_PART = PRELOAD.format(condition="seen == 16 and not open('died', 'w').close()")
@@ -58,15 +58,15 @@ DIES_IN_ITS_THIRD_PART = PRELOAD.format(condition="seen == 16 and not open('died
 WAITS_FOR_THE_DEATH = """
 import os, time
 from teacher_cache.images import decode
-from teacher_cache.compute import part
+from teacher_cache.pixels import drawn_views
 
 def decode_after_the_death(content, **more):
     end = time.monotonic() + 120
     while not os.path.exists('died') and time.monotonic() < end:
         time.sleep(0.02)
-    return decode.decode_image(content, **more)
+    return decode.decode_picture(content, **more)
 
-part.decode_image = decode_after_the_death
+drawn_views.decode_picture = decode_after_the_death
 """
 DIES_OF_POISON = PRELOAD.format(condition="content == b'poison'")
 
@@ -145,6 +145,61 @@ def test_a_worker_killed_within_a_part_loses_only_that_part(
     assert_same_arrays(tmp_path / "zarr", tmp_path / "undisturbed")
     assert 1 <= len(at_the_kill) < 12
     assert at_the_kill.items() <= _records(tmp_path / "zarr").items()
+
+
+def decoders_of_all() -> list[int]:
+    """Processes of this machine that decode."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if b"teacher_cache.pixels.process" in line.read_bytes():
+                found.append(int(line.parent.name))
+    return found
+
+
+def test_workers_of_dask_decode_in_processes(
+    cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
+) -> None:
+    """A worker is a daemonic process, which may not have children of multiprocessing."""
+    before, seen = set(decoders_of_all()), set[int]()
+    asked = settings(shards, names, tmp_path / "zarr", teacher, threads=None, decode_processes=2)
+    with (
+        forked_workers(),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0"
+        ) as running,
+    ):
+        build_cache(asked.model_copy(update={"scheduler": running.scheduler_address}))
+        seen |= set(decoders_of_all()) - before
+        with Client(running) as client:
+            daemonic = client.run(lambda: multiprocessing.current_process().daemon)
+            idle = client.run(end_idle_decoders_of)
+    assert all(daemonic.values())
+    assert len(seen) in (2, 4), "one worker may have computed all parts"
+    assert sum(idle.values()) == len(seen) / 2
+    deadline = time.monotonic() + 20
+    while set(decoders_of_all()) - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not set(decoders_of_all()) - before
+    assert_same_arrays(tmp_path / "zarr", cache)
+
+
+def end_idle_decoders_of(dask_worker: Any) -> bool:
+    """As after a minute without a part; return whether that ended the worker's processes."""
+    opened = getattr(dask_worker, "rpp_opened", None)
+    if opened is None:
+        return False
+    opened.idle_timer.function()
+    return opened.decoders is None and not multiprocessing.active_children()
+
+
+def test_a_local_build_ends_its_decoders(
+    cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
+) -> None:
+    before = set(decoders_of_all())
+    build_cache(settings(shards, names, tmp_path / "zarr", teacher, threads=None, decode_processes=3))
+    assert not set(decoders_of_all()) - before
+    assert_same_arrays(tmp_path / "zarr", cache)
 
 
 def test_a_part_that_kills_its_workers_ends_the_build_and_is_named(

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from teacher_cache.classes.vocabulary import Vocabulary
-from teacher_cache.compute import part as part_module
+from teacher_cache.command_settings import ComputeSettings
+from teacher_cache.compute.decoding import MOST_DECODING_PROCESSES, decoding_processes, part_decoders
 from teacher_cache.compute.part import (
-    BATCHES_AHEAD,
     VIEWS_AT_A_TIME,
     PartResult,
     PartTask,
@@ -22,14 +22,24 @@ from teacher_cache.compute.part import (
     part_arrays,
 )
 from teacher_cache.encodings import ClassHead
-from teacher_cache.errors import RppError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.table import SampleTable
 from teacher_cache.info import slowest_stage
+from teacher_cache.pixels import drawn_views
+from teacher_cache.pixels.decoders import BATCHES_AHEAD
 from teacher_cache.store.header import CacheHeader
 from teacher_cache.teacher.teacher import Teacher
 from tests.models import loaded
-from tests.teacher_cache.inputs import ANIMALS, encoded, jpeg, write_folder
+from tests.teacher_cache.inputs import (
+    ANIMALS,
+    encoded,
+    jpeg,
+    webdataset_members,
+    write_folder,
+    write_parquet,
+    write_shard,
+)
 
 HEAD = ClassHead(torch.zeros(len(ANIMALS), 48), 1.0)
 
@@ -75,8 +85,15 @@ def computed(
     samples: SampleTable, passes: tuple[int, ...] = (1,), part: int = 0, **options: Any
 ) -> PartResult:
     task = PartTask(header_of(samples, passes), part, samples, readable=options.pop("readable", None))
-    chosen = {"batch_size": 4, "threads": 2, "teacher": CountingTeacher(), "head": HEAD} | options
-    return part_arrays(task, **chosen)
+    chosen = {"batch_size": 4, "teacher": CountingTeacher(), "head": HEAD} | options
+    how = ComputeSettings(
+        device="cpu",
+        batch_size=chosen["batch_size"],
+        threads=chosen.pop("threads", None),
+        decode_processes=chosen.pop("processes", 0),
+    )
+    with part_decoders(how, task.header, samples, chosen["teacher"]) as decoders:
+        return part_arrays(task, decoders=decoders, **chosen)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +120,14 @@ def test_the_teacher_sees_one_view_of_a_batch_at_a_time(ten: SampleTable) -> Non
     assert teacher.sizes == [4] * views + [4] * views + [2] * views
 
 
-def test_the_number_of_threads_does_not_change_a_byte(ten: SampleTable) -> None:
-    one, many = (computed(ten, (3,), threads=threads).arrays for threads in (1, 8))
+def test_what_decodes_does_not_change_a_byte(ten: SampleTable) -> None:
+    """Threads or processes, in any number."""
+    ways = ({"threads": 1}, {"threads": 8}, {"processes": 1}, {"processes": 3})
+    one, *others = (computed(ten, (VIEWS_AT_A_TIME + 3,), **way).arrays for way in ways)
     assert set(one) == {"image_features", "crops", "valid", "labels"}
-    for name, values in one.items():
-        np.testing.assert_array_equal(values, many[name])
+    for many in others:
+        for name, values in one.items():
+            np.testing.assert_array_equal(values, many[name])
 
 
 @pytest.mark.parametrize("views", [1, VIEWS_AT_A_TIME + 1])
@@ -115,9 +135,9 @@ def test_images_are_decoded_ahead_of_the_teacher_but_not_far(
     views: int, ten: SampleTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, seen = [], []
-    decode = part_module.decode_image
+    decode = drawn_views.decode_picture
     monkeypatch.setattr(
-        part_module, "decode_image", lambda *given, **more: [decoded.append(1), decode(*given, **more)][1]
+        drawn_views, "decode_picture", lambda *given, **more: [decoded.append(1), decode(*given, **more)][1]
     )
     teacher = CountingTeacher(lambda: seen.append(len(decoded)))
     computed(ten, (views,), batch_size=2, threads=1, teacher=teacher)
@@ -155,12 +175,13 @@ def _damaged(name: str) -> bytes:
         ("long", "90000 x 1 pixels are too long and narrow"),
     ],
 )
+@pytest.mark.parametrize("processes", [0, 2])
 def test_an_unreadable_image_affects_only_its_row(
-    damage: str, reason: str, ten: SampleTable, tmp_path: Path
+    processes: int, damage: str, reason: str, ten: SampleTable, tmp_path: Path
 ) -> None:
     source = write_folder(tmp_path / "images")
     (source / "axolotl" / "1.jpg").write_bytes(_damaged(damage))
-    found = computed(indexed(source), (2,))
+    found = computed(indexed(source), (2,), processes=processes)
     assert [(entry["row"], entry["key"]) for entry in found.skipped] == [(1, "axolotl/1.jpg")]
     assert reason in found.skipped[0]["reason"]
     clean, good = computed(ten, (2,)).arrays, np.arange(10) != 1
@@ -191,8 +212,34 @@ def test_an_image_that_became_unreadable_stops_a_later_pass(ten: SampleTable, tm
     assert computed(indexed(source), (2, 5), part=1, readable=readable).skipped == []
 
 
-def test_seconds_are_reported_by_stage(ten: SampleTable) -> None:
-    seconds = computed(ten).seconds
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_missing_shard_ends_the_part(processes: int, tmp_path: Path) -> None:
+    samples = indexed(write_shard(tmp_path / "a.tar", webdataset_members(0, 6)))
+    (tmp_path / "a.tar").unlink()
+    with pytest.raises(RppError, match=r"cannot read image shard .*a\.tar: No such file"):
+        computed(samples, processes=processes)
+
+
+def test_decoding_is_in_processes_by_default_where_a_gpu_waits(ten: SampleTable, tmp_path: Path) -> None:
+    """Unless threads are asked for, or share the row groups of Parquet files."""
+    write_parquet(tmp_path / "a.parquet", [{"bytes": jpeg(1), "path": None}])
+    in_parquet = indexed(tmp_path / "a.parquet")
+    processes = {
+        (samples is ten, *given.items()): decoding_processes(ComputeSettings(**given), samples, 6, on_cuda)
+        for samples in (ten, in_parquet)
+        for on_cuda, given in ((True, {}), (False, {"device": "cpu"}), (True, {"threads": 3}))
+    }
+    assert list(processes.values()) == [6, 0, 0, 0, 0, 0]
+    for asked in (0, 5):
+        assert decoding_processes(ComputeSettings(decode_processes=asked), in_parquet, 6, False) == asked
+    assert decoding_processes(ComputeSettings(), ten, 200, True) == MOST_DECODING_PROCESSES
+    with pytest.raises(UsageError, match="--decode-processes decode in place of --threads"):
+        ComputeSettings(threads=2, decode_processes=2)
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_seconds_are_reported_by_stage(processes: int, ten: SampleTable) -> None:
+    seconds = computed(ten, processes=processes).seconds
     assert set(seconds) == {"wall", "read", "decode", "wait", "forward"}
     assert all(value > 0 for value in seconds.values())
     assert seconds["wait"] + seconds["forward"] <= seconds["wall"]

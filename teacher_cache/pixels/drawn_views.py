@@ -1,0 +1,75 @@
+"""Stage one's job: draw the crops of an image's views and render them."""
+
+import time
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.errors import RppError
+from teacher_cache.images.decode import UnreadableImageError, decode_picture
+from teacher_cache.images.location import Location
+from teacher_cache.images.reader import ImageReader
+from teacher_cache.views import RandomCrops, Renderer, draw_crop, evaluation_crop
+
+
+class DrawRequest(NamedTuple):
+    """Views of an image: its row in the cache, where its bytes are, and the numbers of the views."""
+
+    row: int
+    location: Location
+    views: tuple[int, ...]
+
+
+class Drawn(NamedTuple):
+    """How an image was decoded.
+
+    Attributes:
+        crops: of the views, [V][5], as `draw_crop` returns them.
+        reason: why the image cannot be read; None if it can.
+        error: what concerns more than this image, such as a missing shard.
+        read, decode: seconds of reading, and processor time of decoding and resizing.
+    """
+
+    crops: list[list[int]]
+    reason: str | None
+    error: RppError | None
+    read: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class DrawViews:
+    """Draws and renders views by a cache's view policy."""
+
+    renderer: Renderer
+    crops: RandomCrops
+    max_pixels: int
+    _reader: ImageReader = field(default_factory=ImageReader)
+
+    def __call__(self, request: DrawRequest, into: NDArray[np.uint8]) -> Drawn:
+        """See `PixelJob`."""
+        started, busy = time.perf_counter(), time.thread_time()
+        crops, reason, error = [], None, None
+        try:
+            content = self._reader.read(request.location)
+            read, busy = time.perf_counter() - started, time.thread_time()
+            picture = decode_picture(content, max_pixels=self.max_pixels)
+            width, height = picture.size
+            for number, view in enumerate(request.views):
+                crop = (
+                    draw_crop(self.crops, request.row, view, width, height)
+                    if view
+                    else evaluation_crop(self.renderer, width, height)
+                )
+                into[number] = self.renderer.draw(picture, view, crop)
+                crops.append(crop.tolist())
+        except UnreadableImageError as unreadable:
+            reason = str(unreadable)
+        except RppError as raised:
+            error = raised
+        if reason is not None or error is not None:
+            into[:] = 0
+            return Drawn([], reason, error, time.perf_counter() - started, 0.0)
+        return Drawn(crops, None, None, read, time.thread_time() - busy)
