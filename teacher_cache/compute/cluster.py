@@ -35,6 +35,7 @@ from teacher_cache.errors import RppError
 from teacher_cache.progress import Counter, counting
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.records import Resources
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
@@ -55,8 +56,10 @@ class Work:
     settings: ComputeSettings
 
 
-def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Callable[[str], None]) -> int:
-    """Compute and commit all parts that the cache does not have yet; return their number.
+def compute_parts(
+    work: Work, store: CacheStore, teacher: Teacher, on_note: Callable[[str], None]
+) -> list[int]:
+    """Compute and commit all parts that the cache does not have yet; return their numbers.
 
     Args:
         teacher: used if the only worker is in this process. Other workers load their own.
@@ -67,14 +70,14 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
     """
     header, missing = store.header, store.parts.missing()
     if not missing:
-        return 0
+        return []
     sizes = {part: header.rows(part).stop - header.rows(part).start for part in range(header.parts)}
     # a later pass reads which rows the first one found readable
     passes = [list(parts) for _, parts in groupby(missing, lambda part: part < header.parts_per_pass)]
     threads = torch.get_num_threads()
     with (
         stoppable(),
-        dask_client(work.settings) as client,
+        dask_client(work.settings, on_note) as client,
         counting("samples", sum(sizes.values())) as counter,
     ):
         progress = PartProgress(counter, sizes, missing)
@@ -88,7 +91,7 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
         finally:
             torch.set_num_threads(threads)
             client.unsubscribe_topic(work.name)
-    return len(missing)
+    return missing
 
 
 @scheduler_needed("what is committed is safe")
@@ -263,13 +266,21 @@ def compute_part(work: Work, part: int) -> None:
         on_batch(0)
         # a setting of the thread, and a task may run on any of them
         torch.set_num_threads(settings.torch_threads or threads_of_worker())
+        threads = settings.threads or min(MOST_DECODING_THREADS, usable_cores())
+        resources = Resources(
+            device=opened.teacher.device.type,
+            decoders=threads,
+            # workers of a cluster may share their machine with others, which they do not know
+            cores=max(1, usable_cores() // (1 if settings.scheduler else local_workers(settings))),
+            torch_threads=torch.get_num_threads(),
+        )
         try:
             computed = part_arrays(
                 PartTask(header, part, store.samples.part(rows), settings.strict, _readable(store, part)),
                 opened.teacher,
                 opened.head,
                 batch_size=settings.batch_size,
-                threads=settings.threads or min(MOST_DECODING_THREADS, usable_cores()),
+                threads=threads,
                 on_batch=on_batch,
             )
         except torch.OutOfMemoryError as error:
@@ -278,4 +289,4 @@ def compute_part(work: Work, part: int) -> None:
                 "images at a time: choose a smaller --batch-size; what is committed is safe"
             ) from error
     secede()  # the next part starts while this one is written
-    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped)
+    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped, resources)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.compute.device_time import DeviceTimer
 from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.errors import RppError
 from teacher_cache.images.decode import UnreadableImageError, decode_image
@@ -72,8 +73,9 @@ class PartResult:
     Attributes:
         arrays: what the part writes, by name.
         seconds: `wall`, from the start to the last array; `wait`, without pixels for the teacher, and
-            `forward`, with pixels; `read`, summed over threads; `decode`, processor time of all threads,
-            resizing included.
+            `forward`, with pixels; `device`, in which the teacher's device computed; `read`, summed over
+            threads; `decode`, processor time of all threads, resizing included; `decode_elapsed`, that with
+            what the threads waited for a core or for Python's lock.
         skipped: row, key and reason of each image that could not be read.
     """
 
@@ -108,23 +110,30 @@ def part_arrays(
     pixels = PartPixels(
         task, teacher.renderer, output.arrays["crops"], output.valid, teacher.device.type == "cuda"
     )
-    forward = ForwardPass(teacher)
+    forward, device = ForwardPass(teacher), DeviceTimer(teacher.device)
     with ThreadPoolExecutor(threads, initializer=_lower_priority) as pool:
         stages = StageTimer()
         batches = cut_batches(len(task.samples), len(task.views), batch_size)
         for batch, pixels_VBCHW, unreadable in pixels.decoded(pool, batches):
             stages.end("wait")
             output.skip(unreadable)
-            if output.valid[batch.slots].any():
-                forward.launch(batch, pixels_VBCHW)
-            if len(forward.features) >= BATCHES_ON_DEVICE:
-                output.encode(forward.take())
+            with device.timing():
+                if output.valid[batch.slots].any():
+                    forward.launch(batch, pixels_VBCHW)
+                if len(forward.features) >= BATCHES_ON_DEVICE:
+                    output.encode(forward.take())
             if batch.views.stop == len(task.views):
                 on_batch(batch.samples.stop)
             stages.end("forward")
-        output.encode(forward.take())
+        with device.timing():
+            output.encode(forward.take())
         stages.end("forward")
-    seconds = {"wall": stages.last - started, **pixels.seconds, **stages.seconds}
+    seconds = {
+        "wall": stages.last - started,
+        **pixels.seconds,
+        **stages.seconds,
+        "device": device.seconds(),
+    }
     return PartResult(output.finished(), seconds, output.skipped)
 
 
@@ -279,7 +288,7 @@ class PartPixels:
         crops: [N of the part, V, 5] uint16, filled in while decoding.
         wanted: which samples are decoded, [N of the part] bool.
         pinned: decode into page-locked memory, from which CUDA copies while it computes.
-        seconds: `read` and `decode` so far.
+        seconds: `read`, `decode` and `decode_elapsed` so far.
     """
 
     task: PartTask
@@ -287,7 +296,9 @@ class PartPixels:
     crops: NDArray[np.uint16]
     wanted: NDArray[np.bool_]
     pinned: bool
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"read": 0.0, "decode": 0.0, "decode_elapsed": 0.0}
+    )
 
     def __post_init__(self) -> None:
         self._policy = ViewPolicy(**self.task.header.view_policy)
@@ -308,9 +319,10 @@ class PartPixels:
             batch, pixels, futures = ahead.popleft()
             unreadable: dict[int, str] = {}
             for position, future in futures:
-                reason, read, decode = future.result()
+                reason, read, decode, elapsed = future.result()
                 self.seconds["read"] += read
                 self.seconds["decode"] += decode
+                self.seconds["decode_elapsed"] += elapsed
                 if reason is not None:
                     unreadable[position] = reason
             ahead.extend(self._start(pool, following) for following in islice(todo, 1))
@@ -318,7 +330,7 @@ class PartPixels:
 
     def _start(
         self, pool: ThreadPoolExecutor, batch: Batch
-    ) -> tuple[Batch, Tensor, list[tuple[int, "Future[tuple[str | None, float, float]]"]]]:
+    ) -> tuple[Batch, Tensor, list[tuple[int, "Future[tuple[str | None, float, float, float]]"]]]:
         shape = (len(batch.views), len(batch.samples), *self.renderer.size, 3)
         pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=self.pinned)
         into = pixels.numpy()
@@ -331,20 +343,22 @@ class PartPixels:
 
     def _decode(
         self, position: int, views: range, into: NDArray[np.uint8]
-    ) -> tuple[str | None, float, float]:
-        """Fill [views, H, W, 3]. Return why that is not possible, seconds of reading, seconds of decoding."""
+    ) -> tuple[str | None, float, float, float]:
+        """Fill [views, H, W, 3]. Return why that is not possible; seconds of reading; processor time of
+        decoding; and its elapsed time."""
         started = time.perf_counter()
         try:
             content = self._reader.read(self._locations[position])
-            read, decoding_since = time.perf_counter() - started, time.thread_time()
+            decoding_since, busy_since = time.perf_counter(), time.thread_time()
             image = decode_image(content, max_pixels=self.task.header.max_pixels)
             for number, place in enumerate(views):
                 view = self.task.views[place]
                 self.crops[position, place] = crop = self._crop(position, view, image)
                 into[number] = self.renderer.render_last(image, view, crop)
         except UnreadableImageError as error:
-            return str(error), time.perf_counter() - started, 0.0
-        return None, read, time.thread_time() - decoding_since
+            return str(error), time.perf_counter() - started, 0.0, 0.0
+        elapsed = time.perf_counter() - decoding_since
+        return None, decoding_since - started, time.thread_time() - busy_since, elapsed
 
     def _crop(self, position: int, view: int, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
         height, width = image.shape[:2]
