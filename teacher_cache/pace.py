@@ -60,11 +60,11 @@ class Pace:
 
 def paces(header: CacheHeader, records: Iterable[PartRecord]) -> list[Pace]:
     """Return the pace of each group of parts with the same resources and number of views, the largest group
-    first. Parts without times are left out."""
+    first. Parts without times, or that the header does not have, are left out."""
     groups = [
         ((record.resources, len(header.views_of(record.part))), record)
         for record in records
-        if record.seconds.get("wall", 0.0) > 0
+        if record.seconds.get("wall", 0.0) > 0 and 0 <= record.part < header.parts
     ]
     found = [
         _pace([record for _, record in group], *key)
@@ -144,15 +144,15 @@ def _remedy(set_by: str, resources: Resources | None, waited: float | None) -> s
 
 
 def pace_text(pace: Pace) -> str:
-    """Return a pace in words, without a line break."""
+    """Return a pace in words: its rate, those of the stages, and what to do, a line each."""
     views = f" of {pace.views_per_image} views" if pace.views_per_image > 1 else ""
     parts = f"{pace.parts} part{'s' * (pace.parts > 1)}"
-    text = (
+    first = (
         f"{pace.images_per_second:,.1f} images/s{views} per worker ({parts}), set by {STAGES[pace.set_by]}, "
         f"in use {pace.busy_share:.0%} of the time"
     )
     if pace.device is None:
-        return f"{text}; the rates of the stages were not recorded; faster with {pace.remedy}"
+        return f"{first}\n  the rates of the stages were not recorded\n  faster with {pace.remedy}"
     # on shared cores, decoders wait for one while they read as well
     least = {"read": "at least "} if pace.device == "cpu" else {}
     rates = ", ".join(
@@ -166,4 +166,4 @@ def pace_text(pace: Pace) -> str:
         if pace.device == "cpu"
         else f"{pace.decoders} decoders on {cores}"
     )
-    return f"{text}; images/s of each stage alone: {rates}; {used}; faster with {pace.remedy}"
+    return f"{first}\n  images/s of each stage alone: {rates}; {used}\n  faster with {pace.remedy}"

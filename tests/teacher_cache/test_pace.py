@@ -123,6 +123,7 @@ def test_parts_with_other_resources_or_views_are_counted_apart() -> None:
             record(USUAL, replace(GPU, decoders=8), part=1),
             record(USUAL, GPU),
             record({}, None),  # no times: not counted
+            record(USUAL, GPU, part=2),  # forged: the cache has two parts
         ],
     )
     assert [(one.parts, one.decoders, one.views_per_image) for one in found] == [(2, 4, 1), (1, 8, 2)]
@@ -132,9 +133,10 @@ def test_parts_with_other_resources_or_views_are_counted_apart() -> None:
 
 def test_the_text_has_the_rates_and_what_to_do() -> None:
     assert pace_text(pace(GPU, decode_elapsed=36.0)) == (
-        "100.0 images/s per worker (1 part), set by decoding, in use 95% of the time; images/s of each stage "
-        "alone: reading 2,000, decoding 111, the teacher 125, writing 500; 4 decoders on 4 cores; "
-        "faster with more cores or --workers: the decoders waited 67% of their time for a core or for "
+        "100.0 images/s per worker (1 part), set by decoding, in use 95% of the time\n"
+        "  images/s of each stage alone: reading 2,000, decoding 111, the teacher 125, writing 500; "
+        "4 decoders on 4 cores\n"
+        "  faster with more cores or --workers: the decoders waited 67% of their time for a core or for "
         "Python's lock"
     )
     shared = pace_text(pace(CPU))
