@@ -1,6 +1,10 @@
 """Which stage sets the pace: by the records of parts, and in builds in which one stage is slow."""
 
+import re
+import threading
+import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +192,43 @@ def test_large_images_set_the_pace_of_a_small_teacher(teacher: Path, names: Path
     assert (resources.device, resources.decoders) == ("cpu", 2)
     again = build_cache(settings(source, names, tmp_path / "zarr", teacher, part_size=8))
     assert again.pace == []  # nothing was computed
+
+
+class SlowRanges(BaseHTTPRequestHandler):
+    """A web server of one file, which takes a tenth of a second for each answer."""
+
+    content = b""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        time.sleep(0.1)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(asked[1]), int(asked[2])) if asked else (0, len(self.content) - 1)
+        part = self.content[first : last + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(self.content)}")
+        self.send_header("Content-Length", str(len(part)))
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_slow_network_sets_the_pace(
+    teacher: Path, names: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = write_shards(tmp_path / "shards", shards=1, samples=16) / "shard-000.tar"
+    monkeypatch.setattr(SlowRanges, "content", shard.read_bytes())
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowRanges) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{http.server_address[1]}/shard-000.tar"
+        built = build_cache(settings(url, names, tmp_path / "zarr", teacher, part_size=16))
+        http.shutdown()
+    assert stage_of(built) == "read"
+    assert built.pace[0]["stage_images_per_second"]["read"] < 2 / 0.1  # two decoders
