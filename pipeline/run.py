@@ -13,6 +13,7 @@ from student_train.figures import ZERO_SHOT
 from teacher_cache.build import build_cache
 from teacher_cache.errors import UsageError
 from teacher_cache.files.places import same_place
+from teacher_cache.pace import Pace, pace_text
 from teacher_cache.softlabels import open_cache
 from teacher_cache.teacher.teacher import choose_device
 
@@ -35,6 +36,8 @@ def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]
     if recipe.build is not None:
         built = build_cache(recipe.build, on_note)
         on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
+        for pace in built.pace:
+            on_note(f"pace: {pace_text(Pace(**pace))}")
         before["build"] = json.loads(json.dumps(built.__dict__, default=str))
     return train_and_evaluate(recipe.train, with_zero_shot(recipe.evals), before, on_note)
 

@@ -25,6 +25,8 @@ from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import absolute_source
 from teacher_cache.images.table import SampleTable
 from teacher_cache.model_names import is_weights_file
+from teacher_cache.pace import paces
+from teacher_cache.preflight import require_bokeh
 from teacher_cache.relabel import ensure_vocabulary
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
@@ -39,7 +41,11 @@ from teacher_cache.teacher.teacher import Teacher, choose_device
 
 @dataclass(frozen=True)
 class BuildResult:
-    """Result of a build."""
+    """Result of a build.
+
+    Attributes:
+        pace: of the parts computed now: the fields of `Pace`, for each group of parts with equal resources.
+    """
 
     path: str
     samples: int
@@ -48,6 +54,7 @@ class BuildResult:
     skipped: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    pace: list[dict[str, Any]] = field(default_factory=list)
 
 
 def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda note: None) -> BuildResult:
@@ -63,12 +70,13 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     started = time.monotonic()
     if settings.compile and settings.scheduler is None:
         require_compiler(choose_device(settings.device))
+    require_bokeh(settings)
     with stoppable():
         vocabulary, samples, notes = load_inputs(settings, on_note)
         loaded = load_requested(settings, on_note)
         teacher = Teacher(loaded, choose_device(settings.device), settings.precision)
         store = open_or_create(settings, teacher, vocabulary, samples)
-        computed = 0
+        computed: list[int] = []
         # a finished cache may be shared and read-only
         if store.parts.missing() or store.folder.is_writable():
             with disk_errors(store.path), store.locked(settings.lock):
@@ -80,10 +88,11 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         path=store.path,
         samples=len(samples),
         parts_total=store.header.parts,
-        parts_computed=computed,
+        parts_computed=len(computed),
         skipped=len(store.parts.skipped()),
         seconds=time.monotonic() - started,
         notes=notes,
+        pace=pace_of(store, computed),
     )
 
 
@@ -92,8 +101,8 @@ def compute_missing(
     settings: ComputeSettings,
     teacher: Teacher,
     on_note: Callable[[str], None] = lambda note: None,
-) -> int:
-    """Compute and commit the parts of all passes that the cache does not have yet; return their number.
+) -> list[int]:
+    """Compute and commit the parts of all passes that the cache does not have yet; return their numbers.
 
     Args:
         store: open for writing and locked.
@@ -114,6 +123,11 @@ def compute_missing(
     )
     with disk_errors(store.path):
         return compute_parts(work, store, teacher, on_note)
+
+
+def pace_of(store: CacheStore, parts: list[int]) -> list[dict[str, Any]]:
+    """Return the pace of committed parts, as `BuildResult` has it."""
+    return [asdict(pace) for pace in paces(store.header, store.parts.records(parts))]
 
 
 def load_inputs(

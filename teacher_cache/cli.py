@@ -85,8 +85,16 @@ def build(
         f"computed now, {result.skipped} unreadable images, {result.seconds:.1f} s",
         markup=False,
     )
+    _print_pace(result.pace)
     if result.skipped:
         console.print(f"unreadable images and reasons: rpp-cache info --skipped {result.path}", markup=False)
+
+
+def _print_pace(found: list[dict[str, Any]]) -> None:
+    from teacher_cache.pace import Pace, pace_text
+
+    for one in found:
+        console.print(f"pace: {pace_text(Pace(**one))}", markup=False, highlight=False)
 
 
 def _remark(note: str) -> None:
@@ -123,12 +131,13 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print what a cache contains, its progress, and which stage of the build takes the most time.
+    """Print what a cache contains, its progress, and which stage sets the pace of its build.
 
     Example: rpp-cache info ./zarr --json
     """
     require_cache(cache)
-    from teacher_cache.info import REMEDIES, describe
+    from teacher_cache.info import describe
+    from teacher_cache.pace import STAGES, Pace, pace_text
     from teacher_cache.store.cache_store import CacheStore
 
     store = CacheStore.open(cache)
@@ -147,7 +156,9 @@ def info(
                 f"to {p['views']} views: {p['parts_committed']} of {p['parts_total']} parts" for p in value
             )
         elif name == "slowest_stage":
-            value = f"{value}: {REMEDIES[value]}" if value else "nothing has been computed yet"
+            value = STAGES[value] if value else "nothing has been computed yet"
+        elif name == "pace":
+            value = "".join(f"\n  {pace_text(Pace(**one))}" for one in value) or "not recorded"
         elif name == "labels":
             value = printable(_label_text(value))
         elif name == "notes":
@@ -257,7 +268,7 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
     preflight.check_extend(cache, settings)
     with loading():
         from teacher_cache.extend import extend_cache
-    result = extend_cache(cache, settings)
+    result = extend_cache(cache, settings, _remark)
     if as_json:
         print_json(asdict(result))
         return
@@ -266,6 +277,7 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
         f"parts computed now, {result.seconds:.1f} s",
         markup=False,
     )
+    _print_pace(result.pace)
 
 
 @app.command(cls=OneCommand)

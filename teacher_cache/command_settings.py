@@ -40,9 +40,11 @@ COMPUTE = (
     "decode_processes",
     "torch_threads",
     "scheduler",
+    "dashboard",
     "strict",
     "lock",
 )
+DASHBOARD_PORT = 8787  # of Dask's dashboard, where no port is given
 
 
 class ViewPolicy(BaseModel):
@@ -92,6 +94,12 @@ class ComputeSettings(BaseModel):
         default=None,
         description="address of a running Dask scheduler, tcp://HOST:PORT [default: workers on this machine]",
     )
+    dashboard: Annotated[int, Field(ge=0, le=65535)] | bool = Field(
+        default=False,
+        description=f"show Dask's dashboard on 127.0.0.1, port {DASHBOARD_PORT} or PORT (0: any free one); "
+        "with --scheduler, print the address of the scheduler's [default: off]",
+        json_schema_extra={"metavar": "[PORT]"},
+    )
     strict: bool = Field(default=False, description="stop at the first unreadable image")
     lock: Lock = True
 
@@ -101,7 +109,19 @@ class ComputeSettings(BaseModel):
             raise UsageError("--workers starts workers on this machine: leave it out, or --scheduler")
         if self.threads and self.decode_processes:
             raise UsageError("--decode-processes decode in place of --threads: leave one of the two out")
+        if self.scheduler and not isinstance(self.dashboard, bool):
+            raise UsageError(
+                f"--dashboard {self.dashboard}: the scheduler at {self.scheduler} chose the port of its "
+                "dashboard; leave out the port, or --scheduler"
+            )
         return self
+
+    @property
+    def dashboard_port(self) -> int | None:
+        """Port of the dashboard of workers on this machine, 0 for any free one; None without a dashboard."""
+        if self.dashboard is False or self.scheduler:
+            return None
+        return DASHBOARD_PORT if self.dashboard is True else self.dashboard
 
 
 class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):

@@ -5,13 +5,16 @@ A view's crop is a function of (seed, row, view), so the result equals one build
 
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from teacher_cache.build import compute_missing
+from teacher_cache.build import compute_missing, pace_of
 from teacher_cache.command_settings import ExtendSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import absolute_source
+from teacher_cache.preflight import require_bokeh
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.local_folder import disk_errors
@@ -20,17 +23,25 @@ from teacher_cache.teacher.teacher import recorded_teacher
 
 @dataclass(frozen=True)
 class ExtendResult:
-    """Result of an extension."""
+    """Result of an extension; `pace` as in `BuildResult`."""
 
     path: str
     views: int
     parts_total: int
     parts_computed: int
     seconds: float
+    pace: list[dict[str, Any]] = field(default_factory=list)
 
 
-def extend_cache(path: str | os.PathLike[str], settings: ExtendSettings) -> ExtendResult:
+def extend_cache(
+    path: str | os.PathLike[str],
+    settings: ExtendSettings,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> ExtendResult:
     """Add views to a finished cache, or continue an extension that was stopped.
+
+    Args:
+        on_note: called with each remark for the user.
 
     Raises:
         UsageError: the cache already has that many views, is not finished, or has another teacher or other
@@ -38,6 +49,7 @@ def extend_cache(path: str | os.PathLike[str], settings: ExtendSettings) -> Exte
         RppError: the extension stopped; what was committed stays and the next call continues.
     """
     started, path = time.monotonic(), os.fspath(path)
+    require_bokeh(settings)
     store = CacheStore.open(path, writable=True)
     _require_extensible(store, settings.views)
     teacher = recorded_teacher(store.header.teacher, settings.teacher, settings.pretrained, settings.device)
@@ -48,13 +60,14 @@ def extend_cache(path: str | os.PathLike[str], settings: ExtendSettings) -> Exte
             _locate_images(store, settings.images)
         if settings.views > store.header.views:
             store.add_views(settings.views)
-        computed = compute_missing(store, settings, teacher)
+        computed = compute_missing(store, settings, teacher, on_note)
     return ExtendResult(
         path=path,
         views=store.header.views,
         parts_total=store.header.parts,
-        parts_computed=computed,
+        parts_computed=len(computed),
         seconds=time.monotonic() - started,
+        pace=pace_of(store, computed),
     )
 
 

@@ -1,4 +1,4 @@
-"""What `rpp-cache info` prints: the content of a cache, its progress and the slowest stage of its build."""
+"""What `rpp-cache info` prints: the content of a cache, its progress and the pace of its build."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -8,24 +8,8 @@ import numpy as np
 
 from teacher_cache.errors import CacheDamagedError, printable
 from teacher_cache.images.table import LabelReport
+from teacher_cache.pace import paces
 from teacher_cache.store.cache_store import CacheStore
-
-# Remedies by the slowest stage of a build.
-REMEDIES = {
-    "read": "the build waits for the images' storage",
-    "decode": "use more --decode-processes (or --threads), or more workers, to decode more images at a time",
-    "forward": "the build waits for the teacher: use a faster --device or a --precision of 16 bits",
-    "write": "the build waits for the cache's storage",
-}
-
-
-def slowest_stage(seconds: dict[str, float]) -> str:
-    """Return the slowest stage (`read`, `decode`, `forward` or `write`) from the seconds of one or more
-    parts."""
-    if seconds["wait"] > seconds["forward"]:  # the teacher was idle most of the time
-        return "read" if seconds["read"] > seconds["decode"] else "decode"
-    # a part is written while the next one is computed
-    return "write" if seconds["write"] > seconds["wall"] else "forward"
 
 
 def describe(store: CacheStore) -> dict[str, Any]:
@@ -39,6 +23,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
             seconds[stage] = round(seconds.get(stage, 0.0) + value, 3)
     first_pass = [record for record in records if record.part < header.parts_per_pass]
     skipped = sum(len(record.skipped) for record in first_pass)
+    found = paces(header, records)
     per_pass = Counter(record.part // header.parts_per_pass for record in records)
     return {
         "path": store.path,
@@ -68,7 +53,8 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "max_pixels": header.max_pixels,
         "images": header.images,
         "seconds": seconds,
-        "slowest_stage": slowest_stage(seconds) if "wall" in seconds else None,
+        "pace": [asdict(pace) for pace in found],
+        "slowest_stage": found[0].set_by if found else None,
         "software": header.software,
         "notes": [*labels["notes"], *map(printable, store.vocabulary(header.vocabulary).remarks)],
     }

@@ -50,13 +50,14 @@ class _HelpColumns:
     def get_params(self, ctx: Any) -> list[Any]:
         """Return typer's parameters with the types that the help shows."""
         parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        if self._formats_help:
-            parameters = [copy.copy(parameter) for parameter in parameters]
+        if not self._formats_help:
+            return parameters
+        parameters = [copy.copy(parameter) for parameter in parameters]
         narrow = Console().width < NARROW_COLUMNS
         for parameter in parameters:
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""
-                if narrow and self._formats_help and parameter.secondary_opts:
+                if narrow and parameter.secondary_opts:
                     negative = f"[or {parameter.secondary_opts[0]}]"
                     parameter.help = " ".join(filter(None, [escape(negative), parameter.help]))
                     parameter.secondary_opts = []
@@ -67,7 +68,33 @@ class _HelpColumns:
 
 
 class OneCommand(_HelpColumns, TyperCommand):
-    """A command of a `command_line`."""
+    """A command of a `command_line`.
+
+    The value of an option is optional if its metavar is in square brackets, as in `--dashboard [PORT]`.
+    Without one the option is true.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line, with the values of such options filled in."""
+        optional = {
+            name
+            for parameter in self.params
+            if (parameter.metavar or "").startswith("[")
+            for name in parameter.opts
+            if name.startswith("--")
+        }
+        return super().parse_args(ctx, _with_values(args, optional))
+
+
+def _with_values(args: list[str], optional: set[str]) -> list[str]:
+    """Return arguments in which each of the `optional` options has a value. Only a number behind one is its
+    value; all else is the next argument."""
+    end = args.index("--") if "--" in args else len(args)
+    following = [*args[1:], ""][: len(args)]
+    return [
+        f"{argument}=true" if argument in optional and place < end and not after.isdecimal() else argument
+        for place, (argument, after) in enumerate(zip(args, following, strict=True))
+    ]
 
 
 class ManyCommands(_HelpColumns, TyperGroup):
@@ -146,9 +173,10 @@ def _parameter(name: str, field: Any, panel: str) -> inspect.Parameter:
     choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
     # a description that ends in "[default: X]" says in words what happens without the option
     text, _, default_in_words = (field.description or "").removesuffix("]").partition(" [default: ")
+    metavar = (field.json_schema_extra or {}).get("metavar")
     option = typer.Option(
         help=escape(text),
-        metavar=f"<{' | '.join(choices)}>" if choices else None,
+        metavar=f"<{' | '.join(choices)}>" if choices else metavar,
         autocompletion=(lambda: completions) if completions else None,
         rich_help_panel=panel,
         show_default=default_in_words or annotation is not bool,

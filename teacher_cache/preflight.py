@@ -5,11 +5,12 @@ work check the same again, and what needs a file's content or a network.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from teacher_cache.classes.templates import TEMPLATE_SETS, load_templates
 from teacher_cache.classes.vocabulary import require_vocabulary
-from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
+from teacher_cache.command_settings import BuildSettings, ComputeSettings, ExtendSettings, RelabelSettings
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.files.hub import is_on_hub
@@ -66,13 +67,25 @@ def require_model(model: str, pretrained: str | None) -> None:
         raise UsageError(f"--pretrained '{pretrained}': no such weights file")
 
 
+def require_bokeh(settings: ComputeSettings) -> None:
+    """Refuse a dashboard without the package that draws it. Dask checks the package's version later.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if settings.dashboard_port is not None and find_spec("bokeh") is None:
+        raise UsageError("--dashboard needs the package bokeh: pip install 'rpp-clip[dashboard]'")
+
+
 def check_build(settings: BuildSettings) -> None:
-    """Refuse a build whose images, vocabulary, templates, model folder or weights file do not exist.
+    """Refuse a build whose images, vocabulary, templates, model folder or weights file do not exist, and one
+    with a dashboard that cannot be shown.
 
     Raises:
         UsageError: the first of them.
     """
     rpp_version()
+    require_bokeh(settings)
     require_writable_place(settings.out)
     require_classes(settings.classes, settings.templates)
     require_images(settings.images)
@@ -92,11 +105,12 @@ def check_relabel(cache: str, settings: RelabelSettings) -> None:
 
 
 def check_extend(cache: str, settings: ExtendSettings) -> None:
-    """Refuse more views if the cache, images or weights file do not exist.
+    """Refuse more views if the cache, images or weights file do not exist, or a dashboard cannot be shown.
 
     Raises:
         UsageError: the first of them.
     """
+    require_bokeh(settings)
     require_cache(cache)
     if settings.images is not None:
         require_images(settings.images)

@@ -73,7 +73,6 @@ TESTED_IN = {
     "teacher_cache/compat/distributed.py": "teacher_cache/compat/test_compat.py",
     "teacher_cache/compat/fsspec.py": "teacher_cache/compat/test_compat.py",
     "teacher_cache/compute/decoding.py": "teacher_cache/compute/test_part.py",
-    "teacher_cache/compute/workers.py": "teacher_cache/compute/test_cluster.py",
     "teacher_cache/distribution.py": "test_environments.py",
     "teacher_cache/encodings/dense.py": "teacher_cache/encodings/test_encoding.py",
     "teacher_cache/encodings/factored.py": "teacher_cache/encodings/test_encoding.py",

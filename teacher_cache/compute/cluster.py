@@ -30,6 +30,7 @@ from teacher_cache.compute.workers import (
     scheduler_needed,
 )
 from teacher_cache.conventions import recorded_conventions
+from teacher_cache.cores import usable_cores
 from teacher_cache.encodings import ClassHead
 from teacher_cache.errors import RppError
 from teacher_cache.images.table import SampleTable
@@ -37,6 +38,7 @@ from teacher_cache.pixels.decoders import Decoders
 from teacher_cache.progress import Counter, counting, print_remark
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.records import Resources
 from teacher_cache.teacher.openclip import load_model
 from teacher_cache.teacher.teacher import Teacher, choose_device
 
@@ -61,8 +63,10 @@ class Work:
     settings: ComputeSettings
 
 
-def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Callable[[str], None]) -> int:
-    """Compute and commit all parts that the cache does not have yet; return their number.
+def compute_parts(
+    work: Work, store: CacheStore, teacher: Teacher, on_note: Callable[[str], None]
+) -> list[int]:
+    """Compute and commit all parts that the cache does not have yet; return their numbers.
 
     Args:
         teacher: used if the only worker is in this process. Other workers load their own.
@@ -73,14 +77,14 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
     """
     header, missing = store.header, store.parts.missing()
     if not missing:
-        return 0
+        return []
     sizes = {part: header.rows(part).stop - header.rows(part).start for part in range(header.parts)}
     # a later pass reads which rows the first one found readable
     passes = [list(parts) for _, parts in groupby(missing, lambda part: part < header.parts_per_pass)]
     threads = torch.get_num_threads()
     with (
         stoppable(),
-        dask_client(work.settings) as client,
+        dask_client(work.settings, on_note) as client,
         counting("samples", sum(sizes.values())) as counter,
     ):
         progress = PartProgress(counter, sizes, missing)
@@ -98,7 +102,7 @@ def compute_parts(work: Work, store: CacheStore, teacher: Teacher, on_note: Call
             if opened is not None and _computing.acquire(timeout=PATIENCE_SECONDS):
                 opened.end_decoders()
                 _computing.release()
-    return len(missing)
+    return missing
 
 
 @scheduler_needed("what is committed is safe")
@@ -318,13 +322,21 @@ def compute_part(work: Work, part: int) -> None:
         if settings.compile and (seconds := opened.teacher.compile(settings.batch_size)):
             print_remark(f"compiled the teacher's image encoder in {seconds:.0f} s")
         samples = store.samples.part(rows)
+        decoders = opened.decoders_for(settings, samples)
+        resources = Resources(
+            device=opened.teacher.device.type,
+            decoders=decoders.number,
+            # workers of a cluster may share their machine with others, which they do not know
+            cores=max(1, usable_cores() // (1 if settings.scheduler else local_workers(settings))),
+            torch_threads=torch.get_num_threads(),
+        )
         try:
             computed = part_arrays(
                 PartTask(header, part, samples, settings.strict, _readable(store, part)),
                 opened.teacher,
                 opened.head,
                 batch_size=settings.batch_size,
-                decoders=opened.decoders_for(settings, samples),
+                decoders=decoders,
                 on_batch=on_batch,
             )
         except torch.OutOfMemoryError as error:
@@ -336,4 +348,4 @@ def compute_part(work: Work, part: int) -> None:
             if settings.scheduler:
                 opened.end_decoders_later()
     secede()  # the next part starts while this one is written
-    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped)
+    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped, resources)

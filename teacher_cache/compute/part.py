@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.compute.device_time import DeviceTimer
 from teacher_cache.encodings import ClassHead, encoding_of
 from teacher_cache.errors import RppError
 from teacher_cache.images.table import SampleTable
@@ -67,8 +68,9 @@ class PartResult:
     Attributes:
         arrays: what the part writes, by name.
         seconds: `wall`, from the start to the last array; `wait`, without pixels for the teacher, and
-            `forward`, with pixels; `read`, summed over the threads or processes that decode; `decode`, their
-            processor time, resizing included.
+            `forward`, with pixels; `device`, in which the teacher's device computed; `read`, summed over the
+            threads or processes that decode; `decode`, their processor time, resizing included;
+            `decode_elapsed`, that with what they waited for a core or for Python's lock.
         skipped: row, key and reason of each image that could not be read.
     """
 
@@ -102,21 +104,28 @@ def part_arrays(
     output = PartOutput(task, head)
     # which rows are decoded does not change while batches are ahead
     pixels = PartPixels(task, output.arrays["crops"], output.valid.copy())
-    forward, stages = ForwardPass(teacher), StageTimer()
+    forward, stages, device = ForwardPass(teacher), StageTimer(), DeviceTimer(teacher.device)
     batches = cut_batches(len(task.samples), len(task.views), batch_size)
     for batch, pixels_VBCHW, unreadable in pixels.decoded(decoders, batches):
         stages.end("wait")
         output.skip(unreadable)
-        if output.valid[batch.slots].any():
-            forward.launch(batch, pixels_VBCHW)
-        if len(forward.features) >= BATCHES_ON_DEVICE:
-            output.encode(forward.take())
+        with device.timing():
+            if output.valid[batch.slots].any():
+                forward.launch(batch, pixels_VBCHW)
+            if len(forward.features) >= BATCHES_ON_DEVICE:
+                output.encode(forward.take())
         if batch.views.stop == len(task.views):
             on_batch(batch.samples.stop)
         stages.end("forward")
-    output.encode(forward.take())
+    with device.timing():
+        output.encode(forward.take())
     stages.end("forward")
-    seconds = {"wall": stages.last - started, **pixels.seconds, **stages.seconds}
+    seconds = {
+        "wall": stages.last - started,
+        **pixels.seconds,
+        **stages.seconds,
+        "device": device.seconds(),
+    }
     return PartResult(output.finished(), seconds, output.skipped)
 
 
@@ -278,13 +287,15 @@ class PartPixels:
     Attributes:
         crops: [N of the part, V, 5] uint16, filled in batch by batch.
         wanted: which samples are decoded, [N of the part] bool.
-        seconds: `read` and `decode` so far.
+        seconds: `read`, `decode` and `decode_elapsed` so far.
     """
 
     task: PartTask
     crops: NDArray[np.uint16]
     wanted: NDArray[np.bool_]
-    seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"read": 0.0, "decode": 0.0, "decode_elapsed": 0.0}
+    )
 
     def __post_init__(self) -> None:
         self._locations = self.task.samples.locations(slice(None))
@@ -305,6 +316,7 @@ class PartPixels:
             for position, drawn in zip(self._positions(batch), replies, strict=True):
                 self.seconds["read"] += drawn.read
                 self.seconds["decode"] += drawn.decode
+                self.seconds["decode_elapsed"] += drawn.elapsed
                 if drawn.error is not None:
                     raise drawn.error
                 if drawn.reason is not None:

@@ -3,7 +3,7 @@
 import logging
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 
@@ -13,6 +13,7 @@ from dask.distributed import Client, LocalCluster
 from distributed.comm import CommClosedError
 
 from teacher_cache.command_settings import ComputeSettings
+from teacher_cache.compat.distributed import LOCALHOST, local_dashboard_link, require_dashboard
 from teacher_cache.compat.main_module import main_not_imported
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
@@ -72,7 +73,13 @@ def scheduler_needed(kept: str) -> Iterator[None]:
         raise RppError(f"the Dask scheduler is gone; {kept}: run the same command again") from error
 
 
-def _local_cluster(workers: int) -> LocalCluster:
+def _local_cluster(workers: int, dashboard_port: int | None) -> LocalCluster:
+    if dashboard_port is not None:
+        require_dashboard()
+        # a closed browser window or a page that does not exist is not an error; another port is reported
+        for noisy in ("bokeh", "tornado.access", "tornado.application"):
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", r"Port \d+ is already in use", UserWarning)
     # A closed terminal sends SIGHUP to all processes. Processes that are started here, or later in place of
     # lost ones, inherit a blocked SIGHUP: this process stops them. Without that, multiprocessing's resource
     # tracker dies, and a new one prints a traceback for each semaphore that it does not know.
@@ -83,8 +90,8 @@ def _local_cluster(workers: int) -> LocalCluster:
             threads_per_worker=1,
             processes=workers > 1,
             # None would still take port 8787, and warn if another cluster has it
-            dashboard_address="127.0.0.1:0",
-            scheduler_kwargs={"dashboard": False},
+            dashboard_address=f"{LOCALHOST}:{dashboard_port or 0}",
+            scheduler_kwargs={"dashboard": dashboard_port is not None},
             memory_limit=0,
             silence_logs=logging.CRITICAL,
         )
@@ -98,11 +105,16 @@ def _local_cluster(workers: int) -> LocalCluster:
 
 
 @contextmanager
-def dask_client(settings: ComputeSettings) -> Iterator[Client]:
+def dask_client(
+    settings: ComputeSettings, on_note: Callable[[str], None] = lambda note: None
+) -> Iterator[Client]:
     """Yield a client of the scheduler, or of workers started here, which end with the block.
 
+    Args:
+        on_note: called with the address of the dashboard, if the settings ask for one.
+
     Raises:
-        UsageError: no scheduler answers.
+        UsageError: no scheduler answers, or a dashboard cannot be shown.
     """
     # errors reach the user once, as our own messages
     for noisy in ("distributed", "distributed.client"):
@@ -114,14 +126,24 @@ def dask_client(settings: ComputeSettings) -> Iterator[Client]:
         except (OSError, TimeoutError, ValueError) as error:
             raise UsageError(f"no Dask scheduler answers at {settings.scheduler}: {error}") from error
         with client:
+            if settings.dashboard:
+                on_note(f"dashboard of the scheduler: {client.dashboard_link or 'it has none'}")
             yield client
         return
     with (
         main_not_imported(),  # also for workers that replace a lost one
         dask.config.set(LOCAL_CONFIG),
-        _local_cluster(local_workers(settings)) as cluster,
+        _local_cluster(local_workers(settings), settings.dashboard_port) as cluster,
         Client(cluster) as client,
     ):
+        if settings.dashboard_port is not None:
+            port = int(client.scheduler_info()["services"]["dashboard"])
+            if settings.dashboard_port not in (0, port):
+                on_note(
+                    f"port {settings.dashboard_port} is in use, or reserved by the system: the dashboard has "
+                    f"port {port}"
+                )
+            on_note(f"dashboard of the workers, while they compute: {local_dashboard_link(port)}")
         yield client
 
 

@@ -81,10 +81,14 @@ class BatchRequest:
 
 
 class Decoders(ABC):
-    """Decodes batches, some of them ahead of the caller. Used from one thread."""
+    """Decodes batches, some of them ahead of the caller. Used from one thread.
 
-    def __init__(self, size: tuple[int, int], ahead: int) -> None:
-        self._size, self._ahead = size, ahead
+    Attributes:
+        number: how many images are decoded at a time.
+    """
+
+    def __init__(self, size: tuple[int, int], ahead: int, number: int) -> None:
+        self._size, self._ahead, self.number = size, ahead, number
 
     def decode(self, batches: Iterable[BatchRequest]) -> Iterator[tuple[Tensor, list[Any]]]:
         """Yield the pixels of each batch, [V, B, H, W, 3] uint8, and what the job returned, by request.
@@ -128,7 +132,7 @@ class ThreadDecoders(Decoders):
         size: H and W.
         pin: decode into page-locked memory, from which CUDA copies while it computes.
         """
-        super().__init__(size, BATCHES_AHEAD if threads else 1)
+        super().__init__(size, BATCHES_AHEAD if threads else 1, max(1, threads))
         self._job, self._pin = job, pin
         self._pool = ThreadPoolExecutor(threads, initializer=_lower_priority) if threads else None
 
@@ -215,7 +219,7 @@ class ProcessDecoders(Decoders):
             min(PIECE, max(LEAST_PIECE, -(-images // (2 * processes)))), -(-images // PIECES_PER_BATCH)
         )
         ahead = max(BATCHES_AHEAD, -(-PIECES_PER_PROCESS * processes * self._piece // images))
-        super().__init__(size, ahead)
+        super().__init__(size, ahead, processes)
         self._option, self._pin = option, pin
         self._pinning = _Pinning(register and pin)
         self._slots = PixelSlots(ahead + 2, views * images * size[0] * size[1] * 3, self._pinning)

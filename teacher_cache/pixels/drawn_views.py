@@ -30,6 +30,7 @@ class Drawn(NamedTuple):
         reason: why the image cannot be read; None if it can.
         error: what concerns more than this image, such as a missing shard.
         read, decode: seconds of reading, and processor time of decoding and resizing.
+        elapsed: seconds of decoding and resizing.
     """
 
     crops: list[list[int]]
@@ -37,6 +38,7 @@ class Drawn(NamedTuple):
     error: RppError | None
     read: float
     decode: float
+    elapsed: float
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class DrawViews:
 
     def __call__(self, request: DrawRequest, into: NDArray[np.uint8]) -> Drawn:
         """See `PixelJob`."""
-        started, busy = time.perf_counter(), time.thread_time()
+        started = time.perf_counter()
         crops, reason, error = [], None, None
         try:
             content = self._reader.read(request.location)
-            read, busy = time.perf_counter() - started, time.thread_time()
+            decoding, busy = time.perf_counter(), time.thread_time()
             picture = decode_picture(content, max_pixels=self.max_pixels)
             width, height = picture.size
             for number, view in enumerate(request.views):
@@ -71,5 +73,6 @@ class DrawViews:
             error = raised
         if reason is not None or error is not None:
             into[:] = 0
-            return Drawn([], reason, error, time.perf_counter() - started, 0.0)
-        return Drawn(crops, None, None, read, time.thread_time() - busy)
+            return Drawn([], reason, error, time.perf_counter() - started, 0.0, 0.0)
+        elapsed = time.perf_counter() - decoding
+        return Drawn(crops, None, None, decoding - started, time.thread_time() - busy, elapsed)

@@ -18,7 +18,7 @@ from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
 from teacher_cache.store.layout import array_metadata, same_layout
 from teacher_cache.store.presence import GROUP
-from teacher_cache.store.records import PARTS, PartRecord, record_key, recorded_part
+from teacher_cache.store.records import PARTS, PartRecord, Resources, record_key, recorded_part
 from teacher_cache.store.samples import SAMPLES
 
 
@@ -101,6 +101,7 @@ class StoredParts:
         arrays: dict[str, NDArray[Any]],
         seconds: dict[str, float],
         skipped: list[dict[str, Any]],
+        resources: Resources | None = None,
     ) -> PartRecord:
         """Write a part's arrays, then its record. From then on the part exists."""
         rows = self._header.rows(part)
@@ -117,6 +118,7 @@ class StoredParts:
             checksums={name: checksum(values) for name, values in arrays.items()},
             seconds={name: round(value, 3) for name, value in seconds.items()},
             skipped=skipped,
+            resources=resources,
         )
         self.write_record(record)
         return record

@@ -2,13 +2,35 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from teacher_cache.errors import CacheDamagedError
 from teacher_cache.files.json_text import parse_json, typed_record
 from teacher_cache.store.checksums import with_checksum, without_checksum
 
 PARTS = "parts"
+
+
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a worker computed a part with.
+
+    Attributes:
+        device: kind of the teacher's device: `cpu`, `cuda`, ...
+        decoders: threads or processes that read and decoded images.
+        cores: cores of the machine, shared equally among the local workers.
+        torch_threads: CPU threads of the forward pass.
+    """
+
+    device: str
+    decoders: Count
+    cores: Count
+    torch_threads: Count
 
 
 @dataclass(frozen=True)
@@ -21,6 +43,7 @@ class PartRecord:
         checksums: of the decoded values of each of its arrays.
         seconds: spent by stage.
         skipped: samples that could not be read: row, key and reason.
+        resources: what it was computed with; None in records of earlier versions.
     """
 
     part: int
@@ -28,6 +51,7 @@ class PartRecord:
     checksums: dict[str, str]
     seconds: dict[str, float]
     skipped: list[dict[str, Any]]
+    resources: Resources | None = None
 
     def to_bytes(self) -> bytes:
         """Return the stored form, with a checksum of the record."""

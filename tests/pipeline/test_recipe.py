@@ -68,6 +68,8 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(recipe: Path, tmp_path:
     assert all(found["samples"] == found["classes"] == 150 for found in first["evals"])
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == first
     assert any("1 of 1 parts computed now" in note for note in notes)
+    assert any(re.match(r"pace: [\d.,]+ images/s of 2 views per worker", note) for note in notes)
+    assert first["build"]["pace"][0]["images"] == 300
 
     student = (tmp_path / "run" / "student.safetensors").read_bytes()
     second = run_recipe(load_recipe(recipe), notes.append)
@@ -213,6 +215,14 @@ def test_zero_bytes_in_the_build_are_refused(recipe: Path, name: str) -> None:
     )
     with pytest.raises(UsageError, match=rf"\[build\]: --{name} .*must not contain control characters"):
         load_recipe(recipe)
+
+
+@pytest.mark.parametrize(("value", "port"), [("true", 8787), ("8790", 8790), ("false", None)])
+def test_the_dashboard_is_true_or_a_port(recipe: Path, value: str, port: int | None) -> None:
+    recipe.write_text(recipe.read_text().replace("[train]", f"dashboard = {value}\n[train]"))
+    build = load_recipe(recipe).build
+    assert build is not None
+    assert build.dashboard_port == port
 
 
 def test_a_single_text_stands_for_a_list_of_one(recipe: Path) -> None:

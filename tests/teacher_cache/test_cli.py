@@ -67,7 +67,13 @@ def test_info_as_json(run: Run, cache: Path, teacher: Path) -> None:
     assert facts["bytes_per_view"] > 48 * 2
     assert facts["teacher"]["model"] == f"local-dir:{teacher}"
     assert facts["vocabularies"] == {"animals": {"classes": 5, "templates": ["a photo of a {}."]}}
-    assert set(facts["seconds"]) == {"wall", "read", "decode", "wait", "forward", "write"}
+    stages = {"wall", "read", "decode", "decode_elapsed", "wait", "forward", "device", "write"}
+    assert set(facts["seconds"]) == stages
+    (pace,) = facts["pace"]
+    assert (pace["parts"], pace["images"], pace["views_per_image"], pace["device"]) == (4, 12, 1, "cpu")
+    assert (pace["decoders"], pace["set_by"]) == (2, facts["slowest_stage"])
+    assert set(pace["stage_images_per_second"]) == {"read", "decode", "forward", "write"}
+    assert pace["images_per_second"] > 0
 
 
 def test_info_as_text_has_the_same_fields(run: Run, cache: Path) -> None:
@@ -76,6 +82,37 @@ def test_info_as_text_has_the_same_fields(run: Run, cache: Path) -> None:
     assert "samples: 12" in out
     assert "complete: True" in out
     assert "animals" in out
+    assert re.search(r"^pace: \n  [\d.,]+ images/s per worker \(4 parts\), set by \w+", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("words", "port"),
+    [
+        (["--dashboard"], r"\d+"),
+        (["--dashboard", "0"], r"\d+"),
+        (["--dashboard=0"], r"\d+"),
+        (["--dashboard", "--strict"], r"\d+"),
+    ],
+)
+def test_the_port_of_the_dashboard_is_optional(
+    words: list[str], port: str, run: Run, arguments: dict[str, Any]
+) -> None:
+    code, out, err = run("build", *words, *flat(arguments))
+    assert code == 0, err
+    assert re.search(
+        rf"note: dashboard of the workers, while they compute: http://127.0.0.1:{port}/status", err
+    )
+    assert re.search(r"^pace: [\d.,]+ images/s per worker \(4 parts\), set by ", out, re.MULTILINE)
+    code, _, err = run("extend", "--views", 2, "--device", "cpu", *words, arguments["--out"])
+    assert code == 0, err  # what follows the option is the cache, not a port
+    assert "note: dashboard of the workers" in err
+
+
+def test_a_port_that_cannot_be_is_refused(run: Run, arguments: dict[str, Any]) -> None:
+    for word in ("--dashboard=70000", "--dashboard=here"):
+        code, _, err = run("build", word, *flat(arguments))
+        assert code == 2
+        assert "--dashboard" in err
 
 
 def test_info_counts_labels_and_has_the_notes_of_indexing(

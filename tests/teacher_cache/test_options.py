@@ -8,11 +8,11 @@ from importlib import import_module
 
 import pytest
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 from teacher_cache.errors import RppError, UsageError
-from teacher_cache.options import run_app, settings_options
+from teacher_cache.options import OneCommand, command_line, run_app, settings_options
 from teacher_cache.settings import Place
 
 
@@ -190,3 +190,41 @@ def test_the_help_truncates_no_option_and_no_choice(
         text = CliRunner().invoke(import_module(module).app, [*arguments, "--help"]).output
         assert "--help" in text
         assert not re.findall(r"--\S*…|<\S*…", text), text
+
+
+@pytest.mark.parametrize(
+    ("words", "port", "rest"),
+    [
+        (["--port"], "true", None),
+        (["--port", "80"], "80", None),
+        (["--port=80"], "80", None),
+        (["--port", "--word", "a"], "true", "a"),
+        (["--word", "a", "--port"], "true", "a"),
+        (["--port", "80", "--word", "7"], "80", "7"),
+        ([], "False", None),
+    ],
+)
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_the_value_of_an_option_with_brackets_is_optional(
+    words: list[str], port: str, rest: str | None, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ports(BaseModel):
+        port: int | bool = Field(default=False, json_schema_extra={"metavar": "[PORT]"})
+        word: str | None = None
+
+    app, found = command_line("A program."), list[tuple[str, str | None]]()
+
+    @app.command(cls=OneCommand)
+    @settings_options(Ports)
+    def command(settings: Ports) -> None:
+        found.append((str(settings.port), settings.word))
+
+    @app.command(cls=OneCommand)
+    def other() -> None: ...
+
+    monkeypatch.setenv("COLUMNS", columns)
+    program = typer.main.get_command(app)
+    for _ in range(2):  # reading a command line does not change how the next one is read
+        program.main(["command", *words], standalone_mode=False)
+    assert found == [({"true": "True"}.get(port, port), rest)] * 2
+    assert "[PORT]" in CliRunner().invoke(app, ["command", "--help"]).output

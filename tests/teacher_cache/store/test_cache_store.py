@@ -335,6 +335,7 @@ def test_a_record_has_the_seconds_of_each_stage(teacher: Path, tmp_path: Path) -
     source = write_shards(tmp_path / "shards", shards=1)
     build_cache(settings(source, write_names(tmp_path / "names.txt"), tmp_path / "zarr", teacher))
     record = json.loads((tmp_path / "zarr" / "parts" / "000000.json").read_text())
-    assert set(record["seconds"]) == {"wall", "read", "decode", "wait", "forward", "write"}
+    stages = {"wall", "read", "decode", "decode_elapsed", "wait", "forward", "device", "write"}
+    assert set(record["seconds"]) == stages
     assert record["seconds"]["forward"] > 0
     assert set(record["checksums"]) == set(ARRAYS)
