@@ -58,13 +58,23 @@ def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
     return buffer.getvalue()
 
 
-def write_photos(path: Path, count: int, classes: int = 2, different: int = 512) -> Path:
-    """A WebDataset shard of `count` such pictures, `different` of them again and again, of all classes in
-    turn."""
-    photos = [photo(number) for number in range(min(count, different))]
+def write_photos(
+    path: Path,
+    count: int,
+    classes: int = 2,
+    different: int = 512,
+    first: int = 0,
+    size: tuple[int, int] = (400, 300),
+) -> Path:
+    """A WebDataset shard of `count` such pictures of this width and height, `different` of them again and
+    again, of all classes in turn; `first` is the number of its first sample."""
+    photos = [photo(number, *size) for number in range(min(count, different))]
     with tarfile.open(path, "w") as tar:
-        for number in range(count):
-            for suffix, content in (("jpg", photos[number % different]), ("cls", b"%d" % (number % classes))):
+        for number in range(first, first + count):
+            for suffix, content in (
+                ("jpg", photos[number % len(photos)]),
+                ("cls", b"%d" % (number % classes)),
+            ):
                 member = tarfile.TarInfo(f"{number:06d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
