@@ -39,8 +39,9 @@ from gpu_measures import flops_of, kernels_of, nvidia_smi, sampled, seconds_of, 
 from PIL import Image
 from plain_text_tower import encode_plainly, with_placeholders
 from rich.console import Console
+from step_operations import plan_peaks
 from synthetic import write_cache, write_random
-from text_tower import GRADIENT_BAR, plan_peaks
+from text_tower import GRADIENT_BAR
 from timing import machine
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,7 +50,7 @@ from student_train.data.join import Join
 from student_train.model import towers
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
-from student_train.model.text_plan import TextPlan
+from student_train.model.text_plan import TextPlan, plan_texts
 from student_train.training.distributed import joined_processes
 from student_train.training.loop import Run
 from student_train.training.losses import StepLogits, TotalLoss
@@ -686,7 +687,8 @@ def plans(bench: Bench) -> Record:
     texts = student.pack_texts(student.tokenize_names(bench.names))
     parts, prompts = text_parts(student.clip), student.tower_prompts("text")
     with bench.autocast("bf16"):
-        return {"plans": plan_peaks(parts, prompts, texts, (None, *bench.scale.memories), bench.device)}
+        plans = [plan_texts(parts, texts, memory) for memory in (None, *bench.scale.memories)]
+        return {"plans": plan_peaks(parts, prompts, texts, plans)}
 
 
 def waits(bench: Bench) -> Record:
@@ -944,11 +946,10 @@ BUILD_COLUMNS = {
     "names_per_s": "names/s",
 }
 PLAN_COLUMNS = {
-    "memory_gb": "memory, GB",
     "plan": "plan",
     "predicted_gib": "predicted, GiB",
     "measured_gib": "measured, GiB",
-    "seconds": "seconds",
+    "predicted_over_measured": "ratio",
 }
 
 

@@ -13,22 +13,18 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 import typer
-from full_softmax import begin_memory, peak_memory
 from plain_text_tower import encode_plainly, tokens_of_names, tower_with_prompts, with_placeholders
 from rich.console import Console
 from torch import Tensor
 
-from student_train.model.packing import PackedTexts, pack_texts
-from student_train.model.prompts import Prompts
-from student_train.model.text_plan import plan_texts
+from student_train.model.packing import pack_texts
 from student_train.model.towers import encode_text
 from teacher_cache.teacher.teacher import AUTOCAST, choose_device
-from teacher_cache.teacher.text_towers import TextParts
 
 # Largest difference of a feature, relative to the features' spread over the classes, and of prompt gradients.
 FORWARD_BAR, GRADIENT_BAR = 1e-4, 1e-4
@@ -47,37 +43,6 @@ def measured(run: Callable[[], Tensor], device: torch.device) -> tuple[float, fl
         torch.cuda.synchronize()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     return seconds, cpu_seconds, torch.cuda.max_memory_allocated() - before if cuda else None, result
-
-
-def plan_peaks(
-    parts: TextParts,
-    prompts: Prompts,
-    texts: PackedTexts,
-    memories: Iterable[int | None],
-    device: torch.device,
-) -> list[dict[str, Any]]:
-    """The predicted and the measured peak of forward and backward pass for each memory, in bytes, under the
-    current autocast; None is what `plan_texts` takes by itself."""
-    found = []
-    for memory in memories:
-        plan = plan_texts(parts, texts, memory)
-        prompts.zero_grad(set_to_none=True)
-        before, started = begin_memory(device), time.perf_counter()
-        features_CD = encode_text(parts, prompts, texts, plan)
-        features_CD.sum().backward()
-        peak = peak_memory(device) - before
-        found.append(
-            {
-                "memory_gb": None if memory is None else memory / 1e9,
-                "plan": str(plan),
-                "predicted_gib": round(plan.peak_bytes / 2**30, 4),
-                "measured_gib": round(peak / 2**30, 4),
-                "predicted_over_measured": round(plan.peak_bytes / max(peak, 1), 3),
-                "seconds": round(time.perf_counter() - started, 4),
-            }
-        )
-        del features_CD
-    return found
 
 
 def main(

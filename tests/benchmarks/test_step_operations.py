@@ -39,3 +39,23 @@ def test_a_step_has_few_operations() -> None:
     assert found["sampled_1000"] <= 760
     assert found["sampled_1000"] < found["both_towers"] <= 1_160
     assert found["teacher_forward"] <= 110
+
+
+def test_predicted_peaks_are_measured_without_computing(benchmark: Any) -> None:
+    """A full text tower: one plan keeps everything, the other computes some chunks again."""
+    kept, partly = benchmark.full_peaks("ViT-B-16", ["16GB", "1.5GB"], 4000)
+    assert kept["plan"].startswith("1 chunk, all activations kept")
+    assert "recomputed" in partly["plan"]
+    assert kept["measured_gib"] > 2 * partly["measured_gib"]
+    for found in (kept, partly):
+        assert found["predicted_over_measured"] == pytest.approx(1, abs=0.1)
+
+
+def test_live_bytes_are_those_of_the_largest_moment(benchmark: Any) -> None:
+    x = torch.ones(1000)
+
+    def work() -> None:
+        for _ in range(3):
+            (x + 1) * x  # two tensors of 4,000 bytes at a time
+
+    assert benchmark.peak_of(work, [x], torch.device("cpu")) == 8000
