@@ -59,16 +59,11 @@ def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
 
 
 def write_photos(
-    path: Path,
-    count: int,
-    classes: int = 2,
-    different: int = 512,
-    first: int = 0,
-    size: tuple[int, int] = (400, 300),
+    path: Path, count: int, classes: int = 2, different: int = 512, first: int = 0, **size: int
 ) -> Path:
-    """A WebDataset shard of `count` such pictures of this width and height, `different` of them again and
-    again, of all classes in turn; `first` is the number of its first sample."""
-    photos = [photo(number, *size) for number in range(min(count, different))]
+    """A WebDataset shard of `count` such pictures, `different` of them again and again, of all classes in
+    turn; `first` is the number of its first sample."""
+    photos = [photo(number, **size) for number in range(min(count, different))]
     with tarfile.open(path, "w") as tar:
         for number in range(first, first + count):
             for suffix, content in (

@@ -205,7 +205,8 @@ class Bench:
             if not path.exists():
                 part = path.with_suffix(".part")
                 first = number * self.scale.shard
-                write_photos(part, self.scale.shard, len(self.names), 64, first, IMAGE_SIZE)
+                width, height = IMAGE_SIZE
+                write_photos(part, self.scale.shard, len(self.names), 64, first, width=width, height=height)
                 part.rename(path)
         return str(self.folder / (f"photos-{{00..{count - 1:02d}}}.tar" if count > 1 else "photos-00.tar"))
 
@@ -339,6 +340,7 @@ def results(bench: Bench) -> Record:
         checks += teacher_checks(bench, name, bench.model(config))
     checks += text_checks(bench)
     checks += both_checks(bench)
+    checks += run_checks(bench)
     wrong = sum("holds" in check and not check["holds"] for check in checks)
     return {"wrong": wrong, "checked": len(checks), "checks": checks}
 
@@ -513,6 +515,28 @@ def both_checks(bench: Bench) -> list[Record]:
     return checks
 
 
+def run_checks(bench: Bench) -> list[Record]:
+    """Losses and gradient norms of a run's first steps: all that a run does, copies and kept weights too."""
+    sizes = {"batch_size": bench.scale.pictures, "classes_per_step": bench.scale.checked}
+
+    def figures(device: torch.device, precision: str) -> Tensor:
+        with steps_of(bench, bench.cache, True, device, precision, **sizes) as steps:
+            steps.take(3)
+            return torch.tensor([float(x) for figures in steps.figures for x in figures])
+
+    exact = figures(torch.device("cpu"), "fp32")
+    kinds = ("tf32 convolutions", "bf16")  # in fp16 the first steps find the loss's scale
+    return [
+        check(
+            "losses and gradient norms of a run",
+            kind,
+            exact,
+            partial(figures, bench.device, kind if kind in AUTOCAST else "fp32"),
+        )
+        for kind in kinds
+    ]
+
+
 # --- training steps ---------------------------------------------------------------------------------------
 
 
@@ -522,7 +546,7 @@ class Steps:
     def __init__(self, run: Run, batches: Iterator[Any], pixels: Tensor | None) -> None:
         self.run, self._batches, self._pixels = run, batches, pixels
         self.number, self.waited = 0, 0.0
-        self.first_loss: Tensor | None = None
+        self.figures: list[tuple[Tensor, Tensor]] = []  # loss and gradient norm of each step
 
     def __call__(self) -> None:
         """Take a step."""
@@ -531,8 +555,8 @@ class Steps:
         self.waited += time.perf_counter() - started
         if self._pixels is not None:
             batch = replace(batch, student_features=None, pixels=self._pixels)
-        loss = self.run.train_step(batch, self.number, False)["loss"]
-        self.first_loss = loss if self.first_loss is None else self.first_loss
+        figures = self.run.train_step(batch, self.number, False)
+        self.figures.append((figures["loss"], figures["gradient_norm"]))
         self.number += 1
 
     def take(self, number: int) -> None:
@@ -542,8 +566,15 @@ class Steps:
 
 
 @contextmanager
-def steps_of(bench: Bench, cache: str, from_memory: bool = False, **chosen: Any) -> Iterator[Steps]:
-    """A run's steps in bfloat16.
+def steps_of(
+    bench: Bench,
+    cache: str,
+    from_memory: bool = False,
+    device: torch.device | None = None,
+    precision: str = "bf16",
+    **chosen: Any,
+) -> Iterator[Steps]:
+    """A run's steps.
 
     Args:
         from_memory: whether images are random pixels in page-locked memory rather than those of the cache.
@@ -553,8 +584,8 @@ def steps_of(bench: Bench, cache: str, from_memory: bool = False, **chosen: Any)
     settings = TrainSettings(
         cache=cache,
         out=bench.folder / "runs" / name,
-        device=str(bench.device),
-        precision="bf16",
+        device=str(device or bench.device),
+        precision=precision,
         epochs=1_000_000,
         max_steps=1_000_000,
         log=("none",),
@@ -574,7 +605,8 @@ def steps_of(bench: Bench, cache: str, from_memory: bool = False, **chosen: Any)
                 device=device,
             )
             shape = (settings.batch_size, 3, *run.student.clip.visual.image_size)
-            pixels = torch.randint(256, shape, dtype=torch.uint8)
+            generator = torch.Generator().manual_seed(3)
+            pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
             pixels = pixels.pin_memory() if device.type == "cuda" else pixels
         with closing(run.batches(0, run.total_steps)) as batches:
             yield Steps(run, batches, pixels)
@@ -611,7 +643,6 @@ def measure_steps(bench: Bench, steps: Steps, plain: Record | None) -> Record:
     tflop = plain["tflop_per_step"] if plain else flops_of(steps) / 1e12
     floor = bench.floor(1e12 * tflop)
     plan = steps.run.plan
-    assert steps.first_loss is not None
     found: Record = {
         "ms_per_step": 1e3 * seconds,
         "samples_per_s": batch_size / seconds,
@@ -629,7 +660,7 @@ def measure_steps(bench: Bench, steps: Steps, plain: Record | None) -> Record:
         "first_3_steps_seconds": first_seconds,
         "steps_measured": number,
     }
-    found = rounded(found) | samples | {"plan": str(plan), "first_loss": float(steps.first_loss)}
+    found = rounded(found) | samples | {"plan": str(plan), "first_loss": float(steps.figures[0][0])}
     if plain:
         losses = (torch.tensor(record["first_loss"]) for record in (plain, found))
         found["checks"] = [compared("loss of the first step, against the plain one", "bf16", *losses)]
@@ -727,6 +758,7 @@ def build(bench: Bench, name: str, **chosen: Any) -> Record:
     started = time.perf_counter()
     teacher = Teacher(load_requested(settings, print_remark), device, settings.precision)
     load_seconds = time.perf_counter() - started
+    compile_seconds = teacher.compile(settings.batch_size) if chosen == COMPILED else None
     vocabulary = load_vocabulary(settings.classes)
     samples, _ = index_images(settings.images, vocabulary)
     started = time.perf_counter()
@@ -762,6 +794,7 @@ def build(bench: Bench, name: str, **chosen: Any) -> Record:
         "peak_gib_above_before": peak / 2**30,
         "names_per_s": len(vocabulary) / names_seconds,
         "load_seconds": load_seconds,
+        "compile_seconds": compile_seconds,
         "build_seconds": seconds,
         "images": len(samples),
         "cores": cores,
