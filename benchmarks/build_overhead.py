@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,7 @@ from teacher_cache.images.table import SampleTable
 from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
 
 
+@cache
 def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
     """A JPEG of about 20 KB with structure at several scales, as a photograph has, a function of the seed."""
     random = np.random.default_rng(seed)

@@ -983,6 +983,7 @@ PLAN_COLUMNS = {
     "predicted_gib": "predicted, GiB",
     "measured_gib": "measured, GiB",
     "predicted_over_measured": "ratio",
+    "tflop": "TFLOP",
 }
 
 

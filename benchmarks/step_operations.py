@@ -6,8 +6,8 @@ seconds; the text tower's plan is that of the full model in `--memory`. Operatio
 are not counted: they start nothing on a GPU. `dispatched` counts them too.
 
 `--plan-peaks` prints instead, for GPUs with several sizes of memory, the predicted peak of the text tower's
-plan, and that of the tensors that are alive in its forward and backward pass. The model is the full one in
-float32, with fake tensors: nothing is computed.
+plan, and that of the tensors that are alive in its forward and backward pass; and the floating-point
+operations of its products. The model is the full one in float32, with fake tensors: nothing is computed.
 
     python benchmarks/step_operations.py --json --memory 80GB
     python benchmarks/step_operations.py --json --plan-peaks
@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import open_clip
 import torch
 import typer
+from gpu_measures import flops_of
 from open_clip.model import CLIP
 from plain_text_tower import tokens_of_names
 from rich.console import Console
@@ -135,10 +136,12 @@ def plan_peaks(
                 features_CD.backward(upstream.expand_as(features_CD))
 
         peak = peak_of(work, [*known, upstream], device)
+        flops = flops_of(work)
         prompts.zero_grad(set_to_none=True)
         found.append(
             {
                 "plan": str(plan),
+                "tflop": round(flops / 1e12, 3),
                 "predicted_gib": round(plan.peak_bytes / 2**30, 4),
                 "measured_gib": round(peak / 2**30, 4),
                 "predicted_over_measured": round(plan.peak_bytes / peak, 3),
