@@ -143,6 +143,24 @@ def test_operations_are_those_of_products(measures: Any) -> None:
     assert measures.flops_of(lambda: (a @ b).sum().backward()) == 3 * 2 * 4 * 5 * 6
 
 
+def test_operations_of_attention_on_a_cpu_are_counted(measures: Any) -> None:
+    q, k = torch.randn(2, 3, 7, 16, requires_grad=True), torch.randn(2, 3, 9, 16)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    forward = 4 * 2 * 3 * 7 * 9 * 16
+    with torch.no_grad():
+        assert measures.flops_of(lambda: attend(q, k, k, attn_mask=torch.zeros(7, 9))) == forward
+    assert measures.flops_of(lambda: attend(q, k, k).sum().backward()) > 2 * forward
+
+
+def test_kernels_of_a_call_are_counted_without_those_before(measures: Any) -> None:
+    x = torch.zeros(3)
+    once = measures.kernels_of(x.neg_, CPU)
+    twice = measures.kernels_of(lambda: x.neg_().neg_(), CPU)
+    assert twice.count - once.count == 1
+    assert once.count < measures.FIRST
+    assert 0 < once.seconds < 1
+
+
 def test_waits_are_counted_by_lines_of_our_code(measures: Any) -> None:
     """A hook that warns as torch does stands for an operation that waits."""
     student = PromptedCLIP(loaded("gelu"), PromptSettings())
@@ -153,7 +171,7 @@ def test_waits_are_counted_by_lines_of_our_code(measures: Any) -> None:
     with measures.waits_of(CPU) as places:
         student.encode_text(tokens)
         student.encode_text(tokens)
-        warnings.warn("something else", stacklevel=1)
+        warnings.warn("does not yet detect all synchronizing operations", stacklevel=1)
     hook.remove()
     ((place, count),) = places.items()
     assert count == 2
