@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +44,7 @@ from teacher_cache.images.table import SampleTable
 from teacher_cache.teacher.teacher import AUTOCAST, Teacher, choose_device
 
 
+@cache
 def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
     """A JPEG of about 20 KB with structure at several scales, as a photograph has, a function of the seed."""
     random = np.random.default_rng(seed)
@@ -58,13 +59,18 @@ def photo(seed: int, width: int = 400, height: int = 300) -> bytes:
     return buffer.getvalue()
 
 
-def write_photos(path: Path, count: int, classes: int = 2, different: int = 512, **size: int) -> Path:
+def write_photos(
+    path: Path, count: int, classes: int = 2, different: int = 512, first: int = 0, **size: int
+) -> Path:
     """A WebDataset shard of `count` such pictures, `different` of them again and again, of all classes in
-    turn."""
+    turn; `first` is the number of its first sample."""
     photos = [photo(number, **size) for number in range(min(count, different))]
     with tarfile.open(path, "w") as tar:
-        for number in range(count):
-            for suffix, content in (("jpg", photos[number % different]), ("cls", b"%d" % (number % classes))):
+        for number in range(first, first + count):
+            for suffix, content in (
+                ("jpg", photos[number % len(photos)]),
+                ("cls", b"%d" % (number % classes)),
+            ):
                 member = tarfile.TarInfo(f"{number:06d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))

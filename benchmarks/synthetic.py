@@ -50,11 +50,17 @@ def write_random(folder: Path, config: dict[str, Any] | str) -> Path:
 
 
 def write_cache(
-    path: Path, model: Path, rows: int, classes: str = "imagenet-22k", views: int = 1, seed: int = 0
+    path: Path,
+    model: Path,
+    rows: int,
+    classes: str = "imagenet-22k",
+    views: int = 1,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Path:
     """A finished cache of `rows` samples without image files, with labels in order as class by class shards
     have them."""
-    teacher = Teacher(load_model(str(model)), torch.device("cpu"))
+    teacher = Teacher(load_model(str(model)), torch.device(device))
     names = load_vocabulary(classes)
     vocabulary = Vocabulary(names.names, names.ids, ("a photo of a {}.",))
     labels = (np.arange(rows) * len(vocabulary) // rows).astype(np.int32)
@@ -79,7 +85,7 @@ def write_cache(
         encoding={"name": "factored"},
         teacher=teacher.describe(),
         view_policy=ViewPolicy(views=views).model_dump(),
-        vocabulary=classes,
+        vocabulary=Path(classes).stem.lower(),
         vocabulary_digest=vocabulary_digest(vocabulary),
         sample_table_digest=samples.digest,
         images="/nowhere.tar",

@@ -338,6 +338,8 @@ class PromptedCLIP(nn.Module, PyTorchModelHubMixin):
         float32 weights are freed if nothing else has them.
         """
         parts = [self.clip.visual]
+        if self.tower_prompts("vision") is not None:  # pooling then runs without autocast
+            parts = [getattr(block, "module", block) for block in vision_parts(self.clip.visual).blocks]
         with suppress(UnsupportedTowerError):
             parts.append(text_parts(self.clip).blocks)
         self.clip = frozen_copy(self.clip, self.logit_scale.device, dtype, parts)

@@ -53,3 +53,24 @@ def test_half_precision_weights_save_a_cast_for_each_product(benchmark: Any) -> 
     assert (
         cast - kept == 12 * 4 * 2 + 1
     )  # weight and bias of four products in each block; the patches' weight
+
+
+def test_predicted_peaks_are_measured_without_computing(benchmark: Any) -> None:
+    """A full text tower: one plan keeps everything, the other computes some chunks again."""
+    kept, partly = benchmark.full_peaks("ViT-B-16", ["16GB", "1.5GB"], 4000)
+    assert kept["plan"].startswith("1 chunk, all activations kept")
+    assert "recomputed" in partly["plan"]
+    assert kept["measured_gib"] > 2 * partly["measured_gib"]
+    assert kept["tflop"] < partly["tflop"] < 1.5 * kept["tflop"]
+    for found in (kept, partly):
+        assert found["predicted_over_measured"] == pytest.approx(1, abs=0.1)
+
+
+def test_live_bytes_are_those_of_the_largest_moment(benchmark: Any) -> None:
+    x = torch.ones(1000)
+
+    def work() -> None:
+        for _ in range(3):
+            (x + 1) * x  # two tensors of 4,000 bytes at a time
+
+    assert benchmark.peak_of(work, [x], torch.device("cpu")) == 8000

@@ -1,14 +1,13 @@
 """Plans of the text tower: predicted against measured memory, and what they decide on which device."""
 
-import weakref
+import importlib
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
 from open_clip.model import CLIP
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from student_train.model import towers
 from student_train.model.full_texts import lay_out_texts
@@ -23,33 +22,11 @@ from teacher_cache.teacher.text_towers import TextParts, text_parts
 LENGTH = 4
 
 
-class Memory(TorchDispatchMode):
-    """Measures the bytes of storages that operations make and that are alive."""
-
-    def __init__(self, *inputs: torch.Tensor) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._alive: dict[int, Any] = {x.untyped_storage()._cdata: x for x in inputs}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage())
-        return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        number, size = storage._cdata, storage.nbytes()
-        if number in self._alive:
-            return
-
-        def freed(_: object) -> None:
-            self.now -= size
-            del self._alive[number]
-
-        self._alive[number] = weakref.ref(storage, freed)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+@pytest.fixture
+def memory_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Measures the bytes of tensors that operations make and that are alive, as the benchmark does."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    return importlib.import_module("step_operations").LiveBytes
 
 
 def clip_of(width: int, blocks: int, quick_gelu: bool = False) -> Any:
@@ -82,7 +59,13 @@ def texts_of(parts: TextParts, number: int) -> PackedTexts:
     ],
 )
 def test_the_predicted_peak_is_the_measured_one(
-    width: int, blocks: int, quick_gelu: bool, half: bool, memory: int, monkeypatch: pytest.MonkeyPatch
+    width: int,
+    blocks: int,
+    quick_gelu: bool,
+    half: bool,
+    memory: int,
+    memory_of: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("student_train.model.text_plan.CPU_CHUNK_ROWS", 512)
     clip = clip_of(width, blocks, quick_gelu)
@@ -91,7 +74,7 @@ def test_the_predicted_peak_is_the_measured_one(
     gradient = torch.randn(700, width)
     known = [*clip.parameters(), *prompts.parameters(), gradient]
     known += [value for value in vars(texts).values() if isinstance(value, torch.Tensor)]
-    with Memory(*known) as measured:
+    with memory_of(known) as measured:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             plan = plan_texts(parts, texts, memory)
             features = towers.encode_text(parts, prompts, texts, plan)
@@ -138,10 +121,10 @@ def test_the_predicted_peak_without_a_causal_mask_is_the_measured_one(
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_predicted_peak_of_images_is_the_measured_one(half: bool) -> None:
+def test_the_predicted_peak_of_images_is_the_measured_one(half: bool, memory_of: Any) -> None:
     clip, prompts = clip_of(128, 4), prompts_of(128, 4)
     images, gradient = torch.randn(16, 3, 64, 64), torch.randn(16, 128)
-    with Memory(*clip.parameters(), *prompts.parameters(), images, gradient) as measured:
+    with memory_of([*clip.parameters(), *prompts.parameters(), images, gradient]) as measured:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             predicted = image_bytes(clip.visual, prompts, len(images))
             features = towers.encode_image(clip.visual, prompts, images)
