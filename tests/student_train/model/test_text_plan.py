@@ -91,7 +91,7 @@ def test_the_predicted_peak_is_the_measured_one(
 @pytest.mark.parametrize("carry", ["replace", "residual"])
 @pytest.mark.parametrize(("depth", "memory"), [(1, GIB), (4, GIB), (4, GIB // 16), (1, GIB // 40), (4, 1)])
 def test_the_predicted_peak_without_a_causal_mask_is_the_measured_one(
-    carry: str, depth: int, memory: int, monkeypatch: pytest.MonkeyPatch
+    carry: str, depth: int, memory: int, memory_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("student_train.model.text_plan.CPU_CHUNK_ROWS", 512)
     torch.manual_seed(0)
@@ -108,7 +108,7 @@ def test_the_predicted_peak_without_a_causal_mask_is_the_measured_one(
     gradient = torch.randn(256, 128)
     known = [*clip.parameters(), *prompts.parameters(), *prompts.buffers(), gradient]
     known += [value for value in vars(texts).values() if isinstance(value, torch.Tensor)]
-    with Memory(*known) as measured:
+    with memory_of(known) as measured:
         plan = plan_texts(parts, texts, memory, prompts)
         encode_full_text(parts, prompts, texts, plan).backward(gradient)
     assert plan.chunks > 3
