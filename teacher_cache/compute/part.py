@@ -237,7 +237,7 @@ class ForwardPass:
             self.features.append((batch, view, self._teacher.image_features(pixels_BCHW)))
         if self._teacher.device.type == "cuda":
             event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self._teacher.device))
             self._launched.append((event, pixels_VBCHW))  # pixels that exist are not overwritten
             if len(self._launched) > 1:  # stay at most one batch ahead of the device, which bounds memory
                 self._launched.popleft()[0].synchronize()
