@@ -133,7 +133,7 @@ def test_every_pip_install_names_our_package_or_a_known_one() -> None:
     extras = PROJECT["optional-dependencies"]
     every = [line for lines in extras.values() for line in lines]
     others = {re.split(r"[<>=!\[]", line)[0] for line in [*PROJECT["dependencies"], *every]}
-    others |= {"dask-jobqueue", "dask-cuda", "gcsfs"}
+    others |= {"dask-jobqueue", "dask-cuda", "gcsfs", "triton"}
     files = {".", "requirements.txt", f"rpp_clip-{PROJECT['version']}-py3-none-any.whl"}
     installs = pip_installs()
     assert len(installs) > 10

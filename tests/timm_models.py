@@ -13,7 +13,7 @@ from torch import nn
 
 # Vision towers of timm, as open_clip's configurations use them: name, pooling, projection, image size.
 TIMM_TOWERS = {
-    "siglip": ("small_siglip", "map", "none", 32),
+    "timm-siglip": ("small_siglip", "map", "none", 32),
     "timm-clip-vit": ("small_clip_vit", "token", None, 32),
     "registers": ("small_registers", "avg", "linear", 32),
     "norms-behind": ("small_norms_behind", "token", "mlp", 32),

@@ -108,12 +108,13 @@ def test_rates_are_those_of_a_stage_with_all_its_decoders_and_cores() -> None:
 
 def test_the_remedy_depends_on_whether_a_core_is_left() -> None:
     slow = {"decode_elapsed": 38.0, "decode": 36.0}
-    assert pace(replace(GPU, cores=16), **slow).remedy == "more --threads"
+    assert pace(replace(GPU, cores=16), **slow).remedy == "more --decode-processes"
     assert pace(GPU, **slow).remedy == "more cores: each has a decoder"
     waiting = pace(GPU, decode_elapsed=38.0, decode=8.0)
     assert waiting.decoders_waited_share == pytest.approx(1 - 8 / 38, abs=1e-3)
     assert "waited 79% of their time for a core or for Python's lock" in waiting.remedy
-    assert "--threads" in pace(GPU, read=38.0).remedy
+    assert "--decode-processes" in pace(GPU, read=38.0).remedy
+    assert "--threads" in pace(CPU, wait=30.0, read=38.0).remedy
     assert "--device" in pace(GPU).remedy
     assert "--encoding" in pace(GPU, write=20.0).remedy
 

@@ -1,7 +1,5 @@
 """Plans of the text tower: predicted against measured memory, and what they decide on which device."""
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -20,13 +18,6 @@ from student_train.model.text_plan import GIB, TextPlan, image_bytes, plan_texts
 from teacher_cache.teacher.text_towers import TextParts, text_parts
 
 LENGTH = 4
-
-
-@pytest.fixture
-def memory_of(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Measures the bytes of tensors that operations make and that are alive, as the benchmark does."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
-    return importlib.import_module("step_operations").LiveBytes
 
 
 def clip_of(width: int, blocks: int, quick_gelu: bool = False) -> Any:

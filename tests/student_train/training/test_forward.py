@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -196,17 +197,17 @@ def test_a_machine_without_a_compiler_is_told_what_to_install(
 ) -> None:
     dynamo.require_compiler.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     torch._dynamo.reset()
     out = tmp_path / "run"
     arguments = ("--cache", str(cache_path), "--out", str(out), "--log", "none", "--max-steps", "1")
-    assert run_main(monkeypatch, *arguments, "--compile") == 2
-    printed = " ".join(capsys.readouterr().err.split())
-    assert "--compile: torch.compile does not work on this machine" in printed
-    assert "a C++ compiler (apt install g++, or name one with CXX)" in printed
-    assert "Traceback" not in printed
-    assert not out.exists()
-    with pytest.raises(UsageError, match="leave out --compile"):
-        dynamo.require_compiler(torch.device("cpu"))
+    without = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with inductor.patch(without):
+        assert run_main(monkeypatch, *arguments, "--compile") == 2
+        printed = " ".join(capsys.readouterr().err.split())
+        assert "--compile: torch.compile does not work on this machine" in printed
+        assert "a C++ compiler (apt install g++, or name one with CXX)" in printed
+        assert "Traceback" not in printed
+        assert not out.exists()
+        with pytest.raises(UsageError, match="leave out --compile"):
+            dynamo.require_compiler(torch.device("cpu"))
     torch._dynamo.reset()

@@ -30,7 +30,7 @@ from tests.small_tokenizers import TEXTS
         ("/no/such/folder", None, r"^no model folder /no/such/folder$"),
         ("./no/such/folder", "openai", r"^no model folder \S+/no/such/folder$"),
         ("~/no/such/folder", None, r"^no model folder \S+/no/such/folder$"),
-        ("models/vit", None, r"no model 'models-vit'.*; a folder with open_clip_config.json works too$"),
+        ("models/vit", None, r"no model 'models-vit'.*a folder with open_clip_config.json works too$"),
         ("/", None, r"^no open_clip_config.json in the model folder /$"),
         ("hf-hub:timm/ViT-B-16-SigLIP", "webli", r"has its own weights; leave out --pretrained 'webli'"),
         ("local-dir:/no/such/folder", None, r"^no model folder /no/such/folder$"),

@@ -23,7 +23,7 @@ from tests.student_train.model.vision_towers.test_timm_tower import images_of
 from tests.student_train.training.test_loop import settings
 
 
-@pytest.mark.parametrize("config", ["siglip", "eva01", "eva02", "pe-core", "vitamin", "mobileclip-b"])
+@pytest.mark.parametrize("config", ["timm-siglip", "eva01", "eva02", "pe-core", "vitamin", "mobileclip-b"])
 def test_from_cache_to_exported_files(
     config: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,6 @@ from teacher_cache.errors import UnsupportedTowerError
 from tests.models import CONFIGS, TIMM_CONFIGS, loaded
 from tests.pairwise import pairwise_cases
 from tests.student_train import vision_reference
-from tests.student_train.model.test_text_plan import Memory
 from tests.student_train.model.test_towers import (
     BLOCKS,
     CARRIES,
@@ -67,7 +66,7 @@ def test_vision_equals_plain(config: str, structure: str, carry: str, depth: int
     assert_equal(prompts, student.encode_image(images), plain)
 
 
-POOLED = [("eva02", 1), ("siglip", 16), ("pe-core", 17), ("vitamin", 16)]
+POOLED = [("eva02", 1), ("timm-siglip", 16), ("pe-core", 17), ("vitamin", 16)]
 
 
 @pytest.mark.parametrize(("config", "pooled"), POOLED)
@@ -142,27 +141,27 @@ def test_other_towers_are_named(name: str, options: dict[str, Any], what: str) -
 
 def test_a_release_of_timm_that_computes_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = PromptSettings(towers="vision")
-    block = loaded("siglip").model.visual.trunk.blocks[1]
+    block = loaded("timm-siglip").model.visual.trunk.blocks[1]
     own = type(block).forward
     with monkeypatch.context() as patch:
         patch.setattr(type(block), "forward", lambda *given, **more: 1.01 * own(*given, **more))
         with pytest.raises(UnsupportedTowerError, match=r"timm 1\..*differ by .*expected at most 1e-03"):
-            PromptedCLIP(loaded("siglip"), settings)
-        PromptedCLIP(loaded("siglip"), PromptSettings(towers="text"))
-    PromptedCLIP(loaded("siglip"), settings)
+            PromptedCLIP(loaded("timm-siglip"), settings)
+        PromptedCLIP(loaded("timm-siglip"), PromptSettings(towers="text"))
+    PromptedCLIP(loaded("timm-siglip"), settings)
     monkeypatch.delattr(block.attn, "num_heads")
     with pytest.raises(UnsupportedTowerError, match=r"release of timm .*'num_heads'.*tested with timm"):
-        PromptedCLIP(loaded("siglip"), settings)
+        PromptedCLIP(loaded("timm-siglip"), settings)
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("config", ["siglip", "registers", "eva02", "norms-behind", "pe-core"])
-def test_the_predicted_peak_of_images_is_the_measured_one(config: str, half: bool) -> None:
+@pytest.mark.parametrize("config", ["timm-siglip", "registers", "eva02", "norms-behind", "pe-core"])
+def test_the_predicted_peak_of_images_is_the_measured_one(config: str, half: bool, memory_of: Any) -> None:
     """Gates and norms in the MLP count too."""
     student = student_of(config, "vision")
     prompts, images = student.tower_prompts("vision"), images_of(config, 64)
     assert prompts is not None
-    with Memory(*student.clip.parameters(), *prompts.parameters(), images) as measured:
+    with memory_of([*student.clip.parameters(), *prompts.parameters(), images]) as measured:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             predicted = image_bytes(student.clip.visual, prompts, len(images))
             features = towers.encode_image(student.clip.visual, prompts, images)
