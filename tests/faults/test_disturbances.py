@@ -113,7 +113,7 @@ def test_a_read_that_fails(
         assert build(out).code == 0
         assert_same_arrays(out, undisturbed)
         record(f"build: {ONE_SENTENCE}")
-        ended = train(undisturbed, run, "--workers=1", failing_read=chance.randint(1, SAMPLES))
+        ended = train(undisturbed, run, "--workers=0", failing_read=chance.randint(1, SAMPLES))
         assert ended.is_one_line_error, ended.stderr
         assert "Input/output error" in ended.last_line
         resume_run(train, undisturbed, run, trained)
