@@ -62,6 +62,7 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
     # an earlier version did not record later options, which then have their defaults
     defaults = to_flat(TrainSettings(cache=""))
     found = {n: value for n, value in (defaults | flat_settings(record)).items() if n not in FREE}
+    found["cache decoder"] = "pillow"  # of earlier versions
     found |= {f"cache {name}": cache[name] for name in CACHE_FIELDS if name in cache}
     found |= {f"teacher {name}": value for name, value in cache["teacher"].items()}
     student = {name: value for name, value in record["student"].items() if name != "config"}

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import BuildSettings, ComputeSettings
 from teacher_cache.compat.dynamo import require_compiler
 from teacher_cache.compute.cluster import Work, compute_parts
+from teacher_cache.compute.decoding import decoder_difference, difference_text
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.conventions import ConventionOptions, recorded_conventions
 from teacher_cache.distribution import rpp_version
@@ -26,6 +27,7 @@ from teacher_cache.images.sources import absolute_source
 from teacher_cache.images.table import SampleTable
 from teacher_cache.model_names import is_weights_file
 from teacher_cache.pace import paces
+from teacher_cache.pixels.device_decoders import require_device_decoder
 from teacher_cache.preflight import require_bokeh
 from teacher_cache.relabel import ensure_vocabulary
 from teacher_cache.stopping import stoppable
@@ -70,6 +72,8 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
     started = time.monotonic()
     if settings.compile and settings.scheduler is None:
         require_compiler(choose_device(settings.device))
+    if settings.decode_on_device and settings.scheduler is None:
+        require_device_decoder(choose_device(settings.device))
     require_bokeh(settings)
     with stoppable():
         vocabulary, samples, notes = load_inputs(settings, on_note)
@@ -112,6 +116,8 @@ def compute_missing(
         UsageError: no scheduler answers, or the cache cannot be written.
         RppError: the work stopped; what was committed stays and the next call continues.
     """
+    if store.header.decoder != "pillow" and store.parts.missing():
+        on_note(difference_text(store.header.decoder_difference))
     here = on_this_machine(settings) if settings.scheduler is None else settings
     work = Work(
         name=f"rpp-{uuid.uuid4().hex}",
@@ -182,13 +188,15 @@ def open_or_create(
 
     Raises:
         CacheMismatchError: it was created with different settings.
-        UsageError: it cannot be written, or is not a cache.
+        UsageError: it cannot be written, or is not a cache, or its images cannot be decoded as asked.
     """
     header = header_of(settings, teacher, vocabulary, samples)
     if CacheStore.exists(settings.out):
         store = CacheStore.open(settings.out, writable=True)
         store.header.require_equal(header, settings.out)
         return store
+    if header.decoder != "pillow":
+        header = replace(header, decoder_difference=decoder_difference(settings, header, samples, teacher))
     with disk_errors(settings.out):
         features_CD = teacher.class_features(vocabulary).numpy()
         return CacheStore.create(settings.out, header, samples, vocabulary, features_CD, settings.lock)
@@ -217,6 +225,7 @@ def header_of(
         software=f"rpp {rpp_version()}",
         passes=[settings.view_policy.views],
         max_pixels=settings.max_pixels,
+        decoder="nvjpeg" if settings.decode_on_device else "pillow",
     )
     try:
         return CacheHeader.from_record(asdict(header))

@@ -128,7 +128,16 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
     """Settings of stage one."""
 
     PANELS: ClassVar[Panels] = {
-        "Data": ("images", "labels", "classes", "templates", "lemma", "duplicates", "max_pixels"),
+        "Data": (
+            "images",
+            "labels",
+            "classes",
+            "templates",
+            "lemma",
+            "duplicates",
+            "max_pixels",
+            "decode_on_device",
+        ),
         "Teacher": ("teacher", "pretrained", "precision", *ConventionOptions.model_fields),
         "Views": tuple(ViewPolicy.model_fields),
         "Cache": ("out", *EncodingSettings.model_fields, "part_size"),
@@ -161,12 +170,26 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
         le=MOST_PIXELS,
         description="pixels per image; a larger image counts as unreadable and is never decoded",
     )
+    decode_on_device: bool = Field(
+        default=False,
+        description="decode JPEG images with nvJPEG on the CUDA device; the teacher then sees slightly other "
+        "pixels than a student, and the cache records how much its features differ "
+        "[default: --no-decode-on-device]",
+    )
     precision: Precision = Field(default="fp32", description="autocast precision of the teacher")
     part_size: int = Field(
         default=8192,
         ge=1,
         description="samples per part, above 1024 in steps of 1024; a kill loses at most one part",
     )
+
+    @model_validator(mode="after")
+    def _one_decoder(self) -> "BuildSettings":
+        if self.decode_on_device and self.decode_processes:
+            raise UsageError(
+                "--decode-on-device decodes in place of --decode-processes: leave one of the two out"
+            )
+        return self
 
 
 class ExtendSettings(ComputeSettings):

@@ -51,6 +51,8 @@ def describe(store: CacheStore) -> dict[str, Any]:
         },
         "view_policy": header.view_policy,
         "max_pixels": header.max_pixels,
+        "decoder": header.decoder,
+        "decoder_difference": header.decoder_difference,
         "images": header.images,
         "seconds": seconds,
         "pace": [asdict(pace) for pace in found],

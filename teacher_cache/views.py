@@ -78,6 +78,15 @@ def evaluation_crop(like: "PreprocessCfg | Renderer", width: int, height: int) -
     return np.round(np.array([(1 - w) / 2, (1 - h) / 2, w, h, 0]) * FULL).astype(np.uint16)
 
 
+def crop_box(crop: NDArray[np.uint16], width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the pixels of a stored box in an image of this size: left, top, right, bottom."""
+    left, top, w, h = (int(value) for value in crop[:4])
+    x0, y0 = round(left * width / FULL), round(top * height / FULL)
+    x1, y1 = round((left + w) * width / FULL), round((top + h) * height / FULL)
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    return x0, y0, max(x1, x0 + 1), max(y1, y0 + 1)
+
+
 def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
@@ -113,13 +122,16 @@ class Renderer(ABC):
         """
         return self._checked_evaluation_view(picture) if view == 0 else self._cropped_view(picture, crop)
 
+    def is_too_narrow(self, width: int, height: int) -> bool:
+        """Return whether the evaluation view of a picture of this size cannot be rendered."""
+        # 60,000 x 1 pixels become a large image when the short side is resized to 224
+        scale = max(self.size[0] / height, self.size[1] / width)
+        return self.resize_mode == "shortest" and width * height * scale**2 > MAX_PIXELS
+
     def _checked_evaluation_view(self, picture: Image.Image) -> NDArray[np.uint8]:
         width, height = picture.size
-        # 60,000 x 1 pixels become a large image when the short side is resized to 224
-        if self.resize_mode == "shortest":
-            scale = max(self.size[0] / height, self.size[1] / width)
-            if width * height * scale**2 > MAX_PIXELS:
-                raise UnreadableImageError(f"{width} x {height} pixels are too long and narrow to be resized")
+        if self.is_too_narrow(width, height):
+            raise UnreadableImageError(f"{width} x {height} pixels are too long and narrow to be resized")
         return np.asarray(self._evaluation_view(picture), dtype=np.uint8)
 
     @abstractmethod
@@ -127,14 +139,8 @@ class Renderer(ABC):
         """Return the evaluation view, [H, W, 3]."""
 
     def _cropped_view(self, picture: Image.Image, crop: NDArray[np.uint16]) -> NDArray[np.uint8]:
-        width, height = picture.size
-        left, top, w, h = (int(value) for value in crop[:4])
-        x0, y0 = round(left * width / FULL), round(top * height / FULL)
-        x1, y1 = round((left + w) * width / FULL), round((top + h) * height / FULL)
-        x0, y0 = min(x0, width - 1), min(y0, height - 1)
-        x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
         # by a pixel of a very large image, rounding puts the box outside: Pillow makes that black
-        view = picture.crop((x0, y0, x1, y1)).resize(self.size[::-1], self.resampling)
+        view = picture.crop(crop_box(crop, *picture.size)).resize(self.size[::-1], self.resampling)
         return np.asarray(
             view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop[4] else view, dtype=np.uint8
         )
@@ -186,25 +192,27 @@ class PillowRenderer(Renderer):
         self, size: tuple[int, int], resize_mode: str, interpolation: str, fill_color: int = 0
     ) -> None:
         super().__init__(size, resize_mode, interpolation)
-        self._fill = fill_color
+        self.fill = fill_color if resize_mode == "longest" else 0
+
+    def evaluation_size(self, width: int, height: int) -> tuple[int, int, Image.Resampling]:
+        """Return the width and height that the evaluation view resizes a picture to, and its filter. The
+        middle of the result is cut out; where it is too small, it is padded with `fill`."""
+        to_height, to_width = self.size
+        if self.resize_mode == "squash":
+            return to_width, to_height, self.resampling
+        if self.resize_mode == "longest":
+            ratio = max(height / to_height, width / to_width)
+            return round(width / ratio), round(height / ratio), self.resampling
+        if to_height == to_width:
+            short, long = sorted((width, height))
+            longer = int(to_height * long / short)
+            return *((to_height, longer) if width <= height else (longer, to_height)), self.resampling
+        ratio = min(height / to_height, width / to_width)
+        # open_clip ignores the interpolation here
+        return round(width / ratio), round(height / ratio), Image.Resampling.BICUBIC
 
     def _evaluation_view(self, picture: Image.Image) -> Image.Image:
-        height, width = self.size
-        if self.resize_mode == "squash":
-            return self._resized(picture, width, height, self.resampling)
-        if self.resize_mode == "longest":
-            ratio = max(picture.height / height, picture.width / width)
-            to = (round(picture.width / ratio), round(picture.height / ratio))
-            return self._centred(self._resized(picture, *to, self.resampling), self._fill)
-        if height == width:
-            short, long = sorted(picture.size)
-            longer = int(height * long / short)
-            to = (height, longer) if picture.width <= picture.height else (longer, height)
-            return self._centred(self._resized(picture, *to, self.resampling), 0)
-        ratio = min(picture.height / height, picture.width / width)
-        to = (round(picture.width / ratio), round(picture.height / ratio))
-        # open_clip ignores the interpolation here
-        return self._centred(self._resized(picture, *to, Image.Resampling.BICUBIC), 0)
+        return self._centred(self._resized(picture, *self.evaluation_size(*picture.size)), self.fill)
 
     @staticmethod
     def _resized(picture: Image.Image, width: int, height: int, by: Image.Resampling) -> Image.Image:
@@ -213,6 +221,8 @@ class PillowRenderer(Renderer):
     def _centred(self, picture: Image.Image, fill: int) -> Image.Image:
         """Cut out the middle; where the picture is too small, pad it first."""
         height, width = self.size
+        if picture.size == (width, height):
+            return picture
         more = max(0, width - picture.width), max(0, height - picture.height)
         if any(more):
             padded = Image.new("RGB", (picture.width + more[0], picture.height + more[1]), (fill,) * 3)

@@ -47,7 +47,7 @@ FREE_ON_RESUME = {
 MAY_MOVE = {"images", "cache", "student_features", "student", "pretrained", "weights_like", "init"}
 # Fields of a cache's header that describe its content; the others say where it is and how it is divided.
 CACHE_FIELDS = (
-    *("samples", "classes", "encoding", "view_policy", "max_pixels"),
+    *("samples", "classes", "encoding", "view_policy", "max_pixels", "decoder"),
     *("vocabulary", "vocabulary_digest", "sample_table_digest", "software"),
 )
 

@@ -132,6 +132,7 @@ def check_same_run(
     before, now = (recorded_conventions(teacher) for teacher in (record["cache"]["teacher"], cache.teacher))
     if before and now and before.fields != now.fields:
         compared.append(("cache conventions", described(before.fields), described(now.fields)))
+    compared.append(("cache decoder", record["cache"].get("decoder", "pillow"), header["decoder"]))
     for name in ("sample_table_digest", "vocabulary_digest"):
         compared.append((f"cache {name}", record["cache"].get(name), header[name]))
     policy = record["cache"].get("view_policy")

@@ -50,21 +50,31 @@ class DrawViews:
     max_pixels: int
     _reader: ImageReader = field(default_factory=ImageReader)
 
-    def __call__(self, request: DrawRequest, into: NDArray[np.uint8]) -> Drawn:
-        """See `PixelJob`."""
+    def read(self, request: DrawRequest) -> bytes:
+        """Return the bytes of an image; raises as `ImageReader.read`."""
+        return self._reader.read(request.location)
+
+    def crop(self, request: DrawRequest, view: int, width: int, height: int) -> NDArray[np.uint16]:
+        """Return the crop of a view of an image of this size, [5] as `draw_crop` returns it."""
+        if view:
+            return draw_crop(self.crops, request.row, view, width, height)
+        return evaluation_crop(self.renderer, width, height)
+
+    def __call__(self, request: DrawRequest, into: NDArray[np.uint8], content: bytes | None = None) -> Drawn:
+        """See `PixelJob`.
+
+        Args:
+            content: the bytes of the image, if they have been read.
+        """
         started = time.perf_counter()
         crops, reason, error = [], None, None
         try:
-            content = self._reader.read(request.location)
+            content = self.read(request) if content is None else content
             decoding, busy = time.perf_counter(), time.thread_time()
             picture = decode_picture(content, max_pixels=self.max_pixels)
             width, height = picture.size
             for number, view in enumerate(request.views):
-                crop = (
-                    draw_crop(self.crops, request.row, view, width, height)
-                    if view
-                    else evaluation_crop(self.renderer, width, height)
-                )
+                crop = self.crop(request, view, width, height)
                 into[number] = self.renderer.draw(picture, view, crop)
                 crops.append(crop.tolist())
         except UnreadableImageError as unreadable:

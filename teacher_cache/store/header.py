@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,9 @@ MOST_SAMPLES, MOST_PARTS = 1 << 31, 1 << 22
 MOST_CLASSES, WIDEST_EMBEDDING = 1 << 22, 1 << 16
 MOST_VIEWS = 1024
 LONGEST_NAME = 255  # bytes of a folder's name
+JpegDecoder = Literal["pillow", "nvjpeg"]
 # Fields that may differ between two builds of one cache.
-NOT_COMPARED = ("images", "software", "passes")
+NOT_COMPARED = ("images", "software", "passes", "decoder_difference")
 
 
 class TeacherRecord(BaseModel):
@@ -58,6 +59,11 @@ class CacheHeader:
     """What a cache was created from. Builds of one cache agree in all fields but `NOT_COMPARED`.
 
     A field added later needs a default: caches that were created before are read with it.
+
+    Attributes:
+        decoder: what decodes JPEG images.
+        decoder_difference: of another decoder than Pillow, cosines of the teacher's features of some
+            images with those of Pillow's pixels: `images`, `cosine_min` and `cosine_mean`.
     """
 
     samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
@@ -74,6 +80,8 @@ class CacheHeader:
     software: str
     passes: list[int]
     max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = MAX_PIXELS
+    decoder: JpegDecoder = "pillow"
+    decoder_difference: dict[str, float] | None = None
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "CacheHeader":

@@ -18,11 +18,14 @@ from teacher_cache.store.presence import GROUP, HEADER_COPY, no_cache
 
 FORMAT = "rpp-cache"
 FORMAT_VERSION = 2  # raised when an older version of rpp would misread the layout
+# Of caches whose `decoder` is not Pillow: an older version would continue them with Pillow's pixels.
+OTHER_DECODER_VERSION = 3
 
 
 def header_objects(header: CacheHeader, samples_checksum: str) -> dict[str, bytes]:
     """Return the objects to store, by key, in the order to write them: the first one creates the cache."""
-    record = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(header)}
+    version = FORMAT_VERSION if header.decoder == "pillow" else OTHER_DECODER_VERSION
+    record = {"format": FORMAT, "format_version": version, **asdict(header)}
     attributes = with_checksum(json.loads(json.dumps({**record, "samples_checksum": samples_checksum})))
     return {GROUP: group_metadata(attributes), HEADER_COPY: json.dumps(attributes).encode()}
 
@@ -57,7 +60,7 @@ def read_header_object(folder: Folder, key: str) -> tuple[CacheHeader, str]:
     found = _attributes(folder, key, what)
     version = found.get("format_version")
     # an object without a checksum can still belong to another program or another format
-    ours = (found.get("format"), version) == (FORMAT, FORMAT_VERSION)
+    ours = found.get("format") == FORMAT and version in (FORMAT_VERSION, OTHER_DECODER_VERSION)
     attributes = without_checksum(found, what) if ours or "checksum" in found else found
     _require_known_format(attributes, folder.url, what)
     try:
@@ -94,11 +97,11 @@ def _require_known_format(attributes: dict[str, Any], url: str, what: str) -> No
             f"{url} has cache format {version}, written by a development version of rpp; build the cache "
             "again in another --out"
         )
-    if version > FORMAT_VERSION:
+    if version > OTHER_DECODER_VERSION:
         writer = attributes.get("software", "a newer rpp")
         raise UsageError(
-            f"{url} has cache format {version}, written by {writer}; rpp {rpp_version()} reads format "
-            f"{FORMAT_VERSION}: install a newer rpp-clip"
+            f"{url} has cache format {version}, written by {writer}; rpp {rpp_version()} reads formats "
+            f"{FORMAT_VERSION} and {OTHER_DECODER_VERSION}: install a newer rpp-clip"
         )
 
 
