@@ -206,6 +206,7 @@ class DeviceDecoders(Decoders):
         started, busy = time.perf_counter(), time.thread_time()
         shape = (batch.views, batch.images, *self._size, 3)
         drawn: list[Any] = [None] * len(images)
+        crops: dict[int, list[list[int]]] = {}
         with self._on_stream():
             pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
             for group in _groups(images):
@@ -213,13 +214,15 @@ class DeviceDecoders(Decoders):
                 for number, image in zip(group, decoded, strict=True):
                     place, request = batch.requests[number]
                     if image is not None and image.shape[2:] + image.shape[1:2] == images[number].size:
-                        drawn[number] = self._draw(image, request, pixels[:, place])
+                        crops[number] = self._draw(image, request, pixels[:, place])
                     else:
                         images[number].by_pillow = self._with_pillow(request, images[number].content)
                 del decoded
             for number, read in enumerate(images):
                 if read.by_pillow is not None:
-                    found, drawn[number] = read.by_pillow
+                    found, one = read.by_pillow
+                    times = (one.read + read.seconds, one.decode, one.elapsed)
+                    drawn[number] = Drawn(one.crops, one.reason, one.error, *times)
                     pixels[:, batch.requests[number][0]] = torch.from_numpy(found).to(self._device)
         if self._stream is not None:
             self._stream.synchronize()
@@ -229,9 +232,8 @@ class DeviceDecoders(Decoders):
             elapsed = (time.perf_counter() - started) * self.number / len(on_device)
             busy = (time.thread_time() - busy) / len(on_device)
             for number in on_device:
-                drawn[number] = drawn[number]._replace(
-                    read=images[number].seconds, decode=busy, elapsed=elapsed
-                )
+                seconds = images[number].seconds
+                drawn[number] = Drawn(crops[number], None, None, seconds, busy, elapsed)
         self._images += len(images)
         self._by_pillow += sum(image.by_pillow is not None for image in images)
         return pixels, drawn
@@ -253,8 +255,8 @@ class DeviceDecoders(Decoders):
             half = len(contents) // 2
             return self._decode(contents[:half]) + self._decode(contents[half:])
 
-    def _draw(self, image: Tensor, request: DrawRequest, into: Tensor) -> Drawn:
-        """Fill `into` [V, H, W, 3] with the views of an image [3, height, width]."""
+    def _draw(self, image: Tensor, request: DrawRequest, into: Tensor) -> list[list[int]]:
+        """Fill `into` [V, H, W, 3] with the views of an image [3, height, width]; return their crops."""
         height, width = image.shape[1:]
         crops = []
         for number, view in enumerate(request.views):
@@ -262,7 +264,7 @@ class DeviceDecoders(Decoders):
             drawn = self._cropped_view(image, crop) if view else self._evaluation_view(image)
             into[number] = drawn.permute(1, 2, 0)
             crops.append(crop.tolist())
-        return Drawn(crops, None, None, 0.0, 0.0, 0.0)
+        return crops
 
     def _cropped_view(self, image: Tensor, crop: NDArray[np.uint16]) -> Tensor:
         x0, y0, x1, y1 = crop_box(crop, image.shape[2], image.shape[1])
