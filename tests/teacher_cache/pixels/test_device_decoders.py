@@ -108,6 +108,11 @@ def rgb() -> bytes:
     return encoded(picture(2), quality=90, keep_rgb=True)
 
 
+def with_adobe_marker(content: bytes, transform: int) -> bytes:
+    """With a statement whether the components are YCbCr (1) or RGB (0)."""
+    return content[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([transform]) + content[2:]
+
+
 def test_what_the_device_reads_otherwise_is_left_to_pillow(tmp_path: Path) -> None:
     """To the last bit, with the same reasons, and in order."""
     whole = jpeg(7, 90, 70)
@@ -191,6 +196,8 @@ def test_large_images_are_decoded_in_groups(tmp_path: Path, monkeypatch: pytest.
         (encoded(picture(0), exif=b"Exif\0\0" + jpeg(9)), (64, 48)),  # a picture inside
         (cmyk(), None),
         (rgb(), None),
+        (with_adobe_marker(jpeg(0), 1), (64, 48)),
+        (with_adobe_marker(jpeg(0), 0), None),
         (jpeg(0)[:-2], None),
         (jpeg(0) + b"\0", None),
         (encoded(picture(0), "PNG"), None),

@@ -217,7 +217,7 @@ def test_a_missing_array_is_named(table: SampleTable, tmp_path: Path) -> None:
         (
             {"format": "rpp-cache", "format_version": 4, "software": "rpp 9.1"},
             UsageError,
-            r"has cache format 4, written by rpp 9\.1; rpp 0\.\S+ reads formats 2 and 3: install .* rpp-clip$",
+            r"has cache format 4, written by rpp 9\.1; rpp 0\.\S+ reads formats 2 and 3: .* rpp-clip$",
         ),
         (
             {"format": "rpp-cache"},
