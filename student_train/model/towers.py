@@ -106,7 +106,7 @@ def _finish(block: Any, x_BTW: Tensor, attended_BTW: Tensor) -> Tensor:
 # --- a sequence with the prompts at its end --------------------------------------------------------------
 
 
-class _PromptedRows:
+class PromptedRows:
     """Rows of a tower between its blocks, `x`: S rows, and behind them the prompts.
 
     Block l, for s in q, k, v: X_s = LN1(Rep(X, P_s[l])), Y = Rep(X, P_q[l]) + W_o · Attention (RPP, arXiv
@@ -214,7 +214,7 @@ def encode_image(
     """
     tower = vision_parts(visual)
     x_BSW, blocks = tower.embed(images)
-    stream = _PromptedRows(x_BSW, prompts, len(blocks))
+    stream = PromptedRows(x_BSW, prompts, len(blocks))
     for number, block in enumerate(blocks, start=1):
         rows = tower.pooled_rows if number == len(blocks) else stream.rows_after(number)
         stream.run(block, number, rows, None, compile_blocks)
@@ -230,7 +230,7 @@ def text_prefix(
 ) -> list[Tensor]:
     """Return keys and values of SOT and prompts in every block, [1, P, 2, N, H]; all classes share them."""
     x_1SW = (parts.token_embedding(sot_1) + parts.positional_embedding[:1])[None]
-    stream = _PromptedRows(x_1SW, prompts, len(parts.blocks))
+    stream = PromptedRows(x_1SW, prompts, len(parts.blocks))
     size = 1 + stream.length
     causal = torch.full((size, size), float("-inf"), device=sot_1.device).triu(1)
     prefix = []
@@ -322,7 +322,7 @@ def _own_rows(
         kept = x.new_empty(len(firsts), *x.shape)
         # `.data` gives views with version counters of their own, so that autograd allows the writes
         for begin, place in zip(firsts, kept.unbind(), strict=True):
-            x = _Preallocated.apply(_recomputed(blocks[begin : begin + segment], x, mask), place.data)
+            x = Preallocated.apply(_recomputed(blocks[begin : begin + segment], x, mask), place.data)
         x = _recomputed(blocks[last:], x, mask, pooled)
     else:
         x = _own_blocks(blocks, x, mask, pooled)
@@ -331,7 +331,7 @@ def _own_rows(
         return parts.project(parts.ln_final(x.float()))
 
 
-class _Preallocated(torch.autograd.Function):
+class Preallocated(torch.autograd.Function):
     """Copy rows into preallocated memory.
 
     Otherwise the rows that each block keeps, allocated between others that are freed, fragment the C
@@ -384,7 +384,3 @@ def _own_block(
     if pooled is not None:
         x, attended = (rows.flatten(0, 1).index_select(0, slots_B) for rows in (x, attended))
     return _finish(block, x, attended)
-
-
-# What `full_tower.py` shares.
-PromptedRows, Preallocated = _PromptedRows, _Preallocated
