@@ -175,6 +175,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 TIMM_CONFIGS = tuple(TIMM_TOWERS)
+assert not CONFIGS.keys() & TIMM_TOWERS.keys()
 CONFIGS |= {
     name: {
         "embed_dim": 64 if projection == "none" else 48,
