@@ -22,8 +22,10 @@ from torch import Tensor
 
 from student_train.evaluation.models import StudentFeatures
 from teacher_cache.classes.vocabulary import Vocabulary
+from teacher_cache.errors import UsageError
 from teacher_cache.files.atomic_write import atomic_write
 from teacher_cache.images.table import SampleTable
+from teacher_cache.store.checksums import checksum
 from teacher_cache.store.vocabularies import vocabulary_digest
 from teacher_cache.teacher.teacher import Teacher
 
@@ -44,8 +46,8 @@ class StoredFeatures:
 class FeatureStore:
     """Features by a key of plain values: each in a file of `folder`, or in memory without a folder.
 
-    A file that is damaged counts as missing. A folder that cannot be written keeps nothing, so that features
-    are computed again.
+    A file that is damaged counts as missing. Where nothing can be written, or the disk is full, nothing is
+    kept, and features are computed again.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -57,12 +59,13 @@ class FeatureStore:
         text = _text(key)
         if text not in self._kept and self._folder is not None:
             with (
-                suppress(OSError, SafetensorError, ValueError, KeyError),
+                suppress(OSError, SafetensorError, ValueError, KeyError, TypeError),
                 safe_open(_path(self._folder, text), "pt") as file,
             ):
                 record = json.loads(file.metadata()["record"])
-                if record["key"] == key:
-                    self._kept[text] = StoredFeatures(file.get_tensor("features"), record["skipped"])
+                features = file.get_tensor("features")
+                if record["key"] == key and record["checksum"] == checksum(features.numpy()):
+                    self._kept[text] = StoredFeatures(features, record["skipped"])
         return self._kept.get(text)
 
     def keep(self, key: dict[str, Any], found: StoredFeatures) -> None:
@@ -70,12 +73,14 @@ class FeatureStore:
         text = _text(key)
         self._kept[text] = found
         if self._folder is not None:
-            record = json.dumps({"key": key, "skipped": found.skipped})
-            with suppress(OSError):
+            features = found.features.contiguous()
+            fields = {"key": key, "skipped": found.skipped, "checksum": checksum(features.numpy())}
+            # safetensors raises an error of its own on a full disk; a folder of that name is a UsageError
+            with suppress(OSError, SafetensorError, UsageError):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 # two runs of a sweep may compute the same features at the same time
                 with atomic_write(_path(self._folder, text), shared=True) as temporary:
-                    save_file({"features": found.features.contiguous()}, temporary, {"record": record})
+                    save_file({"features": features}, temporary, {"record": json.dumps(fields)})
 
 
 def _text(key: dict[str, Any]) -> str:

@@ -1,12 +1,15 @@
 """Features that evaluations share: equal figures, computed once, and anew whenever something changed."""
 
+import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.feature_store import FeatureStore, StoredFeatures
@@ -173,6 +176,36 @@ def test_a_folder_that_cannot_be_written_keeps_nothing(
     assert evaluate(evaluation("zero-shot"), FeatureStore(tmp_path / "file")) == evaluate(
         evaluation("zero-shot")
     )
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "of another program"])
+def test_a_file_with_other_content_is_computed_again(
+    evaluation: Callable[..., EvalSettings], counted: Counted, tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "features"
+    first = evaluate(evaluation("zero-shot"), FeatureStore(folder))
+    for file in folder.iterdir():
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 0x40  # of the last float's exponent
+        file.write_bytes(content)
+        if damage == "of another program":
+            save_file({"features": torch.zeros(2, 2)}, file)
+    counted.since()
+    assert evaluate(evaluation("zero-shot"), FeatureStore(folder)) == first
+    assert counted.since() == (2, 1)
+
+
+def test_on_a_full_disk_nothing_is_kept(evaluation: Callable[..., EvalSettings], tmp_path: Path) -> None:
+    wanted = evaluate(evaluation("zero-shot"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # safetensors fails as on a full disk
+    try:
+        assert evaluate(evaluation("zero-shot"), FeatureStore(tmp_path / "features")) == wanted
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not list((tmp_path / "features").iterdir())
 
 
 def test_an_image_that_can_be_read_again_is_not_left_out(
