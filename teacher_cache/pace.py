@@ -128,7 +128,8 @@ def _alone(seconds: dict[str, float], resources: Resources | None) -> dict[str, 
 
 
 def _remedy(set_by: str, resources: Resources | None, waited: float | None) -> str:
-    more = "more --decode-processes" if resources and resources.device != "cpu" else "more --threads or --decode-processes"
+    on_cuda = resources is not None and resources.device != "cpu"
+    more = "more --decode-processes" if on_cuda else "more --threads or --decode-processes"
     if set_by in ("read", "decode") and waited is not None and waited > WAITS_LONG:
         return (
             f"more cores or --workers: the decoders waited {waited:.0%} of their time for a core or for "
