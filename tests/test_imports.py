@@ -80,7 +80,7 @@ FLOORS = {
     ),
     "teacher_cache": (
         ("cli",),
-        ("extend", "relabel", "build", "estimate", "stats", "export", "info"),
+        ("extend", "relabel", "render", "build", "estimate", "stats", "export", "info"),
         ("compute",),
         ("teacher", "softlabels"),
         ("preflight", "views"),

@@ -21,6 +21,7 @@ class PartRecord:
         checksums: of the decoded values of each of its arrays.
         seconds: spent by stage.
         skipped: samples that could not be read: row, key and reason.
+        pixels: checksum of the tar whose views the teacher saw; None if it saw the exact pixels.
     """
 
     part: int
@@ -28,6 +29,7 @@ class PartRecord:
     checksums: dict[str, str]
     seconds: dict[str, float]
     skipped: list[dict[str, Any]]
+    pixels: str | None = None
 
     def to_bytes(self) -> bytes:
         """Return the stored form, with a checksum of the record."""
