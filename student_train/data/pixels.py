@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from student_train.compat.torch import WorkerProcesses
+from student_train.data.rendered import RenderedViews, StoredRenderer
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.images.decode import MAX_PIXELS, UnreadableImageError, decode_image
 from teacher_cache.images.location import ByteRange, Location, ParquetRow, WholeFile
@@ -88,7 +89,12 @@ def read_pixels(
         except (UnreadableImageError, RppError) as error:
             raise RppError(
                 f"{request.key} in {request.location[0]} cannot be read now, although the teacher could read "
-                f"it: {error}; if the images moved, give their new place with --images"
+                f"it: {error}; "
+                + (
+                    "rpp-cache verify finds damaged views"
+                    if isinstance(renderer, StoredRenderer)
+                    else "if the images moved, give their new place with --images"
+                )
             ) from error
         pixels.append(renderer.render(image, request.view, request.crop))
     return np.stack(pixels)
@@ -135,7 +141,7 @@ class PixelWorkers:
 
     def __init__(
         self,
-        samples: SampleTable,
+        samples: SampleTable | RenderedViews,
         part_size: int,
         renderer: ViewRenderer,
         workers: int,
@@ -143,17 +149,29 @@ class PixelWorkers:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         """Args:
-        samples: keys and locations of all rows.
+        samples: keys and locations of all rows, or of the cache's rendered views.
         part_size: rows of a part; keys are checked in the first batch that has rows of a part.
-        renderer: renders views with the student's preprocessing.
+        renderer: renders views with the student's preprocessing; `StoredRenderer` for rendered ones.
         workers: number of processes; with 0 the caller's thread decodes.
         pin: return page-locked memory, from which copies to a GPU are asynchronous.
         max_pixels: largest number of pixels of an image, as in the cache.
         """
         # one chunk a column: taking rows from many chunks is a hundred times slower
-        self._samples = SampleTable(samples.table.combine_chunks())
+        self._samples: SampleTable | RenderedViews = (
+            samples if isinstance(samples, RenderedViews) else SampleTable(samples.table.combine_chunks())
+        )
         self._part_size, self._renderer = part_size, renderer
         self._workers, self._pin, self._max_pixels = workers, pin, max_pixels
+
+    @property
+    def codec(self) -> str | None:
+        """Codec of the rendered views; None if the original images are read."""
+        return self._samples.codec if isinstance(self._samples, RenderedViews) else None
+
+    def read_ahead(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> None:
+        """Start to read the rendered views of a window, ordered by view, then by row; see `RenderedViews`."""
+        if isinstance(self._samples, RenderedViews):
+            self._samples.read_ahead(rows, views)
 
     def decode(self, batches: Iterable[ViewRequests], batch_size: int) -> Iterator[Tensor]:
         """Yield the pixels of each batch, [B, 3, H, W] uint8.
@@ -196,7 +214,10 @@ class PixelWorkers:
             parts = batch.rows // self._part_size
             check = ~checked[parts]
             checked[parts] = True
-            keys, locations = self._samples.keys(batch.rows), self._samples.locations(batch.rows)
+            if isinstance(self._samples, RenderedViews):
+                keys, locations = self._samples.where(batch.rows, batch.views)
+            else:
+                keys, locations = self._samples.keys(batch.rows), self._samples.locations(batch.rows)
             fields = zip(keys, locations, batch.views.tolist(), batch.crops, check.tolist(), strict=True)
             requests = [ViewRequest(*values) for values in fields]
             order = sorted(range(len(requests)), key=lambda i: requests[i].location)

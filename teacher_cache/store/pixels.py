@@ -144,6 +144,15 @@ class EncodedViews:
         return content
 
 
+@dataclass(frozen=True)
+class ViewPlaces:
+    """Where n views are: part, and offset and length in its tar, each [n] int64."""
+
+    parts: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+
 class StoredPixels:
     """Tars, indices and records of the rendered views that a header describes."""
 
@@ -239,7 +248,17 @@ class StoredPixels:
         return np.frombuffer(content, "<i8", offset=len(start)).reshape(shape)
 
     def locations(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> list[ByteRange]:
-        """Return where the image files of views are, in order.
+        """Return where the image files of views are, in order; arguments and errors as for `places`."""
+        found = self.places(rows, views)
+        root = f"{self._folder.absolute}/{PIXELS}"
+        columns = (values.tolist() for values in (found.parts, found.offsets, found.lengths))
+        return [
+            ByteRange(f"{root}/{part:06d}.tar", offset, length)
+            for part, offset, length in zip(*columns, strict=True)
+        ]
+
+    def places(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> "ViewPlaces":
+        """Return parts, offsets and lengths of views, in order.
 
         Args:
             rows, views: [n], of stored parts.
@@ -257,11 +276,11 @@ class StoredPixels:
         if not found[:, 1].all():
             part = int(parts[np.argmin(found[:, 1])])
             raise self._damaged(part, _key(part, "npy"))
-        root = f"{self._folder.absolute}/{PIXELS}"
-        return [
-            ByteRange(f"{root}/{part:06d}.tar", offset, length)
-            for part, (offset, length) in zip(parts.tolist(), found.tolist(), strict=True)
-        ]
+        return ViewPlaces(parts, found[:, 0], found[:, 1])
+
+    def advise(self, part: int, offset: int, length: int) -> None:
+        """Tell the system that bytes of a part's tar are read soon, if it is on a disk."""
+        self._folder.advise(_key(part, "tar"), offset, length)
 
     def is_intact(self, part: int) -> bool:
         """Return whether record, index and tar of a part are what was written.
