@@ -200,6 +200,7 @@ def header_of(
         software=f"rpp {rpp_version()}",
         passes=[settings.view_policy.views],
         max_pixels=settings.max_pixels,
+        pixels=settings.pixels,
     )
     try:
         return CacheHeader.from_record(asdict(header))

@@ -87,7 +87,7 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
         "Data": ("images", "labels", "classes", "templates", "lemma", "duplicates", "max_pixels"),
         "Teacher": ("teacher", "pretrained", "precision", *ConventionOptions.model_fields),
         "Views": tuple(ViewPolicy.model_fields),
-        "Cache": ("out", *EncodingSettings.model_fields, "part_size"),
+        "Cache": ("out", *EncodingSettings.model_fields, "pixels", "part_size"),
         "Compute": COMPUTE,
     }
 
@@ -118,6 +118,11 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
         description="pixels per image; a larger image counts as unreadable and is never decoded",
     )
     precision: Precision = Field(default="fp32", description="autocast precision of the teacher")
+    pixels: Pixels = Field(
+        default="none",
+        description="codec of the views' pixels, for training without the original images: jpeg95 is small, "
+        "png and webp-lossless are exact; the teacher sees what is stored",
+    )
     part_size: int = Field(
         default=8192,
         ge=1,

@@ -278,4 +278,4 @@ def compute_part(work: Work, part: int) -> None:
                 "images at a time: choose a smaller --batch-size; what is committed is safe"
             ) from error
     secede()  # the next part starts while this one is written
-    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped)
+    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped, computed.encoded)

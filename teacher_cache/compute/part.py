@@ -29,6 +29,7 @@ from teacher_cache.images.decode import UnreadableImageError, decode_image
 from teacher_cache.images.reader import ImageReader
 from teacher_cache.images.table import SampleTable
 from teacher_cache.store.header import CacheHeader
+from teacher_cache.store.pixels import EncodedViews
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import ViewRenderer, draw_crop, evaluation_crop
 
@@ -75,11 +76,13 @@ class PartResult:
             `forward`, with pixels; `read`, summed over threads; `decode`, processor time of all threads,
             resizing included.
         skipped: row, key and reason of each image that could not be read.
+        encoded: the views that the teacher saw, if the cache stores them.
     """
 
     arrays: dict[str, NDArray[Any]]
     seconds: dict[str, float]
     skipped: list[dict[str, Any]]
+    encoded: EncodedViews | None = None
 
 
 def part_arrays(
@@ -125,7 +128,10 @@ def part_arrays(
         output.encode(forward.take())
         stages.end("forward")
     seconds = {"wall": stages.last - started, **pixels.seconds, **stages.seconds}
-    return PartResult(output.finished(), seconds, output.skipped)
+    arrays = output.finished()
+    if pixels.encoded:
+        pixels.encoded.keep(output.valid)
+    return PartResult(arrays, seconds, output.skipped, pixels.encoded)
 
 
 class StageTimer:
@@ -280,6 +286,7 @@ class PartPixels:
         wanted: which samples are decoded, [N of the part] bool.
         pinned: decode into page-locked memory, from which CUDA copies while it computes.
         seconds: `read` and `decode` so far.
+        encoded: the views, if the cache stores them.
     """
 
     task: PartTask
@@ -293,6 +300,9 @@ class PartPixels:
         self._policy = ViewPolicy(**self.task.header.view_policy)
         self._locations = self.task.samples.locations(slice(None))
         self._reader = ImageReader()
+        self.encoded: EncodedViews | None = None
+        if (codec := self.task.header.pixels) != "none":
+            self.encoded = EncodedViews(len(self.crops), len(self.task.views), codec, self.renderer.size)
 
     def decoded(
         self, pool: ThreadPoolExecutor, batches: list[Batch]
@@ -341,7 +351,9 @@ class PartPixels:
             for number, place in enumerate(views):
                 view = self.task.views[place]
                 self.crops[position, place] = crop = self._crop(position, view, image)
-                into[number] = self.renderer.render_last(image, view, crop)
+                view_HWC = self.renderer.render_last(image, view, crop)
+                # the teacher sees what is stored
+                into[number] = self.encoded.store(position, place, view_HWC) if self.encoded else view_HWC
         except UnreadableImageError as error:
             return str(error), time.perf_counter() - started, 0.0
         return None, read, time.thread_time() - decoding_since

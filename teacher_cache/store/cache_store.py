@@ -262,6 +262,8 @@ class CacheStore:
         with build_lock(self.folder, lock):
             # another build may have changed it
             self._set_header(*read_header(self.folder))
+            if lock:
+                self.pixels.remove_leftovers()
             yield
 
 

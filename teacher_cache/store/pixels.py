@@ -128,6 +128,11 @@ class EncodedViews:
         return self._places[..., 1]
 
     @property
+    def tar_bytes(self) -> int:
+        """Bytes that the views take in a tar, without its end."""
+        return int((BLOCK + self.lengths + -self.lengths % BLOCK)[self.lengths > 0].sum())
+
+    @property
     def difference(self) -> float | None:
         """Mean absolute difference of stored from exact pixels, in 1/255; None if none was compared."""
         compared = self._differences[~np.isnan(self._differences)]
@@ -304,6 +309,12 @@ class StoredPixels:
         self._folder.write(_key(part, "damaged"), self._folder.read(key))
         self._folder.remove(key)
         self.record.cache_clear()
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of tars that a killed process was writing; nobody else writes now."""
+        for name in self._folder.entries(PIXELS):
+            if name.startswith("."):
+                self._folder.remove(f"{PIXELS}/{name}")
 
     def require_complete(self, records: Sequence[PixelRecord]) -> None:
         """Refuse tars that are missing or have another size than recorded.

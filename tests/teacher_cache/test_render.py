@@ -2,22 +2,35 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import ExtendSettings, RenderSettings, ViewPolicy
-from teacher_cache.errors import RppError, UsageError
+from teacher_cache.errors import CacheMismatchError, RppError, UsageError
 from teacher_cache.extend import extend_cache
 from teacher_cache.images.decode import decode_image
 from teacher_cache.images.reader import ImageReader
 from teacher_cache.render import recorded_renderer, render_cache
 from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.header import CacheHeader
+from teacher_cache.store.pixels import EncodedViews
 from teacher_cache.store.verify import verify_store
+from teacher_cache.teacher.teacher import recorded_teacher
 from tests.teacher_cache.conftest import Run
-from tests.teacher_cache.inputs import assert_same_arrays, settings, write_shards
+from tests.teacher_cache.inputs import (
+    assert_same_arrays,
+    decoded_arrays,
+    settings,
+    webdataset_members,
+    write_shard,
+    write_shards,
+)
 
 PNG = RenderSettings(pixels="png", threads=2)
 
@@ -75,6 +88,7 @@ def test_a_stopped_rendering_is_resumed(
         render_cache(copy, PNG)
     assert 0 < len(CacheStore.open(copy).pixels.committed()) < 4
     monkeypatch.undo()
+    (copy / "pixels" / ".000003.tar.8388bdd0").write_bytes(b"of a killed process")
     assert render_cache(copy, PNG).parts_rendered < 4
     assert files_of(copy) == files_of(whole)
 
@@ -161,3 +175,134 @@ def test_a_missing_image_is_named(built: Path, tmp_path: Path, names: Path, teac
     shutil.rmtree(shards)
     with pytest.raises(RppError, match=r"cannot read image shard"):
         render_cache(out, PNG)
+
+
+class TestBuildWithPixels:
+    """`rpp-cache build --pixels`: the teacher sees what is stored."""
+
+    @pytest.fixture(scope="class")
+    def stored(
+        self, tmp_path_factory: pytest.TempPathFactory, teacher: Path, shards: Path, names: Path
+    ) -> Path:
+        """A cache of three views as JPEG."""
+        out = tmp_path_factory.mktemp("stored") / "zarr"
+        build_cache(self.settings(shards, names, out, teacher))
+        return out
+
+    @staticmethod
+    def settings(shards: Path, names: Path, out: Path, teacher: Path, views: int = 3, **more: Any) -> Any:
+        policy = ViewPolicy(views=views, view_seed=5)
+        return settings(shards, names, out, teacher, view_policy=policy, pixels="jpeg95", **more)
+
+    def test_the_teacher_sees_the_stored_pixels(self, stored: Path, built: Path) -> None:
+        """To the last bit: its features of the stored views are those of the cache."""
+        store, reader = CacheStore.open(stored), ImageReader()
+        teacher = recorded_teacher(store.header.teacher, device="cpu")
+        for view in range(3):
+            for part in range(4):
+                rows = np.arange(3 * part, 3 * part + 3)  # a batch of the build
+                places = store.pixels.locations(rows, np.full(3, view))
+                pixels = np.stack([decode_image(reader.read(place)).transpose(2, 0, 1) for place in places])
+                features = teacher.image_features(torch.from_numpy(pixels)).numpy().astype(np.float16)
+                kept = store.parts.read("image_features", (slice(3 * part, 3 * part + 3), view))
+                np.testing.assert_array_equal(features, kept)
+        exact = decoded_arrays(built)
+        np.testing.assert_array_equal(decoded_arrays(stored)["crops"], exact["crops"])
+        assert not np.array_equal(decoded_arrays(stored)["image_features"], exact["image_features"])
+
+    def test_a_lossless_codec_changes_no_array(
+        self, built: Path, shards: Path, names: Path, teacher: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "zarr"
+        policy = ViewPolicy(views=3, view_seed=5)
+        build_cache(settings(shards, names, out, teacher, view_policy=policy, pixels="png"))
+        assert_same_arrays(out, built)
+        assert_as_rendered(out)
+
+    def test_it_is_complete_only_with_its_views(
+        self, stored: Path, shards: Path, names: Path, teacher: Path, tmp_path: Path, run: Run
+    ) -> None:
+        """A flipped byte is found by verify and mended by build; a part without views is missing."""
+        out = Path(shutil.copytree(stored, tmp_path / "zarr"))
+        before = files_of(out)
+        tar = out / "pixels" / "000001.tar"
+        content = bytearray(tar.read_bytes())
+        content[900] ^= 1
+        tar.write_bytes(content)
+        (out / "pixels" / "000003.json").unlink()  # as a version that stores no views leaves the part
+        report = json.loads(run("verify", out, "--json")[1])
+        assert (report["damaged_parts"], report["missing_parts"]) == ([1], [3])
+        assert report["damaged_pixels"] == []
+        result = build_cache(self.settings(shards, names, out, teacher))
+        assert result.parts_computed == 2
+        assert files_of(out) == before
+        assert_same_arrays(out, stored)
+        assert run("verify", out)[0] == 0
+        assert json.loads(run("info", out, "--json")[1])["pixels"]["seen_by_teacher"] is True
+
+    def test_views_of_another_attempt_are_damage(self, stored: Path, tmp_path: Path) -> None:
+        """The part's record names the tar that the teacher saw."""
+        out = Path(shutil.copytree(stored, tmp_path / "zarr"))
+        store = CacheStore.open(out, writable=True)
+        encoded = EncodedViews(3, 3, "jpeg95", (32, 32))
+        for position in range(3):
+            for place in range(3):
+                encoded.store(position, place, np.zeros((32, 32, 3), dtype=np.uint8))
+        store.pixels.write(2, encoded, seen_by_teacher=True)
+        assert verify_store(CacheStore.open(out)).parts == [2]
+
+    def test_extend_stores_the_new_views_alone(
+        self, stored: Path, shards: Path, names: Path, teacher: Path, tmp_path: Path
+    ) -> None:
+        out = Path(shutil.copytree(stored, tmp_path / "zarr"))
+        before = files_of(out)
+        extend_cache(out, ExtendSettings(views=4, batch_size=4, threads=2, device="cpu"))
+        assert before.items() <= files_of(out).items()
+        assert CacheStore.open(out).pixels.committed() == list(range(8))
+        build_cache(self.settings(shards, names, tmp_path / "four", teacher, views=4))
+        assert_same_views(out, tmp_path / "four")
+        assert not verify_store(CacheStore.open(out))
+
+    def test_unreadable_images_have_no_view(self, names: Path, teacher: Path, tmp_path: Path) -> None:
+        members = webdataset_members(0, 6)
+        members[5] = (members[5][0], b"not an image")
+        shard = write_shard(tmp_path / "shard.tar", members)
+        build_cache(self.settings(shard, names, tmp_path / "zarr", teacher))
+        store = CacheStore.open(tmp_path / "zarr")
+        assert not verify_store(store)
+        assert store.pixels.index(0)[..., 1].all(axis=1).tolist() == [True, True, False]
+        assert store.pixels.record(0).stored_views == 6
+
+    def test_refusals(self, stored: Path, built: Path, shards: Path, names: Path, teacher: Path) -> None:
+        with pytest.raises(
+            CacheMismatchError, match=r"pixels: stored none, requested jpeg95.*rpp-cache render"
+        ):
+            build_cache(self.settings(shards, names, built, teacher))
+        with pytest.raises(UsageError, match="was created with --pixels jpeg95"):
+            render_cache(stored, RenderSettings(pixels="jpeg95"))
+
+    def test_dask_workers_store_the_same_views(
+        self, stored: Path, shards: Path, names: Path, teacher: Path, tmp_path: Path
+    ) -> None:
+        build_cache(self.settings(shards, names, tmp_path / "zarr", teacher, workers=2))
+        assert files_of(tmp_path / "zarr") == files_of(stored)
+        assert_same_arrays(tmp_path / "zarr", stored)
+
+
+def assert_same_views(one: Path, other: Path) -> None:
+    """The image files of all rows and views are equal, however many passes made them."""
+    stores, reader = [CacheStore.open(cache) for cache in (one, other)], ImageReader()
+    header = stores[0].header
+    for view in range(header.views):
+        rows = np.arange(header.samples)
+        here, there = (store.pixels.locations(rows, np.full(len(rows), view)) for store in stores)
+        assert [reader.read(place) for place in here] == [reader.read(place) for place in there]
+
+
+def test_a_header_with_an_unknown_codec_is_refused(built: Path) -> None:
+    header = CacheStore.open(built).header
+    with pytest.raises(UsageError, match=r"unknown codec of rendered views 'avif'; known: none, jpeg95"):
+        CacheHeader.from_record(asdict(header) | {"pixels": "avif"})
+    old = asdict(header)
+    del old["pixels"]
+    assert CacheHeader.from_record(old) == header
