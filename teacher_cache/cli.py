@@ -104,6 +104,7 @@ def estimate_text(estimate: "Estimate") -> str:
         for name, value in estimate.seconds.items()
     )
     workers = f"{estimate.workers} worker{'s' * (estimate.workers > 1)}"
+    other = estimate.other_pixels
     return (
         f"{estimate.path}: nothing is written in a dry run\n"
         f"samples  {estimate.samples:,}, of which {estimate.labelled:,} have a label; "
@@ -111,7 +112,9 @@ def estimate_text(estimate: "Estimate") -> str:
         f"parts    {estimate.parts_missing:,} of {estimate.parts_total:,} to compute\n"
         f"space    {decimal(estimate.bytes_total)}{free} ({sizes})\n"
         f"time     {timedelta(seconds=round(estimate.seconds_total))} ({times}): {workers}, "
-        f"{estimate.views_per_second:,.1f} views/s, from {estimate.slice_images} images timed here"
+        f"{estimate.views_per_second:,.1f} views/s, from {estimate.slice_images} images timed here\n"
+        f"pixels   {estimate.pixels}; with --pixels {other['pixels']} {decimal(other['bytes_total'])} and "
+        f"{timedelta(seconds=round(other['seconds_total']))}"
     )
 
 
