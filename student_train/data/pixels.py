@@ -87,14 +87,14 @@ def read_pixels(
         except UsageError:
             raise
         except (UnreadableImageError, RppError) as error:
+            if isinstance(renderer, StoredRenderer):
+                raise RppError(
+                    f"the rendered view {request.key} in {request.location[0]} cannot be read: {error}; run "
+                    "rpp-cache verify"
+                ) from error
             raise RppError(
                 f"{request.key} in {request.location[0]} cannot be read now, although the teacher could read "
-                f"it: {error}; "
-                + (
-                    "rpp-cache verify finds damaged views"
-                    if isinstance(renderer, StoredRenderer)
-                    else "if the images moved, give their new place with --images"
-                )
+                f"it: {error}; if the images moved, give their new place with --images"
             ) from error
         pixels.append(renderer.render(image, request.view, request.crop))
     return np.stack(pixels)

@@ -24,8 +24,8 @@ class ViewCodec:
     options: dict[str, Any]
 
 
-# `command_settings.Codec` has the same names. JPEG keeps the colours at full resolution: at half of it the
-# features differ more, for a fifth of the bytes (benchmarks/pixels.py).
+# `command_settings.Codec` has the same names. JPEG keeps the colours at full resolution: at half of it
+# 1 - cosine of a ViT-B/32's features is three times as large, for a third fewer bytes (docs/format.md).
 VIEW_CODECS = {
     "jpeg95": ViewCodec("jpg", {"format": "JPEG", "quality": 95, "subsampling": 0}),
     "png": ViewCodec("png", {"format": "PNG"}),

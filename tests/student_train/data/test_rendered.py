@@ -136,7 +136,7 @@ def test_damage_is_one_clear_line(copy: Path) -> None:
     content = bytearray(Path(place.path).read_bytes())
     content[place.offset : place.offset + 8] = bytes(8)
     Path(place.path).write_bytes(content)
-    with pytest.raises(RppError, match=r"000000003-0 in .*; rpp-cache verify finds damaged views"):
+    with pytest.raises(RppError, match=r"the rendered view 000000003-0 in .*; run rpp-cache verify"):
         list(PixelWorkers(views, 100, renderer, 0).decode([requests(np.array([3]), np.array([0]))], 1))
     with pytest.raises(CacheDamagedError, match="a rendered view has 8 x 16 pixels, expected 32 x 32"):
         renderer.render(np.zeros((16, 8, 3), np.uint8), 0, np.zeros(5, np.uint16))
