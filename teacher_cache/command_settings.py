@@ -176,7 +176,7 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
         default=False,
         description="decode JPEG images with nvJPEG on the CUDA device; the teacher then sees slightly other "
         "pixels than a student, and the cache records how much its features differ "
-        "[default: --no-decode-on-device]",
+        "[default: off]",
     )
     precision: Precision = Field(default="fp32", description="autocast precision of the teacher")
     pixels: Pixels = Field(
