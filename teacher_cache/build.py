@@ -226,6 +226,7 @@ def header_of(
         passes=[settings.view_policy.views],
         max_pixels=settings.max_pixels,
         decoder="nvjpeg" if settings.decode_on_device else "pillow",
+        pixels=settings.pixels,
     )
     try:
         return CacheHeader.from_record(asdict(header))

@@ -1,4 +1,4 @@
-"""`rpp-cache`: build, extend, relabel, inspect, verify and export a cache."""
+"""`rpp-cache`: build, extend, render, relabel, inspect, verify and export a cache."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from teacher_cache import preflight
-from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings
+from teacher_cache.command_settings import BuildSettings, ExtendSettings, RelabelSettings, RenderSettings
 from teacher_cache.errors import RppError, UsageError, printable
 from teacher_cache.options import (
     OUTPUT,
@@ -112,6 +112,7 @@ def estimate_text(estimate: "Estimate") -> str:
         for name, value in estimate.seconds.items()
     )
     workers = f"{estimate.workers} worker{'s' * (estimate.workers > 1)}"
+    other = estimate.other_pixels
     return (
         f"{estimate.path}: nothing is written in a dry run\n"
         f"samples  {estimate.samples:,}, of which {estimate.labelled:,} have a label; "
@@ -119,7 +120,9 @@ def estimate_text(estimate: "Estimate") -> str:
         f"parts    {estimate.parts_missing:,} of {estimate.parts_total:,} to compute\n"
         f"space    {decimal(estimate.bytes_total)}{free} ({sizes})\n"
         f"time     {timedelta(seconds=round(estimate.seconds_total))} ({times}): {workers}, "
-        f"{estimate.views_per_second:,.1f} views/s, from {estimate.slice_images} images timed here"
+        f"{estimate.views_per_second:,.1f} views/s, from {estimate.slice_images} images timed here\n"
+        f"pixels   {estimate.pixels}; with --pixels {other['pixels']} {decimal(other['bytes_total'])} and "
+        f"{timedelta(seconds=round(other['seconds_total']))}"
     )
 
 
@@ -201,6 +204,11 @@ def verify(cache: Cache, as_json: Json = False) -> None:
             store.parts.withdraw(part)
         except (OSError, RppError) as error:
             remarks.print(f"note: part {part} stays recorded: {error}", markup=False)
+    for part in damage.pixels:
+        try:
+            store.pixels.withdraw(part)
+        except (OSError, RppError) as error:
+            remarks.print(f"note: the views of part {part} stay recorded: {error}", markup=False)
     if as_json:
         print_json(
             {
@@ -208,6 +216,7 @@ def verify(cache: Cache, as_json: Json = False) -> None:
                 "damaged_parts": damage.parts,
                 "missing_parts": damage.missing,
                 "damaged_tables": damage.tables,
+                "damaged_pixels": damage.pixels,
             }
         )
     else:
@@ -224,6 +233,8 @@ def _damage_lines(store: "CacheStore", damage: "Damage") -> Iterator[str]:
             f"part {part} (rows {rows.start} to {rows.stop - 1}, views {views.start} to {views.stop - 1}) is "
             "damaged; build recomputes it"
         )
+    for part in damage.pixels:
+        yield f"the rendered views of part {part} are damaged; render writes them again"
     for table in damage.tables:
         name = table.removeprefix("vocabularies/")
         added = table.startswith("vocabularies/") and name not in (header.vocabulary, "zarr.json")
@@ -278,6 +289,36 @@ def extend(settings: ExtendSettings, cache: Cache, as_json: Json = False) -> Non
         markup=False,
     )
     _print_pace(result.pace)
+
+
+@app.command(cls=OneCommand)
+@settings_options(RenderSettings)
+def render(settings: RenderSettings, cache: Cache, as_json: Json = False) -> None:
+    """Store the pixels of a cache's views, so that training reads them instead of the original images.
+
+    The same command again resumes where it stopped, and renders views that extend added.
+
+    Example: rpp-cache render ./zarr --pixels jpeg95
+    """
+    preflight.check_render(cache, settings)
+    with loading():
+        from teacher_cache.render import render_cache
+    result = render_cache(cache, settings)
+    if as_json:
+        print_json(asdict(result))
+        return
+    console.print(
+        f"{result.path}: views of {result.parts_rendered} of {result.parts_total} parts rendered now as "
+        f"{result.codec}, {result.bytes_per_view:,.0f} bytes a view, {result.seconds:.1f} s",
+        markup=False,
+    )
+    if result.difference is not None:
+        console.print(f"mean difference from the exact pixels: {result.difference:.3f} of 255")
+    if result.cosine is not None:
+        smallest, mean = result.cosine
+        console.print(f"cosine of features, stored against exact: mean {mean:.6f}, smallest {smallest:.6f}")
+    if result.parts_left:
+        remarks.print(f"note: {result.parts_left} parts are not built yet; render again after the build")
 
 
 @app.command(cls=OneCommand)

@@ -1,4 +1,4 @@
-"""Settings of `build`, `extend` and `relabel`, the commands of stage one.
+"""Settings of `build`, `extend`, `render` and `relabel`, the commands of stage one.
 
 The files of these names use them. Nothing here takes time to import. A description that ends in
 `[default: ...]` describes what happens without the option.
@@ -18,6 +18,8 @@ from teacher_cache.images.statements import LabelChoice
 from teacher_cache.settings import MOST_PROCESSES, Device, Panels, Place, PlaceOrText
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Codec = Literal["jpeg95", "png", "webp-lossless"]  # as in images/view_codecs.py
+Pixels = Literal["none", Codec]
 Processes = Annotated[int, Field(ge=1, le=MOST_PROCESSES)]
 
 LABELS = (
@@ -140,7 +142,7 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
         ),
         "Teacher": ("teacher", "pretrained", "precision", *ConventionOptions.model_fields),
         "Views": tuple(ViewPolicy.model_fields),
-        "Cache": ("out", *EncodingSettings.model_fields, "part_size"),
+        "Cache": ("out", *EncodingSettings.model_fields, "pixels", "part_size"),
         "Compute": COMPUTE,
     }
 
@@ -177,6 +179,11 @@ class BuildSettings(ComputeSettings, EncodingSettings, ConventionOptions):
         "[default: off]",
     )
     precision: Precision = Field(default="fp32", description="autocast precision of the teacher")
+    pixels: Pixels = Field(
+        default="none",
+        description="codec of the views' pixels, for training without the original images: jpeg95 is small, "
+        "png and webp-lossless are exact; the teacher sees what is stored",
+    )
     part_size: int = Field(
         default=8192,
         ge=1,
@@ -208,6 +215,38 @@ class ExtendSettings(ComputeSettings):
         default=None, description="where the cache's teacher is now [default: where it was]"
     )
     pretrained: Place | None = Field(default=None, description="its weights file now [default: where it was]")
+
+
+class RenderSettings(BaseModel):
+    """Settings of `rpp-cache render`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    PANELS: ClassVar[Panels] = {
+        "Cache": ("pixels", "images"),
+        "Comparison": ("check", "teacher", "pretrained", "device"),
+        "Compute": ("threads", "lock"),
+    }
+
+    pixels: Codec = Field(
+        default="jpeg95", description="codec of the views: jpeg95 is small, png and webp-lossless are exact"
+    )
+    images: Place | None = Field(
+        default=None, description="where the images are now [default: where the build found them]"
+    )
+    check: int = Field(
+        default=0,
+        ge=0,
+        description="images whose features from stored and from exact pixels are compared with the teacher",
+    )
+    teacher: Place | None = Field(
+        default=None, description="where the cache's teacher is now [default: where it was]"
+    )
+    pretrained: Place | None = Field(default=None, description="its weights file now [default: where it was]")
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    threads: Processes | None = Field(
+        default=None, description="threads that read, render and encode [default: the cores]"
+    )
+    lock: Lock = True
 
 
 class RelabelSettings(BaseModel):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ from teacher_cache.teacher.teacher import Teacher, choose_device
 SLICE_SECONDS = 10.0  # how long the timed images may take, about
 SLICE_BATCHES = 8  # how many batches they are, at most
 SLICE_TEXTS = 512
+OFFERED = "jpeg95"  # codec that the estimate of a build without stored views reports
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Estimate:
         seconds: `class_features` and `images`, estimated.
         views_per_second: of all workers.
         slice_images: how many images were timed.
+        pixels: codec of the stored views, or none.
+        other_pixels: the same build without stored views, or with views as `OFFERED`: `pixels`,
+            `bytes_total` and `seconds_total`.
     """
 
     path: str
@@ -64,6 +69,8 @@ class Estimate:
     views_per_second: float
     workers: int
     slice_images: int
+    pixels: str
+    other_pixels: dict[str, Any]
 
 
 def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lambda note: None) -> Estimate:
@@ -87,12 +94,15 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
             (header.rows(part).stop - header.rows(part).start) * len(header.views_of(part))
             for part in missing
         )
-        per_second, timed = _views_per_second(settings, header, samples, teacher, on_note)
-        seconds = {
-            "class_features": 0.0 if existing else _class_feature_seconds(teacher, vocabulary),
-            "images": rows / (per_second * workers),
-        }
+        per_second, timed, view_bytes = _timed_slice(settings, header, samples, teacher, on_note)
+        class_features = 0.0 if existing else _class_feature_seconds(teacher, vocabulary)
+        seconds = {"class_features": class_features, "images": rows / (per_second * workers)}
+        other = replace(header, pixels=OFFERED if header.pixels == "none" else "none")
+        other_per_second, _, other_bytes = _timed_slice(settings, other, samples, teacher, on_note, timed)
     sizes = array_bytes(header) | {SAMPLES: _table_bytes(samples)}
+    views, without = header.samples * header.views, sum(sizes.values())
+    if header.pixels != "none":
+        sizes["pixels"] = round(view_bytes * views)
     return Estimate(
         path=settings.out,
         samples=len(samples),
@@ -109,6 +119,12 @@ def estimate_build(settings: BuildSettings, on_note: Callable[[str], None] = lam
         views_per_second=round(per_second * workers, 1),
         workers=workers,
         slice_images=timed,
+        pixels=header.pixels,
+        other_pixels={
+            "pixels": other.pixels,
+            "bytes_total": without + round(other_bytes * views),
+            "seconds_total": round(class_features + rows / (other_per_second * workers), 1),
+        },
     )
 
 
@@ -136,19 +152,26 @@ def _free_bytes(out: str) -> int | None:
     return shutil.disk_usage(path).free
 
 
-def _views_per_second(
+def _timed_slice(
     settings: BuildSettings,
     header: CacheHeader,
     samples: SampleTable,
     teacher: Teacher,
     on_note: Callable[[str], None],
-) -> tuple[float, int]:
-    """Return the views per second of one worker, and the number of images that were timed."""
+    count: int | None = None,
+) -> tuple[float, int, float]:
+    """Return the views per second of one worker, the number of images that were timed, and the bytes of a
+    stored view.
+
+    Args:
+        count: how many images to time, if the model has run before.
+    """
     here = on_this_machine(settings)
     # the values of the class features do not change the time of encoding
     head = ClassHead(torch.zeros(header.classes, header.embedding), 1.0).to(teacher.device)
     views, batch = len(header.views_of(0)), settings.batch_size
     decoders = part_decoders(here, header, samples, teacher, on_note)
+    view_bytes = 0.0
 
     def seconds(count: int) -> float:
         rows = np.linspace(0, len(samples) - 1, count).astype(np.int64)
@@ -156,15 +179,20 @@ def _views_per_second(
         small = replace(header, samples=count, part_size=count)
         started = time.perf_counter()
         task = PartTask(small, 0, slice_of, settings.strict)
-        part_arrays(task, teacher, head, batch_size=settings.batch_size, decoders=decoders)
-        return time.perf_counter() - started
+        done = part_arrays(task, teacher, head, batch_size=settings.batch_size, decoders=decoders)
+        taken = time.perf_counter() - started
+        if done.encoded:
+            nonlocal view_bytes
+            view_bytes = done.encoded.tar_bytes / max(1, int((done.encoded.lengths > 0).sum()))
+        return taken
 
     with decoders:
         first = min(batch, len(samples))
-        seconds(first)  # the first pass of a model is slower
-        batches = max(1, min(SLICE_BATCHES, round(SLICE_SECONDS / max(seconds(first), 1e-3))))
-        count = min(len(samples), batch * batches)
-        return count * views / seconds(count), count
+        seconds(first)  # the first pass of a model is slower, and decoders start
+        if count is None:
+            batches = max(1, min(SLICE_BATCHES, round(SLICE_SECONDS / max(seconds(first), 1e-3))))
+            count = min(len(samples), batch * batches)
+        return count * views / seconds(count), count, view_bytes
 
 
 def _class_feature_seconds(teacher: Teacher, vocabulary: Vocabulary) -> float:

@@ -57,7 +57,7 @@ def extend_cache(
         _require_extensible(store, settings.views)
         store.repair_metadata()
         if settings.images is not None:
-            _locate_images(store, settings.images)
+            locate_images(store, settings.images)
         if settings.views > store.header.views:
             store.add_views(settings.views)
         computed = compute_missing(store, settings, teacher, on_note)
@@ -87,7 +87,12 @@ def _require_extensible(store: CacheStore, views: int) -> None:
         )
 
 
-def _locate_images(store: CacheStore, images: str) -> None:
+def locate_images(store: CacheStore, images: str) -> None:
+    """Record where the images of a cache are now.
+
+    Raises:
+        UsageError: there are other samples.
+    """
     samples, _ = index_images(images, store.vocabulary(), labels=store.samples.label_choice)
     if samples.digest != store.header.sample_table_digest:
         raise UsageError(

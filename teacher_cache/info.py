@@ -10,6 +10,7 @@ from teacher_cache.errors import CacheDamagedError, printable
 from teacher_cache.images.table import LabelReport
 from teacher_cache.pace import paces
 from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.pixels import one_codec
 
 
 def describe(store: CacheStore) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "parts_committed": len(records),
         "complete": len(records) == header.parts,
         "bytes_per_view": round(store.parts.bytes_per_view(), 1),
+        "pixels": _pixels(store),
         "labels": {name: value for name, value in labels.items() if name != "notes"},
         "encoding": header.encoding["name"],
         "encoding_options": {key: value for key, value in header.encoding.items() if key != "name"},
@@ -59,6 +61,24 @@ def describe(store: CacheStore) -> dict[str, Any]:
         "slowest_stage": found[0].set_by if found else None,
         "software": header.software,
         "notes": [*labels["notes"], *map(printable, store.vocabulary(header.vocabulary).remarks)],
+    }
+
+
+def _pixels(store: CacheStore) -> dict[str, Any]:
+    """Return what is stored of the rendered views; `codec` none if nothing is."""
+    records = store.pixels.records()
+    codec = one_codec(records, store.path)
+    if codec is None:
+        return {"codec": store.header.pixels}
+    compared = [record.difference for record in records if record.difference is not None]
+    return {
+        "codec": codec,
+        "parts": len(records),
+        "bytes_per_view": round(
+            sum(record.tar_bytes for record in records) / max(1, sum(r.stored_views for r in records)), 1
+        ),
+        "difference": round(float(np.mean(compared)), 4) if compared else None,
+        "seen_by_teacher": all(record.seen_by_teacher for record in records),
     }
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 from teacher_cache.classes.templates import TEMPLATE_SETS, load_templates
 from teacher_cache.classes.vocabulary import require_vocabulary
-from teacher_cache.command_settings import BuildSettings, ComputeSettings, ExtendSettings, RelabelSettings
+from teacher_cache.command_settings import (
+    BuildSettings,
+    ComputeSettings,
+    ExtendSettings,
+    RelabelSettings,
+    RenderSettings,
+)
 from teacher_cache.distribution import rpp_version
 from teacher_cache.errors import UsageError
 from teacher_cache.files.hub import is_on_hub
@@ -112,6 +118,20 @@ def check_extend(cache: str, settings: ExtendSettings) -> None:
     """
     require_bokeh(settings)
     require_cache(cache)
+    if settings.images is not None:
+        require_images(settings.images)
+    if settings.teacher is not None:
+        require_model(settings.teacher, settings.pretrained)
+
+
+def check_render(cache: str, settings: RenderSettings) -> None:
+    """Refuse to render views if the cache, images or weights file do not exist.
+
+    Raises:
+        UsageError: the first of them.
+    """
+    require_cache(cache)
+    require_writable_place(cache)
     if settings.images is not None:
         require_images(settings.images)
     if settings.teacher is not None:

@@ -80,7 +80,7 @@ FLOORS = {
     ),
     "teacher_cache": (
         ("cli",),
-        ("extend", "relabel", "build", "estimate", "stats", "export", "info", "pace"),
+        ("extend", "relabel", "render", "build", "estimate", "stats", "export", "info", "pace"),
         ("compute",),
         ("teacher", "softlabels"),
         ("preflight", "pixels"),

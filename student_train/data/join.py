@@ -152,6 +152,11 @@ class Join:
         """Where image features come from: `features` (a cache; no image is read) or `images`."""
         return "images" if self._student_features is None else "features"
 
+    @property
+    def pixels(self) -> str | None:
+        """Where pixels come from: `originals`, or the codec of the rendered views; None if none are read."""
+        return None if self._pixels is None else self._pixels.codec or "originals"
+
     def batches(
         self, first_step: int, last_step: int, prepare: Callable[[Batch, int], Any] | None = None
     ) -> Generator[Batch, None, None]:
@@ -193,7 +198,10 @@ class Join:
         """Load each window that the steps need once."""
         keys = (key for step in range(first_step, last_step) for key, _ in self._own_pieces(step))
         for (epoch, number), _ in groupby(keys):
-            yield self.reader.load(self.order.window(epoch, number))
+            window = self.order.window(epoch, number)
+            if self._pixels is not None:
+                self._pixels.read_ahead(self.rows[window.positions], window.views)
+            yield self.reader.load(window)
 
     def _joined(self, first_step: int, last_step: int) -> Iterator[tuple[Batch, Arrays]]:
         """Yield each step's batch without pixels, and the arrays read for it."""

@@ -3,4 +3,5 @@
 from typing import Literal
 
 ClassSubset = Literal["all", "base", "new"]
+PixelSource = Literal["auto", "originals", "rendered"]
 ReaderName = Literal["auto", "memory", "blocks"]

@@ -1,4 +1,5 @@
-"""Stage two's job: read an image, check that it is the sample's, and render the crop that the teacher saw.
+"""Stage two's jobs: read an image, check that it is the sample's, and render the crop that the teacher saw;
+or read a rendered view.
 
 Processes that decode import this file, and torch takes seconds: nothing here imports it.
 """
@@ -9,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.errors import RppError, UsageError
-from teacher_cache.images.decode import UnreadableImageError, decode_picture
+from teacher_cache.errors import CacheDamagedError, RppError, UsageError
+from teacher_cache.images.decode import UnreadableImageError, decode_image, decode_picture
 from teacher_cache.images.location import ByteRange, Location, ParquetRow, WholeFile
 from teacher_cache.images.reader import ImageReader
 from teacher_cache.views import Renderer
@@ -62,6 +63,43 @@ class RenderViews:
                 f"{request.key} in {request.location[0]} cannot be read now, although the teacher could read "
                 f"it: {error}; if the images moved, give their new place with --images"
             )
+        return None
+
+
+@dataclass(frozen=True)
+class DecodeStoredViews:
+    """Decodes rendered views: the pixels are taken as they are.
+
+    Attributes:
+        size: height and width of a view.
+    """
+
+    size: tuple[int, int]
+    _reader: ImageReader = field(default_factory=ImageReader)
+
+    def __call__(self, request: ViewRequest, into: NDArray[np.uint8]) -> RppError | None:
+        """See `PixelJob`. Return why the view cannot be read.
+
+        It is a `UsageError` if another view is at the location, and a `CacheDamagedError` if the view has
+        another size.
+        """
+        try:
+            if request.check:
+                check_key(request, self._reader)
+            image = decode_image(self._reader.read(request.location))
+        except UsageError as error:
+            return error
+        except (UnreadableImageError, RppError) as error:
+            return RppError(
+                f"the rendered view {request.key} in {request.location[0]} cannot be read: {error}; run "
+                "rpp-cache verify"
+            )
+        if image.shape[:2] != self.size:
+            return CacheDamagedError(
+                f"a rendered view has {image.shape[1]} x {image.shape[0]} pixels, expected "
+                f"{self.size[1]} x {self.size[0]}; run rpp-cache verify"
+            )
+        into[0] = image
         return None
 
 

@@ -24,7 +24,7 @@ from student_train.model.vision_towers import VisionParts, vision_parts
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.model_names import canonical_model_name, require_model_folder
 from teacher_cache.teacher.registry import tag_conventions
-from teacher_cache.teacher.text_towers import TextParts, text_parts
+from teacher_cache.teacher.text_towers import TextParts, text_parts, transformers_tower
 
 # Rows of a step's texts in a tower with an exact prefix (docs/method.md), by number of class names.
 PACKED_ROWS = {1_000: 4_224, 21_841: 79_072}
@@ -103,7 +103,7 @@ def model_support(name: str) -> ModelSupport:
         text=not text,
         vision=not vision,
         reason="; ".join(filter(None, (text, vision))) or None,
-        exact_prefix=not text and _is_causal(_text_of(one_block)),
+        exact_prefix=not text and _text_of(one_block).causal,
         image_size=config["vision_cfg"].get("image_size", 224),
         embedding=config["embed_dim"],
         preprocessing={tag: tag_conventions(name, tag) for tag in tags},
@@ -184,9 +184,7 @@ def _text_of(config: dict[str, Any]) -> TextParts:
         UnsupportedTowerError: it cannot have prompts.
     """
     if transformer := config["text_cfg"].get("hf_model_name"):  # transformers may not be installed
-        raise UnsupportedTowerError(
-            f"a text tower of the transformers library ({transformer}) cannot carry text prompts"
-        )
+        raise transformers_tower(transformer)
     return text_parts(_text_model(_selected(config, "text_cfg", "multimodal_cfg", "custom_text")))
 
 
@@ -230,10 +228,6 @@ def _text_model(config: str) -> nn.Module:
 def _visual(config: str) -> Any:
     with without_weights():
         return open_clip.CLIP(text_cfg=SMALL_TEXT, **json.loads(config)).eval().visual
-
-
-def _is_causal(parts: TextParts) -> bool:
-    return parts.attn_mask is not None
 
 
 class _NotInitialised(TorchFunctionMode):

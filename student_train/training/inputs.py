@@ -8,6 +8,7 @@ import torch
 from student_train.data.join import Join, locate_images
 from student_train.data.order import select_rows
 from student_train.data.pixels import PixelWorkers
+from student_train.data.rendered import RenderedViews, why_not_rendered
 from student_train.training.distributed import Processes
 from student_train.training.run_identity import base_conventions
 from student_train.training.settings import TrainSettings
@@ -15,8 +16,10 @@ from student_train.training.step_classes import check_classes_per_step
 from teacher_cache.conventions import ConventionOptions, recorded_conventions
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import UsageError
+from teacher_cache.images.table import SampleTable
 from teacher_cache.model_names import is_weights_file
 from teacher_cache.softlabels import TeacherCache, open_cache
+from teacher_cache.store.pixels import one_codec
 from teacher_cache.teacher.openclip import LoadedModel, load_model
 from teacher_cache.teacher.registry import earlier_choice
 from teacher_cache.views import ViewRenderer
@@ -101,7 +104,7 @@ def make_join(
     check_classes_per_step(settings, cache.labels[rows], num_classes)
     pixels = None
     if features is None:
-        samples, renderer = locate_images(cache, settings.images), ViewRenderer(base.preprocess)
+        samples, renderer = _pixel_source(settings, cache, base), ViewRenderer(base.preprocess)
         workers, pin = settings.workers, device.type == "cuda"
         if workers is None:
             workers = max(1, min(16, usable_cores() // processes.local_size))
@@ -121,6 +124,47 @@ def make_join(
         ranks=processes.size,
         ranks_here=processes.local_size,
     )
+
+
+def _pixel_source(
+    settings: TrainSettings, cache: TeacherCache, base: LoadedModel
+) -> SampleTable | RenderedViews:
+    """Where the pixels of views are.
+
+    Raises:
+        UsageError: rendered views are required, and the student cannot use them; or as `locate_images`.
+    """
+    wanted = settings.pixels
+    if wanted == "rendered" or (wanted == "auto" and settings.images is None):
+        reason = why_not_rendered(cache, base.preprocess)
+        if reason is None:
+            return RenderedViews(cache)
+        if wanted == "rendered":
+            raise UsageError(f"--pixels rendered: {reason}")
+        if cache.store.pixels.committed():
+            log.warning("the original images are read, not the rendered views: %s", reason)
+    return locate_images(cache, settings.images)
+
+
+def as_recorded(settings: TrainSettings, record: dict[str, Any], cache: TeacherCache) -> TrainSettings:
+    """The settings that read the pixels which the run to resume has read.
+
+    Args:
+        record: `settings.json` of the run; earlier versions read original images only.
+
+    Raises:
+        UsageError: it has read rendered views of another codec than the cache has now.
+    """
+    before = record.get("pixels") or "originals"
+    if before == "originals":
+        return settings.model_copy(update={"pixels": "originals"})
+    now = one_codec(cache.store.pixels.records(), cache.path)
+    if now not in (None, before):
+        raise UsageError(
+            f"the run has read rendered views of --pixels {before}, the cache {cache.path} has {now} now; "
+            f"render the cache with --pixels {before}"
+        )
+    return settings.model_copy(update={"pixels": "rendered", "images": None})
 
 
 def _is_made_by(cache: TeacherCache, base: LoadedModel) -> bool:

@@ -27,7 +27,7 @@ from student_train.training.checkpoint import Checkpoint
 from student_train.training.distributed import AgreedError, Processes, joined_processes
 from student_train.training.forward import Forward
 from student_train.training.health import Health
-from student_train.training.inputs import load_student_base, make_join
+from student_train.training.inputs import as_recorded, load_student_base, make_join
 from student_train.training.losses import StepLogits, TotalLoss
 from student_train.training.metric_logs import MetricLogs
 from student_train.training.metrics import Metrics
@@ -147,7 +147,8 @@ class Run:
         self.settings, self.processes, self.cache, self.student = settings, processes, cache, student
         self.record, self.init, self.first_step = record, init, 0
         self.loss = TotalLoss(settings)
-        self.join = make_join(settings, cache, base, processes, device, self.loss.reads_teacher)
+        reads = settings if record is None else as_recorded(settings, record, cache)
+        self.join = make_join(reads, cache, base, processes, device, self.loss.reads_teacher)
         self.total_steps = min(settings.epochs * self.join.steps_per_epoch, settings.max_steps or 2**62)
         learnable = [parameter for parameter in student.parameters() if parameter.requires_grad]
         self.optimizer = PromptOptimizer(settings, learnable, device, self.total_steps)

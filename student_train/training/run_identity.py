@@ -63,6 +63,7 @@ def describe_run(
         },
         "templates": list(cache.vocabulary.templates),
         "mode": join.mode,
+        "pixels": join.pixels,
         "init": None if init is None else init.digest,
         "processes": processes,
         "text_memory": student.text_memory,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from student_train.data.settings import ClassSubset, ReaderName
+from student_train.data.settings import ClassSubset, PixelSource, ReaderName
 from student_train.model.settings import PromptSettings, Tower
 from student_train.training.optimizers import OPTIMIZERS
 from teacher_cache.command_settings import Lock, Precision
@@ -40,7 +40,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     PANELS: ClassVar[Panels] = {
         "Data": (
-            *("cache", "vocabulary", "images", "student_features"),
+            *("cache", "vocabulary", "images", "pixels", "student_features"),
             *("class_subset", "shots", "classes_per_step", "reader"),
         ),
         "Prompts": ("student", "pretrained", "weights_like", *PromptSettings.model_fields, "init", "freeze"),
@@ -68,6 +68,11 @@ class TrainSettings(BaseModel):
     weights_like: str | None = WEIGHTS_LIKE
     images: Place | None = Field(
         default=None, description="image source [default: where the cache found its images]"
+    )
+    pixels: PixelSource = Field(
+        default="auto",
+        description="read the original images, or the views that rpp-cache render stored in the cache; auto "
+        "reads rendered views that the student can use, unless --images is given",
     )
     student_features: Place | None = Field(
         default=None,
@@ -146,6 +151,12 @@ class TrainSettings(BaseModel):
         "wandb or none; auto means tensorboard if it is installed; may be repeated",
     )
     lock: Lock = True
+
+    @model_validator(mode="after")
+    def _check_pixels(self) -> "TrainSettings":
+        if self.pixels == "rendered" and self.images is not None:
+            raise UsageError("--pixels rendered reads no original image: leave out --images")
+        return self
 
     @model_validator(mode="after")
     def _check_freeze(self) -> "TrainSettings":

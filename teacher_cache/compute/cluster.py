@@ -348,4 +348,4 @@ def compute_part(work: Work, part: int) -> None:
             if settings.scheduler:
                 opened.end_decoders_later()
     secede()  # the next part starts while this one is written
-    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped, resources)
+    store.parts.commit(part, computed.arrays, computed.seconds, computed.skipped, resources, computed.encoded)

@@ -1,6 +1,7 @@
 """What decodes the images of a worker: threads, processes, or a CUDA device."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -59,6 +60,7 @@ def part_decoders(
         option="--decode-processes",
         pin=on_cuda,
         register=True,
+        reply_bytes=job.reply_bytes(min(VIEWS_AT_A_TIME, views)),
         on_note=on_note,
     )
 
@@ -86,7 +88,8 @@ def decoder_difference(
     Raises:
         UsageError, RppError: as `DeviceDecoders`.
     """
-    job, size = part_job(header, teacher.renderer), teacher.renderer.size
+    # exact pixels on both sides
+    job, size = part_job(replace(header, pixels="none"), teacher.renderer), teacher.renderer.size
     threads = settings.threads or min(MOST_DECODING_THREADS, usable_cores())
     requests = [
         request

@@ -26,6 +26,7 @@ from teacher_cache.images.table import SampleTable
 from teacher_cache.pixels.decoders import BatchRequest, Decoders
 from teacher_cache.pixels.drawn_views import DrawRequest, DrawViews
 from teacher_cache.store.header import CacheHeader
+from teacher_cache.store.pixels import COMPARED, EncodedViews
 from teacher_cache.teacher.teacher import Teacher
 from teacher_cache.views import RandomCrops, ViewRenderer
 
@@ -72,11 +73,13 @@ class PartResult:
             threads or processes that decode; `decode`, their processor time, resizing included;
             `decode_elapsed`, that with what they waited for a core or for Python's lock.
         skipped: row, key and reason of each image that could not be read.
+        encoded: the views that the teacher saw, if the cache stores them.
     """
 
     arrays: dict[str, NDArray[Any]]
     seconds: dict[str, float]
     skipped: list[dict[str, Any]]
+    encoded: EncodedViews | None = None
 
 
 def part_arrays(
@@ -103,7 +106,7 @@ def part_arrays(
     started = time.perf_counter()
     output = PartOutput(task, head)
     # which rows are decoded does not change while batches are ahead
-    pixels = PartPixels(task, output.arrays["crops"], output.valid.copy())
+    pixels = PartPixels(task, output.arrays["crops"], output.valid.copy(), teacher.renderer.size)
     forward, stages, device = ForwardPass(teacher), StageTimer(), DeviceTimer(teacher.device)
     batches = cut_batches(len(task.samples), len(task.views), batch_size)
     for batch, pixels_VBCHW, unreadable in pixels.decoded(decoders, batches):
@@ -126,7 +129,10 @@ def part_arrays(
         **stages.seconds,
         "device": device.seconds(),
     }
-    return PartResult(output.finished(), seconds, output.skipped)
+    arrays = output.finished()
+    if pixels.encoded:
+        pixels.encoded.keep(output.valid)
+    return PartResult(arrays, seconds, output.skipped, pixels.encoded)
 
 
 class StageTimer:
@@ -277,7 +283,8 @@ def part_job(header: CacheHeader, renderer: ViewRenderer) -> DrawViews:
     """Return what decodes the images of a cache."""
     policy = ViewPolicy(**header.view_policy)
     crops = RandomCrops(policy.view_seed, policy.view_scale_min, policy.view_flip)
-    return DrawViews(renderer.plain, crops, header.max_pixels)
+    codec = None if header.pixels == "none" else header.pixels
+    return DrawViews(renderer.plain, crops, header.max_pixels, codec)
 
 
 @dataclass
@@ -287,18 +294,24 @@ class PartPixels:
     Attributes:
         crops: [N of the part, V, 5] uint16, filled in batch by batch.
         wanted: which samples are decoded, [N of the part] bool.
+        size: height and width of a view.
         seconds: `read`, `decode` and `decode_elapsed` so far.
+        encoded: the views, if the cache stores them.
     """
 
     task: PartTask
     crops: NDArray[np.uint16]
     wanted: NDArray[np.bool_]
+    size: tuple[int, int]
     seconds: dict[str, float] = field(
         default_factory=lambda: {"read": 0.0, "decode": 0.0, "decode_elapsed": 0.0}
     )
 
     def __post_init__(self) -> None:
         self._locations = self.task.samples.locations(slice(None))
+        self.encoded: EncodedViews | None = None
+        if (codec := self.task.header.pixels) != "none":
+            self.encoded = EncodedViews(len(self.crops), len(self.task.views), codec, self.size)
 
     def decoded(
         self, decoders: Decoders, batches: list[Batch]
@@ -323,6 +336,9 @@ class PartPixels:
                     unreadable[position] = drawn.reason
                 else:
                     self.crops[position, batch.views.start : batch.views.stop] = drawn.crops
+                    if self.encoded:
+                        for place, (content, difference) in zip(batch.views, drawn.encoded, strict=True):
+                            self.encoded.store(position, place, content, difference)
             yield batch, pixels.permute(0, 1, 4, 2, 3), unreadable
 
     def _positions(self, batch: Batch) -> list[int]:
@@ -333,7 +349,9 @@ class PartPixels:
         requests = [
             (
                 position - batch.samples.start,
-                DrawRequest(self.task.first_row + position, self._locations[position], views),
+                DrawRequest(
+                    self.task.first_row + position, self._locations[position], views, position < COMPARED
+                ),
             )
             for position in self._positions(batch)
         ]

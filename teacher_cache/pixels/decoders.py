@@ -201,6 +201,7 @@ class ProcessDecoders(Decoders):
         option: str,
         pin: bool = False,
         register: bool = False,
+        reply_bytes: int = 0,
     ) -> None:
         """Args:
         size: H and W.
@@ -209,6 +210,7 @@ class ProcessDecoders(Decoders):
         pin: yield page-locked memory.
         register: page-lock the shared memory itself, which saves a copy. A consumer then has to keep a tensor
             of the pixels until the device has copied them.
+        reply_bytes: the most that a reply to a request has beyond `REQUEST_BYTES`.
 
         Raises:
             RppError: the processes cannot be started.
@@ -229,6 +231,7 @@ class ProcessDecoders(Decoders):
             self._slots.close()
             raise
         self._message_bytes = self._piece * REQUEST_BYTES
+        self._reply_bytes = self._message_bytes + self._piece * reply_bytes
         self._running: dict[int, tuple[_Decoding, int]] = {}  # by offset of the message
         self._free_messages: deque[int] = deque()
         self._last_message = 0
@@ -267,6 +270,7 @@ class ProcessDecoders(Decoders):
             slot_bytes=self._slots.slot_bytes,
             job_bytes=self._job_bytes,
             message_bytes=self._message_bytes,
+            reply_bytes=self._reply_bytes,
             nice=NICENESS,
             parent=os.getpid(),
             pillow=(ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS),
@@ -306,7 +310,7 @@ class ProcessDecoders(Decoders):
             offset = self._free_messages.popleft()
         else:
             self._last_message += 1
-            offset = 2 * self._message_bytes * self._last_message
+            offset = (self._message_bytes + self._reply_bytes) * self._last_message
         if len(message) > self._message_bytes:
             raise ValueError(f"a request of {len(message):,} bytes; at most {self._message_bytes:,}")
         self._running[offset] = decoding, number
@@ -364,6 +368,7 @@ def open_decoders(
     option: str,
     pin: bool = False,
     register: bool = False,
+    reply_bytes: int = 0,
     on_note: Callable[[str], None] = lambda note: None,
 ) -> Decoders:
     """Return processes that decode; with 0 processes, and where they cannot share memory, threads.
@@ -371,7 +376,7 @@ def open_decoders(
     Args:
         threads: of this process, in place of processes.
         on_note: called with a remark for the user where memory cannot be shared as it should.
-        job, size, largest, option, pin, register: as `ProcessDecoders`.
+        job, size, largest, option, pin, register, reply_bytes: as `ProcessDecoders`.
 
     Raises:
         RppError: the processes cannot be started.
@@ -379,7 +384,14 @@ def open_decoders(
     if processes:
         try:
             decoders = ProcessDecoders(
-                job, size, processes, largest, option=option, pin=pin, register=register
+                job,
+                size,
+                processes,
+                largest,
+                option=option,
+                pin=pin,
+                register=register,
+                reply_bytes=reply_bytes,
             )
         except OSError as error:
             on_note(f"images are decoded in {threads} threads: processes cannot share memory ({error})")

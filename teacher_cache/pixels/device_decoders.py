@@ -207,6 +207,7 @@ class DeviceDecoders(Decoders):
         shape = (batch.views, batch.images, *self._size, 3)
         drawn: list[Any] = [None] * len(images)
         crops: dict[int, list[list[int]]] = {}
+        encoded: dict[int, list[tuple[bytes, float | None]]] = {}
         with self._on_stream():
             pixels = torch.zeros(shape, dtype=torch.uint8, device=self._device)
             for group in _groups(images):
@@ -214,7 +215,7 @@ class DeviceDecoders(Decoders):
                 for number, image in zip(group, decoded, strict=True):
                     place, request = batch.requests[number]
                     if image is not None and image.shape[2:] + image.shape[1:2] == images[number].size:
-                        crops[number] = self._draw(image, request, pixels[:, place])
+                        crops[number], encoded[number] = self._draw(image, request, pixels[:, place])
                     else:
                         images[number].by_pillow = self._with_pillow(request, images[number].content)
                 del decoded
@@ -222,7 +223,7 @@ class DeviceDecoders(Decoders):
                 if read.by_pillow is not None:
                     found, one = read.by_pillow
                     times = (one.read + read.seconds, one.decode, one.elapsed)
-                    drawn[number] = Drawn(one.crops, one.reason, one.error, *times)
+                    drawn[number] = Drawn(one.crops, one.reason, one.error, *times, one.encoded)
                     pixels[:, batch.requests[number][0]] = torch.from_numpy(found).to(self._device)
         if self._stream is not None:
             self._stream.synchronize()
@@ -233,7 +234,7 @@ class DeviceDecoders(Decoders):
             busy = (time.thread_time() - busy) / len(on_device)
             for number in on_device:
                 seconds = images[number].seconds
-                drawn[number] = Drawn(crops[number], None, None, seconds, busy, elapsed)
+                drawn[number] = Drawn(crops[number], None, None, seconds, busy, elapsed, encoded[number])
         self._images += len(images)
         self._by_pillow += sum(image.by_pillow is not None for image in images)
         return pixels, drawn
@@ -255,16 +256,23 @@ class DeviceDecoders(Decoders):
             half = len(contents) // 2
             return self._decode(contents[:half]) + self._decode(contents[half:])
 
-    def _draw(self, image: Tensor, request: DrawRequest, into: Tensor) -> list[list[int]]:
-        """Fill `into` [V, H, W, 3] with the views of an image [3, height, width]; return their crops."""
+    def _draw(
+        self, image: Tensor, request: DrawRequest, into: Tensor
+    ) -> tuple[list[list[int]], list[tuple[bytes, float | None]]]:
+        """Fill `into` [V, H, W, 3] with the views of an image [3, height, width]; return their crops,
+        and what is stored of them."""
         height, width = image.shape[1:]
-        crops = []
+        crops, encoded = [], []
         for number, view in enumerate(request.views):
             crop = self._job.crop(request, view, width, height)
             drawn = self._cropped_view(image, crop) if view else self._evaluation_view(image)
             into[number] = drawn.permute(1, 2, 0)
+            if self._job.codec is not None:
+                stored, kept = self._job.stored(request, into[number].cpu().numpy())
+                into[number] = torch.tensor(stored, device=into.device)
+                encoded += kept
             crops.append(crop.tolist())
-        return crops
+        return crops, encoded
 
     def _cropped_view(self, image: Tensor, crop: NDArray[np.uint16]) -> Tensor:
         x0, y0, x1, y1 = crop_box(crop, image.shape[2], image.shape[1])

@@ -32,6 +32,7 @@ class ProcessOptions:
     Attributes:
         job_bytes: size of the pickled job, which is the first message.
         message_bytes: the reply to a message is that much behind it.
+        reply_bytes: the most of a reply.
         nice: added to the process's niceness.
         pillow: what the program has set in Pillow, `LOAD_TRUNCATED_IMAGES` and `MAX_IMAGE_PIXELS`.
     """
@@ -43,6 +44,7 @@ class ProcessOptions:
     slot_bytes: int
     job_bytes: int
     message_bytes: int
+    reply_bytes: int
     nice: int
     parent: int
     pillow: tuple[bool, int | None]
@@ -106,7 +108,7 @@ def main(options: str) -> None:
         except Exception:
             replies = Failure(traceback.format_exc()[-MOST_TEXT:])
         message = pickle.dumps(replies)
-        if len(message) > process.message_bytes:
+        if len(message) > process.reply_bytes:
             message = pickle.dumps(Failure(f"a reply of {len(message):,} bytes"))
         os.pwrite(process.messages, message, offset + process.message_bytes)
         try:

@@ -24,6 +24,7 @@ from teacher_cache.store.layout import array_metadata, group_metadata, same_meta
 from teacher_cache.store.local_folder import LocalFolder
 from teacher_cache.store.lock import LOCK, build_lock
 from teacher_cache.store.parts import StoredParts
+from teacher_cache.store.pixels import StoredPixels
 from teacher_cache.store.presence import GROUP, HEADER_COPY
 from teacher_cache.store.remote_folder import RemoteFolder
 from teacher_cache.store.samples import SAMPLES, StoredSamples, write_samples
@@ -52,6 +53,11 @@ class CacheStore:
     def _set_header(self, header: CacheHeader, samples_checksum: str) -> None:
         self.header, self.samples_checksum = header, samples_checksum
         self.parts = StoredParts(self.folder, header, self._writable)
+
+    @property
+    def pixels(self) -> StoredPixels:
+        """Its rendered views."""
+        return self.parts.pixels
 
     @property
     def path(self) -> str:
@@ -256,6 +262,8 @@ class CacheStore:
         with build_lock(self.folder, lock):
             # another build may have changed it
             self._set_header(*read_header(self.folder))
+            if lock:
+                self.pixels.remove_leftovers()
             yield
 
 

@@ -69,6 +69,9 @@ class Folder(ABC):
     def remove(self, key: str) -> None:
         """Remove an object if it exists."""
 
+    def advise(self, key: str, offset: int, length: int) -> None:  # noqa: B027  # only disks read ahead
+        """Tell the system that bytes of an object are read soon."""
+
     def is_writable(self) -> bool:
         """Return whether objects may be written, as far as is known without trying."""
         return True

@@ -3,15 +3,15 @@
 from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from teacher_cache.command_settings import ViewPolicy
+from teacher_cache.command_settings import Pixels, ViewPolicy
 from teacher_cache.encodings import ArraySpec, encoding_of
-from teacher_cache.errors import CacheMismatchError
+from teacher_cache.errors import CacheMismatchError, UsageError
 from teacher_cache.files.json_text import typed_record
 from teacher_cache.images.decode import MAX_PIXELS, MOST_PIXELS
 from teacher_cache.settings import validated
@@ -82,6 +82,7 @@ class CacheHeader:
     max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] = MAX_PIXELS
     decoder: JpegDecoder = "pillow"
     decoder_difference: dict[str, float] | None = None
+    pixels: str = "none"  # codec of the views that the teacher saw
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "CacheHeader":
@@ -99,6 +100,10 @@ class CacheHeader:
             teacher = typed_record(TeacherRecord, header.teacher)
         except ValueError as error:
             raise ValueError(f"teacher.{error}") from error
+        if header.pixels not in get_args(Pixels):
+            raise UsageError(
+                f"unknown codec of rendered views '{header.pixels}'; known: {', '.join(get_args(Pixels))}"
+            )
         if "views" not in header.view_policy:
             raise ValueError("view_policy.views: Field required")
         if header.passes != sorted(set(header.passes)) or [0, policy.views] != [0, *header.passes[-1:]]:
@@ -188,6 +193,8 @@ class CacheHeader:
             hint = (
                 " (rpp-cache extend adds views to a finished cache)" if requested.views > self.views else ""
             )
+            if self.pixels == "none" != requested.pixels:
+                hint += " (rpp-cache render stores the views of a cache that was built without)"
             raise CacheMismatchError(
                 f"the cache {path} was created with different settings ({values}); use the stored settings "
                 f"or choose another --out{hint}"

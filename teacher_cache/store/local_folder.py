@@ -72,6 +72,12 @@ class LocalFolder(Folder):
     def remove(self, key: str) -> None:
         (self.root / key).unlink(missing_ok=True)
 
+    def advise(self, key: str, offset: int, length: int) -> None:
+        if not hasattr(os, "posix_fadvise"):  # only Linux has it
+            return
+        with open(_file(self.root / key), "rb") as file:
+            os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+
     def is_writable(self) -> bool:
         return os.access(self.root, os.W_OK)
 

@@ -17,13 +17,18 @@ from teacher_cache.store.checksums import checksum
 from teacher_cache.store.folder import Folder
 from teacher_cache.store.header import SAMPLE_ARRAYS, CacheHeader
 from teacher_cache.store.layout import array_metadata, same_layout
+from teacher_cache.store.pixels import EncodedViews, StoredPixels
 from teacher_cache.store.presence import GROUP
 from teacher_cache.store.records import PARTS, PartRecord, Resources, record_key, recorded_part
 from teacher_cache.store.samples import SAMPLES
 
 
 class StoredParts:
-    """Arrays and records of the parts that a header describes."""
+    """Arrays and records of the parts that a header describes.
+
+    Attributes:
+        pixels: their rendered views.
+    """
 
     def __init__(self, folder: Folder, header: CacheHeader, writable: bool = False) -> None:
         self._folder = folder
@@ -31,6 +36,7 @@ class StoredParts:
         self._zarr = folder.zarr_store(writable)
         self._mode = "r+" if writable else "r"
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self.pixels = StoredPixels(folder, header)
 
     def array(self, name: str) -> zarr.Array[Any]:
         """Return a stored array by its name.
@@ -56,7 +62,9 @@ class StoredParts:
         """Return the numbers of the complete parts, ascending."""
         names = (name for name, is_object in self._folder.entries(PARTS).items() if is_object)
         parts = map(recorded_part, names)
-        return sorted(part for part in parts if part is not None and part < self._header.parts)
+        found = {part for part in parts if part is not None and part < self._header.parts}
+        # a version that does not know rendered views may have computed a part without them
+        return sorted(found if self._header.pixels == "none" else found & set(self.pixels.committed()))
 
     def missing(self) -> list[int]:
         """Return the numbers of the parts that are not complete, ascending."""
@@ -102,10 +110,16 @@ class StoredParts:
         seconds: dict[str, float],
         skipped: list[dict[str, Any]],
         resources: Resources | None = None,
+        encoded: EncodedViews | None = None,
     ) -> PartRecord:
-        """Write a part's arrays, then its record. From then on the part exists."""
+        """Write a part's arrays, then its record. From then on the part exists.
+
+        Args:
+            encoded: its views, if the teacher saw stored ones; they are written first.
+        """
         rows = self._header.rows(part)
         started = time.monotonic()
+        pixels = encoded and self.pixels.write(part, encoded, seen_by_teacher=True)
         for name, values in arrays.items():
             # zarr reads a shard that it does not fill, and fails on a truncated one of an earlier attempt
             for key in self._shards(name, part):
@@ -119,6 +133,7 @@ class StoredParts:
             seconds={name: round(value, 3) for name, value in seconds.items()},
             skipped=skipped,
             resources=resources,
+            pixels=pixels.tar if pixels else None,
         )
         self.write_record(record)
         return record
@@ -154,7 +169,14 @@ class StoredParts:
             slice(*record.rows) == self._header.rows(part)
             and set(record.checksums) == self._header.arrays_of(part)
             and all(self._is_as_recorded(name, part, record) for name in record.checksums)
+            and self._has_pixels(part, record)
         )
+
+    def _has_pixels(self, part: int, record: PartRecord) -> bool:
+        """Return whether the views that the teacher saw are intact, if it saw stored ones."""
+        if self._header.pixels == "none":
+            return True
+        return self.pixels.is_intact(part) and self.pixels.record(part).tar == record.pixels
 
     def _is_as_recorded(self, name: str, part: int, record: PartRecord) -> bool:
         # the expected metadata: if the stored metadata are damaged, the part is not

@@ -44,6 +44,7 @@ class PartRecord:
         seconds: spent by stage.
         skipped: samples that could not be read: row, key and reason.
         resources: what it was computed with; None in records of earlier versions.
+        pixels: checksum of the tar whose views the teacher saw; None if it saw the exact pixels.
     """
 
     part: int
@@ -52,6 +53,7 @@ class PartRecord:
     seconds: dict[str, float]
     skipped: list[dict[str, Any]]
     resources: Resources | None = None
+    pixels: str | None = None
 
     def to_bytes(self) -> bytes:
         """Return the stored form, with a checksum of the record."""

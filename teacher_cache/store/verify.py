@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.samples import SAMPLES
@@ -19,14 +19,16 @@ class Damage:
         parts: numbers of committed parts whose record or arrays are damaged.
         missing: numbers of parts that are not committed.
         tables: damage outside parts: keys of metadata, `samples.parquet`, `vocabularies/NAME`.
+        pixels: numbers of parts whose views `rpp-cache render` stored, and which are damaged.
     """
 
     parts: list[int]
     missing: list[int]
     tables: list[str]
+    pixels: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.parts or self.missing or self.tables)
+        return bool(self.parts or self.missing or self.tables or self.pixels)
 
 
 def verify_store(store: CacheStore, on_part: Callable[[], object] = lambda: None) -> Damage:
@@ -45,9 +47,13 @@ def verify_store(store: CacheStore, on_part: Callable[[], object] = lambda: None
         return found
 
     committed = store.parts.committed()
+    # views that the teacher saw belong to their part
+    rendered = store.pixels.committed() if store.header.pixels == "none" else []
     with ThreadPoolExecutor(THREADS) as pool:
         try:
             damaged = [p for p, ok in zip(committed, pool.map(is_intact, committed), strict=True) if not ok]
+            intact = zip(rendered, pool.map(store.pixels.is_intact, rendered), strict=True)
+            pixels = [part for part, ok in intact if not ok]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -55,4 +61,4 @@ def verify_store(store: CacheStore, on_part: Callable[[], object] = lambda: None
     if not store.samples_are_intact():
         tables.append(SAMPLES)
     tables += [f"{VOCABULARIES}/{name}" for name in store.damaged_vocabularies()]
-    return Damage(damaged, store.parts.missing(), tables)
+    return Damage(damaged, store.parts.missing(), tables, pixels)

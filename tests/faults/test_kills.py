@@ -24,18 +24,27 @@ def committed(cache: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (cache / "parts").glob("*.json")}
 
 
-def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path) -> None:
+def views_of(cache: Path) -> dict[str, bytes]:
+    """Return the files of the rendered views."""
+    return {path.name: path.read_bytes() for path in (cache / "pixels").glob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("pixels", ["none", "jpeg95"])
+def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path: Path, pixels: str) -> None:
     """Committed parts are not computed again, and the result is the same."""
     record = Record(
-        "SIGKILL of a build", "the same call continues; no committed part is computed again; same arrays"
+        "SIGKILL of a build" + " with --pixels jpeg95" * (pixels != "none"),
+        "the same call continues; no committed part is computed again; same arrays",
     )
     chance, kills, number = random.Random(SEED), 0, 0
-    usual = attempts.call(*inputs.build, f"--out={tmp_path / 'first.zarr'}").seconds
+    build = [*inputs.build, f"--pixels={pixels}"]
+    usual = attempts.call(*build, f"--out={tmp_path / 'first.zarr'}").seconds
+    expected = undisturbed if pixels == "none" else tmp_path / "first.zarr"
     while kills < KILLS:
         out, number, in_round, kept = tmp_path / f"{number}.zarr", number + 1, 0, dict[str, int]()
         while True:
             after = chance.uniform(0, usual) if in_round < KILLS_A_ROUND and kills < KILLS else None
-            ended = attempts.call(*inputs.build, f"--out={out}", kill_after=after)
+            ended = attempts.call(*build, f"--out={out}", kill_after=after)
             assert not ended.left
             now = committed(out)
             assert kept.items() <= now.items()
@@ -45,7 +54,8 @@ def test_builds(attempts: Attempts, inputs: Inputs, undisturbed: Path, tmp_path:
             assert ended.code == -9, ended.stderr
             kills, in_round = kills + 1, in_round + 1
         assert not verify_store(CacheStore.open(out))
-        assert_same_arrays(out, undisturbed)
+        assert_same_arrays(out, expected)
+        assert views_of(out) == views_of(expected)
         record("killed, gone on with, same arrays", in_round)
 
 

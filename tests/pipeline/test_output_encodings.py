@@ -34,6 +34,7 @@ rpp-cache verify cache --json
 rpp-cache relabel cache --name иной --classes имена.txt
 rpp-cache relabel cache --name иной --classes имена.txt --json
 rpp-cache extend cache --views 2 --device cpu
+rpp-cache render cache --pixels png --threads 1
 rpp-cache stats cache
 rpp-cache stats cache --json
 rpp-cache export cache --out мягкие.parquet

@@ -221,7 +221,7 @@ def test_verify_finds_damage_and_the_next_build_repairs_it(
 ) -> None:
     copy = arguments["--out"]
     shutil.copytree(cache, copy)
-    sound = {"ok": True, "damaged_parts": [], "missing_parts": [], "damaged_tables": []}
+    sound = {"ok": True, "damaged_parts": [], "missing_parts": [], "damaged_tables": [], "damaged_pixels": []}
     code, out, _ = run("verify", "--json", copy)
     assert (code, json.loads(out)) == (0, sound)
     shard = copy / "image_features" / "c" / "2" / "0" / "0"

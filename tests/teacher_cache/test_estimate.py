@@ -38,6 +38,21 @@ def test_a_dry_run_reports_the_sizes_of_the_cache_and_writes_nothing(
     assert found.bytes_free > found.bytes_total
 
 
+def test_stored_views_are_in_the_estimate(teacher: Path, shards: Path, names: Path, tmp_path: Path) -> None:
+    """Both with and without them, whichever the build has."""
+    without = estimate_build(settings(shards, names, tmp_path / "zarr", teacher))
+    asked = settings(shards, names, tmp_path / "zarr", teacher, pixels="jpeg95")
+    found = estimate_build(asked)
+    build_cache(asked)
+    tars = sum(path.stat().st_size for path in (tmp_path / "zarr" / "pixels").glob("*.tar"))
+    # of each of the four tars: its end, up to a block of 10,240 bytes
+    assert tars - 4 * 10_240 - 1_024 <= found.bytes["pixels"] <= tars
+    assert (without.pixels, without.other_pixels["pixels"]) == ("none", "jpeg95")
+    assert (found.pixels, found.other_pixels["pixels"]) == ("jpeg95", "none")
+    assert without.other_pixels["bytes_total"] == found.bytes_total
+    assert found.other_pixels["bytes_total"] == without.bytes_total
+
+
 def test_the_time_is_that_of_the_missing_parts(
     cache: Path, teacher: Path, shards: Path, names: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +82,8 @@ def test_the_command_prints_the_estimate(as_json: bool, run: Any, arguments: dic
         assert json.loads(out)["bytes"]["image_features"] == 12 * 48 * 2
         return
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["samples", "parts", "space", "time"]
+    assert [line.split()[0] for line in lines[1:]] == ["samples", "parts", "space", "time", "pixels"]
     assert "12, of which 12 have a label; 5 classes" in lines[1]
     assert "image_features 1.2 kB" in lines[3]
     assert "1 worker" in lines[4]
+    assert lines[5].startswith("pixels   none; with --pixels jpeg95 ")

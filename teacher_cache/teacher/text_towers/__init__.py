@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from teacher_cache.teacher.text_towers.configuration import is_causal, text_support
-from teacher_cache.teacher.text_towers.open_clip import clip, custom_text_clip
+from teacher_cache.teacher.text_towers.open_clip import clip, custom_text_clip, transformers_tower
 from teacher_cache.teacher.text_towers.text_parts import ClassToken, Layout, TextParts, unsupported
 
 # Each returns None for a model that is not of its kind.
@@ -22,4 +21,4 @@ def text_parts(model: nn.Module) -> TextParts:
     raise unsupported(f"the model class {type(model).__name__}")
 
 
-__all__ = ["LAYOUTS", "ClassToken", "Layout", "TextParts", "is_causal", "text_parts", "text_support"]
+__all__ = ["LAYOUTS", "ClassToken", "Layout", "TextParts", "text_parts", "transformers_tower"]

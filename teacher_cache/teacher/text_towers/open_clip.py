@@ -8,8 +8,15 @@ from torch import nn
 
 from teacher_cache.compat.open_clip import is_own
 from teacher_cache.errors import UnsupportedTowerError
-from teacher_cache.teacher.text_towers.configuration import refused_pooling, transformers_tower
 from teacher_cache.teacher.text_towers.text_parts import ClassToken, Layout, TextParts, unsupported
+
+CAUSAL_POOLS = ("argmax", "eos")
+FULL_POOLS = (*CAUSAL_POOLS, "last", "first")
+
+
+def transformers_tower(name: str) -> UnsupportedTowerError:
+    """Return the error for a text tower of the transformers library, whose blocks are not open_clip's."""
+    return unsupported(f"a text tower of the transformers library ({name})")
 
 
 def _reads_undocumented_names(layout: Layout) -> Layout:
@@ -50,7 +57,7 @@ def custom_text_clip(model: nn.Module) -> TextParts | None:
         return None
     tower: Any = model.text
     if is_own(tower, "HFTextEncoder"):
-        raise unsupported(transformers_tower(tower.config.model_type))
+        raise transformers_tower(tower.config.model_type)
     if not is_own(tower, "TextTransformer"):
         raise unsupported(f"the text tower {type(tower).__name__}")
     pad_id = int(tower.pad_id) if tower.use_pad_mask else None
@@ -65,8 +72,9 @@ def custom_text_clip(model: nn.Module) -> TextParts | None:
 def _parts(
     tower: Any, pool: Any, eos_id: int, pad_id: int | None = None, class_token: ClassToken | None = None
 ) -> TextParts:
-    if class_token is None and (reason := refused_pooling(pool, causal=tower.attn_mask is not None)):
-        raise unsupported(reason)
+    causal = tower.attn_mask is not None
+    if class_token is None and pool not in (CAUSAL_POOLS if causal else FULL_POOLS):
+        raise unsupported(f"a {'causal ' if causal else ''}text tower pooled by '{pool}'")
     return TextParts(
         token_embedding=tower.token_embedding,
         positional_embedding=tower.positional_embedding,

@@ -121,7 +121,7 @@ Layout = Callable[[nn.Module], TextParts | None]
 
 
 def unsupported(what: str) -> UnsupportedTowerError:
-    """Return the error for a tower whose features prompts cannot change as they do in a causal one."""
+    """Return the error for a text tower in which prompts cannot be computed."""
     return UnsupportedTowerError(
         f"{what} cannot carry text prompts; what works: {WORKING_TOWERS}; `rpp models` lists all"
     )
