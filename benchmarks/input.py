@@ -97,7 +97,7 @@ def stage_one(samples: SampleTable, decoders: Decoders, batch: int) -> int:
     """Pass a part's pixels to nobody; return their number."""
     count = len(samples)
     crops, wanted = np.zeros((count, 1, 5), np.uint16), np.ones(count, np.bool_)
-    pixels = PartPixels(PartTask(header_of(count), 0, samples), crops, wanted)
+    pixels = PartPixels(PartTask(header_of(count), 0, samples), crops, wanted, (SIDE, SIDE))
     return sum(len(of.samples) for of, _, _ in pixels.decoded(decoders, cut_batches(count, 1, batch)))
 
 

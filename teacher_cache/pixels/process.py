@@ -96,7 +96,7 @@ def main(options: str) -> None:
     ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS = process.pillow
     job = pickle.loads(os.pread(process.messages, process.job_bytes, 0))
     slots: dict[int, mmap.mmap] = {}
-    while token := os.read(process.tasks, TOKEN.size):
+    while token := next_token(process.tasks):
         offset, length = TOKEN.unpack(token)
         piece: Piece = pickle.loads(os.pread(process.messages, length, offset))
         if piece.slot not in slots:
@@ -115,6 +115,14 @@ def main(options: str) -> None:
             os.write(process.replies, TOKEN.pack(offset, len(message)))
         except BrokenPipeError:  # the parent ended
             return
+
+
+def next_token(tasks: int) -> bytes:
+    """Wait for the next token of the pipe of tasks; empty when the parent has closed or emptied it."""
+    try:
+        return os.read(tasks, TOKEN.size)
+    except BlockingIOError:  # the parent ends: to empty the pipe it has stopped all reads from blocking
+        return b""
 
 
 def _end_with_parent(parent: int) -> None:

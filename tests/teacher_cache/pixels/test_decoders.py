@@ -25,6 +25,7 @@ from teacher_cache.pixels.decoders import (
     ThreadDecoders,
     open_decoders,
 )
+from teacher_cache.pixels.process import TOKEN, next_token
 from tests.teacher_cache.pixels import jobs
 
 SIZE = (6, 5)
@@ -287,3 +288,14 @@ def test_pixels_are_tensors_of_the_shared_memory() -> None:
             pixels.data_ptr() == np.frombuffer(of, np.uint8).ctypes.data for of in decoders._slots._maps
         )
         assert pixels.dtype == torch.uint8
+
+
+def test_a_process_ends_quietly_where_the_parent_empties_the_pipe() -> None:
+    """Blocking is a property of the pipe, which parent and processes share."""
+    tasks, parents = os.pipe()
+    os.write(parents, bytes(TOKEN.size))
+    os.set_blocking(tasks, False)
+    assert next_token(tasks) == bytes(TOKEN.size)
+    assert next_token(tasks) == b""
+    os.close(tasks)
+    os.close(parents)
