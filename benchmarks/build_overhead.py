@@ -37,7 +37,7 @@ from teacher_cache.build import compute_missing, load_requested, open_or_create
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.compute.workers import on_this_machine
-from teacher_cache.images.decode import decode_image
+from teacher_cache.images.decode import decode_picture
 from teacher_cache.images.index import index_images
 from teacher_cache.images.reader import ImageReader
 from teacher_cache.images.table import SampleTable
@@ -82,7 +82,7 @@ def preprocessed(samples: SampleTable, preprocess: Any, batch_size: int) -> list
     transform, reader = image_transform_v2(preprocess, is_train=False), ImageReader()
     contents = (reader.read(location) for location in samples.locations(slice(None)))
     with ThreadPoolExecutor() as pool:
-        pictures = list(pool.map(lambda content: transform(decode_image(content)), contents))
+        pictures = list(pool.map(lambda content: transform(decode_picture(content)), contents))
     return [torch.stack(pictures[n : n + batch_size]) for n in range(0, len(pictures), batch_size)]
 
 
