@@ -214,7 +214,7 @@ class ProcessDecoders(Decoders):
 
         Raises:
             RppError: the processes cannot be started.
-            OSError: there is no memory, and no space in the folder for temporary files.
+            OSError: neither memory nor the folder for temporary files has the space.
         """
         views, images = largest
         self._piece = max(

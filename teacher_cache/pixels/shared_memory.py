@@ -117,7 +117,7 @@ class PixelSlots:
         """Return the number of a block, and an array of it whose content is what was there.
 
         Raises:
-            OSError: all blocks are in use and there is no space for another one.
+            OSError: all blocks are in use, and the space for another one is missing.
         """
         slot = self._free.popleft() if self._free else self._mapped()
         array: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._maps[slot])

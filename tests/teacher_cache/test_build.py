@@ -550,7 +550,7 @@ def test_a_compiled_build_has_the_same_features_to_rounding(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Full batches run compiled, the last one of the part does not. The option is no part of the cache."""
+    """Full batches run compiled, the last one of the part does not. The cache does not record the option."""
     monkeypatch.setattr(dynamo, "BACKEND", "eager")
     found = []
     for name, compiles in (("plain", False), ("compiled", True)):
