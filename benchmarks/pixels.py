@@ -43,8 +43,15 @@ DEMO = Path(__file__).parents[1] / "pipeline" / "demo"
 PICTURES = DEMO / "pictures"
 
 
-def write_cache(folder: Path, count: int) -> Path:
-    """A cache of `count` pictures of 500 x 375 with two views of 224 x 224; its teacher is tiny."""
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 224, "patch_size": 32, "layers": 1, "width": 32, "head_width": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "layers": 1, "width": 32, "heads": 2},
+}
+
+
+def write_cache(folder: Path, count: int, model: dict[str, Any] = TINY) -> Path:
+    """A cache of `count` pictures of 500 x 375 with two views of 224 x 224; its weights are random."""
     (folder / "images").mkdir()
     with tarfile.open(folder / "images" / "photos.tar", "w") as tar:
         for number in range(count):
@@ -52,16 +59,11 @@ def write_cache(folder: Path, count: int) -> Path:
             file.write_bytes(photo(number, 500, 375))
             tar.add(file, f"{number:06d}.jpg")
     (folder / "names.txt").write_text("one\ntwo\n")
-    config = {
-        "embed_dim": 16,
-        "vision_cfg": {"image_size": 224, "patch_size": 32, "layers": 1, "width": 32, "head_width": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "layers": 1, "width": 32, "heads": 2},
-    }
     teacher = folder / "teacher"
     teacher.mkdir()
-    (teacher / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-    model = open_clip.create_model(f"local-dir:{teacher}")
-    torch.save(model.state_dict(), teacher / "open_clip_pytorch_model.bin")
+    (teacher / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {}}))
+    weights = open_clip.create_model(f"local-dir:{teacher}").state_dict()
+    torch.save(weights, teacher / "open_clip_pytorch_model.bin")
     out = folder / "cache.zarr"
     build_cache(
         BuildSettings(

@@ -1,7 +1,10 @@
-"""The memory that this machine or container has left."""
+"""The memory that this machine or container has left, and memory that the C library keeps."""
 
+import ctypes
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 def free_memory() -> int:
@@ -15,6 +18,25 @@ def free_memory() -> int:
         cached = sum(int(line.split()[1]) for line in kinds if line.startswith("inactive_file "))
         available = min(available, int(limit[0]) - int(used[0]) + cached)
     return available
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed, but that the C library keeps, back to the system.
+
+    The heap of glibc grows over a step of many chunks, because holes between tensors that live are not used
+    again: without this, a step over 21,841 names takes three times the memory of its tensors. Other C
+    libraries do this on their own.
+    """
+    if trim := _malloc_trim():
+        trim(0)
+
+
+@cache
+def _malloc_trim() -> Any:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return None
 
 
 def _lines(path: str) -> list[str]:

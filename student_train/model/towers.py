@@ -22,6 +22,7 @@ from student_train.model.text_plan import TextPlan, plan_texts
 from student_train.model.vision_towers import vision_parts
 from teacher_cache.compat.dynamo import compiled
 from teacher_cache.errors import UsageError
+from teacher_cache.memory import return_freed_memory
 from teacher_cache.teacher.text_towers import TextParts
 
 Blocks = list[tuple[Callable[..., Tensor], Tensor]]  # each with the prefix's keys and values
@@ -289,6 +290,10 @@ def encode_text(
         slots_B = texts.slots[begin:end] - chunk.start * texts.ends.shape[1]
         segment = 0 if number >= plan.recomputed else plan.segment
         features.append(_own_rows(parts, blocks, x_KSW, mask, (texts.ends[chunk], slots_B), segment))
+        if segment and x_KSW.device.type == "cpu":
+            return_freed_memory()
+            if features[-1].requires_grad:  # the chunk that follows this one has ended its backward pass
+                features[-1].register_hook(lambda gradient: return_freed_memory())
         begin = end
     return torch.cat(features)[texts.places]
 

@@ -1,5 +1,8 @@
 """Plans of the text tower: predicted against measured memory, and what they decide on which device."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -160,3 +163,39 @@ def test_chunks_cover_all_packs() -> None:
     plan = TextPlan(chunks=3, recomputed=0, segment=0, peak_bytes=0)
     assert [(piece.start, piece.stop) for piece in plan.slices(10)] == [(0, 3), (3, 6), (6, 10)]
     assert str(plan) == "3 chunks, all activations kept, 0 MiB"
+
+
+def test_memory_that_a_recomputed_chunk_frees_goes_back_to_the_system() -> None:
+    """In a process of its own: what the heap keeps depends on everything that it did before."""
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("the memory of a process is read from Linux's /proc")
+    script = """
+import re
+from pathlib import Path
+import torch
+from student_train.model import text_plan, towers
+from teacher_cache.teacher.text_towers import text_parts
+from tests.student_train.model.test_text_plan import clip_of, prompts_of, texts_of
+
+def resident(key):
+    return 1024 * int(re.search(key + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+torch.set_num_threads(1)
+clip = clip_of(width=512, blocks=6)
+parts, prompts = text_parts(clip), prompts_of(512, 6)
+texts = texts_of(parts, 729)
+text_plan.CPU_CHUNK_ROWS = texts.ids.numel() // 4
+plan = text_plan.plan_texts(parts, texts, 1)
+before = resident("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+features = towers.encode_text(parts, prompts, texts, plan)
+kept = resident("VmRSS") - before
+features.backward(torch.ones_like(features))
+print(plan.recomputed, plan.peak_bytes, kept, resident("VmHWM") - before)
+"""
+    root = Path(__file__).parents[3]
+    ran = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    recomputed, predicted, kept, peak = map(int, ran.stdout.split())
+    assert recomputed == 4
+    assert kept < predicted, "three times as much without it"
+    assert peak < 2.5 * predicted
