@@ -24,7 +24,8 @@ from teacher_cache.teacher.text_towers import TextParts
 
 GIB = 2**30
 CPU_MEMORY = 5 * GIB // 2  # more is not faster there (`benchmarks/full_softmax.py`)
-CPU_CHUNK_ROWS = 4096  # rows that run together there: what measures best
+# Rows that run together on a CPU: what measures best. Tensors of 32 MiB would be new memory each time.
+CPU_CHUNK_ROWS = 1536
 FEWEST_CHUNK_ROWS = 4096  # on a GPU; smaller chunks do not fill it
 GPU_SHARE = 0.9  # of a GPU's free memory; the rest is lost between blocks of its allocator
 PARTLY_CHUNKS = 8  # if not all activations fit: more chunks keep more of them, and run smaller operations
