@@ -111,7 +111,7 @@ class Caches:
         named = self.named(train)
         for cache, record in self._teachers.items():
             if record is not None and train.weights_like is None:
-                stated = str(record.get("conventions_from") or "").startswith("--")
+                stated = "--" in str(record.get("conventions_from") or "")  # an option
                 if named == (record["model"], record.get("pretrained")) and not stated:
                     return self.teacher(cache)
         return *named, train.weights_like

@@ -23,6 +23,7 @@ from student_train.evaluation.preflight import (
     require_picture,
 )
 from student_train.evaluation.settings import DataOptions, DataSettings, EvalOptions, PredictSettings
+from student_train.figures import FIGURES
 from student_train.interchange.preflight import require_checkpoint, require_onnx
 from student_train.interchange.settings import (
     ClassifierSettings,
@@ -137,6 +138,12 @@ def sweep_recipe(recipe: Path, settings: SweepSettings, as_json: bool, as_markdo
         from pipeline.tables import sweep_cells
     record = run_sweep(recipe, settings, note)
     print_table(json.loads(record.model_dump_json()), sweep_cells(record), as_json, as_markdown)
+    figures = {name for row in record.rows for one in row.evals for name in one}
+    if record.rows_have_caches and any(FIGURES[name].against_teacher for name in figures & set(FIGURES)):
+        note(
+            "note: figures compare each row with the teacher of its own cache; to compare all rows with one "
+            "teacher, name its cache in [[eval]]"
+        )
     if share := record.training_share():
         note(f"{record.seconds:,.0f} s, {share:.0%} of them in training steps")
     check_all_done(record)

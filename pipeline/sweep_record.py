@@ -86,6 +86,11 @@ class SweepRecord(BaseModel):
             groups.setdefault(json.dumps(row.settings, sort_keys=True, default=str), []).append(row)
         return list(groups.values())
 
+    @property
+    def rows_have_caches(self) -> bool:
+        """Whether rows of the recipe name caches of their own, which may have other teachers."""
+        return any("cache" in settings for settings in self.row_settings.values())
+
     def baselines(self) -> dict[str, list[dict[str, Any]]]:
         """Return the results of frozen models by name, those of students first."""
         found: dict[str, list[dict[str, Any]]] = {}

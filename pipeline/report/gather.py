@@ -162,11 +162,6 @@ class Gathered:
                 return bool(record["student"].get("weights_digest", teacher) != teacher)
         return False
 
-    @property
-    def has_teacher(self) -> bool:
-        """Whether the teacher is another model than a student."""
-        return self.sweep.teacher_why is not None or any(name.startswith(TEACHER) for name in self.baselines)
-
     @cached_property
     def best_first(self) -> list[Configuration]:
         """Configurations by their headline figure, those without one last; all in order if there is none."""

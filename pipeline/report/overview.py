@@ -15,7 +15,7 @@ from pipeline.report.gather import (
 from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Table, Tables, Text
 from pipeline.seeds import Spread, best_of, exact, figure_text, number
 from pipeline.sweep_record import SweepRow
-from student_train.figures import FIGURES, TEACHER, ZERO_SHOT
+from student_train.figures import FIGURES, ZERO_SHOT
 from teacher_cache.errors import RppError
 from teacher_cache.model_names import portable_model, portable_pretrained
 from teacher_cache.softlabels import TeacherCache
@@ -26,8 +26,12 @@ RULE = (
     "Mean ± sample standard deviation over seeds. ★ marks the best value of a column if its mean leads the "
     "second best by more than the larger of the two standard deviations; with one seed no value is marked. "
     f"Lower is better for {LOWER}. Frozen models take part with a deviation of 0: zero-shot is the student's "
-    f"own, and teacher is another model that made soft labels. In {AGAINST_TEACHER}, a teacher does not take "
-    "part: it would be compared with itself."
+    f"own, and teacher is another model that made soft labels. They take no part in {AGAINST_TEACHER}, where "
+    "a teacher would be compared with itself."
+)
+SEVERAL_TEACHERS = (
+    f"Rows have several caches: {AGAINST_TEACHER} compare each row with the teacher of its own cache, unless "
+    "the [[eval]] names a cache. None of these figures is marked."
 )
 
 
@@ -180,6 +184,8 @@ def headline(gathered: Gathered) -> list[Piece]:
         text = f"This {what} has no evaluation: add [[eval]] to the recipe, or use rpp eval."
         return [Text(text, True), _headline_table(gathered, None, first=True)]
     pieces: list[Piece] = [Text(RULE)]
+    if gathered.sweep.rows_have_caches:
+        pieces.append(Text(SEVERAL_TEACHERS))
     for place, one in enumerate(gathered.evaluations):
         pieces.append(_headline_table(gathered, one, first=place == 0))
     if gathered.sweep.zero_shot_why:
@@ -202,17 +208,17 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
     leading = max(1, len(axes))
     columns: dict[str, list[Spread | None]] = {}  # figures of frozen models, then one per configuration
     baselines = evaluation.baselines if evaluation else {}
-    # without a teacher beside them, the frozen models are the teachers
-    itself = [not gathered.has_teacher or name.startswith(TEACHER) for name in baselines]
     best = {}
     if evaluation is not None:
         for name in evaluation.figures:
             figures = [one.figure(evaluation.place, name) for one in gathered.configurations]
             frozen = [exact(number(one.get(name))) for one in baselines.values()]
             columns[name] = [*frozen, *figures]
+            compared = columns[name]
             if FIGURES[name].against_teacher:
-                frozen = [None if no else one for no, one in zip(itself, frozen, strict=True)]
-            best[name] = best_of([*frozen, *figures], FIGURES[name].lower_is_better)
+                none: list[Spread | None] = [None] * len(columns[name])
+                compared = none if gathered.sweep.rows_have_caches else [*none[: len(frozen)], *figures]
+            best[name] = best_of(compared, FIGURES[name].lower_is_better)
 
     def cells(place: int) -> list[Cell]:
         return [

@@ -163,8 +163,10 @@ def test_the_table_and_the_report_name_rows_and_models(
     out, record = undisturbed
     cells = sweep_cells(record)
     assert [row[1] for row in cells.rows] == ["zero-shot", "teacher", "own teacher", ODD]
+    assert [one.label for one in gather(out).configurations] == ["own teacher", ODD]
     page = make_report(out, tmp_path / "report.html").read_text()
     assert "Settings of the rows" in page
+    assert "Rows have several caches: " in page
     assert page.count(ODD) > 3
     assert ">teacher<" in page
     assert re.search(r"Teacher, cache and student are those of .*, seed 0; other rows differ", page)
@@ -363,6 +365,15 @@ def test_rows_combine_with_axes_and_names_become_folders(study: Path, tmp_path: 
     ]
     assert len(set(folders)) == 10
     assert not any("/" in folder or len(folder) > 250 for folder in folders)
+
+
+def test_the_page_shows_a_valid_recipe(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sweeps.md").read_text()
+    (tmp_path / "study.toml").write_text(page.partition("```toml\n")[2].partition("```")[0])
+    recipe = load_recipe(tmp_path / "study.toml")
+    assert [row.train.cache for row in recipe.rows] == ["zarr/own", "zarr/own", "zarr/large"]
+    assert [row.evals[0].cache for row in recipe.rows] == ["zarr/own", "zarr/own", "zarr/large"]
+    assert (recipe.seeds, recipe.jobs, recipe.is_sweep) == (5, 2, True)
 
 
 def test_an_option_wins_over_the_recipe(study: Path, tmp_path: Path) -> None:
