@@ -220,19 +220,19 @@ def test_run_trains_the_rows_into_the_folder_of_train(
 
 @pytest.mark.usefixtures("forked_runs")
 def test_rows_with_several_students_have_a_zero_shot_line_each(study: Path, tmp_path: Path) -> None:
-    """The student of each row is the teacher of its cache; the last one has the other cache's teacher."""
+    """The student of each row is the teacher of its cache; the first one names that of another one."""
     folder, several = study.parent, tmp_path / "several.toml"
     text = study.read_text().replace("seeds = 2", "").replace(f'student = "{folder}/small"', "")
     text = text.replace(f'student_features = "{folder}/small.zarr"', "")
-    third = f'[[row]]\nname = "named"\nstudent = "{folder}/small"\nstudent_features = "{folder}/small.zarr"'
-    several.write_text(text.replace("[[eval]]", f"{third}\n[[eval]]"))
+    first = f'[[row]]\nname = "named"\nstudent = "{folder}/small"\nstudent_features = "{folder}/small.zarr"'
+    several.write_text(text.replace("[[row]]", f"{first}\n[[row]]", 1))
     record = run_sweep(several, SweepSettings(out=tmp_path / "sweep"))
     assert {row.state for row in record.rows} == {"done"}
     assert list(record.baselines()) == ["zero-shot (small)", "zero-shot (large)"]
     assert [row.zero_shot for row in record.rows] == [
         "zero-shot (small)",
-        "zero-shot (large)",
         "zero-shot (small)",
+        "zero-shot (large)",
     ]
     assert record.teacher == []
     for found, model in zip(record.zero_shot, ("small", "large"), strict=True):
