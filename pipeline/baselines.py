@@ -150,18 +150,23 @@ def _frozen_student(
         return own.model_copy(update=update | {"pretrained": None, "weights_like": train.weights_like})
     for cache in (shared.cache, own.cache):
         if cache is not None and caches.teacher(cache) == caches.teacher(train.cache):
-            return own.model_copy(update={"student": ZERO_SHOT, "cache": cache})
+            return _zero_shot(own, cache)
     # the evaluation compares with another teacher, which --student zero-shot would take for the student
     metrics = tuple(metric for metric in own.metrics if metric != "agreement")
-    return own.model_copy(update={"student": ZERO_SHOT, "cache": train.cache, "metrics": metrics})
+    return _zero_shot(own, train.cache).model_copy(update={"metrics": metrics})
 
 
 def _frozen_teacher(shared: EvalSettings, teacher: Hashable, cache: str, caches: Caches) -> EvalSettings:
     # its templates are those of the evaluation's cache, if that has the same teacher
     same = shared.cache is not None and caches.teacher(shared.cache) == teacher
-    place = shared.cache if same else cache
     # --model and --pretrained name the place of the student's model
-    return shared.model_copy(update={"student": ZERO_SHOT, "cache": place, "model": None, "pretrained": None})
+    update = {"model": None, "pretrained": None}
+    return _zero_shot(shared, shared.cache if same else cache).model_copy(update=update)
+
+
+def _zero_shot(settings: EvalSettings, cache: str | None) -> EvalSettings:
+    # an [[eval]] of another student, zero-shot:MODEL:FILE, may state the conventions of its file
+    return settings.model_copy(update={"student": ZERO_SHOT, "cache": cache, "weights_like": None})
 
 
 def as_baseline(name: str, settings: EvalSettings, found: dict[str, Any]) -> dict[str, Any]:

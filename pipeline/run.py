@@ -10,6 +10,7 @@ from pipeline.recipe import Recipe
 from pipeline.student_run import Evaluated, train_and_evaluate
 from student_train.evaluation.datasets import check_dataset
 from student_train.evaluation.frozen_names import named_frozen_model
+from student_train.evaluation.preflight import check_weights_like
 from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
 from teacher_cache.build import build_cache
@@ -73,6 +74,7 @@ def check_evaluation(settings: EvalSettings, recipe: Recipe) -> None:
         if not is_new_cache(settings.images, recipe):
             check_dataset(settings)
         choose_device(settings.device)
+        check_weights_like([settings.student], settings)
         if settings.cache is not None and not is_new_cache(settings.cache, recipe):
             open_cache(settings.cache)
         if named := named_frozen_model(settings.student):

@@ -25,9 +25,9 @@ AGAINST_TEACHER = " and ".join(figure.heading for figure in FIGURES.values() if 
 RULE = (
     "Mean ± sample standard deviation over seeds. ★ marks the best value of a column if its mean leads the "
     "second best by more than the larger of the two standard deviations; with one seed no value is marked. "
-    f"Lower is better for {LOWER}. Frozen models take part with a deviation of 0: zero-shot is the student's "
-    f"own, and teacher is another model that made soft labels. They take no part in {AGAINST_TEACHER}, where "
-    "a teacher would be compared with itself."
+    f"Lower is better for {LOWER}. The student's frozen model (zero-shot) takes part with a deviation of 0, "
+    f"except in {AGAINST_TEACHER}, where a teacher would be compared with itself. A teacher that is another "
+    "model takes no part."
 )
 SEVERAL_TEACHERS = (
     f"Rows have several caches: {AGAINST_TEACHER} compare each row with the teacher of its own cache, unless "
@@ -214,10 +214,11 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
             figures = [one.figure(evaluation.place, name) for one in gathered.configurations]
             frozen = [exact(number(one.get(name))) for one in baselines.values()]
             columns[name] = [*frozen, *figures]
-            compared = columns[name]
-            if FIGURES[name].against_teacher:
-                none: list[Spread | None] = [None] * len(columns[name])
-                compared = none if gathered.sweep.rows_have_caches else [*none[: len(frozen)], *figures]
+            against_teacher = FIGURES[name].against_teacher
+            takes_part = [not against_teacher and one.startswith(ZERO_SHOT) for one in baselines]
+            takes_part += [not (against_teacher and gathered.sweep.rows_have_caches)] * len(figures)
+            pairs = zip(columns[name], takes_part, strict=True)
+            compared = [one if does else None for one, does in pairs]
             best[name] = best_of(compared, FIGURES[name].lower_is_better)
 
     def cells(place: int) -> list[Cell]:

@@ -13,11 +13,13 @@ from pipeline.cli import main
 from pipeline.compare import compare_runs
 from pipeline.recipe import load_recipe
 from pipeline.report import make_report
-from pipeline.report.gather import gather
+from pipeline.report.gather import Gathered, gather
+from pipeline.report.overview import headline
+from pipeline.report.pieces import Cell, Table
 from pipeline.run import run_recipe
 from pipeline.settings import SweepSettings
 from pipeline.sweep import make_cells, run_sweep
-from pipeline.sweep_record import SweepRecord, read_sweep
+from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
 from pipeline.tables import sweep_cells
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.settings import EvalSettings
@@ -173,6 +175,33 @@ def test_the_table_and_the_report_name_rows_and_models(
     assert "Gained most: noto-v1.tar, 300 classes" in page
     compared = compare_runs([out / record.rows[0].run, out / record.rows[2].run])
     assert compared["settings"]["temperature"] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(("cache", "marked"), [({}, ["b", "b"]), ({"cache": "other"}, ["b"])])
+def test_a_teacher_is_never_the_best_row(tmp_path: Path, cache: dict[str, str], marked: list[str]) -> None:
+    def one(student: str, value: float) -> dict[str, Any]:
+        return {"student": student, "images": "a.tar", "classes": 2, "top1": value, "agreement": value}
+
+    runs = [
+        SweepRow(
+            settings={"row": row}, seed=seed, run=row, state="done", evals=[one(row, value + seed / 100)]
+        )
+        for row, value in (("a", 0.3), ("b", 0.5))
+        for seed in (0, 1)
+    ]
+    record = SweepRecord(
+        recipe="r",
+        cache="c",
+        axes={"row": ["a", "b"]},
+        seeds=[0, 1],
+        rows=runs,
+        zero_shot=[one("zero-shot", 0.1)],
+        teacher=[one("teacher", 0.9)],
+        row_settings={"a": {}, "b": cache},
+    )
+    (table,) = (piece for piece in headline(Gathered(tmp_path, True, record)) if isinstance(piece, Table))
+    best = [row[0] for row in table.rows for cell in row if isinstance(cell, Cell) and cell.best]
+    assert best == marked
 
 
 @pytest.mark.usefixtures("forked_runs")
