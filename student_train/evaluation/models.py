@@ -197,8 +197,8 @@ def teacher_notes(models: Sequence[LoadedFeatureModel]) -> list[str]:
     teachers = [one.model.loaded for one in models if one.name == ZERO_SHOT]
     students = [one for one in models if isinstance(one.model, StudentFeatures)]
     return [
-        f"zero-shot is the cache's teacher, {teacher.name}, and not the frozen model of {one.name}: for that "
-        f"one, use --student {frozen_name(base.name, base.pretrained)}"
+        f"zero-shot is the cache's teacher, {teacher.name}, not the frozen model of {one.name}; to evaluate "
+        f"that model, use --student {frozen_name(base.name, base.pretrained)}"
         for teacher in teachers
         for one in students
         if (base := one.model.loaded).digest != teacher.digest
