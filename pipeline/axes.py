@@ -23,12 +23,14 @@ def parse_axes(assignments: Sequence[str]) -> dict[str, list[str]]:
             raise UsageError(f"--set {text}: expected train.NAME=VALUE,VALUE,...")
         if stage != "train":
             raise UsageError(
-                f"--set {text}: an axis must be a setting of train, because all runs share one cache"
+                f"--set {text}: an axis must be a setting of train, because all runs share one cache "
+                "or those of the recipe's rows"
             )
         if name in FREE:
             raise UsageError(
                 f"--set {text}: "
                 + ("use --seeds" if name == "seed" else f"{name} cannot be an axis of a sweep")
+                + ("; give each cache a [[row]] in the recipe" if name == "cache" else "")
             )
         if name in axes:
             raise UsageError(

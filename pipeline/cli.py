@@ -23,6 +23,7 @@ from student_train.evaluation.preflight import (
     require_picture,
 )
 from student_train.evaluation.settings import DataOptions, DataSettings, EvalOptions, PredictSettings
+from student_train.figures import FIGURES
 from student_train.interchange.preflight import require_checkpoint, require_onnx
 from student_train.interchange.settings import (
     ClassifierSettings,
@@ -30,7 +31,7 @@ from student_train.interchange.settings import (
     ImportSettings,
     OnnxSettings,
 )
-from student_train.runs.record import require_student
+from student_train.runs.record import require_no_run, require_student
 from teacher_cache.errors import UsageError, printable
 from teacher_cache.files.remote import local_file
 from teacher_cache.options import (
@@ -95,11 +96,17 @@ def rpp(version: Version = False) -> None:
 def run(
     recipe: Annotated[Path, typer.Argument(help="a TOML recipe", callback=as_written)], as_json: Json = False
 ) -> None:
-    """Build the cache, train, evaluate. The same command again resumes where it stopped.
+    """Build the caches, train, evaluate. The same command again resumes where it stopped.
+
+    A recipe with rows or several seeds is a sweep in the folder at [train] out.
 
     Example: rpp run recipes/imagenet21k-vitb16-all-classes.toml
     """
     loaded = load_recipe(recipe)
+    if loaded.is_sweep:
+        require_no_run(loaded.train.out)
+        sweep_recipe(recipe, SweepSettings(out=loaded.train.out), as_json)
+        return
     with loading():
         from pipeline.run import run_recipe
         from pipeline.tables import evaluation_cells
@@ -115,17 +122,28 @@ def sweep(
     as_json: Json = False,
     as_markdown: Markdown = False,
 ) -> None:
-    """Train and evaluate a grid of settings over one cache. The same command again skips what is done.
+    """Train and evaluate a recipe's rows, or a grid of settings. The same command again skips what is done.
 
     Example: rpp sweep recipe.toml --set train.temperature=0.5,1,2 --set train.soft_weight=0,1 --seeds 3
     """
     parse_axes(settings.set)
     load_recipe(recipe, {"out": str(settings.out or Path("sweeps"))})
+    sweep_recipe(recipe, settings, as_json, as_markdown)
+
+
+def sweep_recipe(recipe: Path, settings: SweepSettings, as_json: bool, as_markdown: bool = False) -> None:
+    """Run a sweep and print its table; raise an error at the end if a run failed."""
     with loading():
         from pipeline.sweep import check_all_done, run_sweep
         from pipeline.tables import sweep_cells
     record = run_sweep(recipe, settings, note)
     print_table(json.loads(record.model_dump_json()), sweep_cells(record), as_json, as_markdown)
+    figures = {name for row in record.rows for one in row.evals for name in one}
+    if record.rows_have_caches and any(FIGURES[name].against_teacher for name in figures & set(FIGURES)):
+        note(
+            "note: figures compare each row with the teacher of its own cache; to compare all rows with one "
+            "teacher, name its cache in [[eval]]"
+        )
     if share := record.training_share():
         note(f"{record.seconds:,.0f} s, {share:.0%} of them in training steps")
     check_all_done(record)
@@ -155,8 +173,8 @@ def eval_command(
     student: Annotated[
         list[str],
         typer.Option(
-            help="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model; "
-            "may be repeated",
+            help="a run's folder, one in Hugging Face's layout, zero-shot for the cache's frozen model, or "
+            "zero-shot:MODEL:PRETRAINED (zero-shot:MODEL if it is a folder) for another one; may be repeated",
             callback=as_written,
             rich_help_panel="Model",
         ),
@@ -210,9 +228,11 @@ def eval_command(
             from pipeline.tables import evaluation_cells
             from student_train.evaluation.datasets import open_dataset
             from student_train.evaluation.evaluate import evaluate_models, load_models
+            from student_train.evaluation.models import teacher_notes
         dataset = open_dataset(DataSettings(**selected_fields(DataOptions, options), images=images))
-        rows = evaluate_models(load_models(student, options), dataset, options)
-        for line in rows[0]["notes"]:
+        models = load_models(student, options)
+        rows = evaluate_models(models, dataset, options)
+        for line in (*rows[0]["notes"], *teacher_notes([model for model, _ in models])):
             note(f"note: {line}")
         results: dict[str, Any] = rows[0] if len(rows) == 1 else {"rows": rows}
         cells = evaluation_cells(rows)

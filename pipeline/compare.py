@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from student_train.evaluation.frozen_names import is_frozen
 from student_train.figures import FIGURES
 from student_train.runs.record import (
     CACHE_FIELDS,
@@ -81,7 +82,7 @@ def _results(run: Path) -> dict[str, Any]:
     for one in evals if isinstance(evals, list) else []:
         if not isinstance(one, dict):
             continue
-        who = "zero-shot " if one.get("student") == "zero-shot" else ""
+        who = f"{one.get('student')} " if is_frozen(one.get("student")) else ""
         place = f"{who}{Path(str(one.get('images'))).name}, {one.get('classes')} classes"
         found |= {f"{place}: {name}": one[name] for name in FIGURES if name in one}
     return found

@@ -1,6 +1,7 @@
 """Read a TOML recipe into the settings of both stages and of the evaluations.
 
-The tables `[build]`, `[train]` and `[[eval]]` have the options of the commands, with `_` for `-`.
+The tables `[build]`, `[train]` and `[[eval]]` have the options of the commands, with `_` for `-`. A `[[row]]`
+has a name and settings that override those of [train].
 """
 
 import os
@@ -11,69 +12,162 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.settings import SweepSettings
 from student_train.evaluation.settings import EvalSettings
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import UsageError
 from teacher_cache.files.places import local_path, same_place
 from teacher_cache.files.text_file import read_text
-from teacher_cache.settings import from_flat
+from teacher_cache.settings import from_flat, to_flat
+
+TABLES = ("build", "train", "row", "eval")
+OF_SWEEP = ("seeds", "jobs")  # settings at the top of a recipe
+NOT_OF_A_ROW = ("out", "resume", "seed", "lock")  # the sweep sets them
 
 
-class Recipe(BaseModel):
-    """The settings of an experiment. Without `build`, its cache exists already."""
+class Row(BaseModel):
+    """A named setting of a recipe, which a sweep trains beside the others.
+
+    Attributes:
+        settings: those that override [train], by the flat names of options.
+        train: the settings of its runs.
+        evals: the recipe's evaluations; those that name no cache use that of the row.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    build: BuildSettings | None
+    name: str
+    settings: dict[str, Any]
     train: TrainSettings
     evals: list[EvalSettings]
+
+
+class Recipe(BaseModel):
+    """The settings of an experiment.
+
+    Attributes:
+        builds: caches to build before training; other caches exist already.
+        train: settings of the run, or those that all rows share.
+        evals: evaluations; those that name no cache use that of `train`.
+        rows: named settings, each for several runs. Without rows, `train` is the only one.
+        seeds, jobs: how many seeds a sweep trains, and how many runs at a time; None for the default.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    builds: list[BuildSettings] = []
+    train: TrainSettings
+    evals: list[EvalSettings]
+    rows: list[Row] = []
+    seeds: int | None = None
+    jobs: int | None = None
+
+    @property
+    def build(self) -> BuildSettings | None:
+        """The first of the caches to build."""
+        return self.builds[0] if self.builds else None
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it describes several runs."""
+        return bool(self.rows) or (self.seeds or 1) > 1
 
 
 def load_recipe(path: str | os.PathLike[str], train: dict[str, Any] | None = None) -> Recipe:
     """Read a recipe.
 
     `$NAME` and `${NAME}` in strings are environment variables. Paths are relative to the working directory.
-    `train.cache` defaults to `build.out`, `eval.cache` to `train.cache` and `eval.student` to `train.out`.
+    `train.cache` defaults to `out` of the first build, `eval.cache` to the cache of the run and
+    `eval.student` to the run.
 
     Args:
-        train: settings that override those of [train].
+        train: settings that override those of [train]; settings of a row override both.
 
     Raises:
-        UsageError: not TOML, an unknown or missing table or setting, or an environment variable is not set.
+        UsageError: not TOML, an unknown or missing table or setting, an environment variable that is not set,
+            two builds of one cache, or a row without a name of its own or without settings of its own.
     """
     path = local_path(path)
     tables = read_toml(path, "recipe")
-    unknown = set(tables) - {"build", "train", "eval"}
-    if unknown or not isinstance(tables.get("build", {}), dict) or not isinstance(tables.get("train"), dict):
+    if (unknown := set(tables) - {*TABLES, *OF_SWEEP}) or not isinstance(tables.get("train"), dict):
         raise UsageError(
-            f"the recipe {path} must have the tables [build] and [train] and may have [[eval]]"
+            f"the recipe {path} must have the tables [build] and [train] and may have [[eval]] and [[row]]"
             + (f"; unknown table [{min(unknown)}]" if unknown else "")
         )
-    if "build" not in tables and "cache" not in tables["train"]:
+    table, evals, rows = tables["train"], _several(tables, "eval", path), _several(tables, "row", path)
+    one = isinstance(tables.get("build"), dict)
+    builds = [
+        read_settings_table(BuildSettings, build, f"{path} [build]")
+        for build in ([tables["build"]] if one else _several(tables, "build", path))
+    ]
+    for number, build in enumerate(builds):
+        if any(same_place(build.out, other.out) for other in builds[:number]):
+            raise UsageError(f'{path}: two [[build]] tables have out = "{build.out}"')
+    if not builds and "cache" not in table and not (rows and all("cache" in row for row in rows)):
         raise UsageError(f"the recipe {path} must have the table [build], or cache in [train]")
-    evals = tables.get("eval", [])
-    if not (isinstance(evals, list) and all(isinstance(table, dict) for table in evals)):
-        raise UsageError(f"the recipe {path}: write [[eval]], in double brackets")
-    build = (
-        read_settings_table(BuildSettings, tables["build"], f"{path} [build]") if "build" in tables else None
-    )
-    cache = tables["train"].get("cache") or (build and build.out)
-    values = {"cache": cache, **tables["train"], **(train or {})}
+    for name in OF_SWEEP:
+        if name in table:
+            raise UsageError(f"{path} [train]: {name} stands at the top of the recipe, above all tables")
+    cache = table.get("cache") or (builds[0].out if builds else next((row.get("cache") for row in rows), ""))
+    values = {"cache": cache, **table, **(train or {})}
     training = read_settings_table(TrainSettings, values, f"{path} [train]")
     if training.out is None:
         raise UsageError(f"{path} [train] must have out, the folder of the run")
+    asked = read_settings_table(SweepSettings, {n: tables[n] for n in OF_SWEEP if n in tables}, str(path))
+    return Recipe(
+        builds=builds,
+        train=training,
+        evals=_evaluations(evals, training, path),
+        rows=_rows(rows, values, evals, path),
+        seeds=asked.seeds,
+        jobs=asked.jobs,
+    )
+
+
+def _several(tables: dict[str, Any], name: str, path: Path) -> list[dict[str, Any]]:
+    found = tables.get(name, [])
+    if not (isinstance(found, list) and all(isinstance(table, dict) for table in found)):
+        raise UsageError(f"the recipe {path}: write [[{name}]], in double brackets")
+    return found
+
+
+def _evaluations(tables: list[dict[str, Any]], train: TrainSettings, path: Path) -> list[EvalSettings]:
+    own = {"student": str(train.out)}
     evaluations = [
-        read_settings_table(
-            EvalSettings, {"cache": training.cache, "student": str(training.out), **table}, f"{path} [[eval]]"
-        )
-        for table in evals
+        read_settings_table(EvalSettings, {"cache": train.cache, **own, **table}, f"{path} [[eval]]")
+        for table in tables
     ]
-    own = {"student": str(training.out)}  # whatever the spelling in the recipe
-    evaluations = [
-        one.model_copy(update=own) if same_place(one.student, training.out) else one for one in evaluations
+    return [  # whatever the spelling in the recipe
+        one.model_copy(update=own) if same_place(one.student, str(train.out)) else one for one in evaluations
     ]
-    return Recipe(build=build, train=training, evals=evaluations)
+
+
+def _rows(
+    tables: list[dict[str, Any]], train: dict[str, Any], evals: list[dict[str, Any]], path: Path
+) -> list[Row]:
+    """Read the rows of a recipe.
+
+    Args:
+        train: the settings that they override.
+    """
+    rows: list[Row] = []
+    for number, table in enumerate(tables, start=1):
+        name, settings = table.get("name"), {n: value for n, value in table.items() if n != "name"}
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise UsageError(f"{path}: [[row]] number {number} needs a name in one line, found {name!r}")
+        name = name.strip()
+        where = f"{path} [[row]] '{name}'"
+        if any(row.name == name for row in rows):
+            raise UsageError(f"{path}: two rows have the name '{name}'")
+        if taken := [setting for setting in settings if setting in NOT_OF_A_ROW]:
+            raise UsageError(f"{where}: {taken[0]} cannot differ between rows, because the sweep sets it")
+        training = read_settings_table(TrainSettings, {**train, **settings}, where)
+        if same := [row.name for row in rows if to_flat(row.train) == to_flat(training)]:
+            raise UsageError(f"{where} has the same settings as the row '{same[0]}'; remove one of them")
+        evaluations = _evaluations(evals, training, path)
+        rows.append(Row(name=name, settings=settings, train=training, evals=evaluations))
+    return rows
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:

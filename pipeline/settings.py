@@ -26,20 +26,23 @@ class SweepSettings(BaseModel):
 
     set: Annotated[tuple[str, ...], OneOrMore] = Field(
         default=(),
-        description="train.NAME=VALUE,VALUE,...: an axis of the grid; may be repeated [default: one run]",
+        description="train.NAME=VALUE,VALUE,...: an axis of the grid; may be repeated [default: the rows of "
+        "the recipe, or one run]",
     )
-    seeds: int = Field(
-        default=1,
+    seeds: int | None = Field(
+        default=None,
         ge=1,
         le=MOST_SEEDS,
-        description="runs per setting, with consecutive seeds from the recipe's",
+        description="runs per setting, with consecutive seeds from the recipe's [default: seeds of the "
+        "recipe, or 1]",
     )
     out: LocalPlace | None = Field(default=None, description="folder of the sweep [default: sweeps/RECIPE]")
-    jobs: int = Field(
-        default=1,
+    jobs: int | None = Field(
+        default=None,
         ge=1,
         le=MOST_PROCESSES,
-        description="parallel runs on this machine, each in its own process",
+        description="parallel runs on this machine, each in its own process [default: jobs of the recipe, or "
+        "1]",
     )
     scheduler: str | None = Field(
         default=None,

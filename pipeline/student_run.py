@@ -3,21 +3,30 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline.baselines import as_baseline
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.feature_store import FeatureStore
 from student_train.evaluation.settings import EvalSettings
+from student_train.figures import TEACHER
 from student_train.runs.record import RESULTS, SETTINGS, read_results
 from student_train.training.loop import train
 from student_train.training.settings import TrainSettings
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write_text
+
+
+class Evaluated(NamedTuple):
+    """An evaluation, and the name of the baseline that it evaluates; None for a student."""
+
+    settings: EvalSettings
+    baseline: str | None = None
 
 
 def train_and_evaluate(
     settings: TrainSettings,
-    evals: Sequence[EvalSettings],
+    evals: Sequence[Evaluated],
     before: dict[str, Any],
     on_note: Callable[[str], None],
     store: FeatureStore | None = None,
@@ -29,7 +38,8 @@ def train_and_evaluate(
         store: features of frozen models for the evaluations, which share them in any case.
 
     Returns:
-        The content of `results.json`: `before`, `train` and a list `evals`.
+        The content of `results.json`: `before`, `train` and a list `evals`. A teacher that cannot be
+        evaluated is left out with a note: its cache is enough to train.
 
     Raises:
         UsageError, RppError: a step failed. The next call continues where this one stopped.
@@ -43,7 +53,17 @@ def train_and_evaluate(
     if trained.samples:  # stored before the evaluations, which may fail
         write_results(trained.out / RESULTS, results)
     store = store or FeatureStore()
-    results["evals"] = [evaluate(evaluation, store) for evaluation in evals]
+    for evaluation in evals:
+        try:
+            found = evaluate(evaluation.settings, store)
+        except RppError as error:
+            if evaluation.baseline is None or not evaluation.baseline.startswith(TEACHER):
+                raise
+            on_note(f"the {evaluation.baseline} cannot be evaluated: {error}")
+            continue
+        if evaluation.baseline is not None:
+            found = as_baseline(evaluation.baseline, evaluation.settings, found)
+        results["evals"].append(found)
     write_results(trained.out / RESULTS, results)
     return results
 

@@ -8,6 +8,7 @@ from pipeline.suite import Suite, find_data
 from student_train.evaluation.datasets import open_dataset
 from student_train.evaluation.evaluate import check_evaluation, evaluate_models, load_models
 from student_train.evaluation.evaluators import harmonic_mean
+from student_train.evaluation.models import teacher_notes
 from student_train.evaluation.settings import EvalOptions
 from student_train.figures import FIGURES
 from teacher_cache.errors import RppError, UsageError
@@ -47,6 +48,8 @@ def run_suites(
     for line in missing:
         on_note(f"left out: {line}")
     models = load_models(students, options)
+    for line in teacher_notes([model for model, _ in models]):
+        on_note(line)
     for _, data, dataset in found:
         try:
             check_evaluation(models, dataset, options)

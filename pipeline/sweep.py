@@ -1,4 +1,4 @@
-"""A sweep: a grid of runs over one cache, which of them are done, and their results.
+"""A sweep: a grid of runs over one cache or several, which of them are done, and their results.
 
 `sweep_jobs.py` and `sweep_process.py` run them in processes; `sweep_record.py` has the record.
 """
@@ -6,7 +6,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
@@ -15,28 +15,31 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.axes import parse_axes
-from pipeline.recipe import Recipe, load_recipe
-from pipeline.run import by_class, check_evaluation
+from pipeline.baselines import Baseline, Trained, as_baseline, baselines
+from pipeline.recipe import Recipe, Row, load_recipe
+from pipeline.run import build_one, by_class, check_evaluation, is_new_cache
 from pipeline.settings import SweepSettings
 from pipeline.sweep_jobs import run_here, run_on_dask
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import RUNS, SweepRecord, SweepRow, read_sweep
 from student_train.evaluation.settings import EvalSettings
-from student_train.figures import ZERO_SHOT
+from student_train.figures import TEACHER, ZERO_SHOT
 from student_train.runs.record import RESULTS, SETTINGS, read_settings
 from student_train.training.run_identity import changed_settings
 from student_train.training.settings import TrainSettings
-from teacher_cache.build import build_cache
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.lock_file import file_lock
-from teacher_cache.files.places import absolute_place, local_path, same_place
+from teacher_cache.files.places import absolute_place, local_path
+from teacher_cache.preflight import require_model
 from teacher_cache.progress import Counter, counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
+from teacher_cache.store.presence import require_cache
 
 LOCK = "sweep.lock"
+ROW = "row"  # the axis of a recipe's rows
 FEATURES = "features"  # folder of features of frozen models that the runs share
 LONGEST_NAME = 200  # characters; file systems take 255, and digest and seed follow
 WAIT_SECONDS = 30.0  # for the runs of a killed sweep, which stop after their current step
@@ -49,12 +52,14 @@ class Cell:
     Attributes:
         name: of its folder.
         settings: value of each axis.
+        shared_evals: its evaluations with the cache of their table or of [train], not that of its row.
     """
 
     name: str
     settings: dict[str, Any]
     train: TrainSettings
     job: Job
+    shared_evals: tuple[EvalSettings, ...]
 
 
 def run_sweep(
@@ -64,8 +69,8 @@ def run_sweep(
 ) -> SweepRecord:
     """Train and evaluate every run of the grid that is not done yet.
 
-    Builds the cache if it is not finished; otherwise the teacher is not loaded. A failed run is a row with
-    the reason; the next call tries it again.
+    Builds the recipe's caches if they are not finished; otherwise their teachers are not loaded. A failed run
+    is a row with the reason; the next call tries it again.
 
     Returns:
         The content of `sweep.json`.
@@ -81,29 +86,40 @@ def run_sweep(
     cells = make_cells(recipe_path, axes, settings, out)
     for evaluation in recipe.evals:
         check_evaluation(evaluation, recipe)
+    check_rows(recipe)
     for cell in cells:
         check_same_settings(cell.train, out)
     message = f"stopped; finished runs are kept in {out}: run the same command again to continue"
     with lock_sweep(out, settings.lock) as lock, stoppable(message):
-        ensure_cache(recipe, settings.lock, on_note)
+        ensure_caches(recipe, settings.lock, on_note)
+        frozen = baselines([Trained(cell.train, cell.job.evals) for cell in cells], cells[0].shared_evals)
+        own = {number: model.name for model in frozen for number in model.runs}
         record = SweepRecord(
             recipe=absolute_place(recipe_path),
             cache=absolute_place(recipe.train.cache),
-            axes={name: list(dict.fromkeys(cell.settings[name] for cell in cells)) for name in axes},
+            axes={name: list(dict.fromkeys(c.settings[name] for c in cells)) for name in cells[0].settings},
+            row_settings={row.name: row.settings for row in recipe.rows},
             seeds=list(dict.fromkeys(cell.train.seed for cell in cells)),
             rows=[
-                SweepRow(settings=cell.settings, seed=cell.train.seed, run=f"{RUNS}/{cell.name}")
-                for cell in cells
+                SweepRow(
+                    settings=cell.settings,
+                    seed=cell.train.seed,
+                    run=f"{RUNS}/{cell.name}",
+                    zero_shot=own.get(number, ZERO_SHOT),
+                )
+                for number, cell in enumerate(cells)
             ],
         )
-        processes = None if settings.scheduler else settings.jobs
+        jobs = jobs_of(settings, recipe)
+        processes = None if settings.scheduler else jobs
         add_earlier_seconds(record, out)
         with counting("runs", len(cells)) as counter:
-            progress = Progress(out, record, cells, zero_shot_job(recipe, out), on_note, counter, processes)
+            of_models = {model.name: baseline_job(model, out) for model in frozen}
+            progress = Progress(out, record, cells, of_models, on_note, counter, processes)
             if settings.scheduler is not None:
                 run_on_dask(progress.todo, settings.scheduler, progress.finished)
             else:
-                run_here(progress.todo, settings.jobs, progress.finished, lock)
+                run_here(progress.todo, jobs, progress.finished, lock)
     return record
 
 
@@ -111,7 +127,7 @@ class Progress:
     """Adds the results of jobs to the record, writes it each time, and counts finished runs.
 
     Attributes:
-        todo: jobs without results, the frozen model's first.
+        todo: jobs without results, those of frozen models first.
     """
 
     def __init__(
@@ -119,12 +135,13 @@ class Progress:
         out: Path,
         record: SweepRecord,
         cells: Sequence[Cell],
-        frozen: Job | None,
+        frozen: Mapping[str, Job],
         on_note: Callable[[str], None],
         counter: Counter,
         processes: int | None,
     ) -> None:
         """Args:
+        frozen: jobs that evaluate frozen models, by name.
         processes: how many run jobs; None if that is not known.
         """
         self._out, self._record, self._frozen = out, record, frozen
@@ -134,8 +151,9 @@ class Progress:
         self._jobs = {cell.name: cell.job for cell in cells}
         self._rows = dict(zip(self._jobs, record.rows, strict=True))
         self.todo = {name: job for name, job in self._jobs.items() if not add_results(job, self._rows[name])}
-        if frozen is not None and not add_zero_shot(frozen, record):
-            self.todo = {ZERO_SHOT: frozen, **self.todo}
+        self._whys: dict[str, str] = {}
+        missing = self._add_baselines()
+        self.todo = {**missing, **self.todo}
         record.write(out)
         counter.start_at(sum(row.state == "done" for row in record.rows))
 
@@ -145,12 +163,12 @@ class Progress:
         Args:
             why: the reason if it failed.
         """
-        if name == ZERO_SHOT:
-            if why is None and self._frozen is not None:
-                add_zero_shot(self._frozen, self._record)
-            else:
-                self._record.zero_shot_why = why
-                self._on_note(f"the frozen model cannot be evaluated: {why}")
+        if name in self._frozen:
+            if why is not None:
+                self._whys[name] = why
+                what = "frozen model" if name == ZERO_SHOT else f"frozen model '{name}'"
+                self._on_note(f"the {what} cannot be evaluated: {why}")
+            self._add_baselines()
         elif why is None and add_results(self._jobs[name], self._rows[name]):
             self._counter(1)
         else:
@@ -167,65 +185,120 @@ class Progress:
             self._record.process_seconds = None
         self._record.write(self._out)
 
+    def _add_baselines(self) -> dict[str, Job]:
+        """Copy the stored results of frozen models into the record; return the jobs without any.
+
+        `by_class` is kept: a report compares the classes of every run with it.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        for name, job in self._frozen.items():
+            if (results := job.stored_results()) is not None:
+                named = zip(job.evals, results.evals, strict=True)
+                found[name] = [as_baseline(name, *pair) for pair in named]
+        of_kind: dict[str, tuple[list[dict[str, Any]], str | None]] = {}
+        for kind in (ZERO_SHOT, TEACHER):
+            names = [name for name in self._frozen if name.startswith(kind)]
+            whys = [f"{name}: {self._whys[name]}" for name in names if name in self._whys]
+            if len(names) == 1 and whys:
+                whys = [self._whys[names[0]]]
+            of_kind[kind] = [one for name in names for one in found.get(name, [])], "; ".join(whys) or None
+        self._record.zero_shot, self._record.zero_shot_why = of_kind[ZERO_SHOT]
+        self._record.teacher, self._record.teacher_why = of_kind[TEACHER]
+        return {name: job for name, job in self._frozen.items() if name not in found}
+
 
 def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, out: Path) -> list[Cell]:
-    """Return every run: the product of the axes, the first one changing slowest, and all seeds of each.
+    """Return every run: the recipe's rows, the product of the axes, the first one changing slowest, and all
+    seeds of each.
 
     Raises:
-        UsageError: an invalid value, invalid combination of values, or a value given twice.
+        UsageError: an invalid value, invalid combination of values, a value given twice, or an axis that a
+            row sets.
     """
     cells: dict[Path, Cell] = {}
-    for values in product(*axes.values()):
-        recipe = load_recipe(path, {**dict(zip(axes, values, strict=True)), "out": str(out)})
-        flat = to_flat(recipe.train)
-        chosen = {name: flat[name] for name in axes}
-        for seed in range(recipe.train.seed, recipe.train.seed + settings.seeds):
-            name = "".join(f"{axis}={quote(str(value), safe=' ')}," for axis, value in chosen.items())
-            if len(name) > LONGEST_NAME:
-                name = f"{name[:LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:12]},"
-            folder = out / RUNS / f"{name}seed={seed}"
+    points = [
+        load_recipe(path, {**dict(zip(axes, values, strict=True)), "out": str(out)})
+        for values in product(*axes.values())
+    ]
+    check_axes(points[0].rows, axes)
+    rows = range(len(points[0].rows)) or [None]
+    for number, recipe in ((number, recipe) for number in rows for recipe in points):
+        row = None if number is None else recipe.rows[number]
+        point = recipe.train if row is None else row.train
+        flat = to_flat(point)
+        chosen = ({} if row is None else {ROW: row.name}) | {name: flat[name] for name in axes}
+        shared = evaluations_of(recipe.evals, recipe, recipe.train.out)
+        for seed in range(point.seed, point.seed + (settings.seeds or recipe.seeds or 1)):
+            folder = out / RUNS / f"{settings_name(chosen)}seed={seed}"
             if folder in cells:
                 raise UsageError(f"--set gives {', '.join(f'{a}={v}' for a, v in chosen.items())} twice")
-            lock = settings.lock and recipe.train.lock
+            lock = settings.lock and point.lock
             update: dict[str, Any] = {"out": folder, "seed": seed, "resume": False, "lock": lock}
-            if settings.jobs > 1 and recipe.train.workers is None:
-                update["workers"] = max(1, usable_cores() // settings.jobs)
-            train = recipe.train.model_copy(update=update)
-            evals = evaluations_of(recipe, str(folder))
-            log = out / "logs" / f"{folder.name}.log"
+            if (jobs := jobs_of(settings, recipe)) > 1 and point.workers is None:
+                update["workers"] = max(1, usable_cores() // jobs)
+            train = point.model_copy(update=update)
             job = Job(
                 train=train,
-                evals=evals,
+                evals=evaluations_of(recipe.evals if row is None else row.evals, recipe, folder),
                 results=folder / RESULTS,
                 features=out / FEATURES,
-                log=log,
+                log=out / "logs" / f"{folder.name}.log",
                 folder=Path.cwd(),
             )
-            cells[folder] = Cell(folder.name, chosen, train, job)
+            cells[folder] = Cell(folder.name, chosen, train, job, shared)
     return list(cells.values())
 
 
-def evaluations_of(recipe: Recipe, student: str) -> tuple[EvalSettings, ...]:
-    """Return the recipe's evaluations of its own run, for another student."""
+def check_axes(rows: Sequence[Row], axes: Iterable[str]) -> None:
+    """Check that no row sets an axis, which would have one value only in its runs.
+
+    Raises:
+        UsageError: names the row.
+    """
+    for axis in axes:
+        setting = [row.name for row in rows if axis in row.settings]
+        if setting:
+            raise UsageError(
+                f"--set train.{axis}: the row '{setting[0]}' sets {axis} itself; remove it from the row, or "
+                "leave out this --set"
+            )
+
+
+def settings_name(settings: Mapping[str, Any]) -> str:
+    """Return values of axes as the beginning of a folder's name."""
+    name = "".join(f"{axis}={quote(str(value), safe=' ')}," for axis, value in settings.items())
+    if len(name) > LONGEST_NAME:
+        return f"{name[:LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:12]},"
+    return name
+
+
+def jobs_of(settings: SweepSettings, recipe: Recipe) -> int:
+    """Return how many runs are trained at a time."""
+    return settings.jobs or recipe.jobs or 1
+
+
+def evaluations_of(
+    evals: Sequence[EvalSettings], recipe: Recipe, student: Path | None
+) -> tuple[EvalSettings, ...]:
+    """Return the evaluations of the recipe's own run, for another student."""
     return tuple(
-        by_class(evaluation).model_copy(update={"student": student})
-        for evaluation in recipe.evals
+        by_class(evaluation).model_copy(update={"student": str(student)})
+        for evaluation in evals
         if evaluation.student == str(recipe.train.out)
     )
 
 
-def zero_shot_job(recipe: Recipe, out: Path) -> Job | None:
-    """Return the job that evaluates the frozen model, or None without evaluations."""
-    evals = evaluations_of(recipe, ZERO_SHOT)
-    if not evals:
-        return None
-    log = out / "logs" / f"{ZERO_SHOT}.log"
+def baseline_job(model: Baseline, out: Path) -> Job:
+    """Return the job that evaluates a frozen model."""
+    name = model.name if model.name in (ZERO_SHOT, TEACHER) else quote(model.name, safe=" (),")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}..{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return Job(
         train=None,
-        evals=evals,
-        results=out / f"{ZERO_SHOT}.json",
+        evals=model.evals,
+        results=out / f"{name}.json",
         features=out / FEATURES,
-        log=log,
+        log=out / "logs" / f"{name}.log",
         folder=Path.cwd(),
     )
 
@@ -242,33 +315,34 @@ def add_results(job: Job, row: SweepRow) -> bool:
     return True
 
 
-def add_zero_shot(job: Job, record: SweepRecord) -> bool:
-    """Copy the stored results of the frozen model into the record; return whether there are any.
-
-    `by_class` is kept: a report compares the classes of every run with it.
-    """
-    results = job.stored_results()
-    if results is None:
-        return False
-    record.zero_shot, record.zero_shot_why = results.evals, None
-    return True
-
-
-def ensure_cache(recipe: Recipe, lock: bool, on_note: Callable[[str], None]) -> None:
-    """Build the cache of the recipe unless it is finished; without a lock if the recipe or `lock` says so.
+def ensure_caches(recipe: Recipe, lock: bool, on_note: Callable[[str], None]) -> None:
+    """Build the caches of the recipe that are not finished; without a lock if the recipe or `lock` says so.
 
     Raises:
         UsageError, RppError: see `build_cache`.
     """
-    if recipe.build is not None and same_place(recipe.train.cache, recipe.build.out):
+    for build in recipe.builds:
+        with suppress(UsageError):  # there is no cache yet, or the build reports what is wrong with it
+            if not CacheStore.open(build.out).parts.missing():
+                continue
+        build_one(build.model_copy(update={"lock": lock and build.lock}), on_note)
+
+
+def check_rows(recipe: Recipe) -> None:
+    """Check that the caches and the models of rows exist, before the first run starts.
+
+    Raises:
+        UsageError: names the row.
+    """
+    for row in recipe.rows:
         try:
-            if not CacheStore.open(recipe.build.out).parts.missing():
-                return
-        except UsageError:
-            pass  # there is no cache yet, or the build reports what is wrong with it
-        build = recipe.build.model_copy(update={"lock": lock and recipe.build.lock})
-        built = build_cache(build, on_note)
-        on_note(f"cache {built.path}: {built.parts_computed} of {built.parts_total} parts computed now")
+            for cache in (row.train.cache, row.train.student_features):
+                if cache is not None and not is_new_cache(cache, recipe):
+                    require_cache(cache)
+            if row.train.student is not None:
+                require_model(row.train.student, row.train.pretrained)
+        except UsageError as error:
+            raise UsageError(f"the row '{row.name}': {error}") from error
 
 
 def check_same_settings(settings: TrainSettings, out: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.student_run import train_and_evaluate, write_results
+from pipeline.student_run import Evaluated, train_and_evaluate, write_results
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.feature_store import FeatureStore
 from student_train.evaluation.settings import EvalSettings
@@ -120,10 +120,11 @@ def run_job(job: Job) -> str | None:
     before, store = {"asked": job.record()}, FeatureStore(job.features)
     try:
         if job.train is None:
-            evals = [evaluate(settings, store) for settings in job.evals]
-            write_results(job.results, before | {"evals": evals})
+            found = [evaluate(settings, store) for settings in job.evals]
+            write_results(job.results, before | {"evals": found})
         else:
-            train_and_evaluate(job.train, job.evals, before, lambda line: print(line, flush=True), store)
+            evals = [Evaluated(settings) for settings in job.evals]
+            train_and_evaluate(job.train, evals, before, lambda line: print(line, flush=True), store)
     except RppError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return str(error)

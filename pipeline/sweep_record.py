@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from student_train.figures import TEACHER, ZERO_SHOT
 from teacher_cache.errors import UsageError
 from teacher_cache.files.atomic_write import atomic_write_text
 from teacher_cache.files.json_text import first_problem
@@ -23,6 +24,7 @@ class SweepRow(BaseModel):
         settings: value of each axis.
         run: its folder, relative to the sweep's.
         why: why a run failed, in one line.
+        zero_shot: name of the frozen model of its student in `SweepRecord.baselines`.
         train: results of the training: steps, samples, loss, seconds, wait_seconds and others.
         evals: results of each evaluation, in the recipe's order, without `by_class`, which is in the run's
             own `results.json`.
@@ -37,16 +39,20 @@ class SweepRow(BaseModel):
     why: str | None = None
     train: dict[str, Any] | None = None
     evals: list[dict[str, Any]] = []
+    zero_shot: str = ZERO_SHOT
 
 
 class SweepRecord(BaseModel):
-    """A grid of runs over one cache.
+    """A grid of runs over one cache, or over those of a recipe's rows.
 
     Attributes:
         recipe: the recipe's file.
-        axes: values of each axis, in the order of the command.
-        zero_shot: results of the recipe's evaluations for the cache's frozen model, with `by_class`; empty if
-            they failed, for the reason `zero_shot_why`.
+        cache: that of [train]; rows may name others.
+        axes: values of each axis, in the order of the command. Rows are the first one, `row`.
+        row_settings: settings of each row of the recipe, by its name.
+        zero_shot: results of the recipe's evaluations for the students' frozen model, with `by_class`; empty
+            if they failed, for the reason `zero_shot_why`. Of several models the results follow each other.
+        teacher: the same of teachers that are other models than the students.
         seconds: sum over all calls.
         process_seconds: the same, times the processes that ran jobs; None if that is not known: on Dask
             workers, or for calls of earlier versions.
@@ -60,6 +66,9 @@ class SweepRecord(BaseModel):
     seeds: list[int]
     zero_shot: list[dict[str, Any]] = []
     zero_shot_why: str | None = None
+    teacher: list[dict[str, Any]] = []
+    teacher_why: str | None = None
+    row_settings: dict[str, dict[str, Any]] = {}
     rows: list[SweepRow]
     seconds: float = 0.0
     process_seconds: float | None = None
@@ -76,6 +85,19 @@ class SweepRecord(BaseModel):
         for row in self.rows:
             groups.setdefault(json.dumps(row.settings, sort_keys=True, default=str), []).append(row)
         return list(groups.values())
+
+    @property
+    def rows_have_caches(self) -> bool:
+        """Whether rows of the recipe name caches of their own, which may have other teachers."""
+        return any("cache" in settings for settings in self.row_settings.values())
+
+    def baselines(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the results of frozen models by name, those of students first."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for default, results in ((ZERO_SHOT, self.zero_shot), (TEACHER, self.teacher)):
+            for one in results:
+                found.setdefault(str(one.get("student", default)), []).append(one)
+        return found
 
     def training_share(self) -> float | None:
         """Return the share of the processes' time that the training loops of finished runs took; None if it

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipeline.seeds import exact, figure_text, format_spread, spread
 from pipeline.sweep_record import SweepRecord, SweepRow
-from student_train.figures import FIGURES, ZERO_SHOT
+from student_train.figures import FIGURES
 from student_train.markdown import table
 
 PADDING = 3  # a column's line, and a space on both sides of its text
@@ -106,23 +106,21 @@ def suite_cells(results: dict[str, Any]) -> Cells:
 
 
 def sweep_cells(record: SweepRecord) -> Cells:
-    """Return a table of a sweep: a row for each evaluation and setting, after the frozen model's.
+    """Return a table of a sweep: a row for each evaluation and setting, after those of frozen models.
 
     Figures are means ± sample standard deviations over finished seeds. Without evaluations, the figure is the
     last loss of the training.
     """
-    configurations = record.configurations()
-    every = [record.zero_shot, *(row.evals for row in record.rows if row.state == "done")]
+    configurations, baselines = record.configurations(), record.baselines()
+    every = [*baselines.values(), *(row.evals for row in record.rows if row.state == "done")]
     present = [name for name in FIGURES if any(name in found for evals in every for found in evals)]
     rows = []
-    for place in range(max(map(len, every))):
+    for place in range(max(map(len, every), default=0)):
         here = [evals[place] for evals in every if place < len(evals)]
-        if record.zero_shot:
-            axes = [ZERO_SHOT, *[""] * len(record.axes)][: len(record.axes)]
-            frozen = [
-                figure_text(name, exact(record.zero_shot[place].get(name)), none="") for name in present
-            ]
-            rows.append([here[0]["images"], *axes, "", *frozen])
+        for model, evals in baselines.items():
+            frozen = [figure_text(name, exact(evals[place].get(name)), none="") for name in present]
+            # without an axis, the name stands in the column of the seeds
+            rows.append([here[0]["images"], model, *[""] * len(record.axes), *frozen])
         for members in configurations:
             done = [row.evals[place] for row in members if row.state == "done"]
             found = [spread(e[name] for e in done if name in e) for name in present]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 ZERO_SHOT = "zero-shot"  # the frozen model, in place of a student's folder
+TEACHER = "teacher"  # in results: the cache's frozen model, if the student's is another one
 
 
 @dataclass(frozen=True)

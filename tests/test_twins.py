@@ -13,6 +13,7 @@ PACKAGES = ("pipeline", "student_train", "teacher_cache")
 # it has instead. Sorted, one line a file. `__init__.py` needs no test file.
 TESTED_IN = {
     "pipeline/axes.py": "pipeline/test_sweep.py",
+    "pipeline/baselines.py": "pipeline/test_rows.py",
     "pipeline/cli.py": "pipeline/test_sweep.py",
     "pipeline/demo/compare.py": "pipeline/test_demo.py",
     "pipeline/demo/make_pictures.py": "pipeline/test_demo.py",
@@ -50,6 +51,7 @@ TESTED_IN = {
     "student_train/model/full_texts.py": "student_train/model/test_full_tower.py",
     "student_train/model/hub.py": "student_train/interchange/test_huggingface.py",
     "student_train/model/model_card.py": "student_train/interchange/test_huggingface.py",
+    "student_train/model/named_model.py": "student_train/evaluation/test_frozen_names.py",
     "student_train/model/prompts.py": "student_train/model/test_towers.py",
     "student_train/model/settings.py": "student_train/model/test_stored.py",
     "student_train/model/vision_check.py": "student_train/model/vision_towers/test_timm_tower.py: computes_otherwise",

@@ -5,6 +5,7 @@ A single run is a sweep of one. Missing data is left out, with a note that gives
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 from pipeline.seeds import HEADLINE, Spread, exact, number, spread
 from pipeline.sweep_record import SWEEP, SweepRecord, SweepRow, read_sweep
-from student_train.figures import FIGURES, ZERO_SHOT
+from student_train.evaluation.frozen_names import is_frozen
+from student_train.figures import FIGURES, TEACHER, ZERO_SHOT
 from student_train.runs.record import SETTINGS, STUDENT, flat_settings, has_steps, read_results, read_settings
 from student_train.training.settings import TrainSettings
 from teacher_cache.errors import UsageError
@@ -20,6 +22,7 @@ from teacher_cache.settings import to_flat
 
 # Short words for settings in the names of configurations; none if the value is clear without it.
 SHORT = {
+    "row": "",
     "prompt_structure": "",
     "carry": "",
     "prompt_depth": "depth",
@@ -68,7 +71,8 @@ class Evaluation:
         images: as in the recipe.
         about: samples, classes, unreadable images and so on, of the first run that has it.
         figures: names of the figures that any run has.
-        zero_shot: results of the frozen model; empty if unknown.
+        zero_shot: results of the students' frozen model; empty if unknown, or if students have several.
+        baselines: results of each frozen model by name.
     """
 
     place: int
@@ -77,6 +81,7 @@ class Evaluation:
     about: dict[str, Any]
     figures: list[str]
     zero_shot: dict[str, Any]
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def headline(self) -> str | None:
@@ -128,12 +133,34 @@ class Gathered:
         found = []
         for place in range(max(map(len, every), default=0)):
             here = [evals[place] for evals in every if place < len(evals)]
-            zero_shot = self.sweep.zero_shot[place] if place < len(self.sweep.zero_shot) else {}
+            named = {name: evals[place] for name, evals in self.baselines.items() if place < len(evals)}
             figures = [name for name in FIGURES if any(number(one.get(name)) is not None for one in here)]
             images, classes = str(here[0].get("images", "images")), here[0].get("classes")
             title = f"{last_name(images)}, {classes} classes" if classes else last_name(images)
-            found.append(Evaluation(place, title, images, here[0], figures, zero_shot))
+            zero_shot = named.get(ZERO_SHOT, {})
+            found.append(Evaluation(place, title, images, here[0], figures, zero_shot, named))
         return found
+
+    @cached_property
+    def baselines(self) -> dict[str, list[dict[str, Any]]]:
+        """Results of frozen models by name.
+
+        Earlier versions evaluated the cache's teacher as `zero-shot`, whatever the student.
+        """
+        found = self.sweep.baselines()
+        earlier = not any("frozen" in one for evals in found.values() for one in evals)
+        if list(found) == [ZERO_SHOT] and earlier and self._student_is_another_model():
+            return {TEACHER: found[ZERO_SHOT]}
+        return found
+
+    def _student_is_another_model(self) -> bool:
+        """Whether the first run that has recorded its student has another one than its cache's teacher."""
+        for row in self.sweep.rows:
+            with suppress(UsageError):
+                record = read_settings(self.run_folder(row))
+                teacher = record["cache"]["teacher"]["weights_digest"]
+                return bool(record["student"].get("weights_digest", teacher) != teacher)
+        return False
 
     @cached_property
     def best_first(self) -> list[Configuration]:
@@ -213,8 +240,17 @@ def _gather_run(folder: Path) -> Gathered:
         evals=[own for _, own in pairs],
     )
     zero_shot = [frozen for frozen, _ in pairs]
+    teachers = teacher_evals(results)
     cache = str(record["settings"].get("cache", ""))
-    sweep = SweepRecord(recipe="", cache=cache, axes={}, seeds=[row.seed], zero_shot=zero_shot, rows=[row])
+    sweep = SweepRecord(
+        recipe="",
+        cache=cache,
+        axes={},
+        seeds=[row.seed],
+        zero_shot=zero_shot,
+        teacher=teachers if len(teachers) == len(pairs) else [],
+        rows=[row],
+    )
     return Gathered(folder, False, sweep, notes)
 
 
@@ -244,11 +280,20 @@ def paired_evals(results: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str
         if one.get("student") == ZERO_SHOT:
             frozen = one
             continue
+        if is_frozen(one.get("student")):
+            continue
         if out is None or one.get("student") == out:
             same = frozen.get("images") == one.get("images") and frozen.get("classes") == one.get("classes")
             pairs.append((frozen if same else {}, one))
         frozen = {}
     return pairs
+
+
+def teacher_evals(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the results of a teacher that is another model than the student in `results.json`."""
+    evals = results.get("evals")
+    every = evals if isinstance(evals, list) else []
+    return [one for one in every if isinstance(one, dict) and one.get("student") == TEACHER]
 
 
 def axis_name(axis: str) -> str:

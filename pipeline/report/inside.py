@@ -151,8 +151,12 @@ Change = tuple[str, int, float, float]
 def _changes(gathered: Gathered, configuration: Configuration, place: int) -> tuple[list[Change], int]:
     """Return (class, images, right of the frozen model, mean right of the student), and the seeds."""
     frozen: list[list[Any]] = []
-    if place < len(gathered.sweep.zero_shot):
-        frozen = by_class(gathered.sweep.zero_shot[place])
+    name = configuration.rows[0].zero_shot
+    if gathered.baselines and name not in gathered.baselines:  # only the teacher was evaluated
+        return [], 0
+    own = gathered.baselines.get(name, [])
+    if place < len(own):
+        frozen = by_class(own[place])
     students = []
     for row in configuration.done:
         pairs = paired_evals(noted_results(gathered.run_folder(row), gathered.notes))

@@ -13,9 +13,9 @@ from pipeline.report.gather import (
     value_text,
 )
 from pipeline.report.pieces import Cell, FactGroups, Facts, Piece, Table, Tables, Text
-from pipeline.seeds import Spread, best_of, figure_text, number
+from pipeline.seeds import Spread, best_of, exact, figure_text, number
 from pipeline.sweep_record import SweepRow
-from student_train.figures import FIGURES
+from student_train.figures import FIGURES, ZERO_SHOT
 from teacher_cache.errors import RppError
 from teacher_cache.model_names import portable_model, portable_pretrained
 from teacher_cache.softlabels import TeacherCache
@@ -25,8 +25,13 @@ AGAINST_TEACHER = " and ".join(figure.heading for figure in FIGURES.values() if 
 RULE = (
     "Mean ± sample standard deviation over seeds. ★ marks the best value of a column if its mean leads the "
     "second best by more than the larger of the two standard deviations; with one seed no value is marked. "
-    f"Lower is better for {LOWER}. The frozen model (zero-shot) takes part with a deviation of 0, except in "
-    f"{AGAINST_TEACHER}, where it would be compared with itself."
+    f"Lower is better for {LOWER}. The student's frozen model (zero-shot) takes part with a deviation of 0, "
+    f"except in {AGAINST_TEACHER}, where a teacher would be compared with itself. A teacher that is another "
+    "model takes no part."
+)
+SEVERAL_TEACHERS = (
+    f"Rows have several caches: {AGAINST_TEACHER} compare each row with the teacher of its own cache, unless "
+    "the [[eval]] names a cache. None of these figures is marked."
 )
 
 
@@ -50,6 +55,10 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
             _cost(gathered, build_seconds),
         ]
         pieces.append(FactGroups([group for group in groups if group.pairs]))
+        differ = {name for settings in gathered.sweep.row_settings.values() for name in settings}
+        if differ & {"cache", "student", "pretrained"} and gathered.chosen_words:
+            text = f"Teacher, cache and student are those of {gathered.chosen_words}; other rows differ."
+            pieces.append(Text(text))
         never_read = record.get("never_read")
         if isinstance(never_read, list) and never_read:
             lines = "; ".join(map(str, never_read))
@@ -64,9 +73,16 @@ def what_was_run(gathered: Gathered, cache: TeacherCache | None, why_no_cache: s
 
 
 def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
-    changed = changed_settings(record, list(gathered.sweep.axes))
+    of_rows = {name: None for settings in gathered.sweep.row_settings.values() for name in settings}
+    changed = changed_settings(record, [*gathered.sweep.axes, *of_rows])
     rows = [[name.replace("_", " "), value_text(value)] for name, value in changed.items()]
-    caption = "Settings that differ from the defaults" + (", without the axes" if gathered.is_sweep else "")
+    caption = "Settings that differ from the defaults" + (
+        ", without the axes and those of rows"
+        if of_rows
+        else ", without the axes"
+        if gathered.is_sweep
+        else ""
+    )
     note = "" if rows else "None."
     tables = [Table(caption, ["setting", "value"], rows, words=2, note=note)]
     if gathered.axes:
@@ -75,6 +91,14 @@ def _settings(gathered: Gathered, record: dict[str, Any]) -> list[Table]:
         ]
         seeds = ", ".join(map(str, gathered.sweep.seeds))
         tables.append(Table("Axes of the sweep", ["axis", "values"], [*axes, ["seed", seeds]], words=2))
+    if of_rows:
+        headings = ["row", *(axis_name(name) for name in of_rows)]
+        settings = [
+            [row, *(value_text(values[name]) if name in values else "" for name in of_rows)]
+            for row, values in gathered.sweep.row_settings.items()
+        ]
+        note = "An empty cell is the value that all rows share."
+        tables.append(Table("Settings of the rows", headings, settings, words=len(headings), note=note))
     return tables
 
 
@@ -160,12 +184,20 @@ def headline(gathered: Gathered) -> list[Piece]:
         text = f"This {what} has no evaluation: add [[eval]] to the recipe, or use rpp eval."
         return [Text(text, True), _headline_table(gathered, None, first=True)]
     pieces: list[Piece] = [Text(RULE)]
+    if gathered.sweep.rows_have_caches:
+        pieces.append(Text(SEVERAL_TEACHERS))
     for place, one in enumerate(gathered.evaluations):
         pieces.append(_headline_table(gathered, one, first=place == 0))
     if gathered.sweep.zero_shot_why:
         pieces.append(Text(f"No zero-shot row: {reason(gathered.sweep.zero_shot_why)}", True))
-    elif not any(one.zero_shot for one in gathered.evaluations):
-        pieces.append(Text("No zero-shot row: the frozen model was not evaluated.", True))
+    elif not any(
+        results and name.startswith(ZERO_SHOT)
+        for one in gathered.evaluations
+        for name, results in one.baselines.items()
+    ):
+        pieces.append(Text("No zero-shot row: the student's frozen model was not evaluated.", True))
+    if gathered.sweep.teacher_why:
+        pieces.append(Text(f"No teacher row: {reason(gathered.sweep.teacher_why)}", True))
     if len(gathered.sweep.seeds) < 2:
         pieces.append(Text("One seed: figures have no standard deviation, and none is marked.", True))
     return pieces
@@ -174,13 +206,19 @@ def headline(gathered: Gathered) -> list[Piece]:
 def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bool) -> Table:
     axes = list(gathered.axes)
     leading = max(1, len(axes))
-    columns: dict[str, list[Spread | None]] = {}  # the frozen model's figure, and one per configuration
+    columns: dict[str, list[Spread | None]] = {}  # figures of frozen models, then one per configuration
+    baselines = evaluation.baselines if evaluation else {}
     best = {}
     if evaluation is not None:
         for name in evaluation.figures:
             figures = [one.figure(evaluation.place, name) for one in gathered.configurations]
-            columns[name] = [evaluation.zero_shot_figure(name), *figures]
-            compared = [None, *figures] if FIGURES[name].against_teacher else columns[name]
+            frozen = [exact(number(one.get(name))) for one in baselines.values()]
+            columns[name] = [*frozen, *figures]
+            against_teacher = FIGURES[name].against_teacher
+            takes_part = [not against_teacher and one.startswith(ZERO_SHOT) for one in baselines]
+            takes_part += [not (against_teacher and gathered.sweep.rows_have_caches)] * len(figures)
+            pairs = zip(columns[name], takes_part, strict=True)
+            compared = [one if does else None for one, does in pairs]
             best[name] = best_of(compared, FIGURES[name].lower_is_better)
 
     def cells(place: int) -> list[Cell]:
@@ -189,9 +227,10 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
         ]
 
     rows: list[list[str | Cell]] = []
-    if any(column[0] for column in columns.values()):
-        rows.append([Cell("zero-shot", span=leading), Cell("–", quiet=True), *cells(0)])
-    for place, one in enumerate(gathered.configurations, start=1):
+    for place, name in enumerate(baselines):
+        if any(column[place] for column in columns.values()):
+            rows.append([Cell(name, span=leading), Cell("–", quiet=True), *cells(place)])
+    for place, one in enumerate(gathered.configurations, start=len(baselines)):
         words = [value_text(one.settings[axis]) for axis in axes] or [one.label]
         rows.append([*words, f"{len(one.done)} of {len(one.rows)}", *cells(place)])
         if first:

@@ -6,7 +6,6 @@ Shapes: N images, B batch, C classes, D embedding.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,10 @@ from torch import Tensor
 from student_train.evaluation.datasets import Dataset, open_dataset
 from student_train.evaluation.evaluators import EVALUATORS, Scores, Task
 from student_train.evaluation.feature_store import FeatureStore, class_features
+from student_train.evaluation.frozen_names import student_name
 from student_train.evaluation.image_features import EncodedImages, cached_images, check_cached, encode_images
 from student_train.evaluation.models import FeatureModels, LoadedFeatureModel
+from student_train.evaluation.preflight import check_weights_like
 from student_train.evaluation.settings import EvalOptions, EvalSettings, ModelOptions, ModelSettings
 from teacher_cache.classes.vocabulary import Vocabulary
 from teacher_cache.cores import usable_cores
@@ -49,17 +50,18 @@ def evaluate(settings: EvalSettings, store: FeatureStore | None = None) -> dict[
 
 
 def load_models(students: str | Sequence[str], options: EvalOptions) -> list[ComparedModel]:
-    """Load students, or `zero-shot`, each with its teacher if a metric needs one. Repeated names are loaded
+    """Load students, or frozen models, each with its teacher if a metric needs one. Repeated names are loaded
     once.
 
     Raises:
         UsageError: no such run, cache, model or device.
     """
     students = [students] if isinstance(students, str) else students
+    check_weights_like(students, options)
     models, compared = FeatureModels(), []
     shared = options.model_dump(include=set(ModelOptions.model_fields))
     with_teacher = any(EVALUATORS[metric].needs_teacher for metric in options.metrics)
-    for student in dict.fromkeys(str(Path(name)) for name in students):
+    for student in dict.fromkeys(map(student_name, students)):
         settings = ModelSettings(**shared, student=student)
         model = models.load(settings)
         compared.append((model, models.teacher_of(settings) if with_teacher else None))

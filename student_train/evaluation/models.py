@@ -4,6 +4,7 @@ Shapes: B batch, C classes, D embedding.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_train.evaluation.preflight import zero_shot_without_cache
+from student_train.evaluation.frozen_names import frozen_name, named_frozen_model
+from student_train.evaluation.preflight import check_weights_like, zero_shot_without_cache
 from student_train.evaluation.settings import ModelSettings, ModelWithClasses
 from student_train.figures import ZERO_SHOT
+from student_train.model.named_model import load_named_model
 from student_train.model.stored import read_provenance
 from student_train.model.student import PromptedCLIP, load_student
 from student_train.runs.record import SETTINGS, read_settings
 from teacher_cache.classes.templates import DEFAULT_TEMPLATE
 from teacher_cache.classes.vocabulary import Vocabulary, load_vocabulary
 from teacher_cache.command_settings import Precision
-from teacher_cache.conventions import Conventions, recorded_conventions
+from teacher_cache.conventions import ConventionOptions, Conventions, recorded_conventions
 from teacher_cache.errors import UsageError
 from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.teacher.openclip import LoadedModel, load_model
@@ -84,6 +87,8 @@ class FeatureModels:
         device = choose_device(settings.device)
         if settings.student == ZERO_SHOT:
             return self._zero_shot(settings)
+        if named := named_frozen_model(settings.student):
+            return self._named(*named, settings)
         student = load_student(settings.student, settings.model, settings.pretrained, load=self._load)
         trained = student.provenance
         return LoadedFeatureModel(
@@ -104,6 +109,11 @@ class FeatureModels:
         if settings.cache is not None or settings.student == ZERO_SHOT:
             return self._zero_shot(settings)
         device = choose_device(settings.device)
+        if named_frozen_model(settings.student):
+            raise UsageError(
+                f"--metrics agreement of --student {settings.student} needs --cache, with the teacher to "
+                "compare it with"
+            )
         if os.path.isfile(Path(settings.student) / SETTINGS):  # a run has the teacher's path
             record = read_settings(Path(settings.student))
             return self._recorded(record["cache"]["teacher"], settings, tuple(record["templates"]))
@@ -118,6 +128,17 @@ class FeatureModels:
             raise zero_shot_without_cache()
         store = CacheStore.open(settings.cache)
         return self._recorded(store.header.teacher, settings, store.vocabulary().templates)
+
+    def _named(self, model: str, pretrained: str | None, settings: ModelSettings) -> LoadedFeatureModel:
+        """Load a frozen model by its name, with the templates of the cache if there is one."""
+        teacher: dict[str, Any] | None = None
+        templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+        if settings.cache is not None:
+            store = CacheStore.open(settings.cache)
+            teacher, templates = store.header.teacher, store.vocabulary().templates
+        loaded = load_named_model(model, pretrained, settings.weights_like, teacher, load=self._load)
+        frozen = Teacher(loaded, choose_device(settings.device), settings.precision)
+        return LoadedFeatureModel(settings.student, frozen, templates)
 
     def _recorded(
         self, teacher: dict[str, Any], settings: ModelSettings, templates: tuple[str, ...]
@@ -162,16 +183,31 @@ class FeatureModels:
         name: str,
         pretrained: str | None,
         device: torch.device | str = "cpu",
-        conventions: Conventions | None = None,
+        conventions: ConventionOptions | Conventions | None = None,
     ) -> LoadedModel:
-        key = (name, pretrained, repr(conventions and conventions.fields))
+        fields = conventions.fields if isinstance(conventions, Conventions) else conventions
+        key = (name, pretrained, repr(fields))
         if key not in self._loaded:
             self._loaded[key] = load_model(name, pretrained, device, conventions)
         return self._loaded[key]
 
 
+def teacher_notes(models: Sequence[LoadedFeatureModel]) -> list[str]:
+    """Return a note for each student beside `zero-shot` whose frozen model is not that of `zero-shot`."""
+    teachers = [one.model.loaded for one in models if one.name == ZERO_SHOT]
+    students = [one for one in models if isinstance(one.model, StudentFeatures)]
+    return [
+        f"zero-shot is the cache's teacher, {teacher.name}, not the frozen model of {one.name}; to evaluate "
+        f"that model, use --student {frozen_name(base.name, base.pretrained)}"
+        for teacher in teachers
+        for one in students
+        if (base := one.model.loaded).digest != teacher.digest
+    ]
+
+
 def load_with_classes(settings: ModelWithClasses) -> tuple[Teacher, Vocabulary]:
     """Load a model and the classes, with the model's templates."""
+    check_weights_like([settings.student], settings)
     loaded = FeatureModels().load(settings)
     names = load_vocabulary(settings.classes, lemma=settings.lemma, duplicates=settings.duplicates)
     return loaded.model, Vocabulary(names.names, names.ids, loaded.templates)

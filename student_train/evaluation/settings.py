@@ -32,7 +32,7 @@ else:
     Format = Literal["auto", *SOURCES, "coop", "clip-benchmark", "cache"]
 
 NAMES = ("classes", "lemma", "duplicates")
-MODEL = ("cache", "model", "pretrained")
+MODEL = ("cache", "model", "pretrained", "weights_like")
 
 
 class DataOptions(BaseModel):
@@ -91,6 +91,12 @@ class ModelOptions(FrozenModelPlace):
         description="cache with the model and templates of --student zero-shot and the teacher of agreement "
         "[default: the cache of the run]",
     )
+    weights_like: str | None = Field(
+        default=None,
+        description="pretrained tag of the model whose conventions (QuickGELU, preprocessing) the weights "
+        "file of --student zero-shot:MODEL:FILE has [default: recognised by the file, or those of all tags "
+        "if they agree]",
+    )
     precision: Precision = Field(default="fp32", description="autocast precision")
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
 
@@ -99,7 +105,8 @@ class ModelSettings(ModelOptions):
     """A model to evaluate or to predict with."""
 
     student: Place = Field(
-        description="a run's folder, one in Hugging Face's layout, or zero-shot for the cache's frozen model"
+        description="a run's folder, one in Hugging Face's layout, zero-shot for the cache's frozen model, "
+        "or zero-shot:MODEL:PRETRAINED (zero-shot:MODEL if it is a folder) for another one"
     )
 
 

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from student_train.figures import ZERO_SHOT
+from student_train.evaluation.frozen_names import is_frozen, portable_name
 from student_train.interchange.settings import HuggingFaceSettings
 from student_train.model.model_card import CARD, figures_in, model_card
 from student_train.model.stored import read_student, write_folder
@@ -61,12 +61,15 @@ def read_figures(path: Path) -> list[dict[str, object]]:
 
 
 def own_figures(figures: list[dict[str, object]], student: Path) -> list[dict[str, object]]:
-    """Return the figures of the student and of the frozen model.
+    """Return the figures of the student and of frozen models.
 
     If the file has one student only, its figures are taken whatever its path: it may have moved.
     """
-    others = {str(row["student"]) for row in figures if "student" in row} - {ZERO_SHOT}
+    figures = [
+        row | {"student": portable_name(str(row["student"]))} if "student" in row else row for row in figures
+    ]
+    others = {str(row["student"]) for row in figures if "student" in row and not is_frozen(row["student"])}
     if len(others) < 2:
         return figures
     own = {name for name in others if Path(name).resolve() == student.resolve()}
-    return [row for row in figures if row.get("student") in {*own, ZERO_SHOT}] if own else []
+    return [row for row in figures if (name := row.get("student")) in own or is_frozen(name)] if own else []

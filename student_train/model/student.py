@@ -44,7 +44,7 @@ from student_train.model.vision_towers import vision_parts
 from student_train.runs.record import STUDENT
 from teacher_cache.classes.templates import prompted_text
 from teacher_cache.compat.dynamo import require_compiler
-from teacher_cache.conventions import Conventions, recorded_conventions
+from teacher_cache.conventions import ConventionOptions, Conventions, recorded_conventions
 from teacher_cache.errors import UnsupportedTowerError, UsageError
 from teacher_cache.files.places import local_path
 from teacher_cache.indices import as_texts
@@ -55,7 +55,7 @@ from teacher_cache.teacher.registry import earlier_conventions
 from teacher_cache.teacher.text_towers import text_parts
 
 TOWERS: tuple[Tower, ...] = ("text", "vision")
-Load = Callable[[str, str | None, torch.device | str, Conventions | None], LoadedModel]
+Load = Callable[[str, str | None, torch.device | str, ConventionOptions | Conventions | None], LoadedModel]
 
 log = logging.getLogger(__name__)
 

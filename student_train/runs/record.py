@@ -244,6 +244,16 @@ def require_student(path: str | Path) -> None:
         raise UsageError(f"no student at {os.path.join(path, STUDENT)}")
 
 
+def require_no_run(folder: Path | None) -> None:
+    """Refuse a folder for several runs that is itself a run.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if folder is not None and os.path.isfile(folder / SETTINGS):
+        raise UsageError(f"{folder} is the folder of one run; choose another out for the runs of this recipe")
+
+
 def require_startable(out: Path, resume: bool) -> dict[str, Any] | None:
     """Refuse a folder in which no run can start, or resume, before anything takes time.
 

@@ -9,15 +9,15 @@ from student_train.data.join import Join, locate_images
 from student_train.data.order import select_rows
 from student_train.data.pixels import PixelWorkers
 from student_train.data.rendered import RenderedViews, why_not_rendered
+from student_train.model.named_model import load_named_model
 from student_train.training.distributed import Processes
 from student_train.training.run_identity import base_conventions
 from student_train.training.settings import TrainSettings
 from student_train.training.step_classes import check_classes_per_step
-from teacher_cache.conventions import ConventionOptions, recorded_conventions
+from teacher_cache.conventions import recorded_conventions
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import UsageError
 from teacher_cache.images.table import SampleTable
-from teacher_cache.model_names import is_weights_file
 from teacher_cache.softlabels import TeacherCache, open_cache
 from teacher_cache.store.pixels import one_codec
 from teacher_cache.teacher.openclip import LoadedModel, load_model
@@ -50,15 +50,7 @@ def load_student_base(
         name = settings.student or cache.teacher["model"]
         if record is not None and (conventions := base_conventions(record)):
             return load_model(name, settings.pretrained, device, conventions)
-        like = ConventionOptions(weights_like=settings.weights_like)
-        if teachers and like.weights_like is None and is_weights_file(settings.pretrained):
-            base = load_model(name, settings.pretrained, device, teachers)
-            if base.digest == cache.teacher["weights_digest"]:  # the teacher's weights, which moved
-                return base
-        base = load_model(name, settings.pretrained, device, like)
-        for note in base.notes:
-            log.warning(note)
-        return base
+        return load_named_model(name, settings.pretrained, settings.weights_like, cache.teacher, device)
     try:
         base = load_model(cache.teacher["model"], cache.teacher["pretrained"], device, teachers)
     except UsageError as error:

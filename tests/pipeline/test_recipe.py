@@ -87,6 +87,12 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(recipe: Path, tmp_path:
         ("fluent-flat.tar", "nothing.tar", r"\[\[eval\]\]: image source .*nothing.tar.* does not exist"),
         ('class_subset = "new"', 'cache = "none.zarr"', r"\[\[eval\]\]: no cache at none.zarr"),
         ('class_subset = "new"', 'student = "nobody"', r"\[\[eval\]\]: no student at nobody"),
+        ('class_subset = "new"', 'student = "zero-shot:./none"', r"\[\[eval\]\]: no model folder .*none"),
+        (
+            'class_subset = "new"',
+            'weights_like = "openai"',
+            r"\[\[eval\]\]: --weights-like openai is for the",
+        ),
         ('classes.txt"\n        class_s', 'none.txt"\n        class_s', r"\[\[eval\]\]: .*none.txt"),
     ],
 )

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from pipeline.axes import parse_axes
+from pipeline.baselines import Trained, baselines
 from pipeline.recipe import load_recipe
 from pipeline.report import make_report
 from pipeline.run import run_recipe
 from pipeline.settings import SweepSettings
-from pipeline.sweep import lock_sweep, make_cells, run_sweep, zero_shot_job
+from pipeline.sweep import lock_sweep, make_cells, run_sweep
 from pipeline.sweep_jobs import Runner
 from pipeline.sweep_process import Job
 from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
@@ -361,8 +362,10 @@ def test_ten_runs_open_the_teachers_model_zero_times(recipe: Path, tmp_path: Pat
     record = run_sweep(one, SweepSettings(set=("train.temperature=1,2",), seeds=5, out=tmp_path / "sweep"))
     assert [row.state for row in record.rows] == ["done"] * 10
     assert len({(row.train or {})["loss"] for row in record.rows}) == 10
-    assert record.zero_shot == []
-    assert str(teacher) in (record.zero_shot_why or "")
+    assert [found["student"] for found in record.zero_shot] == ["zero-shot"] * 2
+    assert [found["frozen"] for found in record.zero_shot] == [f"zero-shot:local-dir:{own}"] * 2
+    assert record.teacher == []
+    assert str(teacher) in (record.teacher_why or "")
 
 
 def test_runs_on_dask_workers_are_those_of_this_machine(
@@ -425,9 +428,8 @@ def test_the_frozen_model_is_measured_by_the_evaluations_of_the_runs(recipe: Pat
     first = f'[[eval]]\nimages = "{PICTURES}/noto.tar"\nstudent = "peer"\n'
     other.write_text(text.replace("[[eval]]", first + "[[eval]]", 1))
     loaded = load_recipe(other, {"out": str(tmp_path)})
-    frozen = zero_shot_job(loaded, tmp_path)
     (cell,) = make_cells(other, {}, SweepSettings(), tmp_path)
-    assert frozen is not None
+    (frozen,) = baselines([Trained(cell.train, cell.job.evals)], cell.shared_evals)
     assert len(loaded.evals) == 3
     assert [(e.images, e.class_subset) for e in frozen.evals] == [
         (e.images, e.class_subset) for e in cell.job.evals
