@@ -68,7 +68,7 @@ def swept(cache: Path, folder: Path, pixels: str, epochs: int, jobs: int) -> dic
 
 def main(
     count: Annotated[int, typer.Option(help="pictures")] = 512,
-    epochs: Annotated[int, typer.Option(help="passes of a run over the pictures")] = 2,
+    epochs: Annotated[int, typer.Option(help="passes of a run over the pictures")] = 5,
     jobs: Annotated[int, typer.Option(help="runs at a time")] = 1,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
