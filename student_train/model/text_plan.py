@@ -60,7 +60,8 @@ class TextPlan:
     def __str__(self) -> str:
         kept = "all activations kept"
         if self.recomputed:
-            kept = f"{self.recomputed} of {self.chunks} chunks recomputed, {self.segment} blocks at a time"
+            blocks = "1 block" if self.segment == 1 else f"{self.segment} blocks"
+            kept = f"{self.recomputed} of {self.chunks} recomputed, {blocks} at a time"
         chunks = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
         cost = ""
         if self.full_rows:
