@@ -216,11 +216,11 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
             row sets.
     """
     cells: dict[Path, Cell] = {}
+    check_axes(load_recipe(path, {"out": str(out)}).rows, axes)
     points = [
         load_recipe(path, {**dict(zip(axes, values, strict=True)), "out": str(out)})
         for values in product(*axes.values())
     ]
-    check_axes(points[0].rows, axes)
     rows = range(len(points[0].rows)) or [None]
     for number, recipe in ((number, recipe) for number in rows for recipe in points):
         row = None if number is None else recipe.rows[number]

@@ -384,6 +384,13 @@ def test_what_a_row_needs_is_checked_before_anything_is_built(study: Path, tmp_p
     assert not (tmp_path / "sweep").exists()
     with pytest.raises(UsageError, match=f"--set train.temperature: the row '{ODD}' sets temperature itself"):
         run_sweep(study, SweepSettings(set=("train.temperature=1,2",), out=tmp_path / "sweep"))
+    # the first value makes two rows equal
+    equal = tmp_path / "equal.toml"
+    text = study.read_text()
+    rows = '[[row]]\nname = "a"\n[[row]]\nname = "b"\nlr = 0.5\n'
+    equal.write_text(text[: text.index("[[row]]")] + rows + text[text.index("[[eval]]") :])
+    with pytest.raises(UsageError, match=r"--set train.lr: the row 'b' sets lr itself"):
+        run_sweep(equal, SweepSettings(set=("train.lr=0.5,1",), out=tmp_path / "sweep"))
 
 
 def test_rows_combine_with_axes_and_names_become_folders(study: Path, tmp_path: Path) -> None:
