@@ -90,7 +90,13 @@ def load_recipe(path: str | os.PathLike[str], train: dict[str, Any] | None = Non
     """
     path = local_path(path)
     tables = read_toml(path, "recipe")
-    if (unknown := set(tables) - {*TABLES, *OF_SWEEP}) or not isinstance(tables.get("train"), dict):
+    unknown = set(tables) - {*TABLES, *OF_SWEEP}
+    if settings := sorted(name for name in unknown if not isinstance(tables[name], dict | list)):
+        raise UsageError(
+            f"{path}: no such setting at the top of a recipe: {settings[0]} (known: {', '.join(OF_SWEEP)}; "
+            "others belong to a table, below its line)"
+        )
+    if unknown or not isinstance(tables.get("train"), dict):
         raise UsageError(
             f"the recipe {path} must have the tables [build] and [train] and may have [[eval]] and [[row]]"
             + (f"; unknown table [{min(unknown)}]" if unknown else "")

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.baselines import Trained, baselines
 from pipeline.recipe import Recipe
 from pipeline.student_run import Evaluated, train_and_evaluate
+from pipeline.sweep_record import require_no_sweep
 from student_train.evaluation.datasets import check_dataset
 from student_train.evaluation.frozen_names import named_frozen_model
 from student_train.evaluation.preflight import check_weights_like
@@ -34,11 +35,12 @@ def run_recipe(recipe: Recipe, on_note: Callable[[str], None]) -> dict[str, Any]
         `evals`.
 
     Raises:
-        UsageError: the recipe has rows.
+        UsageError: the recipe has rows, or its run would be in the folder of a sweep.
         UsageError, RppError: a step failed. The next call continues where this one stopped.
     """
     if recipe.rows:
         raise UsageError("the recipe has rows, which are a sweep: use run_sweep, or rpp run")
+    require_no_sweep(recipe.train.out)
     for evaluation in recipe.evals:
         check_evaluation(evaluation, recipe)
     built = [build_one(build, on_note) for build in recipe.builds]

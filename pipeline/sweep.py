@@ -27,6 +27,7 @@ from student_train.figures import TEACHER, ZERO_SHOT
 from student_train.runs.record import RESULTS, SETTINGS, read_settings
 from student_train.training.run_identity import changed_settings
 from student_train.training.settings import TrainSettings
+from teacher_cache.build import is_built
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.lock_file import file_lock
@@ -35,7 +36,6 @@ from teacher_cache.preflight import require_model
 from teacher_cache.progress import Counter, counting
 from teacher_cache.settings import to_flat
 from teacher_cache.stopping import stoppable
-from teacher_cache.store.cache_store import CacheStore
 from teacher_cache.store.presence import require_cache
 
 LOCK = "sweep.lock"
@@ -216,11 +216,11 @@ def make_cells(path: Path, axes: dict[str, list[str]], settings: SweepSettings, 
             row sets.
     """
     cells: dict[Path, Cell] = {}
+    check_axes(load_recipe(path, {"out": str(out)}).rows, axes)
     points = [
         load_recipe(path, {**dict(zip(axes, values, strict=True)), "out": str(out)})
         for values in product(*axes.values())
     ]
-    check_axes(points[0].rows, axes)
     rows = range(len(points[0].rows)) or [None]
     for number, recipe in ((number, recipe) for number in rows for recipe in points):
         row = None if number is None else recipe.rows[number]
@@ -319,13 +319,11 @@ def ensure_caches(recipe: Recipe, lock: bool, on_note: Callable[[str], None]) ->
     """Build the caches of the recipe that are not finished; without a lock if the recipe or `lock` says so.
 
     Raises:
-        UsageError, RppError: see `build_cache`.
+        UsageError, RppError: see `build_cache`, which refuses a finished cache with other settings.
     """
     for build in recipe.builds:
-        with suppress(UsageError):  # there is no cache yet, or the build reports what is wrong with it
-            if not CacheStore.open(build.out).parts.missing():
-                continue
-        build_one(build.model_copy(update={"lock": lock and build.lock}), on_note)
+        if not is_built(build):
+            build_one(build.model_copy(update={"lock": lock and build.lock}), on_note)
 
 
 def check_rows(recipe: Recipe) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from student_train.figures import TEACHER, ZERO_SHOT
+from student_train.runs.record import SETTINGS
 from teacher_cache.errors import UsageError
 from teacher_cache.files.atomic_write import atomic_write_text
 from teacher_cache.files.json_text import first_problem
@@ -127,3 +128,13 @@ def read_sweep(out: str | os.PathLike[str]) -> SweepRecord:
         raise UsageError(f"{out / SWEEP} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise UsageError(f"{out / SWEEP} is damaged: {first_problem(error)}") from error
+
+
+def require_no_sweep(folder: Path | None) -> None:
+    """Refuse a folder for a new run that is the folder of a sweep.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if folder is not None and (folder / SWEEP).is_file() and not (folder / SETTINGS).is_file():
+        raise UsageError(f"{folder} is the folder of a sweep; choose another out for a single run")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,14 +21,14 @@ from teacher_cache.compute.decoding import decoder_difference, difference_text
 from teacher_cache.compute.workers import on_this_machine
 from teacher_cache.conventions import ConventionOptions, recorded_conventions
 from teacher_cache.distribution import rpp_version
-from teacher_cache.errors import CacheDamagedError, UsageError, printable
+from teacher_cache.errors import CacheDamagedError, CacheMismatchError, RppError, UsageError, printable
 from teacher_cache.images.index import index_images
-from teacher_cache.images.sources import absolute_source
+from teacher_cache.images.sources import absolute_source, find_source
 from teacher_cache.images.table import SampleTable
-from teacher_cache.model_names import is_weights_file
+from teacher_cache.model_names import canonical_model_name, canonical_pretrained, is_weights_file
 from teacher_cache.pace import paces
 from teacher_cache.pixels.device_decoders import require_device_decoder
-from teacher_cache.preflight import require_bokeh
+from teacher_cache.preflight import require_bokeh, require_model
 from teacher_cache.relabel import ensure_vocabulary
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
@@ -98,6 +98,54 @@ def build_cache(settings: BuildSettings, on_note: Callable[[str], None] = lambda
         notes=notes,
         pace=pace_of(store, computed),
     )
+
+
+def is_built(settings: BuildSettings) -> bool:
+    """Return whether the cache at `settings.out` is finished and no setting is known to differ.
+
+    Loads no teacher. A teacher, images or class names that are not at their place are not compared: a
+    finished cache does not need them. If the result is false, `build_cache` compares everything.
+    """
+    try:
+        store = CacheStore.open(settings.out)
+        header = store.header
+        if store.parts.missing():
+            return False
+    except UsageError:  # there is no cache yet, or the build reports what is wrong with it
+        return False
+    policy = settings.view_policy.model_dump()
+    if policy["views"] in header.passes:  # `rpp-cache extend` added the others
+        policy["views"] = header.views
+    try:
+        requested = replace(
+            header,
+            part_size=part_rows(settings.part_size, header.samples),
+            encoding=settings.encoding_for(header.classes).record,
+            teacher=header.teacher | {"precision": settings.precision},
+            view_policy=policy,
+            max_pixels=settings.max_pixels,
+            decoder=decoder_of(settings),
+            pixels=settings.pixels,
+        )
+        header.require_equal(requested, settings.out)
+    except CacheMismatchError:
+        return False
+    recorded = header.teacher["model"], header.teacher["pretrained"]
+    named = canonical_model_name(settings.teacher), canonical_pretrained(settings.pretrained)
+    with suppress(UsageError):
+        require_model(settings.teacher, settings.pretrained)
+        if named != recorded:
+            return False
+    with suppress(UsageError):
+        vocabulary = load_vocabulary(
+            settings.classes, settings.templates, settings.lemma, settings.duplicates
+        )
+        if vocabulary_digest(vocabulary) != header.vocabulary_digest:
+            return False
+    with suppress(RppError):
+        if absolute_source(settings.images) != header.images and find_source(settings.images):
+            return False
+    return True
 
 
 def compute_missing(
@@ -225,13 +273,18 @@ def header_of(
         software=f"rpp {rpp_version()}",
         passes=[settings.view_policy.views],
         max_pixels=settings.max_pixels,
-        decoder="nvjpeg" if settings.decode_on_device else "pillow",
+        decoder=decoder_of(settings),
         pixels=settings.pixels,
     )
     try:
         return CacheHeader.from_record(asdict(header))
     except ValueError as error:
         raise UsageError(f"cannot create a cache with these settings: {error}") from error
+
+
+def decoder_of(settings: BuildSettings) -> Literal["pillow", "nvjpeg"]:
+    """Return what decodes JPEG images, as a header records it."""
+    return "nvjpeg" if settings.decode_on_device else "pillow"
 
 
 def _embedding_width(teacher: Teacher) -> int:

@@ -9,11 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from teacher_cache.build import compute_missing, pace_of
 from teacher_cache.command_settings import ExtendSettings
-from teacher_cache.errors import UsageError
+from teacher_cache.errors import UsageError, printable
 from teacher_cache.images.index import index_images
 from teacher_cache.images.sources import absolute_source
+from teacher_cache.images.table import SampleTable
 from teacher_cache.preflight import require_bokeh
 from teacher_cache.stopping import stoppable
 from teacher_cache.store.cache_store import CacheStore
@@ -96,8 +100,25 @@ def locate_images(store: CacheStore, images: str) -> None:
     samples, _ = index_images(images, store.vocabulary(), labels=store.samples.label_choice)
     if samples.digest != store.header.sample_table_digest:
         raise UsageError(
-            f"'{images}' does not contain the samples of the cache {store.path}: expected "
-            f"{store.header.samples} samples, found {len(samples)} (keys, sizes, labels and their order must "
-            "be equal)"
+            f"'{images}' does not contain the samples of the cache {store.path}: "
+            f"{_difference(store.samples, samples)} (keys, sizes, labels and their order must be equal)"
         )
     store.locate_images(samples, absolute_source(images))
+
+
+def _difference(expected: SampleTable, found: SampleTable) -> str:
+    """Return in words how two tables differ."""
+    if len(expected) != len(found):
+        return f"expected {len(expected)} samples, found {len(found)}"
+    for name, what in (("key", "key"), ("length", "bytes"), ("label", "label")):
+        old, new = expected.table[name], found.table[name]
+        if name == "key":
+            old, new = old.cast(pa.large_string()), new.cast(pa.large_string())
+        differ = pc.not_equal(old, new)
+        row = pc.index(differ, True).as_py()
+        if row >= 0:
+            return (
+                f"{pc.sum(differ).as_py()} of {len(found)} samples differ, the first in row {row}: "
+                f"expected {what} {printable(str(old[row]))}, found {printable(str(new[row]))}"
+            )
+    return "the digests of their tables differ"

@@ -24,7 +24,7 @@ from teacher_cache.teacher.text_towers import TextParts
 
 GIB = 2**30
 CPU_MEMORY = 5 * GIB // 2  # more is not faster there (`benchmarks/full_softmax.py`)
-# Rows that run together on a CPU: what measures best. Tensors of 32 MiB would be new memory each time.
+# Rows that run together on a CPU: what measures best. glibc maps each tensor of 32 MiB or more anew.
 CPU_CHUNK_ROWS = 1536
 FEWEST_CHUNK_ROWS = 4096  # on a GPU; smaller chunks do not fill it
 GPU_SHARE = 0.9  # of a GPU's free memory; the rest is lost between blocks of its allocator
@@ -60,7 +60,8 @@ class TextPlan:
     def __str__(self) -> str:
         kept = "all activations kept"
         if self.recomputed:
-            kept = f"{self.recomputed} of {self.chunks} chunks recomputed, {self.segment} blocks at a time"
+            blocks = "1 block" if self.segment == 1 else f"{self.segment} blocks"
+            kept = f"{self.recomputed} of {self.chunks} recomputed, {blocks} at a time"
         chunks = "1 chunk" if self.chunks == 1 else f"{self.chunks} chunks"
         cost = ""
         if self.full_rows:

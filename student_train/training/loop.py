@@ -193,6 +193,11 @@ class Run:
         if self.processes.first:
             if self.plan is not None:
                 print_remark(f"text tower: {self.plan}")
+                if self.settings.text_memory is not None and self.plan.peak_bytes > self._text_memory():
+                    print_remark(
+                        f"note: the text tower needs more than --text-memory {self.settings.text_memory}, "
+                        "although all its activations are recomputed"
+                    )
             self.metrics.logs.open(self.folder.out, public_record(self.record), resumes)
 
     def _text_memory(self) -> int:

@@ -43,10 +43,12 @@ def require_compiler(device: torch.device) -> None:
         torch.compile(_probe, fullgraph=True, backend=BACKEND)(torch.ones(8, device=device))
     except COMPILE_ERRORS as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # the reason follows a line "backend='inductor' raised:"
+        why = next((line for line in lines if not line.endswith("raised:")), repr(error))
         triton = "Triton (pip install triton) and " if device.type == "cuda" else ""
         raise UsageError(
-            f"--compile: torch.compile does not work on this machine ({lines[0] if lines else error!r}); it "
-            f"needs {triton}a C++ compiler (apt install g++, or name one with CXX); install it, or leave out "
+            f"--compile: torch.compile does not work on this machine ({why}); it needs "
+            f"{triton}a C++ compiler (apt install g++, or name one with CXX); install it, or leave out "
             "--compile"
         ) from error
 

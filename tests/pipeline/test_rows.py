@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,8 +25,12 @@ from pipeline.tables import sweep_cells
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.settings import EvalSettings
 from student_train.training.loop import train
+from teacher_cache.build import build_cache, is_built
+from teacher_cache.command_settings import ExtendSettings
 from teacher_cache.errors import UsageError
+from teacher_cache.extend import extend_cache
 from teacher_cache.settings import from_flat
+from teacher_cache.store.cache_store import CacheStore
 from tests.models import write_model
 from tests.pipeline.test_sweep import figures, forking
 from tests.processes import ForkServer
@@ -241,6 +246,10 @@ def test_run_trains_the_rows_into_the_folder_of_train(
     assert (tmp_path / "study" / "runs" / "row=own teacher,seed=0" / "results.json").exists()
     with pytest.raises(UsageError, match="the recipe has rows"):
         run_recipe(load_recipe(one), print)
+    single = text.partition("[[row]]")[0].replace(f"{study.parent}/study", str(tmp_path / "study"))
+    (tmp_path / "single.toml").write_text(single.replace("seeds = 1", ""))
+    with pytest.raises(UsageError, match="study is the folder of a sweep; choose another out"):
+        run_recipe(load_recipe(tmp_path / "single.toml"), print)
     (tmp_path / "study" / "settings.json").write_text("{}")
     with pytest.raises(SystemExit):
         main()
@@ -351,6 +360,7 @@ def test_a_wrong_row_is_named(
             r"two \[\[build\]\] tables have out",
         ),
         ("seeds = 2", "seeds = 0", "--seeds 0: Input should be greater"),
+        ("seeds = 2", "seed = 2", "no such setting at the top of a recipe: seed "),
         (
             "batch_size = 64",
             "batch_size = 64\nseeds = 2",
@@ -374,6 +384,13 @@ def test_what_a_row_needs_is_checked_before_anything_is_built(study: Path, tmp_p
     assert not (tmp_path / "sweep").exists()
     with pytest.raises(UsageError, match=f"--set train.temperature: the row '{ODD}' sets temperature itself"):
         run_sweep(study, SweepSettings(set=("train.temperature=1,2",), out=tmp_path / "sweep"))
+    # the first value makes two rows equal
+    equal = tmp_path / "equal.toml"
+    text = study.read_text()
+    rows = '[[row]]\nname = "a"\n[[row]]\nname = "b"\nlr = 0.5\n'
+    equal.write_text(text[: text.index("[[row]]")] + rows + text[text.index("[[eval]]") :])
+    with pytest.raises(UsageError, match=r"--set train.lr: the row 'b' sets lr itself"):
+        run_sweep(equal, SweepSettings(set=("train.lr=0.5,1",), out=tmp_path / "sweep"))
 
 
 def test_rows_combine_with_axes_and_names_become_folders(study: Path, tmp_path: Path) -> None:
@@ -409,3 +426,44 @@ def test_an_option_wins_over_the_recipe(study: Path, tmp_path: Path) -> None:
     assert len(make_cells(study, {}, SweepSettings(), tmp_path)) == 4
     assert len(make_cells(study, {}, SweepSettings(seeds=1), tmp_path)) == 2
     assert from_flat(SweepSettings, {}).seeds is None
+
+
+@pytest.mark.usefixtures("undisturbed")
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('teacher = "{folder}/large"', 'teacher = "{folder}/small"', "teacher.weights_digest: stored"),
+        ('noto.tar"', 'noto-v1.tar"', "sample_table_digest: stored"),
+        ('large.zarr"\n', 'large.zarr"\nview_seed = 7\n', "view_policy.view_seed: stored 0, requested 7"),
+        ('large.zarr"\n', 'large.zarr"\ntemplates = "a {}"\n', "vocabulary_digest: stored"),
+        ('large.zarr"\n', 'large.zarr"\npixels = "png"\n', "pixels: stored none, requested png"),
+    ],
+)
+def test_a_finished_cache_of_another_build_is_refused(
+    study: Path, tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    changed = tmp_path / "changed.toml"
+    old, new = (text.replace("{folder}", str(study.parent)) for text in (old, new))
+    changed.write_text(study.read_text().replace(old, new, 1))
+    with pytest.raises(UsageError, match=re.escape(message)):
+        run_sweep(changed, SweepSettings(out=tmp_path / "sweep"))
+    assert not list((tmp_path / "sweep" / "runs").iterdir())
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_finished_cache_needs_neither_its_images_nor_its_teacher(study: Path, tmp_path: Path) -> None:
+    build = load_recipe(study).builds[0]
+    assert is_built(build)
+    gone = {"images": str(tmp_path / "gone.tar"), "teacher": str(tmp_path / "gone")}
+    assert is_built(build.model_copy(update=gone))
+    copied = tmp_path / "copy.tar"
+    shutil.copy(PICTURES / "noto.tar", copied)
+    moved = build.model_copy(update={"images": str(copied), "out": str(tmp_path / "zarr")})
+    shutil.copytree(build.out, moved.out)
+    assert not is_built(moved)  # the build compares the images
+    build_cache(moved)
+    assert is_built(moved)
+    CacheStore.open(moved.out, writable=True).add_views(2)
+    assert not is_built(moved)
+    extend_cache(moved.out, ExtendSettings(views=2))
+    assert is_built(moved)

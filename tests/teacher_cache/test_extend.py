@@ -22,7 +22,9 @@ from tests.teacher_cache.inputs import (
     decoded_arrays,
     part_record,
     settings,
+    webdataset_members,
     write_names,
+    write_shard,
     write_shards,
 )
 
@@ -151,6 +153,11 @@ def test_another_teacher_or_other_images_are_refused_before_anything_changes(
     images = write_shards(tmp_path / "images", shards=1)
     with pytest.raises(
         UsageError, match=r"does not contain the samples of the cache .*: expected 12 .* found 6"
+    ):
+        extend_cache(str(copy), ExtendSettings(views=3, images=str(images), **ONE_BY_ONE))
+    write_shard(images / "shard-001.tar", webdataset_members(50, 6))
+    with pytest.raises(
+        UsageError, match=r"6 of 12 samples differ, the first in row 6: expected key \S+6, found \S+50 "
     ):
         extend_cache(str(copy), ExtendSettings(views=3, images=str(images), **ONE_BY_ONE))
     assert CacheStore.open(copy).header.passes == [2]

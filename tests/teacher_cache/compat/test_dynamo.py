@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import pytest
 import torch
 
 from teacher_cache.compat import dynamo
+from teacher_cache.errors import UsageError
 
 CPU = torch.device("cpu")
 
@@ -32,6 +34,15 @@ def test_a_function_may_be_compiled_more_often_than_torchs_limit() -> None:
     assert ours is dynamo.compiled(shifted)
     for number in range(20):  # torch's own limit is 8
         assert ours(torch.zeros(2), "x" * number).tolist() == [number, number]
+
+
+def test_the_reason_why_nothing_compiles_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> NoReturn:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(dynamo, "BACKEND", backend)
+    with pytest.raises(UsageError, match=r"this machine \(RuntimeError: No working C\+\+ compiler found\)"):
+        dynamo.require_compiler(CPU)
 
 
 def test_the_clock_measures_compiling_only() -> None:
