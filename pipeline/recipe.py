@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.settings import SweepSettings
 from student_train.evaluation.settings import EvalSettings
+from student_train.figures import TEACHER, ZERO_SHOT
 from student_train.training.settings import TrainSettings
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.errors import UsageError
@@ -164,8 +165,11 @@ def _rows(
             raise UsageError(f"{path}: [[row]] number {number} needs a name in one line, found {name!r}")
         name = name.strip()
         where = f"{path} [[row]] '{name}'"
-        if any(row.name == name for row in rows):
-            raise UsageError(f"{path}: two rows have the name '{name}'")
+        if name.casefold() in (ZERO_SHOT, TEACHER):
+            raise UsageError(f"{where}: tables have a line of this name for a frozen model; choose another")
+        if alike := [row.name for row in rows if row.name.casefold() == name.casefold()]:
+            # their folders would be one on a file system that does not distinguish cases
+            raise UsageError(f"{path}: two rows have the name '{name}' ('{alike[0]}')")
         if taken := [setting for setting in settings if setting in NOT_OF_A_ROW]:
             raise UsageError(f"{where}: {taken[0]} cannot differ between rows, because the sweep sets it")
         training = read_settings_table(TrainSettings, {**train, **settings}, where)

@@ -331,6 +331,8 @@ def test_a_single_run_has_both_baselines_and_several_builds(study: Path, tmp_pat
     ("line", "message"),
     [
         ('name = "own teacher"', "two rows have the name 'own teacher'"),
+        ('name = "Own Teacher"', "two rows have the name 'Own Teacher'"),
+        ('name = "Zero-Shot"', "line of this name for a frozen model"),
         ('name = " "', r"\[\[row\]\] number 3 needs a name in one line, found ' '"),
         ('name = "a\\nb"', r"\[\[row\]\] number 3 needs a name in one line"),
         ("lr = 1", r"\[\[row\]\] number 3 needs a name in one line, found None"),
