@@ -20,8 +20,8 @@ def story(results: dict[str, Any]) -> Iterator[str | Table]:
     yield ""
     yield prompts_table(results)
     yield (
-        f"Means ± standard deviations over {results['seeds']} seeds; {results['seconds']:.0f} s in all, with "
-        f"{JOBS} runs at a time."
+        f"Means ± standard deviations over {results['seeds']} seeds, {JOBS} runs at a time. "
+        f"This call took {results['seconds']:.0f} s."
     )
     yield f"Report: {results['report']}"
     yield f"The rows as a recipe, to change and to run again: rpp run {results['recipe']}"
