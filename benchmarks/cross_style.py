@@ -1,6 +1,6 @@
 """How well prompts trained on some drawing styles of emoji transfer to other styles and new classes.
 
-Three protocols with the demo's teacher, which was itself trained on Twemoji and EmojiOne:
+Three protocols with the demo's student as the teacher, which was itself trained on Twemoji and EmojiOne:
 
 - domain: prompts learnt on Noto and Twemoji, tested on Noto v1, EmojiOne and Fluent, all 1,205 classes;
 - base-to-new: learnt on the base half of the classes, tested on both halves of Noto v1 and Fluent;
@@ -22,6 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline.demo.clips import STUDENT, unpack_clip
 from pipeline.suite import Suite, SuiteData
 from pipeline.suite_run import run_suites
 from student_train.evaluation.settings import EvalOptions
@@ -33,7 +34,6 @@ from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache
 from teacher_cache.command_settings import BuildSettings, ViewPolicy
 
-TEACHER = Path(__file__).parents[1] / "pipeline" / "demo" / "teacher"
 LEARNT, FEW_SHOT = "{noto,twemoji}.tar", "{noto,noto-v1,twemoji,emojione}.tar"
 FROZEN = "zero-shot"
 PRETRAINED = "QKV, hard + soft"
@@ -101,7 +101,7 @@ class Study:
                 images=str(self.emoji / images),
                 classes=str(self.emoji / "classes.txt"),
                 out=str(path),
-                teacher=str(TEACHER),
+                teacher=str(unpack_clip(STUDENT, self.out)),
                 view_policy=ViewPolicy(views=4, view_scale_min=0.5, view_flip=0.0),
             )
         )

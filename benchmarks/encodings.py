@@ -1,7 +1,7 @@
 """Size and error of each encoding, on a real teacher's features.
 
     python benchmarks/encodings.py --images 'emoji/{noto,fluent-flat}.tar' --labels emoji/classes.txt \\
-        --teacher pipeline/demo/teacher --classes emoji/classes.txt imagenet-22k
+        --teacher models/student --classes emoji/classes.txt imagenet-22k
 
 Soft labels that come back are compared, in float64, with the exact ones of unrounded features.
 Prints one Markdown table a vocabulary, or everything as JSON.

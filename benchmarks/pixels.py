@@ -24,6 +24,7 @@ from build_overhead import photo
 from numpy.typing import NDArray
 from timing import machine
 
+from pipeline.demo.clips import STUDENT, unpack_clip
 from student_train.data.pixels import PixelWorkers, ViewRequests
 from student_train.data.rendered import RenderedViews
 from teacher_cache import open_cache
@@ -130,10 +131,11 @@ def codec_times(pictures: list[NDArray[np.uint8]]) -> dict[str, dict[str, float]
 
 
 def accuracies() -> dict[str, float]:
-    """Top-1 of the demo's teacher on Fluent emoji, from exact pixels and through each codec."""
+    """Top-1 of the demo's student on Fluent emoji, from exact pixels and through each codec."""
     classes = load_vocabulary(str(PICTURES / "classes.txt"))
     samples, _ = index_images(str(PICTURES / "fluent-flat.tar"), classes)
-    teacher = Teacher(load_model(str(DEMO / "teacher")), torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = Teacher(load_model(str(unpack_clip(STUDENT, Path(folder)))), torch.device("cpu"))
     reader, renderer = ImageReader(), teacher.renderer
     empty = np.zeros(5, dtype=np.uint16)
     views = [

@@ -2,7 +2,7 @@
 
 One step of the hard and soft loss under each autocast precision against float32, for the same prompts,
 classes and image features: class features with noise, so that the softmax is neither flat nor decided. The
-weights should be trained ones; the default is the demo's teacher.
+weights should be trained ones; the default is the demo's student.
 
     python benchmarks/precision.py --json
     python benchmarks/precision.py --model ViT-B-16 --pretrained openai --classes imagenet-1k
@@ -10,6 +10,7 @@ weights should be trained ones; the default is the demo's teacher.
 
 import json
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.demo.clips import STUDENT, unpack_clip
 from student_train.model.settings import PromptSettings
 from student_train.model.student import PromptedCLIP
 from student_train.training.losses import StepLogits, TotalLoss
@@ -33,7 +35,9 @@ DEMO = Path(__file__).parents[1] / "pipeline" / "demo"
 
 
 def main(
-    model: Annotated[str, typer.Option(help="an open_clip model or a folder")] = str(DEMO / "teacher"),
+    model: Annotated[
+        str | None, typer.Option(help="an open_clip model or a folder [default: the demo's student]")
+    ] = None,
     pretrained: Annotated[str | None, typer.Option(help="its tag or weights file")] = None,
     classes: Annotated[str, typer.Option(help="a vocabulary")] = str(DEMO / "pictures" / "classes.txt"),
     batch_size: Annotated[int, typer.Option(help="image features a step")] = 64,
@@ -44,7 +48,9 @@ def main(
 ) -> None:
     """Run a step in each precision and print what differs."""
     where = choose_device(device)
-    student = PromptedCLIP(load_model(model, pretrained, where), PromptSettings(towers="text")).to(where)
+    with tempfile.TemporaryDirectory() as folder:
+        base = load_model(model or str(unpack_clip(STUDENT, Path(folder))), pretrained, where)
+    student = PromptedCLIP(base, PromptSettings(towers="text")).to(where)
     texts = student.pack_texts(student.tokenize_names(load_vocabulary(classes).names))
     scale = float(student.logit_scale.exp())
     generator = torch.Generator().manual_seed(0)

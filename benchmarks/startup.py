@@ -19,6 +19,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.demo.clips import STUDENT, unpack_clip
+
 PROGRAMS = {"rpp": "pipeline.cli", "rpp-cache": "teacher_cache.cli", "rpp-train": "student_train.cli"}
 DEMO = Path(__file__).parents[1] / "pipeline" / "demo"
 
@@ -121,7 +123,7 @@ def make_records(folder: Path) -> None:
     train = f"rpp-train --cache cache --max-steps 1 --log none --workers 0 --images {DEMO}/pictures/noto.tar"
     for command in (
         f"rpp-cache build --images {DEMO}/pictures/noto.tar --classes {DEMO}/pictures/classes.txt "
-        f"--teacher {DEMO}/teacher --out cache",
+        f"--teacher {unpack_clip(STUDENT, folder)} --out cache",
         f"{train} --out run-0",
         f"{train} --out run-1 --seed 1",
     ):

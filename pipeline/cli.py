@@ -433,14 +433,20 @@ def models(
 @app.command(cls=OneCommand)
 @settings_options(DemoSettings)
 def demo(settings: DemoSettings, as_json: Json = False) -> None:
-    """Run the main job on packaged pictures: cache, nine trainings, a table. One to two minutes on two cores.
+    """Run the main job on packaged pictures: one pass of the teacher, a sweep, tables. About three minutes on
+    two cores.
 
     Example: rpp demo --out ./rpp-demo
     """
     with loading():
-        from pipeline.demo.compare import demo_table, run_demo
+        from pipeline.demo.compare import run_demo
+        from pipeline.demo.story import story
     results = run_demo(settings, note)
-    print_table(results, demo_table(results), as_json)
+    if as_json:
+        print_json(results)
+        return
+    for part in story(results):
+        print_line(part) if isinstance(part, str) else console.print(part)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from pipeline import sweep_jobs
+from pipeline.demo.clips import STUDENT, unpack_clip
 from tests.models import share_vocabulary
 from tests.processes import ForkServer, fork_runs
 
@@ -62,6 +63,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     yield folder_of
     for folder in used:
         assert json.loads(folder.with_name(f"{folder.name}.json").read_text()) == _files(folder)
+
+
+@pytest.fixture(scope="session")
+def clip(shared: Shared) -> Path:
+    """The demo's student as a model folder: a real tiny CLIP, which tells classes apart; read-only."""
+    return shared("clips", lambda folder: unpack_clip(STUDENT, folder)) / STUDENT
 
 
 def _files(folder: Path) -> dict[str, list[int]]:

@@ -14,6 +14,7 @@ from student_train.training.distributed import Processes
 from student_train.training.run_identity import base_conventions
 from student_train.training.settings import TrainSettings
 from student_train.training.step_classes import check_classes_per_step
+from teacher_cache.compat.open_clip import PreprocessCfg
 from teacher_cache.conventions import recorded_conventions
 from teacher_cache.cores import usable_cores
 from teacher_cache.errors import UsageError
@@ -96,12 +97,7 @@ def make_join(
     check_classes_per_step(settings, cache.labels[rows], num_classes)
     pixels = None
     if features is None:
-        samples, renderer = _pixel_source(settings, cache, base), ViewRenderer(base.preprocess)
-        workers, pin = settings.workers, device.type == "cuda"
-        if workers is None:
-            workers = max(1, min(16, usable_cores() // processes.local_size))
-        header = cache.header
-        pixels = PixelWorkers(samples, header.part_size, renderer, workers, pin, header.max_pixels)
+        pixels = make_pixels(settings, cache, base.preprocess, processes, device)
     return Join(
         cache,
         rows,
@@ -118,8 +114,28 @@ def make_join(
     )
 
 
+def make_pixels(
+    settings: TrainSettings,
+    cache: TeacherCache,
+    preprocess: PreprocessCfg,
+    processes: Processes,
+    device: torch.device,
+) -> PixelWorkers:
+    """The workers that read and decode views for a model with this preprocessing.
+
+    Raises:
+        UsageError: as `locate_images`, or rendered views are required that the model cannot use.
+    """
+    samples, renderer = _pixel_source(settings, cache, preprocess), ViewRenderer(preprocess)
+    workers, pin = settings.workers, device.type == "cuda"
+    if workers is None:
+        workers = max(1, min(16, usable_cores() // processes.local_size))
+    header = cache.header
+    return PixelWorkers(samples, header.part_size, renderer, workers, pin, header.max_pixels)
+
+
 def _pixel_source(
-    settings: TrainSettings, cache: TeacherCache, base: LoadedModel
+    settings: TrainSettings, cache: TeacherCache, preprocess: PreprocessCfg
 ) -> SampleTable | RenderedViews:
     """Where the pixels of views are.
 
@@ -128,7 +144,7 @@ def _pixel_source(
     """
     wanted = settings.pixels
     if wanted == "rendered" or (wanted == "auto" and settings.images is None):
-        reason = why_not_rendered(cache, base.preprocess)
+        reason = why_not_rendered(cache, preprocess)
         if reason is None:
             return RenderedViews(cache)
         if wanted == "rendered":

@@ -60,10 +60,13 @@ class RunResult:
     mode: str
 
 
-def train(settings: TrainSettings) -> RunResult:
+def train(settings: TrainSettings, run_type: "type[Run] | None" = None) -> RunResult:
     """Train prompts on a cache; the results are in the run's folder.
 
     Under torchrun, every process calls this; the first one writes.
+
+    Args:
+        run_type: the class of the run's parts; `Run` if None.
 
     Raises:
         UsageError: settings that do not fit the cache, the model or the folder.
@@ -74,7 +77,7 @@ def train(settings: TrainSettings) -> RunResult:
         stop_signals() as stopped,
         ExitStack() as at_end,
     ):
-        run = processes.agree(Run, settings, processes, device)
+        run = processes.agree(run_type or Run, settings, processes, device)
         at_end.callback(run.folder.close)
         at_end.push(run.metrics.logs)
         processes.agree(run.start)

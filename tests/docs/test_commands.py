@@ -44,7 +44,7 @@ SHORTENED = {
 }
 # What is put in place of what tiny data cannot be, in commands that are run or read.
 SUBSTITUTED = {
-    "--teacher ViT-B-16 --pretrained openai": "--teacher pipeline/demo/teacher",
+    "--teacher ViT-B-16 --pretrained openai": "--teacher models/teacher",
     "--classes imagenet-21k": "--classes pipeline/demo/pictures/classes.txt",
     "--classes imagenet-1k": "--classes pipeline/demo/pictures/classes.txt",
     # a run more is a matter of time alone
@@ -169,6 +169,8 @@ def read(command: Command) -> None:
 
 def read_python(command: Command, rest: list[str]) -> None:
     """`python -m MODULE ...` and `python benchmarks/NAME.py ...`."""
+    if rest[0] == "-m" and rest[1].startswith("pipeline.demo."):
+        rest = [f"{rest[1].replace('.', '/')}.py", *rest[2:]]
     if rest[:2] == ["-m", "pytest"]:
         for before, word in pairwise(rest[1:]):
             if before in ("-k", "-m"):
@@ -182,7 +184,9 @@ def read_python(command: Command, rest: list[str]) -> None:
             clip_benchmark.register().get_parser_args()
     else:
         path = ROOT / rest[0]
-        assert path.parent in (ROOT / "benchmarks", ROOT / "tests"), command.where
+        assert path.parent in {ROOT / name for name in ("benchmarks", "pipeline/demo", "tests")}, (
+            command.where
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(path.parent)
             # not by its name: Python has a module `encodings` itself
@@ -222,7 +226,8 @@ class Desk:
         shutil.copy(real / "classes.txt", pictures)
         for style in ("noto", "noto-v1", "fluent-flat"):
             _first_pictures(real / f"{style}.tar", pictures / f"{style}.tar", 0, 40)
-        write_model(folder / "pipeline" / "demo" / "teacher", "gelu")
+        for name in ("student", "teacher"):
+            write_model(folder / "models" / name, "gelu")
         (folder / "recipes").symlink_to(ROOT / "recipes")
 
         (folder / "train").mkdir()

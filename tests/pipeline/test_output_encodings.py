@@ -11,7 +11,6 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from pipeline.demo.compare import HERE
 from tests.pipeline.test_command_lines import COMMANDS
 from tests.processes import ForkServer
 from tests.teacher_cache.inputs import encoded, jpeg, picture, write_shard
@@ -96,7 +95,7 @@ class Printed(NamedTuple):
     err: str
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path, clip: Path) -> None:
     folder.mkdir()
     (folder / "имена.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     members = [(f"кот-{i}.jpg", b"junk" if i == 3 else jpeg(i)) for i in range(12)]
@@ -106,7 +105,7 @@ def write_inputs(folder: Path) -> None:
     torch.save({"state_dict": {"ctx": torch.zeros(4, WIDTH)}}, folder / "чужой.pth")
     evaluation = 'images = "a.tar"\nclasses = "имена.txt"\n'
     (folder / "рецепт.toml").write_text(
-        f'[build]\n{evaluation}teacher = "{HERE / "teacher"}"\nout = "кэш2"\n[train]\nout = "рецепт"\n'
+        f'[build]\n{evaluation}teacher = "{clip}"\nout = "кэш2"\n[train]\nout = "рецепт"\n'
         f'max_steps = 1\ntowers = "text"\nlog = ["none"]\n[[eval]]\n{evaluation}',
         encoding="utf-8",
     )
@@ -114,7 +113,6 @@ def write_inputs(folder: Path) -> None:
 
 def run_lines(processes: ForkServer, folder: Path, lines: list[tuple[str, str]]) -> list[Printed]:
     """Run command lines, each with its encoding of standard output and error, in one process."""
-    lines = [(encoding, line.replace("TEACHER", str(HERE / "teacher"))) for encoding, line in lines]
     environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}  # for the processes that they start
     program = f"LINES = {lines!r}\n{PROGRAM}"
     ended = processes.call("python", "-c", program, cwd=folder, environment=environment)
@@ -123,16 +121,16 @@ def run_lines(processes: ForkServer, folder: Path, lines: list[tuple[str, str]])
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     folder = tmp_path_factory.mktemp("encodings") / "каталог 猫"
-    write_inputs(folder)
+    write_inputs(folder, clip)
     return folder
 
 
 @pytest.fixture(scope="module")
-def printed(processes: ForkServer, folder: Path) -> list[Printed]:
+def printed(processes: ForkServer, folder: Path, clip: Path) -> list[Printed]:
     """Every command where only ASCII can be printed, and those that change nothing in other encodings."""
-    lines = [("ascii", line) for line in LINES.strip().splitlines()]
+    lines = [("ascii", line.replace("TEACHER", str(clip))) for line in LINES.strip().splitlines()]
     again = [line for _, line in lines if line.startswith(READING)]
     others = [(encoding, line) for encoding in ENCODINGS for line in again]
     helps = [(encoding, f"{name} --help") for encoding in ("ascii", "latin-1") for name in COMMANDS]

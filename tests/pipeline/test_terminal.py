@@ -48,12 +48,12 @@ FIELDS = r"samples/s \d+  loss \d+\.\d{4}  hard \d+\.\d{4}  soft \d+\.\d{4}  wai
 LINE = rf"steps 10/10  [\d.]+/s  left 0:00:00  {FIELDS}"
 
 
-def command() -> list[str]:
+def command(clip: Path) -> list[str]:
     pictures = HERE / "pictures"
     places = {
         "IMAGES": pictures / "noto.tar",
         "CLASSES": pictures / "classes.txt",
-        "TEACHER": HERE / "teacher",
+        "TEACHER": clip,
     }
     program = "".join(f"{name} = {str(place)!r}\n" for name, place in places.items()) + PROGRAM
     return ["python", "-c", program]
@@ -71,12 +71,12 @@ def scenes(output: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def terminal(processes: ForkServer, tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, str]:
     """Return the output to a terminal of 80 columns and 24 lines, by scene."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = processes.start(
-        *command(),
+        *command(clip),
         cwd=tmp_path_factory.mktemp("terminal"),
         environment=environment(),
         stdin=theirs,
@@ -137,8 +137,8 @@ def test_no_color_is_respected(terminal: dict[str, str], scene: str) -> None:
         assert "error: three already has a run" in ESCAPES.sub("", plain)
 
 
-def test_without_a_terminal_nothing_is_escaped(processes: ForkServer, tmp_path: Path) -> None:
-    ended = processes.call(*command(), cwd=tmp_path, environment=environment())
+def test_without_a_terminal_nothing_is_escaped(processes: ForkServer, tmp_path: Path, clip: Path) -> None:
+    ended = processes.call(*command(clip), cwd=tmp_path, environment=environment())
     assert ended.code == 0, ended.err
     assert "\x1b" not in ended.out + ended.err
     assert "\r" not in ended.out + ended.err

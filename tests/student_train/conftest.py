@@ -72,18 +72,18 @@ def cache_path(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_cache_path(shared: Shared) -> Path:
-    """A finished cache of the demo's teacher, which tells classes apart; read-only."""
+def demo_cache_path(shared: Shared, clip: Path) -> Path:
+    """A finished cache of the demo's student, which tells classes apart; read-only."""
 
     def make(folder: Path) -> None:
-        build_with(PICTURES.parent / "teacher", folder / "demo.zarr")
+        build_with(clip, folder / "demo.zarr")
 
     return shared("demo", make) / "demo.zarr"
 
 
 @pytest.fixture(scope="session")
 def run_of(shared: Shared, demo_cache_path: Path) -> Callable[[str], Path]:
-    """Short trainings on the demo's teacher, by the towers that have prompts; read-only."""
+    """Short trainings on the demo's student, by the towers that have prompts; read-only."""
 
     def trained(towers: str) -> Path:
         asked = TrainSettings(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.demo.clips import STUDENT, unpack_clip
 from student_train.model.settings import PromptSettings
 from student_train.training.checkpoint import Checkpoint
 from student_train.training.loop import train
@@ -68,6 +69,6 @@ def write(cache: Path, out: Path, name: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        cache = build_with(PICTURES.parent / "teacher", Path(folder) / "demo.zarr")
+        cache = build_with(unpack_clip(STUDENT, Path(folder)), Path(folder) / "demo.zarr")
         for each in RUNS:
             write(cache, Path(sys.argv[1]), each)

@@ -38,7 +38,7 @@ def first_samples(tar: Path, out: Path, count: int) -> Path:
 
 
 @pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     """A folder with `train.tar`, `test.tar`, `classes.txt` and the finished cache `demo.zarr`."""
     folder = tmp_path_factory.mktemp("report")
     first_samples(PICTURES / "noto.tar", folder / "train.tar", SAMPLES)
@@ -51,7 +51,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             images=str(folder / "train.tar"),
             classes=str(folder / "classes.txt"),
             out=str(folder / "demo.zarr"),
-            teacher=str(PICTURES.parent / "teacher"),
+            teacher=str(clip),
             templates="a photo of a {}.",
         )
     )
@@ -123,7 +123,7 @@ def without_classes(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def run_path(inputs: Path) -> Path:
+def run_path(inputs: Path, clip: Path) -> Path:
     """A recipe's run with prompts in both towers; read-only."""
     recipe = inputs / "run.toml"
     recipe.write_text(
@@ -132,7 +132,7 @@ def run_path(inputs: Path) -> Path:
         images = "{inputs}/train.tar"
         classes = "{inputs}/classes.txt"
         out = "{inputs}/demo.zarr"
-        teacher = "{PICTURES.parent}/teacher"
+        teacher = "{clip}"
         templates = "a photo of a {{}}."
         [train]
         out = "{inputs}/run"

@@ -80,7 +80,7 @@ def test_failed_and_waiting_runs_are_rows_that_say_why(of_sweep: dict[str, Secti
 def test_what_was_run(of_sweep: dict[str, Section], inputs: Path) -> None:
     html = render_one(of_sweep["run"])
     for word in (
-        "local-dir:teacher",
+        "local-dir:student",
         f"{inputs}/demo.zarr",
         "factored",
         "cached features, no image",

@@ -80,7 +80,7 @@ def test_typical_rows_are_the_most_and_the_least_certain(larger_cache: TeacherCa
 
 
 @pytest.fixture(scope="module")
-def larger_cache(tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
+def larger_cache(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> TeacherCache:
     """A cache of pictures on which the teacher is right and wrong."""
     out = tmp_path_factory.mktemp("cache") / "demo.zarr"
     build_cache(
@@ -88,7 +88,7 @@ def larger_cache(tmp_path_factory: pytest.TempPathFactory) -> TeacherCache:
             images=str(first_samples(PICTURES / "fluent-flat.tar", out.with_suffix(".tar"), 60)),
             classes=str(PICTURES / "classes.txt"),
             out=str(out),
-            teacher=str(PICTURES.parent / "teacher"),
+            teacher=str(clip),
             encoding="topk",
         )
     )

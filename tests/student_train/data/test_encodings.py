@@ -19,8 +19,8 @@ SOFT_LOSS_WITHIN = {"factored": 0.0, "factored-int8": 2e-3, "topk": 2e-4, "dense
 
 
 @pytest.fixture(scope="module")
-def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The demo's teacher over 300 pictures of 300 classes, in every encoding; topk leaves one class out."""
+def caches(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> dict[str, Path]:
+    """The demo's student over 300 pictures of 300 classes, in every encoding; topk leaves one class out."""
     folder, made = tmp_path_factory.mktemp("encodings"), {}
     for encoding in SOFT_LOSS_WITHIN:
         made[encoding] = folder / encoding
@@ -29,7 +29,7 @@ def caches(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 images=str(PICTURES / "noto.tar"),
                 classes=str(PICTURES / "classes.txt"),
                 out=made[encoding],
-                teacher=str(PICTURES.parent / "teacher"),
+                teacher=str(clip),
                 encoding=encoding,
                 topk=299 if encoding == "topk" else None,
             )

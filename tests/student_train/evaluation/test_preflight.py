@@ -14,7 +14,6 @@ from teacher_cache.command_settings import BuildSettings
 from teacher_cache.preflight import check_build, require_model
 from tests.student_train.conftest import PICTURES
 
-TEACHER = str(PICTURES.parent / "teacher")
 CLASSES = str(PICTURES / "classes.txt")
 
 
@@ -42,9 +41,9 @@ def test_a_weights_file_in_place_of_a_model_is_explained(tmp_path: Path) -> None
         require_model(str(weights), None)
 
 
-def test_weights_for_a_model_with_its_own_are_left_to_open_clip(tmp_path: Path) -> None:
+def test_weights_for_a_model_with_its_own_are_left_to_open_clip(tmp_path: Path, clip: Path) -> None:
     """open_clip's message is to leave them out, not that they are missing."""
-    require_model(TEACHER, "x.pt")
+    require_model(str(clip), "x.pt")
     require_model("hf-hub:org/repo", "x.pt")
     require_model("ViT-B-32", "openai")
     (tmp_path / "x.pt").touch()
@@ -68,13 +67,13 @@ def test_a_training_that_reads_no_image_asks_for_none(tmp_path: Path) -> None:
         check_train(TrainSettings(cache=cache, images=images))
 
 
-def test_missing_paths_are_refused(tmp_path: Path) -> None:
+def test_missing_paths_are_refused(tmp_path: Path, clip: Path) -> None:
     student, images = run_at(tmp_path / "run"), str(PICTURES / "noto.tar")
     check_evaluation([student], EvalOptions(classes=CLASSES), images)
     with pytest.raises(UsageError, match="has no class names; give a vocabulary with --classes"):
         check_evaluation([student], EvalOptions(), images)
     with pytest.raises(UsageError, match="is a folder; give the pictures in it"):
         require_picture(tmp_path)
-    check_build(BuildSettings(images=images, classes=CLASSES, out="new", teacher=TEACHER))
+    check_build(BuildSettings(images=images, classes=CLASSES, out="new", teacher=str(clip)))
     with pytest.raises(UsageError, match=r"vocabulary 'none.txt': no such file"):
-        check_build(BuildSettings(images=images, classes="none.txt", out="new", teacher=TEACHER))
+        check_build(BuildSettings(images=images, classes="none.txt", out="new", teacher=str(clip)))
