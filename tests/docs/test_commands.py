@@ -196,6 +196,9 @@ def read_python(command: Command, rest: list[str]) -> None:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             main = module.main
+            if isinstance(main, typer.Typer):  # several commands: the next word names one
+                commands = {one.callback.__name__: one.callback for one in main.registered_commands}
+                main, rest = commands[rest[1]], rest[1:]
             patch.setattr(sys, "argv", rest)
             if main.__annotations__.keys() - {"return"}:
                 app = typer.Typer()
