@@ -14,7 +14,8 @@ import numpy as np
 import torch
 import typer
 
-from pipeline.demo.small_clip import Training, load_pictures, train_clip
+from pipeline.demo.clips import pack_weights
+from pipeline.demo.small_clip import WEIGHTS, Training, load_pictures, train_clip
 from student_train.evaluation.datasets import Dataset
 from student_train.evaluation.evaluate import Logits, figures
 from student_train.evaluation.image_features import encode_images
@@ -69,7 +70,7 @@ def main(
     steps: Annotated[int | None, typer.Option(min=1, help="fewer steps, for a try")] = None,
     bf16: Annotated[bool, typer.Option(help="products in bfloat16")] = True,
 ) -> None:
-    """Train the models, and measure them on the styles that they were not trained on."""
+    """Train the models, measure them on styles that they were not trained on, and compress the weights."""
     pixels, labels, names = load_pictures(str(emoji / STYLES), str(emoji / "classes.txt"), SIDE)
     for name in [only] if only else CLIPS:
         training = CLIPS[name]
@@ -77,6 +78,7 @@ def main(
             training = Training(**{**vars(training), "steps": steps})
         train_clip(out / name, training, pixels, labels, names, bf16)
         print_zero_shot(out / name, emoji)
+        pack_weights(out / name / WEIGHTS)
 
 
 def print_zero_shot(folder: Path, emoji: Path) -> None:
