@@ -133,7 +133,7 @@ def codec_times(pictures: list[NDArray[np.uint8]]) -> dict[str, dict[str, float]
 def accuracies() -> dict[str, float]:
     """Top-1 of the demo's student on Fluent emoji, from exact pixels and through each codec."""
     classes = load_vocabulary(str(PICTURES / "classes.txt"))
-    samples, _ = index_images(str(PICTURES / "fluent-flat.tar"), classes)
+    samples, _ = index_images(str(PICTURES / "fluent-flat.parquet"), classes)
     with tempfile.TemporaryDirectory() as folder:
         teacher = Teacher(load_model(str(unpack_clip(STUDENT, Path(folder)))), torch.device("cpu"))
     reader, renderer = ImageReader(), teacher.renderer

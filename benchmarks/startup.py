@@ -120,9 +120,11 @@ def cost(command: list[str], folder: Path, rounds: int, **environment: str) -> C
 
 def make_records(folder: Path) -> None:
     """The demo's cache, and two runs of one step on it."""
-    train = f"rpp-train --cache cache --max-steps 1 --log none --workers 0 --images {DEMO}/pictures/noto.tar"
+    train = (
+        f"rpp-train --cache cache --max-steps 1 --log none --workers 0 --images {DEMO}/pictures/noto.parquet"
+    )
     for command in (
-        f"rpp-cache build --images {DEMO}/pictures/noto.tar --classes {DEMO}/pictures/classes.txt "
+        f"rpp-cache build --images {DEMO}/pictures/noto.parquet --classes {DEMO}/pictures/classes.txt "
         f"--teacher {unpack_clip(STUDENT, folder)} --out cache",
         f"{train} --out run-0",
         f"{train} --out run-1 --seed 1",

@@ -36,8 +36,8 @@ from teacher_cache.files.places import absolute_place
 
 HERE = Path(__file__).parent
 
-TRAIN_STYLES = "{noto,noto-v1}.tar"
-TEST_STYLE = "fluent-flat.tar"
+TRAIN_STYLES = "{noto,noto-v1}.parquet"
+TEST_STYLE = "fluent-flat.parquet"
 VIEWS = {"views": 4, "view_scale_min": 0.5, "view_flip": 0.0}
 # The settings that all trained rows share; `epochs` is an option.
 SHARED: dict[str, Any] = {

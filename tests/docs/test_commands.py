@@ -15,6 +15,7 @@ import tomllib
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch.distributed.run
 import typer
@@ -25,6 +26,7 @@ from student_train import clip_benchmark
 from tests.docs.pages import OTHERS, PAGES, RECIPES, ROOT, SHELL, Block, Command, blocks_of, commands_of
 from tests.models import write_model
 from tests.pipeline.test_command_lines import COMMANDS, PROGRAMS
+from tests.student_train.conftest import PICTURES
 
 DOCUMENTS = [*PAGES, *RECIPES]
 BLOCKS = [block for page in DOCUMENTS for block in blocks_of(page)]
@@ -225,22 +227,25 @@ class Desk:
         self.ran: dict[Path, list[Command]] = {}
         pictures = folder / "pipeline" / "demo" / "pictures"
         pictures.mkdir(parents=True)
-        real = ROOT / "pipeline" / "demo" / "pictures"
-        shutil.copy(real / "classes.txt", pictures)
+        packaged = ROOT / "pipeline" / "demo" / "pictures"
+        for name in ("classes.txt", "woman-firefighter.jpg"):
+            shutil.copy(packaged / name, pictures)
         for style in ("noto", "noto-v1", "fluent-flat"):
-            _first_pictures(real / f"{style}.tar", pictures / f"{style}.tar", 0, 40)
+            few = pq.read_table(packaged / f"{style}.parquet").slice(0, 40)
+            pq.write_table(few, pictures / f"{style}.parquet")
+        noto = PICTURES / "noto.tar"
         for name in ("student", "teacher"):
             write_model(folder / "models" / name, "gelu")
         (folder / "recipes").symlink_to(ROOT / "recipes")
 
         (folder / "train").mkdir()
         for number in range(100):
-            _first_pictures(real / "noto.tar", folder / "train" / f"{number:04d}.tar", number, 1)
+            _first_pictures(noto, folder / "train" / f"{number:04d}.tar", number, 1)
         (folder / "val").mkdir()
-        shutil.copy(pictures / "fluent-flat.tar", folder / "val" / "0.tar")
+        _first_pictures(PICTURES / "fluent-flat.tar", folder / "val" / "0.tar", 0, 40)
         pets = folder / "oxford_pets"
         (pets / "images").mkdir(parents=True)
-        with tarfile.open(pictures / "noto.tar") as tar:
+        with tarfile.open(noto) as tar:
             one, other = [m for m in tar.getmembers() if m.name.endswith(".jpg")][:2]
             for member, name in ((one, "cat.jpg"), (other, "dog.png")):  # known by their content
                 (folder / name).write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]

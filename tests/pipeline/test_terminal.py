@@ -11,8 +11,8 @@ from pathlib import Path
 import pyte
 import pytest
 
-from pipeline.demo.compare import HERE
 from tests.processes import ForkServer
+from tests.student_train.conftest import PICTURES
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b.|\r(?!\n)")
 COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])(?:;[0-9;]*)?m")
@@ -49,10 +49,9 @@ LINE = rf"steps 10/10  [\d.]+/s  left 0:00:00  {FIELDS}"
 
 
 def command(clip: Path) -> list[str]:
-    pictures = HERE / "pictures"
     places = {
-        "IMAGES": pictures / "noto.tar",
-        "CLASSES": pictures / "classes.txt",
+        "IMAGES": PICTURES / "noto.tar",
+        "CLASSES": PICTURES / "classes.txt",
         "TEACHER": clip,
     }
     program = "".join(f"{name} = {str(place)!r}\n" for name, place in places.items()) + PROGRAM

@@ -21,7 +21,7 @@ from teacher_cache.store.checksums import checksum
 from tests.conftest import Shared
 from tests.models import write_model
 
-PICTURES = Path(__file__).parents[2] / "pipeline" / "demo" / "pictures"
+PICTURES = Path(__file__).parents[1] / "data" / "pictures"
 
 
 def build(folder: Path, model: str, seed: int = 0, images: str | None = None) -> Path:
@@ -97,7 +97,7 @@ def run_of(shared: Shared, demo_cache_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def pictures(shared: Shared) -> Path:
-    """A folder with 100 of the demo's 300 pictures of each style, and with their names."""
+    """A folder with 100 of the 300 pictures of each style, and with their names."""
 
     def make(folder: Path) -> None:
         shutil.copy(PICTURES / "classes.txt", folder)

@@ -9,8 +9,8 @@ from pipeline.demo import clips, train_clips
 from pipeline.demo.clips import unpack_clip
 from pipeline.demo.train_clips import CLIPS, UNSEEN_STYLES
 from teacher_cache.teacher.openclip import load_model
+from tests.student_train.conftest import PICTURES
 
-PICTURES = Path(train_clips.__file__).parent / "pictures"
 FEW = 12
 
 
