@@ -64,7 +64,7 @@ HEADINGS = {
     "ece": "ECE",
 }
 
-app = typer.Typer(add_completion=False, help=__doc__)
+main = typer.Typer(add_completion=False, help=__doc__)
 
 
 def split_pictures(source: Path, fit: Path, validation: Path) -> tuple[int, int]:
@@ -121,7 +121,7 @@ def with_rates(text: str, rates: dict[str, float]) -> str:
     return head + "".join(changed)
 
 
-@app.command()
+@main.command()
 def tune(
     photos: Annotated[Path, typer.Option(help="folder with prompt-train.parquet and classes.txt")],
     out: Annotated[Path, typer.Option(help="folder for the parts, caches and runs")] = Path("photos-tune"),
@@ -142,7 +142,7 @@ def tune(
         print(f"{rate:<6} {name}")
 
 
-@app.command()
+@main.command()
 def cost(
     photos: Annotated[Path, typer.Option(help="folder with prompt-train.parquet and classes.txt")],
     row: Annotated[str, typer.Option(help="row of the recipe that is timed")] = "soft, teacher, T = 1",
@@ -207,7 +207,7 @@ def write_shared(sources: list[str], classes: Path, names: list[str], out: Path)
     return len(rows)
 
 
-@app.command()
+@main.command()
 def transfer(
     photos: Annotated[Path, typer.Option(help="folder with test.parquet and classes.txt")],
     emoji: Annotated[Path, typer.Option(help="folder of the five styles' tars and classes.txt")],
@@ -266,7 +266,7 @@ def transfer(
     print(json.dumps(found, indent=1))
 
 
-@app.command()
+@main.command()
 def record(
     out: Annotated[Path, typer.Option(help="file to write")] = RECORD,
 ) -> None:
@@ -299,7 +299,7 @@ def record(
     atomic_write_text(out, json.dumps(record, indent=1) + "\n")
 
 
-@app.command()
+@main.command()
 def tables(
     source: Annotated[Path, typer.Option("--from", help="the study's figures")] = RECORD,
     page: Annotated[Path | None, typer.Option(help="page whose tables are replaced")] = Path(
@@ -324,19 +324,19 @@ def tables(
 
 def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
     """Return the tables of the study by name: of all rows, and of the transfer."""
-    main: list[list[str]] = []
+    rows: list[list[str]] = []
     for model in record["frozen"]:
-        main.append([model["name"], "", *(cell([model[figure]], figure) for figure in HEADINGS), ""])
+        rows.append([model["name"], "", *(cell([model[figure]], figure) for figure in HEADINGS), ""])
     for row in record["rows"]:
         cells = [cell([run[figure] for run in row["runs"]], figure) for figure in HEADINGS]
         seconds = statistics.mean(run["seconds"] for run in row["runs"])
-        main.append([row["name"], f"{row['settings']['lr']:g}", *cells, f"{seconds:.0f}"])
+        rows.append([row["name"], f"{row['settings']['lr']:g}", *cells, f"{seconds:.0f}"])
     moved: list[list[str]] = []
     for name, found in record["transfer"]["rows"].items():
         moved.append([name, *(cell(found[kind], "top1") for kind in ("emoji", "photographs"))])
     headings = ["row", "lr", *HEADINGS.values(), "seconds"]
     return {
-        "photographs": "\n".join(markdown_table(headings, main)),
+        "photographs": "\n".join(markdown_table(headings, rows)),
         "transfer": "\n".join(markdown_table(["prompts", "emoji top-1 %", "photographs top-1 %"], moved)),
     }
 
@@ -352,4 +352,4 @@ def cell(values: Sequence[float | None], figure: str) -> str:
 
 
 if __name__ == "__main__":
-    app()
+    main()

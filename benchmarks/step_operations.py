@@ -72,9 +72,10 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.dispatched += 1
-        returns = func._schema.returns
-        if not any(value.alias_info is not None and not value.alias_info.is_write for value in returns):
-            self.names[func.overloadpacket.__name__] += 1
+        returns, name = func._schema.returns, func.overloadpacket.__name__
+        views = any(value.alias_info is not None and not value.alias_info.is_write for value in returns)
+        if not views and name != "_unsafe_view":  # a view that its schema does not declare
+            self.names[name] += 1
         return func(*args, **(kwargs or {}))
 
 

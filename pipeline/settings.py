@@ -66,5 +66,5 @@ class DemoSettings(BaseModel):
         default=Path("rpp-demo"), description="folder for the cache, the runs and the figures"
     )
     seeds: int = Field(default=3, ge=1, description="trainings per row")
-    epochs: int = Field(default=5, ge=1, description="passes over the base pictures")
+    epochs: int = Field(default=4, ge=1, description="passes over the base pictures")
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")

@@ -46,7 +46,8 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_both_archives_hold_all_files_of_the_packages(archives: tuple[Path, Path]) -> None:
     source, wheel = archives
     packaged = packaged_files()
-    assert {PurePosixPath(name).suffix for name in packaged} > {".py", ".tar", ".toml", ".css", ".jinja"}
+    suffixes = {PurePosixPath(name).suffix for name in packaged}
+    assert suffixes > {".py", ".parquet", ".gz", ".toml", ".css", ".jinja"}
     assert {f"{package}/py.typed" for package in PACKAGES} <= packaged
     with tarfile.open(source) as tar:
         in_source = {name.partition("/")[2] for name in tar.getnames()}

@@ -47,7 +47,7 @@ SHARED: dict[str, Any] = {
     "soft_weight": 1.0,
     "temperature": 1.0,
     "batch_size": 32,
-    "lr": 0.01,
+    "lr": 0.03,
 }
 TEMPERATURES = (0.5, 1, 2, 4)
 SHARED_HARD, QKV_HARD = "shared, hard labels", "QKV, hard labels"
