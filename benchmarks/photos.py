@@ -28,9 +28,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-from pipeline.demo.online import OnlineRun
 from timing import machine
 
+from pipeline.demo.online import OnlineRun
 from pipeline.recipe import load_recipe
 from pipeline.settings import SweepSettings
 from pipeline.sweep import run_sweep
