@@ -32,6 +32,7 @@ from timing import machine
 
 from pipeline.demo.online import OnlineRun
 from pipeline.recipe import load_recipe
+from pipeline.seeds import figure_text, spread
 from pipeline.settings import SweepSettings
 from pipeline.sweep import run_sweep
 from pipeline.sweep_record import SweepRow, read_sweep
@@ -343,12 +344,7 @@ def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
 
 def cell(values: Sequence[float | None], figure: str) -> str:
     """Return mean ± sample standard deviation; empty without values."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    scale, digits = (1, 3) if figure in ("ece", "kl") else (100, 1)
-    text = f"{scale * statistics.mean(known):.{digits}f}"
-    return text + (f" ± {scale * statistics.stdev(known):.{digits}f}" if len(known) > 1 else "")
+    return figure_text(figure, spread(value for value in values if value is not None), none="")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_tables_are_those_of_the_record(photos: Any, tmp_path: Path) -> None:
     found = photos.markdown_tables(record)
     assert list(found) == TABLES
     harmonics = [run["harmonic"] for run in record["rows"][0]["runs"]]
-    spread = f"{100 * statistics.mean(harmonics):.1f} ± {100 * statistics.stdev(harmonics):.1f}"
+    spread = f"{100 * statistics.mean(harmonics):.2f} ± {100 * statistics.stdev(harmonics):.2f}"
     (line,) = [line for line in found["photographs"].splitlines() if line.startswith("| hard |")]
     assert spread in line
     assert "| 0.02 |" in line
