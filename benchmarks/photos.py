@@ -3,13 +3,15 @@
 `tune` chooses the learning rate of every row of the recipe, each from the same values, on a split of
 `prompt-train.parquet`: prompts learn from 120 pictures a class, and the harmonic mean of base and new classes
 on the other 30 decides. `cost` times a run with cached labels and the same run with the teacher online.
-`transfer` tests the prompts on emoji and prompts of emoji on photographs. `record` writes all of it into
+`transfer` tests the prompts on emoji and prompts of emoji on photographs. `probe` fits linear classifiers to
+frozen image features: what labels can gain without other features. `record` writes all of it into
 `docs/data/photos.json`, and `tables` makes the tables of docs/results.md from that file alone.
 
     python benchmarks/photos.py tune --photos photos --out photos-tune
     PHOTOS=photos rpp run recipes/photos.toml
     python benchmarks/photos.py cost --photos photos
     python benchmarks/photos.py transfer --photos photos --emoji emoji
+    python benchmarks/photos.py probe --photos photos
     python benchmarks/photos.py record && python benchmarks/photos.py tables
 """
 
@@ -25,10 +27,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
 import typer
+from PIL import Image
 from timing import machine
+from torch import Tensor
 
 from pipeline.demo.online import OnlineRun
 from pipeline.recipe import load_recipe
@@ -39,11 +46,12 @@ from pipeline.sweep_record import SweepRow, read_sweep
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.settings import EvalSettings
 from student_train.markdown import table as markdown_table
-from student_train.model.stored import STUDENT
+from student_train.runs.record import STUDENT
 from student_train.training.loop import Run, train
 from teacher_cache.build import build_cache
 from teacher_cache.classes.vocabulary import load_vocabulary
 from teacher_cache.files.atomic_write import atomic_write_text
+from teacher_cache.images.decode import decode_image
 from teacher_cache.images.index import index_images
 from teacher_cache.images.reader import ImageReader
 
@@ -52,6 +60,7 @@ SWEEP = Path("sweeps") / "photos"
 FOLDER = Path("photos-study")  # of cost and transfer
 RECORD = Path("docs") / "data" / "photos.json"
 RATES = (0.005, 0.02, 0.08)
+DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # of linear classifiers
 VALIDATION_SHARE = 0.2
 SEED = 0
 LR = re.compile(r"^lr = .*$", re.MULTILINE)
@@ -267,6 +276,66 @@ def transfer(
     print(json.dumps(found, indent=1))
 
 
+def frozen_features(model: str, source: Path, classes: Path) -> tuple[Tensor, Tensor]:
+    """Return unit features [N, D] of the pictures whose labels are in the base half, and these labels [N]."""
+    clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
+    vocabulary = load_vocabulary(str(classes))
+    samples, _ = index_images(str(source), vocabulary)
+    rows = np.flatnonzero(samples.labels < len(vocabulary) // 2)
+    reader, found = ImageReader(), []
+    for part in np.array_split(rows, max(1, len(rows) // 500)):
+        images = [Image.fromarray(decode_image(reader.read(one))) for one in samples.locations(part)]
+        with torch.inference_mode():
+            found.append(clip.eval().encode_image(torch.stack([preprocess(image) for image in images])))
+    return F.normalize(torch.cat(found).float(), dim=-1), torch.from_numpy(samples.labels[rows]).long()
+
+
+def fit_linear(features: Tensor, labels: Tensor, decay: float) -> torch.nn.Linear:
+    """Fit logistic regression to features times 10 by L-BFGS, with `decay` times the weights' squares."""
+    layer = torch.nn.Linear(features.shape[1], int(labels.max()) + 1)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(layer(10 * features), labels) + decay * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return layer
+
+
+def accuracy(layer: torch.nn.Linear, features: Tensor, labels: Tensor) -> float:
+    """Return the share of labels that a linear classifier finds."""
+    return float((layer(10 * features).argmax(dim=1) == labels).float().mean())
+
+
+@main.command()
+def probe(
+    photos: Annotated[Path, typer.Option(help="folder with prompt-train.parquet, test.parquet, classes.txt")],
+    out: Annotated[Path, typer.Option(help="file of the figures")] = FOLDER / "probe.json",
+) -> None:
+    """Fit a linear classifier of the base half to frozen features; its decay is chosen on a split."""
+    torch.manual_seed(SEED)
+    classes, found = photos / "classes.txt", {}
+    with tempfile.TemporaryDirectory() as folder:
+        fit, validation = Path(folder) / "fit.parquet", Path(folder) / "validation.parquet"
+        split_pictures(photos / "prompt-train.parquet", fit, validation)
+        for model in ("student", "teacher"):
+            folder_of = str(RECIPE.with_suffix("") / model)
+            features, labels = frozen_features(folder_of, fit, classes)
+            others, their_labels = frozen_features(folder_of, validation, classes)
+            scores = {
+                decay: accuracy(fit_linear(features, labels, decay), others, their_labels) for decay in DECAYS
+            }
+            decay = max(scores, key=lambda one: scores[one])
+            layer = fit_linear(torch.cat([features, others]), torch.cat([labels, their_labels]), decay)
+            tested = frozen_features(folder_of, photos / "test.parquet", classes)
+            found[model] = {"decay": decay, "validation": scores, "base": accuracy(layer, *tested)}
+    atomic_write_text(out, json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
 @main.command()
 def record(
     out: Annotated[Path, typer.Option(help="file to write")] = RECORD,
@@ -292,6 +361,7 @@ def record(
         ],
         "frozen": frozen,
         "transfer": json.loads((FOLDER / "transfer.json").read_text(encoding="utf-8")),
+        "probe": json.loads((FOLDER / "probe.json").read_text(encoding="utf-8")),
         "cost": {**costs, "runs": len(sweep.rows)},
         "sweep_seconds": sweep.seconds,
         "machine": machine(),

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import torch.nn.functional as F
 
 from pipeline.sweep_record import SweepRow
 
@@ -95,6 +97,18 @@ def test_tables_are_those_of_the_record(photos: Any, tmp_path: Path) -> None:
         assert all(text.count(table) == 1 for table in found.values())
         assert text.startswith("before\n")
         assert text.endswith("\nafter\n")
+
+
+def test_a_linear_classifier_is_fitted_until_its_gradient_is_zero(photos: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = F.normalize(torch.eye(8)[labels] + torch.randn(300, 8, generator=generator), dim=-1)
+    layer = photos.fit_linear(features, labels, 1e-2)
+    loss = F.cross_entropy(layer(10 * features), labels) + 1e-2 * layer.weight.square().sum()
+    slopes = torch.autograd.grad(loss, list(layer.parameters()))
+    assert max(float(slope.abs().max()) for slope in slopes) < 1e-4
+    assert photos.accuracy(layer, features, labels) > 0.6
+    assert photos.accuracy(layer, features, (labels + 1) % 3) < 0.4
 
 
 TABLES = ["photographs", "transfer"]
