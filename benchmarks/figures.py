@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 from drawing import arrow, box, path, text, vertical_text, write_themes
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from pipeline.report.plots import ticks
 from pipeline.seeds import Spread, spread
@@ -46,6 +46,12 @@ class Row(BaseModel):
     name: str
     runs: list[Run] = Field(min_length=2)
 
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "Row":
+        if len({run.seed for run in self.runs}) != len(self.runs):
+            raise ValueError(f"row '{self.name}' has a seed twice")
+        return self
+
 
 class Frozen(BaseModel):
     """A model without prompts."""
@@ -61,18 +67,20 @@ class Cost(BaseModel):
         views: of each picture.
         build_seconds: the teacher's pass over all views, once.
         cache_bytes: on disk.
-        runs: trainings from the cache.
-        cached_run_seconds, online_run_seconds: one training from the cache, and the same with the teacher's
-            image tower on every batch; both measured.
+        runs, runs_seconds: trainings with the cache's soft labels and as many steps as the one that was
+            measured both ways; the sum of their seconds, measured.
+        cached_run_seconds, online_run_seconds: this one from the cache, and with the teacher's image tower on
+            every batch.
     """
 
     pictures: int = Field(gt=0)
     views: int = Field(gt=0)
-    build_seconds: float = Field(gt=0)
+    build_seconds: FiniteFloat = Field(gt=0)
     cache_bytes: int = Field(gt=0)
     runs: int = Field(gt=0)
-    cached_run_seconds: float = Field(gt=0)
-    online_run_seconds: float = Field(gt=0)
+    runs_seconds: FiniteFloat = Field(gt=0)
+    cached_run_seconds: FiniteFloat = Field(gt=0)
+    online_run_seconds: FiniteFloat = Field(gt=0)
 
 
 class Record(BaseModel):
@@ -81,6 +89,13 @@ class Record(BaseModel):
     rows: list[Row]
     frozen: list[Frozen]
     cost: Cost
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Record":
+        names = [one.name for one in (*self.rows, *self.frozen)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"rows have the same name: '{min(twice)}'")
+        return self
 
 
 @dataclass(frozen=True)
@@ -185,13 +200,14 @@ def ablation_of(record: Record, file: Path) -> Ablation:
 
 
 def cost_sentence(cost: Cost) -> str:
-    """Return the sentence about the cost; totals of runs are one measured run times their number."""
-    cached, online = cost.runs * cost.cached_run_seconds, cost.runs * cost.online_run_seconds
+    """Return the sentence about the cost: online, all runs would have been slower as the measured one is."""
+    online = cost.runs_seconds * cost.online_run_seconds / cost.cached_run_seconds
     return (
         f"The teacher ran once: {cost.build_seconds:,.0f} s for {cost.pictures * cost.views:,} views of "
-        f"{cost.pictures:,} pictures, {cost.cache_bytes / 1e6:,.1f} MB on disk. {cost.runs:,} runs then took "
-        f"{cached:,.0f} s from the cache. With the teacher online they would have taken {online:,.0f} s "
-        f"({cost.cached_run_seconds:,.1f} s and {cost.online_run_seconds:,.1f} s a run, both measured)."
+        f"{cost.pictures:,} pictures, {cost.cache_bytes / 1e6:,.1f} MB on disk. "
+        f"{cost.runs:,} runs with its soft labels then took {cost.runs_seconds:,.0f} s. "
+        f"With the teacher online they would have taken {online:,.0f} s: one run, measured both ways, takes "
+        f"{cost.cached_run_seconds:,.1f} s from the cache and {cost.online_run_seconds:,.1f} s online."
     )
 
 

@@ -30,7 +30,7 @@ NEAR = 0.01  # of both losses after the last step
 
 
 def main(
-    recipe: Annotated[Path, typer.Argument(help="its [train] is measured")],
+    recipe: Annotated[Path, typer.Argument(help="its table `train` is measured")],
     runs: Annotated[int, typer.Option(help="runs of the sweep")],
     build_seconds: Annotated[float, typer.Option(help="what building the cache took")],
     rounds: Annotated[int, typer.Option(help="how often each run is timed")] = 3,

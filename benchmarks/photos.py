@@ -1,13 +1,16 @@
-"""The study on photographs: learning rates, cost, transfer, and tables of `recipes/photos.toml`.
+"""The study on photographs: pictures, learning rates, cost, transfer, and tables of `recipes/photos.toml`.
 
-`tune` chooses the learning rate of every row of the recipe, each from the same values, on a split of
-`prompt-train.parquet`: prompts learn from 120 pictures a class, and the harmonic mean of base and new classes
-on the other 30 decides. `cost` times a run with cached labels and the same run with the teacher online.
-`transfer` tests the prompts on emoji and prompts of emoji on photographs. `probe` fits linear classifiers to
-frozen image features: what labels can gain without other features. `record` writes all of it into
-`docs/data/photos.json`, and `tables` makes the tables of docs/results.md from that file alone.
+`split` writes the study's Parquet files from CIFAR-100. `tune` chooses the learning rate of every row of
+the recipe, each from the same values, on a split of `prompt-train.parquet`: prompts learn from 120 pictures
+a class, and the harmonic mean of base and new classes on the other 30 decides. `cost` times a run with
+cached labels and the same run with the teacher online. `transfer` tests the prompts on emoji and prompts of
+emoji on photographs. `probe` fits linear classifiers to frozen image features: what labels can gain without
+other features. `record` writes all of it into `docs/data/photos.json`, and `tables` makes the tables of
+docs/results.md from that file alone. All commands run in the root of a checkout, and keep what they make in
+`photos-study/`.
 
-    python benchmarks/photos.py tune --photos photos --out photos-tune
+    python benchmarks/photos.py split --cifar cifar-100-python --out photos
+    python benchmarks/photos.py tune --photos photos
     PHOTOS=photos rpp run recipes/photos.toml
     python benchmarks/photos.py cost --photos photos
     python benchmarks/photos.py transfer --photos photos --emoji emoji
@@ -15,14 +18,18 @@ frozen image features: what labels can gain without other features. `record` wri
     python benchmarks/photos.py record && python benchmarks/photos.py tables
 """
 
+import gzip
+import hashlib
+import io
 import json
 import os
+import pickle
 import re
 import statistics
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,11 +45,11 @@ from timing import machine
 from torch import Tensor
 
 from pipeline.demo.online import OnlineRun
-from pipeline.recipe import load_recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.seeds import figure_text, spread
 from pipeline.settings import SweepSettings
-from pipeline.sweep import run_sweep
-from pipeline.sweep_record import SweepRow, read_sweep
+from pipeline.sweep import check_all_done, run_sweep
+from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.settings import EvalSettings
 from student_train.markdown import table as markdown_table
@@ -50,17 +57,24 @@ from student_train.runs.record import STUDENT
 from student_train.training.loop import Run, train
 from teacher_cache.build import build_cache
 from teacher_cache.classes.vocabulary import load_vocabulary
-from teacher_cache.files.atomic_write import atomic_write_text
+from teacher_cache.cores import usable_cores
+from teacher_cache.errors import UsageError
+from teacher_cache.files.atomic_write import atomic_write_text, make_folder
+from teacher_cache.files.json_text import parse_json
 from teacher_cache.images.decode import decode_image
 from teacher_cache.images.index import index_images
 from teacher_cache.images.reader import ImageReader
+from teacher_cache.options import run_app
 
 RECIPE = Path("recipes") / "photos.toml"
+SPLIT = RECIPE.with_suffix("") / "split.json.gz"
 SWEEP = Path("sweeps") / "photos"
-FOLDER = Path("photos-study")  # of cost and transfer
+FOLDER = Path("photos-study")  # of what these commands make
+COST, TRANSFER, PROBE = (FOLDER / f"{name}.json" for name in ("cost", "transfer", "probe"))
 RECORD = Path("docs") / "data" / "photos.json"
 RATES = (0.00125, 0.005, 0.02, 0.08)
 DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # of linear classifiers
+SIDE = 32  # of CIFAR's pictures
 VALIDATION_SHARE = 0.2
 SEED = 0
 LR = re.compile(r"^lr = .*$", re.MULTILINE)
@@ -74,7 +88,118 @@ HEADINGS = {
     "ece": "ECE",
 }
 
-main = typer.Typer(add_completion=False, help=__doc__)
+main = typer.Typer(add_completion=False, help=__doc__.splitlines()[0])
+
+Photos = Annotated[Path, typer.Option(help="folder of the Parquet files and classes.txt", file_okay=False)]
+
+
+def load_study(photos: Path) -> Recipe:
+    """Return the recipe for these photographs, and make the folder of the study.
+
+    Raises:
+        UsageError: the folder does not have the files, or this is not the root of a checkout.
+    """
+    for name in ("prompt-train.parquet", "test.parquet", "classes.txt"):
+        if not (photos / name).is_file():
+            raise UsageError(f"{photos} has no {name}; docs/results.md says what the folder has")
+    os.environ["PHOTOS"] = str(photos.resolve())
+    make_folder(FOLDER, "")
+    return load_recipe(RECIPE)
+
+
+def read_json(file: Path, command: str) -> Any:
+    """Return what a command of this script wrote.
+
+    Raises:
+        UsageError: it has not been run, or the file is damaged.
+    """
+    if not file.is_file():
+        raise UsageError(f"there is no {file}; `python benchmarks/photos.py {command}` writes it")
+    try:
+        return parse_json(file.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{file} is damaged: {error}") from error
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Reads CIFAR's pickles: plain values and NumPy arrays, nothing that could run other code."""
+
+    ALLOWED = frozenset(
+        {
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("_codecs", "encode"),  # bytes in pickles that Python 3 wrote
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return one of the classes of arrays.
+
+        Raises:
+            UsageError: another class.
+        """
+        module = module.replace("numpy.core.", "numpy._core.")  # its name when CIFAR-100 was written
+        if (module, name) not in self.ALLOWED:
+            raise UsageError(f"the pickle asks for {module}.{name}; CIFAR-100's have arrays only")
+        return super().find_class(module, name)
+
+
+def read_cifar(file: Path) -> dict[str, Any]:
+    """Return the content of one file of `cifar-100-python`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        with open(file, "rb") as opened:
+            content = ArrayUnpickler(opened, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} is not a file of CIFAR-100: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} is not a file of CIFAR-100")
+    return content
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Encode pixels [H, W, 3] uint8."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@main.command()
+def split(
+    cifar: Annotated[Path, typer.Option(help="folder with train, test and meta, of the Python version")],
+    out: Annotated[Path, typer.Option(help="folder to write")] = Path("photos"),
+) -> None:
+    """Write the study's pictures and names from CIFAR-100, each picture in its place, and check them."""
+    make_folder(out)
+    names = read_cifar(cifar / "meta")["fine_label_names"]
+    pictures: dict[str, tuple[np.ndarray, int]] = {}
+    for content in (read_cifar(cifar / "train"), read_cifar(cifar / "test")):
+        pixels = content["data"].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        for name, label, one in zip(content["filenames"], content["fine_labels"], pixels, strict=True):
+            pictures.setdefault(f"{names[label]}/{name}", (one, label))
+    for part, wanted in json.loads(gzip.decompress(SPLIT.read_bytes())).items():
+        missing = [name for name in wanted["pictures"] if name not in pictures]
+        if missing:
+            raise UsageError(f"{cifar} lacks {len(missing)} pictures of {part}; the first: {missing[0]}")
+        found = [(name, *pictures[name]) for name in wanted["pictures"]]
+        if pixels_digest(one for _, one, _ in found) != wanted["sha256"]:
+            raise UsageError(f"pictures of {part} in {cifar} have other pixels than the study's")
+        rows = [{"image": {"bytes": png(one), "path": name}, "label": label} for name, one, label in found]
+        pq.write_table(pa.Table.from_pylist(rows), out / f"{part}.parquet")
+        print(f"{out / part}.parquet: {len(rows):,} pictures")
+    atomic_write_text(out / "classes.txt", "\n".join(name.replace("_", " ") for name in names) + "\n")
+
+
+def pixels_digest(pictures: Iterable[np.ndarray]) -> str:
+    """Return the SHA-256 of the pixels [H, W, 3] uint8 of all pictures, in their order."""
+    digest = hashlib.sha256()
+    for one in pictures:
+        digest.update(np.ascontiguousarray(one))
+    return digest.hexdigest()
 
 
 def split_pictures(source: Path, fit: Path, validation: Path) -> tuple[int, int]:
@@ -133,36 +258,39 @@ def with_rates(text: str, rates: dict[str, float]) -> str:
 
 @main.command()
 def tune(
-    photos: Annotated[Path, typer.Option(help="folder with prompt-train.parquet and classes.txt")],
-    out: Annotated[Path, typer.Option(help="folder for the parts, caches and runs")] = Path("photos-tune"),
-    recipe: Annotated[Path, typer.Option(help="recipe to change")] = RECIPE,
+    photos: Photos,
+    out: Annotated[Path, typer.Option(help="folder for the parts, caches and runs")] = FOLDER / "tune",
     jobs: Annotated[int, typer.Option(help="runs at a time")] = 2,
 ) -> None:
     """Choose the learning rate of every row and write it into the recipe."""
-    os.environ["PHOTOS"] = str(photos.resolve())
+    load_study(photos)
     split_pictures(photos / "prompt-train.parquet", out / "fit.parquet", out / "validation.parquet")
     own = out / "tune.toml"
-    own.write_text(tuning_recipe(recipe.read_text(encoding="utf-8"), out), encoding="utf-8")
+    own.write_text(tuning_recipe(RECIPE.read_text(encoding="utf-8"), out), encoding="utf-8")
     axis = f"train.lr={','.join(map(str, RATES))}"
     settings = SweepSettings(set=(axis,), out=out / "sweep", seeds=1, jobs=jobs)
     record = run_sweep(own, settings, on_note=print)
     rates = best_rates(record.rows)
-    recipe.write_text(with_rates(recipe.read_text(encoding="utf-8"), rates), encoding="utf-8")
+    atomic_write_text(RECIPE, with_rates(RECIPE.read_text(encoding="utf-8"), rates))
     for name, rate in rates.items():
         print(f"{rate:<6} {name}")
 
 
 @main.command()
 def cost(
-    photos: Annotated[Path, typer.Option(help="folder with prompt-train.parquet and classes.txt")],
-    row: Annotated[str, typer.Option(help="row of the recipe that is timed")] = "soft, teacher, T = 1",
-    out: Annotated[Path, typer.Option(help="file of the figures")] = FOLDER / "cost.json",
+    photos: Photos,
+    row: Annotated[str, typer.Option(help="row that is timed; it has soft labels")] = "soft, teacher, T = 1",
     rounds: Annotated[int, typer.Option(min=1, help="how often each run is timed")] = 3,
 ) -> None:
-    """Time the teacher's pass, runs from the cache, and the same runs with the teacher online, in turn."""
-    os.environ["PHOTOS"] = str(photos.resolve())
-    recipe = load_recipe(RECIPE)
-    settings = next(one.train for one in recipe.rows if one.name == row)
+    """Time the teacher's pass, runs from the cache, and the same runs with the teacher online, in turn.
+
+    Runs have the threads of a run of the study, and the machine for themselves.
+    """
+    recipe = load_study(photos)
+    rows = {one.name: one.train for one in recipe.rows if one.train.soft_weight}
+    if row not in rows:
+        raise UsageError(f"--row: there is no row '{row}' with soft labels; there are {', '.join(rows)}")
+    settings = rows[row]
     taken: dict[str, list[float]] = {"cached": [], "online": []}
     losses: dict[str, list[float]] = {"cached": [], "online": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -172,6 +300,7 @@ def cost(
         built = build_cache(build)
         build_seconds = time.monotonic() - started
         cache_bytes = sum(file.stat().st_size for file in Path(build.out).rglob("*") if file.is_file())
+        torch.set_num_threads(max(1, usable_cores() // (recipe.jobs or 1)))
         for number in range(rounds):
             for kind, run_type in (("cached", Run), ("online", OnlineRun)):
                 update = {"cache": build.out, "out": Path(folder) / f"{kind}-{number}"}
@@ -190,7 +319,7 @@ def cost(
         "losses": losses,
         "machine": machine(),
     }
-    atomic_write_text(out, json.dumps(found, indent=1) + "\n")
+    atomic_write_text(COST, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
@@ -219,16 +348,16 @@ def write_shared(sources: list[str], classes: Path, names: list[str], out: Path)
 
 @main.command()
 def transfer(
-    photos: Annotated[Path, typer.Option(help="folder with test.parquet and classes.txt")],
+    photos: Photos,
     emoji: Annotated[Path, typer.Option(help="folder of the five styles' tars and classes.txt")],
-    out: Annotated[Path, typer.Option(help="folder for pictures, caches and runs")] = Path("photos-transfer"),
 ) -> None:
     """Test prompts of photographs on emoji, and prompts of emoji on photographs, over the names of both."""
-    os.environ["PHOTOS"] = str(photos.resolve())
-    recipe, record = load_recipe(RECIPE), read_sweep(SWEEP)
+    recipe, record = load_study(photos), read_sweep(SWEEP)
+    check_all_done(record)
     names = shared_names(photos, emoji)
+    out = FOLDER / "transfer"
+    out.mkdir(exist_ok=True)
     classes = out / "names.txt"
-    out.mkdir(parents=True, exist_ok=True)
     classes.write_text("\n".join(names) + "\n", encoding="utf-8")
     styles = [str(style) for style in sorted(emoji.glob("*.tar"))]
     pictures = {"emoji": out / "emoji.parquet", "photographs": out / "photographs.parquet"}
@@ -265,14 +394,21 @@ def transfer(
         own = []
         for seed in record.seeds:
             folder = out / "runs" / f"{row.name}, {seed}"
-            update = {"cache": str(cache), "out": folder, "seed": seed, "class_subset": "all", "epochs": 20}
+            update = {
+                "cache": str(cache),
+                "student_features": None,  # those of the recipe are of photographs
+                "out": folder,
+                "seed": seed,
+                "class_subset": "all",
+                "epochs": 20,
+            }
             if not (folder / STUDENT).is_file():
                 train(row.train.model_copy(update={**update, "resume": folder.is_dir()}))
             own.append(str(folder))
         found["rows"][f"{row.name}, from emoji"] = {
             kind: [top1(run, kind) for run in own] for kind in pictures
         }
-    atomic_write_text(FOLDER / "transfer.json", json.dumps(found, indent=1) + "\n")
+    atomic_write_text(TRANSFER, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
@@ -293,6 +429,8 @@ def frozen_features(model: str, source: Path, classes: Path) -> tuple[Tensor, Te
 def fit_linear(features: Tensor, labels: Tensor, decay: float) -> torch.nn.Linear:
     """Fit logistic regression to features times 10 by L-BFGS, with `decay` times the weights' squares."""
     layer = torch.nn.Linear(features.shape[1], int(labels.max()) + 1)
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -312,11 +450,10 @@ def accuracy(layer: torch.nn.Linear, features: Tensor, labels: Tensor) -> float:
 
 @main.command()
 def probe(
-    photos: Annotated[Path, typer.Option(help="folder with prompt-train.parquet, test.parquet, classes.txt")],
-    out: Annotated[Path, typer.Option(help="file of the figures")] = FOLDER / "probe.json",
+    photos: Photos,
 ) -> None:
     """Fit a linear classifier of the base half to frozen features; its decay is chosen on a split."""
-    torch.manual_seed(SEED)
+    load_study(photos)
     classes, found = photos / "classes.txt", {}
     with tempfile.TemporaryDirectory() as folder:
         fit, validation = Path(folder) / "fit.parquet", Path(folder) / "validation.parquet"
@@ -332,7 +469,7 @@ def probe(
             layer = fit_linear(torch.cat([features, others]), torch.cat([labels, their_labels]), decay)
             tested = frozen_features(folder_of, photos / "test.parquet", classes)
             found[model] = {"decay": decay, "validation": scores, "base": accuracy(layer, *tested)}
-    atomic_write_text(out, json.dumps(found, indent=1) + "\n")
+    atomic_write_text(PROBE, json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 
 
@@ -342,10 +479,10 @@ def record(
 ) -> None:
     """Write the study's figures, of every run, into one file."""
     sweep = read_sweep(SWEEP)
+    check_all_done(sweep)
     runs: dict[str, list[dict[str, Any]]] = {}
     for row in sweep.rows:
-        if row.state != "done" or row.train is None:
-            raise SystemExit(f"{row.run} is {row.state}: {row.why}")
+        assert row.train is not None  # it is done
         figures = {name: row.evals[0].get(name) for name in HEADINGS}
         one = {"seed": row.seed, **figures, "seconds": row.train["seconds"], "steps": row.train["steps"]}
         runs.setdefault(row.settings["row"], []).append(one)
@@ -353,48 +490,62 @@ def record(
         {"name": name, **{figure: found[0].get(figure) for figure in HEADINGS}}
         for name, found in sweep.baselines().items()
     ]
-    costs = json.loads((FOLDER / "cost.json").read_text(encoding="utf-8"))
+    costs = read_json(COST, "cost --photos ...")
+    saved = [run["seconds"] for name in teacher_rows(sweep, costs["row"]) for run in runs[name]]
     record = {
         "rows": [
             {"name": name, "settings": sweep.row_settings[name], "runs": found}
             for name, found in runs.items()
         ],
         "frozen": frozen,
-        "transfer": json.loads((FOLDER / "transfer.json").read_text(encoding="utf-8")),
-        "probe": json.loads((FOLDER / "probe.json").read_text(encoding="utf-8")),
-        "cost": {**costs, "runs": len(sweep.rows)},
+        "transfer": read_json(TRANSFER, "transfer --photos ... --emoji ..."),
+        "probe": read_json(PROBE, "probe --photos ..."),
+        "cost": {**costs, "runs": len(saved), "runs_seconds": sum(saved)},
         "sweep_seconds": sweep.seconds,
         "machine": machine(),
         "command": f"PHOTOS=photos rpp run {RECIPE.as_posix()}",
     }
+    make_folder(out.parent)
     atomic_write_text(out, json.dumps(record, indent=1) + "\n")
+
+
+def teacher_rows(sweep: SweepRecord, timed: str) -> list[str]:
+    """Return the rows with soft labels of the same cache as the timed row, and as many steps and towers."""
+    every = sweep.row_settings
+    alike = {key: every[timed].get(key) for key in ("cache", "towers", "shots", "epochs")}
+    return [
+        name
+        for name, settings in every.items()
+        if settings.get("soft_weight") != 0 and all(settings.get(key) == alike[key] for key in alike)
+    ]
 
 
 @main.command()
 def tables(
     source: Annotated[Path, typer.Option("--from", help="the study's figures")] = RECORD,
-    page: Annotated[Path | None, typer.Option(help="page whose tables are replaced")] = Path(
-        "docs/results.md"
-    ),
+    page: Annotated[Path, typer.Option(help="page whose tables are replaced")] = Path("docs/results.md"),
 ) -> None:
-    """Write the study's tables into the page, between their marks; without a page, print them."""
-    found = markdown_tables(json.loads(source.read_text(encoding="utf-8")))
-    if page is None:
-        print("\n\n".join(found.values()))
-        return
+    """Write the study's tables into a page, each between the two lines that mark its place."""
+    found = markdown_tables(read_json(source, "record"))
     text = page.read_text(encoding="utf-8")
     for name, table in found.items():
-        marks = f"<!-- {name}: written by benchmarks/photos.py tables -->", f"<!-- end of {name} -->"
-        if text.count(marks[0]) != 1 or text.count(marks[1]) != 1:
-            raise SystemExit(f"{page} must have the lines '{marks[0]}' and '{marks[1]}' once")
-        before, _, rest = text.partition(marks[0])
-        _, _, after = rest.partition(marks[1])
-        text = f"{before}{marks[0]}\n\n{table}\n\n{marks[1]}{after}"
+        first, last = f"<!-- {name}: written by benchmarks/photos.py tables -->", f"<!-- end of {name} -->"
+        if not text.count(first) == text.count(last) == 1 or text.index(first) > text.index(last):
+            raise UsageError(f"{page} must have the lines '{first}' and '{last}' once, in this order")
+        before, after = text[: text.index(first)], text[text.index(last) :]
+        text = f"{before}{first}\n\n{table}\n\n{after}"
     atomic_write_text(page, text)
 
 
 def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
-    """Return the tables of the study by name: of all rows, and of the transfer."""
+    """Return the tables of the study by name: of all rows, and of the transfer.
+
+    Raises:
+        UsageError: rows have different seeds, or one seed.
+    """
+    seeds = {tuple(run["seed"] for run in row["runs"]) for row in record["rows"]}
+    if len(seeds) != 1 or len(set(*seeds)) < 2:
+        raise UsageError("the rows of a table need the same seeds, at least two")
     rows: list[list[str]] = []
     for model in record["frozen"]:
         rows.append([model["name"], "", *(cell([model[figure]], figure) for figure in HEADINGS), ""])
@@ -413,9 +564,16 @@ def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
 
 
 def cell(values: Sequence[float | None], figure: str) -> str:
-    """Return mean ± sample standard deviation; empty without values."""
-    return figure_text(figure, spread(value for value in values if value is not None), none="")
+    """Return mean ± sample standard deviation; empty without values.
+
+    Raises:
+        UsageError: some runs have the figure and others have not.
+    """
+    known = [value for value in values if value is not None]
+    if known and len(known) != len(values):
+        raise UsageError(f"{len(values) - len(known)} of {len(values)} runs have no {figure}")
+    return figure_text(figure, spread(known), none="")
 
 
 if __name__ == "__main__":
-    main()
+    run_app(main)

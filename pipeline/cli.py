@@ -33,6 +33,7 @@ from student_train.interchange.settings import (
 )
 from student_train.runs.record import require_no_run, require_student
 from teacher_cache.errors import UsageError, printable
+from teacher_cache.files.atomic_write import make_folder
 from teacher_cache.files.remote import local_file
 from teacher_cache.options import (
     OUTPUT,
@@ -98,7 +99,7 @@ def run(
 ) -> None:
     """Build the caches, train, evaluate. The same command again resumes where it stopped.
 
-    A recipe with rows or several seeds is a sweep in the folder at [train] out.
+    A recipe with rows or several seeds is a sweep, in the folder that `out` of its table `train` names.
 
     Example: rpp run recipes/imagenet21k-vitb16-all-classes.toml
     """
@@ -438,6 +439,7 @@ def demo(settings: DemoSettings, as_json: Json = False) -> None:
 
     Example: rpp demo --out ./rpp-demo
     """
+    make_folder(settings.out)
     with loading():
         from pipeline.demo.compare import run_demo
         from pipeline.demo.story import story

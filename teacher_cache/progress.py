@@ -61,8 +61,10 @@ class Counter:
         self._changed = False  # since the last line
 
     def start_at(self, done: int) -> None:
-        """Set what was done before: it is displayed, but not counted in the rate."""
+        """Set what was done before: it is displayed, but not counted in the rate or the time left."""
         self.done = self._before = done
+        if self._bar and self._task is not None:
+            self._bar.reset(self._task, completed=done)
 
     def __call__(self, amount: int = 1, **fields: str) -> None:
         """Count `amount`; `fields` are displayed beside it as `name value`."""
@@ -73,7 +75,7 @@ class Counter:
         self.done, self._changed = done, True
         self.fields.update(fields)
         if self._bar and self._task is not None:
-            rate = f"{self._rate():,.1f} {self.what}/s"
+            rate = f"{_figures(self._rate())} {self.what}/s"
             self._bar.update(self._task, completed=self.done, rate=rate, more=self._more())
         elif time.monotonic() - self._printed >= LINE_EVERY_SECONDS:
             self.print_line()
@@ -85,7 +87,7 @@ class Counter:
         self._changed, self._printed = False, time.monotonic()
         rate = self._rate()
         left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
-        line = f"{self.what} {self.done}/{self.total}  {rate:.1f}/s  left {left}  {self._more()}"
+        line = f"{self.what} {self.done}/{self.total}  {_figures(rate)}/s  left {left}  {self._more()}"
         print(line.rstrip(), file=_Screen(), flush=True)
 
     def _rate(self) -> float:
@@ -93,6 +95,11 @@ class Counter:
 
     def _more(self) -> str:
         return "  ".join(f"{name} {value}" for name, value in self.fields.items())
+
+
+def _figures(rate: float) -> str:
+    """Format a rate; rates below 1 are those of runs of minutes."""
+    return f"{rate:.1f}" if rate >= 1 else f"{rate:.3f}"
 
 
 class _TwoLines(Progress):

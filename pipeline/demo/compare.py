@@ -30,7 +30,7 @@ from student_train.training.settings import TrainSettings
 from teacher_cache.build import build_cache, is_built
 from teacher_cache.command_settings import BuildSettings
 from teacher_cache.cores import usable_cores
-from teacher_cache.errors import RppError
+from teacher_cache.errors import RppError, UsageError
 from teacher_cache.files.atomic_write import atomic_write_text, make_folder
 from teacher_cache.files.places import absolute_place
 
@@ -70,7 +70,8 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
 
     Returns:
         `headline`; `teacher` (see `teacher_pass`); `online` (see `online_cost`), with the number of `runs`
-        with soft labels, their `sweep_seconds`, and what they would have been online, `sweep_seconds_online`;
+        with soft labels, their `sweep_seconds`, and what they would have been online, `sweep_seconds_online`
+        (None if the measurement was disturbed);
         `frozen`, the figures of the frozen models by name; `rows` (see `row_figures`); `seeds`; `seconds` of
         this call; `recipe` and `report`, files. Figures and seconds are a `mean`, `std` (None for one seed)
         and the values of the `runs`. All of it is also in `results.json` in the demo's folder.
@@ -82,13 +83,12 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
     started = time.monotonic()
     make_folder(settings.out)
     path, sweep = settings.out / "demo.toml", settings.out / "sweep"
-    atomic_write_text(path, recipe_text(settings))
-    recipe = load_recipe(path)
-    teacher = teacher_pass(recipe.builds[0], settings.out, on_note)
-    record = run_sweep(path, SweepSettings(out=sweep), on_note)
+    with written_recipe(path, settings) as recipe:
+        teacher = teacher_pass(recipe.builds[0], settings.out, on_note)
+        record = run_sweep(path, SweepSettings(out=sweep), on_note)
     check_all_done(record)
     online = online_cost(recipe, settings.out, on_note)
-    ratio = online["seconds"]["online"] / online["seconds"]["cached"]
+    ratio = online_ratio(online)
     rows = row_figures(record, ratio)
     if not record.zero_shot:
         raise RppError(f"the zero-shot model cannot be evaluated: {record.zero_shot_why}")
@@ -103,7 +103,7 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
         "teacher": teacher,
         "online": online
         | {"runs": len(seconds), "sweep_seconds": sum(seconds)}
-        | {"sweep_seconds_online": ratio * sum(seconds)},
+        | {"sweep_seconds_online": None if ratio is None else ratio * sum(seconds)},
         "frozen": frozen,
         "rows": rows,
         "seeds": settings.seeds,
@@ -113,6 +113,23 @@ def run_demo(settings: DemoSettings, on_note: Callable[[str], None]) -> dict[str
     }
     atomic_write_text(settings.out / "results.json", json.dumps(results, indent=1))
     return results
+
+
+@contextmanager
+def written_recipe(path: Path, settings: DemoSettings) -> Iterator[Recipe]:
+    """Write the demo's recipe for the block.
+
+    If the block refuses it, the recipe of the demo that is in the folder is restored, and the message names
+    the demo's folder.
+    """
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    atomic_write_text(path, recipe_text(settings))
+    try:
+        yield load_recipe(path)
+    except UsageError as error:
+        if before is not None:
+            atomic_write_text(path, before)
+        raise UsageError(str(error).replace(str(settings.out / "sweep"), str(settings.out))) from error
 
 
 def recipe_text(settings: DemoSettings) -> str:
@@ -194,8 +211,20 @@ def online_cost(recipe: Recipe, out: Path, on_note: Callable[[str], None]) -> di
         "loss": {kind: run.loss for kind, run in runs.items()},
         "settings": asked,
     }
-    atomic_write_text(path, json.dumps(measured, indent=1))
+    if online_ratio(measured) is not None:
+        atomic_write_text(path, json.dumps(measured, indent=1))
     return measured
+
+
+def online_ratio(online: dict[str, Any]) -> float | None:
+    """Return the seconds of the run with the teacher online as a multiple of the cached one's.
+
+    None if it was not the slower one, though it computes all that the cached one does and the teacher: other
+    work disturbed the measurement. It is not stored then, and the next call measures again.
+    """
+    seconds = online["seconds"]
+    ratio: float = seconds["online"] / seconds["cached"]
+    return ratio if ratio > 1 else None
 
 
 def in_folder(settings: TrainSettings, folder: str, name: str) -> TrainSettings:
@@ -213,18 +242,19 @@ def threads_of_a_run() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def row_figures(record: SweepRecord, ratio: float) -> list[dict[str, Any]]:
+def row_figures(record: SweepRecord, ratio: float | None) -> list[dict[str, Any]]:
     """Return of each row of a finished sweep its `name`, `figures` and `seconds` of a run, and
     `seconds_online`, what a run would take with the teacher online.
 
     Args:
         ratio: seconds of a run with the teacher online, as a multiple of those of a cached one. Hard labels
-            need no teacher.
+            need no teacher. None if it is not known.
     """
     rows = []
     for runs in record.configurations():
         name, seconds = runs[0].settings[ROW], spread((run.train or {})["seconds"] for run in runs)
         assert seconds is not None
+        factor = ratio if name in SOFT.values() else 1.0
         rows.append(
             {
                 "name": name,
@@ -232,7 +262,7 @@ def row_figures(record: SweepRecord, ratio: float) -> list[dict[str, Any]]:
                     figure: spread_json(spread(run.evals[0][figure] for run in runs)) for figure in FIGURES
                 },
                 "seconds": spread_json(seconds),
-                "seconds_online": seconds.mean * (ratio if name in SOFT.values() else 1),
+                "seconds_online": None if factor is None else seconds.mean * factor,
             }
         )
     return rows

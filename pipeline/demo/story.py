@@ -35,11 +35,15 @@ def cost_lines(teacher: dict[str, Any], online: dict[str, Any]) -> Iterator[str]
         f"{teacher['seconds']:.1f} s, {teacher['bytes'] / MEGABYTE:.2f} MB."
     )
     seconds = online["seconds"]
-    yield (
-        f"    The {online['runs']} runs with soft labels took {online['sweep_seconds']:.0f} s. Online it "
-        f"would have been {online['sweep_seconds_online']:.0f} s"
-    )
-    yield f"    (one run: cached {seconds['cached']:.1f} s, online {seconds['online']:.1f} s)."
+    took = f"    The {online['runs']} runs with soft labels took {online['sweep_seconds']:.0f} s."
+    one = f"one run: cached {seconds['cached']:.1f} s, online {seconds['online']:.1f} s"
+    if online["sweep_seconds_online"] is None:
+        yield took
+        yield f"    Other work disturbed the comparison with a teacher online ({one});"
+        yield "    the same command again measures it again."
+    else:
+        yield f"{took} Online it would have been {online['sweep_seconds_online']:.0f} s"
+        yield f"    ({one})."
     yield ""
 
 
@@ -58,7 +62,8 @@ def temperature_table(results: dict[str, Any]) -> Table:
     for label, name in {"hard labels": QKV_HARD, **{f"T = {t}": name for t, name in SOFT.items()}}.items():
         row = rows[name]
         figures = [spread_text(figure, row["figures"][figure]) for figure in ("harmonic", "agreement", "kl")]
-        table.add_row(label, *figures, f"{row['seconds']['mean']:.1f}", f"{row['seconds_online']:.1f}")
+        online = "" if row["seconds_online"] is None else f"{row['seconds_online']:.1f}"
+        table.add_row(label, *figures, f"{row['seconds']['mean']:.1f}", online)
     return table
 
 

@@ -50,6 +50,7 @@ def record() -> dict[str, Any]:
         "build_seconds": 61.4,
         "cache_bytes": 4_200_000,
         "runs": 33,
+        "runs_seconds": 1200.0,
         "cached_run_seconds": 40,
         "online_run_seconds": 90.25,
     }
@@ -188,11 +189,42 @@ def test_a_damaged_record_is_refused(call: Call, record: dict[str, Any], tmp_pat
     assert "rows.3.runs" in result.output
 
 
+def alike_seeds(record: dict[str, Any]) -> None:
+    record["rows"][2]["runs"][1]["seed"] = 0
+
+
+def alike_names(record: dict[str, Any]) -> None:
+    record["rows"].append(record["rows"][0])
+
+
+def endless_build(record: dict[str, Any]) -> None:
+    record["cost"]["build_seconds"] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (alike_seeds, "has a seed twice"),
+        (alike_names, "same name: 'hard'"),
+        (endless_build, "cost.build_seconds"),
+    ],
+)
+def test_a_record_that_would_mislead_is_refused(
+    call: Call, record: dict[str, Any], damage: Callable[[dict[str, Any]], None], said: str, tmp_path: Path
+) -> None:
+    damage(record)
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps(record))
+    result = call("sentence", file)
+    assert result.exit_code == 2
+    assert said in " ".join(re.sub("[│╭╮╰╯─]", " ", result.output).split())
+
+
 def test_the_sentence_has_the_totals(call: Call, file: Path) -> None:
     assert call("sentence", file).output == (
-        "The teacher ran once: 61 s for 4,000 views of 1,000 pictures, 4.2 MB on disk. 33 runs then took "
-        "1,320 s from the cache. With the teacher online they would have taken 2,978 s (40.0 s and 90.2 s a "
-        "run, both measured).\n"
+        "The teacher ran once: 61 s for 4,000 views of 1,000 pictures, 4.2 MB on disk. 33 runs with its "
+        "soft labels then took 1,200 s. With the teacher online they would have taken 2,708 s: one run, "
+        "measured both ways, takes 40.0 s from the cache and 90.2 s online.\n"
     )
 
 

@@ -46,6 +46,26 @@ def test_a_long_work_says_lines_in_between(
     assert [line[5] for line in said] == [f"  loss {loss}" for loss in "332211"]
 
 
+def test_the_rate_of_slow_work_has_digits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 0.0, *([80.0] * 9)])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    with counting("runs", 18) as counter:
+        counter.start_at(6)
+        counter(2)
+    ((_, done, _, rate, left, _),) = lines(capsys.readouterr().err)
+    assert (done, rate, left) == ("8", "0.025", "0:06:40")
+
+
+def test_kept_work_is_not_counted_in_the_time_left_of_a_bar() -> None:
+    slow = "import time; from teacher_cache.progress import counting\nwith counting('runs', 100) as c:\n"
+    slow += " c.start_at(90)\n for _ in range(3): time.sleep(1.1); c()\n"
+    screen = pyte.Screen(80, 24)
+    pyte.ByteStream(screen).feed(in_terminal(slow))
+    assert re.search(r"93/100 0\.[89]\d\d runs/s 0:00:0[789]", "".join(screen.display))
+
+
 def test_a_work_that_fails_says_how_far_it_came(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ValueError, match="invalid literal"), counting("rows", 5) as counter:  # noqa: PT012
         counter(int("2"))
