@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from teacher_cache.errors import RppError
@@ -55,7 +55,7 @@ class Counter:
         self.what, self.total, self.done = what, total, 0
         self.fields: dict[str, str] = {}
         self._bar = bar
-        self._task = bar.add_task(what, total=total, rate="", more="") if bar else None
+        self._task = bar.add_task(what, total=total, rate="", left="", more="") if bar else None
         self._started = self._printed = time.monotonic()
         self._before = 0
         self._changed = False  # since the last line
@@ -63,8 +63,6 @@ class Counter:
     def start_at(self, done: int) -> None:
         """Set what was done before: it is displayed, but not counted in the rate or the time left."""
         self.done = self._before = done
-        if self._bar and self._task is not None:
-            self._bar.reset(self._task, completed=done)
 
     def __call__(self, amount: int = 1, **fields: str) -> None:
         """Count `amount`; `fields` are displayed beside it as `name value`."""
@@ -76,7 +74,8 @@ class Counter:
         self.fields.update(fields)
         if self._bar and self._task is not None:
             rate = f"{_figures(self._rate())} {self.what}/s"
-            self._bar.update(self._task, completed=self.done, rate=rate, more=self._more())
+            left = str(self._left())
+            self._bar.update(self._task, completed=self.done, rate=rate, left=left, more=self._more())
         elif time.monotonic() - self._printed >= LINE_EVERY_SECONDS:
             self.print_line()
 
@@ -85,13 +84,16 @@ class Counter:
         if not self._changed:
             return
         self._changed, self._printed = False, time.monotonic()
-        rate = self._rate()
-        left = timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
-        line = f"{self.what} {self.done}/{self.total}  {_figures(rate)}/s  left {left}  {self._more()}"
+        rate = f"{_figures(self._rate())}/s"
+        line = f"{self.what} {self.done}/{self.total}  {rate}  left {self._left()}  {self._more()}"
         print(line.rstrip(), file=_Screen(), flush=True)
 
     def _rate(self) -> float:
         return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
+
+    def _left(self) -> timedelta | str:
+        rate = self._rate()
+        return timedelta(seconds=round((self.total - self.done) / rate)) if rate else "?"
 
     def _more(self) -> str:
         return "  ".join(f"{name} {value}" for name, value in self.fields.items())
@@ -128,7 +130,7 @@ def counting(what: str, total: int) -> Iterator[Counter]:
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),  # rich's own is that of the last pair, if two runs end together
     )
     with _TwoLines(*columns, console=console, expand=True) as bar:
         yield Counter(what, total, bar)
