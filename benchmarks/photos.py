@@ -52,6 +52,7 @@ from pipeline.sweep import check_all_done, run_sweep
 from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.settings import EvalSettings
+from student_train.figures import ZERO_SHOT
 from student_train.markdown import table as markdown_table
 from student_train.runs.record import STUDENT
 from student_train.training.loop import Run, train
@@ -79,6 +80,32 @@ VALIDATION_SHARE = 0.2
 SEED = 0
 LR = re.compile(r"^lr = .*$", re.MULTILINE)
 TRANSFERRED = ("hard", "soft, teacher, T = 1", "text, soft")
+CONTRASTS = (  # what is compared, a row, and the row (or frozen model) that is subtracted
+    ("hard labels, against zero-shot", "hard", ZERO_SHOT),
+    ("soft labels of the teacher, against zero-shot", "soft, teacher, T = 1", ZERO_SHOT),
+    ("soft labels of the teacher, against hard", "soft, teacher, T = 1", "hard"),
+    ("soft labels of the own model, against hard", "soft, own, T = 1", "hard"),
+    ("soft labels: teacher, against own model", "soft, teacher, T = 1", "soft, own, T = 1"),
+    ("T = 8, against T = 1 (teacher)", "soft, teacher, T = 8", "soft, teacher, T = 1"),
+    ("T = 0.5, against T = 1 (teacher)", "soft, teacher, T = 0.5", "soft, teacher, T = 1"),
+    ("QKV, against shared, equal positions (hard)", "hard", "hard, shared"),
+    ("QKV, against shared, equal positions (soft)", "soft, teacher, T = 1", "soft, shared"),
+    ("QKV, against shared, equal positions (text, hard)", "text, hard", "text, hard, shared"),
+    ("QKV, against shared, equal positions (text, soft)", "text, soft", "text, soft, shared"),
+    ("QKV, against shared, equal parameters (hard)", "hard", "hard, shared, 12 positions"),
+    ("QKV, against shared, equal parameters (soft)", "soft, teacher, T = 1", "soft, shared, 12 positions"),
+    ("carry residual, against replace (hard)", "hard, residual", "hard"),
+    ("carry residual, against replace (soft)", "soft, residual", "soft, teacher, T = 1"),
+    ("depth 1, against all blocks (soft)", "soft, depth 1", "soft, teacher, T = 1"),
+    ("text alone, against both towers (hard)", "text, hard", "hard"),
+    ("text alone, against both towers (soft)", "text, soft", "soft, teacher, T = 1"),
+    ("1 shot, against zero-shot (hard)", "hard, 1 shot", ZERO_SHOT),
+    ("1 shot, against zero-shot (soft)", "soft, 1 shot", ZERO_SHOT),
+    ("4 shots, against zero-shot (hard)", "hard, 4 shots", ZERO_SHOT),
+    ("4 shots, against zero-shot (soft)", "soft, 4 shots", ZERO_SHOT),
+    ("16 shots, against zero-shot (hard)", "hard, 16 shots", ZERO_SHOT),
+    ("16 shots, against zero-shot (soft)", "soft, 16 shots", ZERO_SHOT),
+)
 HEADINGS = {
     "base": "base %",
     "new": "new %",
@@ -198,7 +225,7 @@ def pixels_digest(pictures: Iterable[np.ndarray]) -> str:
     """Return the SHA-256 of the pixels [H, W, 3] uint8 of all pictures, in their order."""
     digest = hashlib.sha256()
     for one in pictures:
-        digest.update(np.ascontiguousarray(one))
+        digest.update(one.tobytes())
     return digest.hexdigest()
 
 
@@ -538,7 +565,7 @@ def tables(
 
 
 def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
-    """Return the tables of the study by name: of all rows, and of the transfer.
+    """Return the tables of the study by name: of all rows, of differences, and of the transfer.
 
     Raises:
         UsageError: rows have different seeds, or one seed.
@@ -559,8 +586,33 @@ def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
     headings = ["row", "lr", *HEADINGS.values(), "seconds"]
     return {
         "photographs": "\n".join(markdown_table(headings, rows)),
+        "differences": differences(record),
         "transfer": "\n".join(markdown_table(["prompts", "emoji top-1 %", "photographs top-1 %"], moved)),
     }
+
+
+def differences(record: dict[str, Any]) -> str:
+    """Return the table of `CONTRASTS` in points of accuracy, each seed's difference with the same seed's run.
+
+    A contrast whose rows the record does not have is left out.
+    """
+    figures = ("base", "new", "harmonic")
+    runs = {row["name"]: sorted(row["runs"], key=lambda run: run["seed"]) for row in record["rows"]}
+    frozen = {model["name"]: model for model in record["frozen"]}
+    rows = []
+    for label, name, other in CONTRASTS:
+        if name not in runs or other not in runs | frozen:
+            continue
+        cells = []
+        for figure in figures:
+            subtracted = [run[figure] for run in runs.get(other, [frozen.get(other)] * len(runs[name]))]
+            found = spread(
+                100 * (run[figure] - less) for run, less in zip(runs[name], subtracted, strict=True)
+            )
+            assert found is not None
+            cells.append(f"{found.mean:+.2f} ± {found.deviation or 0:.2f}".replace("-", "−"))
+        rows.append([label, *cells])
+    return "\n".join(markdown_table(["difference in points", "base", "new", "harmonic"], rows))
 
 
 def cell(values: Sequence[float | None], figure: str) -> str:

@@ -226,7 +226,9 @@ def test_tables_need_every_figure_of_several_seeds(photos: Any, runs: list[dict[
         photos.markdown_tables(record)
 
 
-@pytest.mark.parametrize("places", [[1, 0, 2, 3], [0, 1, 3, 2], [0, 1, 2], [0, 1, 1, 2, 3]])
+@pytest.mark.parametrize(
+    "places", [[1, 0, 2, 3, 4, 5], [0, 1, 2, 3, 5, 4], [0, 1, 2, 3, 4], [0, 1, 1, 2, 3, 4, 5]]
+)
 def test_a_page_without_the_marks_is_left_as_it_is(photos: Any, tmp_path: Path, places: list[int]) -> None:
     lines = []
     for name in TABLES:
@@ -333,7 +335,26 @@ def test_every_command_on_a_few_pictures(
     assert "| soft, 1 shot |" in Path("docs/results.md").read_text(encoding="utf-8")
 
 
-TABLES = ["photographs", "transfer"]
+def test_differences_are_those_of_equal_seeds(photos: Any) -> None:
+    record = example_record()
+    hard = record["rows"][0]
+    runs = [{**run, "new": 0.4 + 0.01 * run["seed"]} for run in reversed(hard["runs"])]
+    record["rows"].append({"name": "hard, shared", "settings": {"lr": 0.1}, "runs": runs})
+    lines = photos.differences(record).splitlines()[2:]
+    assert lines == [
+        "| hard labels, against zero-shot | +0.00 ± 0.00 | +0.00 ± 0.00 | +5.00 ± 1.41 |",
+        "| QKV, against shared, equal positions (hard) | +0.00 ± 0.00 | −0.50 ± 0.71 | +0.00 ± 0.00 |",
+    ]
+
+
+def test_differences_are_between_rows_of_the_recipe(photos: Any) -> None:
+    recipe = tomllib.loads((ROOT / photos.RECIPE).read_text(encoding="utf-8"))
+    names = {row["name"] for row in recipe["row"]} | {"zero-shot"}
+    assert {name for _, *pair in photos.CONTRASTS for name in pair} <= names
+    assert len({label for label, *_ in photos.CONTRASTS}) == len(photos.CONTRASTS)
+
+
+TABLES = ["photographs", "differences", "transfer"]
 
 
 def example_record() -> dict[str, Any]:
