@@ -71,7 +71,7 @@ RECIPE = Path("recipes") / "photos.toml"
 SPLIT = RECIPE.with_suffix("") / "split.json.gz"
 SWEEP = Path("sweeps") / "photos"
 FOLDER = Path("photos-study")  # of what these commands make
-COST, TRANSFER, PROBE = (FOLDER / f"{name}.json" for name in ("cost", "transfer", "probe"))
+TUNE, COST, TRANSFER, PROBE = (FOLDER / f"{name}.json" for name in ("tune", "cost", "transfer", "probe"))
 RECORD = Path("docs") / "data" / "photos.json"
 RATES = (0.00125, 0.005, 0.02, 0.08)
 DECAYS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # of linear classifiers
@@ -259,20 +259,20 @@ def tuning_recipe(text: str, folder: Path) -> str:
     return text
 
 
-def best_rates(rows: list[SweepRow]) -> dict[str, float]:
-    """Return the learning rate with the highest harmonic mean of each row.
-
-    Raises:
-        SystemExit: a run failed.
-    """
-    found: dict[str, tuple[float, float]] = {}
+def scores_of(rows: list[SweepRow]) -> dict[str, dict[str, float]]:
+    """Return the harmonic mean of each row by its learning rate, a text as JSON needs it."""
+    found: dict[str, dict[str, float]] = {}
     for row in rows:
-        if row.state != "done":
-            raise SystemExit(f"{row.run} is {row.state}: {row.why}")
-        score = row.evals[0]["harmonic"], row.settings["lr"]
-        name = row.settings["row"]
-        found[name] = max(found.get(name, score), score)
-    return {name: rate for name, (_, rate) in found.items()}
+        found.setdefault(row.settings["row"], {})[str(row.settings["lr"])] = row.evals[0]["harmonic"]
+    return found
+
+
+def best_rates(scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the learning rate with the highest harmonic mean of each row; of equal ones the largest."""
+    return {
+        name: max(map(float, of_row), key=lambda rate: (of_row[str(rate)], rate))
+        for name, of_row in scores.items()
+    }
 
 
 def with_rates(text: str, rates: dict[str, float]) -> str:
@@ -297,7 +297,11 @@ def tune(
     axis = f"train.lr={','.join(map(str, RATES))}"
     settings = SweepSettings(set=(axis,), out=out / "sweep", seeds=1, jobs=jobs)
     record = run_sweep(own, settings, on_note=print)
-    rates = best_rates(record.rows)
+    check_all_done(record)
+    scores = scores_of(record.rows)
+    rates = best_rates(scores)
+    frozen = {name: found[0]["harmonic"] for name, found in record.baselines().items()}
+    atomic_write_text(TUNE, json.dumps({"rows": scores, "frozen": frozen}, indent=1) + "\n")
     atomic_write_text(RECIPE, with_rates(RECIPE.read_text(encoding="utf-8"), rates))
     for name, rate in rates.items():
         print(f"{rate:<6} {name}")
@@ -525,6 +529,7 @@ def record(
             for name, found in runs.items()
         ],
         "frozen": frozen,
+        "tuning": read_json(TUNE, "tune --photos ..."),
         "transfer": read_json(TRANSFER, "transfer --photos ... --emoji ..."),
         "probe": read_json(PROBE, "probe --photos ..."),
         "cost": {**costs, "runs": len(saved), "runs_seconds": sum(saved)},
@@ -575,15 +580,18 @@ def markdown_tables(record: dict[str, Any]) -> dict[str, str]:
         raise UsageError("the rows of a table need the same seeds, at least two")
     rows: list[list[str]] = []
     for model in record["frozen"]:
-        rows.append([model["name"], "", *(cell([model[figure]], figure) for figure in HEADINGS), ""])
+        chosen_by = cell([record["tuning"]["frozen"].get(model["name"])], "harmonic")
+        figures = (cell([model[figure]], figure) for figure in HEADINGS)
+        rows.append([model["name"], "", chosen_by, *figures, ""])
     for row in record["rows"]:
         cells = [cell([run[figure] for run in row["runs"]], figure) for figure in HEADINGS]
         seconds = statistics.mean(run["seconds"] for run in row["runs"])
-        rows.append([row["name"], f"{row['settings']['lr']:g}", *cells, f"{seconds:.0f}"])
+        chosen_by = cell([max(record["tuning"]["rows"][row["name"]].values())], "harmonic")
+        rows.append([row["name"], f"{row['settings']['lr']:g}", chosen_by, *cells, f"{seconds:.0f}"])
     moved: list[list[str]] = []
     for name, found in record["transfer"]["rows"].items():
         moved.append([name, *(cell(found[kind], "top1") for kind in ("emoji", "photographs"))])
-    headings = ["row", "lr", *HEADINGS.values(), "seconds"]
+    headings = ["row", "lr", "split: harmonic %", *HEADINGS.values(), "seconds"]
     return {
         "photographs": "\n".join(markdown_table(headings, rows)),
         "differences": differences(record),
