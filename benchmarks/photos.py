@@ -15,7 +15,9 @@ docs/results.md from that file alone. All commands run in the root of a checkout
     python benchmarks/photos.py cost --photos photos
     python benchmarks/photos.py transfer --photos photos --emoji emoji
     python benchmarks/photos.py probe --photos photos
-    python benchmarks/photos.py record && python benchmarks/photos.py tables
+    python benchmarks/photos.py record
+    python benchmarks/photos.py tables
+    python benchmarks/photos.py prompts
 """
 
 import gzip
@@ -25,6 +27,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import statistics
 import tempfile
 import time
@@ -53,8 +56,10 @@ from pipeline.sweep_record import SweepRecord, SweepRow, read_sweep
 from student_train.evaluation.evaluate import evaluate
 from student_train.evaluation.settings import EvalSettings
 from student_train.figures import ZERO_SHOT
+from student_train.interchange.huggingface import export_huggingface
+from student_train.interchange.settings import HuggingFaceSettings
 from student_train.markdown import table as markdown_table
-from student_train.runs.record import STUDENT
+from student_train.runs.record import MODEL, STUDENT
 from student_train.training.loop import Run, train
 from teacher_cache.build import build_cache
 from teacher_cache.classes.vocabulary import load_vocabulary
@@ -80,6 +85,7 @@ VALIDATION_SHARE = 0.2
 SEED = 0
 LR = re.compile(r"^lr = .*$", re.MULTILINE)
 TRANSFERRED = ("hard", "soft, teacher, T = 1", "text, soft")
+PUBLISHED = ("hard", "soft, own, T = 1", "soft, teacher, T = 1")
 CONTRASTS = (  # what is compared, a row, and the row (or frozen model) that is subtracted
     ("hard labels, against zero-shot", "hard", ZERO_SHOT),
     ("soft labels of the teacher, against zero-shot", "soft, teacher, T = 1", ZERO_SHOT),
@@ -550,6 +556,24 @@ def teacher_rows(sweep: SweepRecord, timed: str) -> list[str]:
         for name, settings in every.items()
         if settings.get("soft_weight") != 0 and all(settings.get(key) == alike[key] for key in alike)
     ]
+
+
+@main.command()
+def prompts(
+    out: Annotated[Path, typer.Option(help="folder to write")] = RECIPE.with_suffix("") / "prompts",
+) -> None:
+    """Write the prompts of some rows, of each seed, as one file each that names no folder of this machine."""
+    sweep = read_sweep(SWEEP)
+    check_all_done(sweep)
+    make_folder(out)
+    for row in sweep.rows:
+        if (name := row.settings["row"]) in PUBLISHED:
+            with tempfile.TemporaryDirectory() as folder:
+                exported = HuggingFaceSettings(student=str(SWEEP / row.run), out=Path(folder) / "hub")
+                export_huggingface(exported)
+                file = out / f"{re.sub(r'[^a-zA-Z0-9.]+', '-', name)}-seed-{row.seed}.safetensors"
+                shutil.copyfile(exported.out / MODEL, file)
+                print(file)
 
 
 @main.command()

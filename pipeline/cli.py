@@ -140,7 +140,7 @@ def sweep_recipe(recipe: Path, settings: SweepSettings, as_json: bool, as_markdo
     record = run_sweep(recipe, settings, note)
     print_table(json.loads(record.model_dump_json()), sweep_cells(record), as_json, as_markdown)
     figures = {name for row in record.rows for one in row.evals for name in one}
-    if record.rows_have_caches and any(FIGURES[name].against_teacher for name in figures & set(FIGURES)):
+    if record.several_teachers and any(FIGURES[name].against_teacher for name in figures & set(FIGURES)):
         note(
             "note: figures compare each row with the teacher of its own cache; to compare all rows with one "
             "teacher, name its cache in [[eval]]"

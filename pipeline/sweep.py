@@ -97,6 +97,7 @@ def run_sweep(
         record = SweepRecord(
             recipe=absolute_place(recipe_path),
             cache=absolute_place(recipe.train.cache),
+            eval_caches=sorted({str(one.cache) for cell in cells for one in cell.job.evals}),
             axes={name: list(dict.fromkeys(c.settings[name] for c in cells)) for name in cells[0].settings},
             row_settings={row.name: row.settings for row in recipe.rows},
             seeds=list(dict.fromkeys(cell.train.seed for cell in cells)),

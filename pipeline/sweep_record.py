@@ -49,6 +49,7 @@ class SweepRecord(BaseModel):
     Attributes:
         recipe: the recipe's file.
         cache: that of [train]; rows may name others.
+        eval_caches: those with whose teachers the evaluations compare; empty in records of earlier versions.
         axes: values of each axis, in the order of the command. Rows are the first one, `row`.
         row_settings: settings of each row of the recipe, by its name.
         zero_shot: results of the recipe's evaluations for the students' frozen model, with `by_class`; empty
@@ -63,6 +64,7 @@ class SweepRecord(BaseModel):
 
     recipe: str
     cache: str
+    eval_caches: list[str] = []
     axes: dict[str, list[Any]]
     seeds: list[int]
     zero_shot: list[dict[str, Any]] = []
@@ -88,8 +90,10 @@ class SweepRecord(BaseModel):
         return list(groups.values())
 
     @property
-    def rows_have_caches(self) -> bool:
-        """Whether rows of the recipe name caches of their own, which may have other teachers."""
+    def several_teachers(self) -> bool:
+        """Whether rows are compared with different caches, which may have other teachers."""
+        if self.eval_caches:
+            return len(self.eval_caches) > 1
         return any("cache" in settings for settings in self.row_settings.values())
 
     def baselines(self) -> dict[str, list[dict[str, Any]]]:

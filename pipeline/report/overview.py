@@ -184,7 +184,7 @@ def headline(gathered: Gathered) -> list[Piece]:
         text = f"This {what} has no evaluation: add [[eval]] to the recipe, or use rpp eval."
         return [Text(text, True), _headline_table(gathered, None, first=True)]
     pieces: list[Piece] = [Text(RULE)]
-    if gathered.sweep.rows_have_caches:
+    if gathered.sweep.several_teachers:
         pieces.append(Text(SEVERAL_TEACHERS))
     for place, one in enumerate(gathered.evaluations):
         pieces.append(_headline_table(gathered, one, first=place == 0))
@@ -216,7 +216,7 @@ def _headline_table(gathered: Gathered, evaluation: Evaluation | None, first: bo
             columns[name] = [*frozen, *figures]
             against_teacher = FIGURES[name].against_teacher
             takes_part = [not against_teacher and one.startswith(ZERO_SHOT) for one in baselines]
-            takes_part += [not (against_teacher and gathered.sweep.rows_have_caches)] * len(figures)
+            takes_part += [not (against_teacher and gathered.sweep.several_teachers)] * len(figures)
             pairs = zip(columns[name], takes_part, strict=True)
             compared = [one if does else None for one, does in pairs]
             best[name] = best_of(compared, FIGURES[name].lower_is_better)

@@ -299,10 +299,26 @@ def test_an_evaluation_that_names_another_teachers_cache(study: Path, tmp_path: 
         )
     )
     record = run_sweep(other, SweepSettings(out=tmp_path / "sweep"))
+    assert record.eval_caches == [f"{folder}/large.zarr"]
     assert "agreement" not in record.zero_shot[0]
     assert record.rows[0].evals[0]["agreement"] < 1
     assert record.teacher[0]["agreement"] == 1
     assert [row[1] for row in sweep_cells(record).rows] == ["zero-shot", "teacher", "1"]
+
+
+@pytest.mark.parametrize(("caches", "several"), [([], True), (["t"], False), (["a", "b"], True)])
+def test_rows_of_several_caches_may_be_compared_with_one_teacher(caches: list[str], several: bool) -> None:
+    """Records of earlier versions do not have `eval_caches`."""
+    record = SweepRecord(
+        recipe="",
+        cache="a",
+        axes={"row": ["own", "other"]},
+        seeds=[0],
+        rows=[],
+        row_settings={"own": {}, "other": {"cache": "b"}},
+        eval_caches=caches,
+    )
+    assert record.several_teachers == several
 
 
 def test_a_single_run_has_both_baselines_and_several_builds(study: Path, tmp_path: Path) -> None:
