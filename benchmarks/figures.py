@@ -248,7 +248,7 @@ def draw_temperature(ablation: Ablation) -> list[str]:
     def height(value: float) -> float:
         return TOP + (high - value) / (high - low) * (bottom - TOP)
 
-    about = f"dots: means over {ablation.seeds()} seeds; bars and band: ± one standard deviation"
+    about = f"marks: means over {ablation.seeds()} seeds; bars and band: ± one standard deviation"
     parts = [text(LEFT, TOP - 18, about, "quiet")]
     for value in ticks(low, high):
         parts.append(path([(LEFT, height(value)), (right, height(value))], "grid"))
