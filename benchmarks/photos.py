@@ -326,7 +326,7 @@ def cost(
     recipe = load_study(photos)
     rows = {one.name: one.train for one in recipe.rows if one.train.soft_weight}
     if row not in rows:
-        raise UsageError(f"--row: there is no row '{row}' with soft labels; there are {', '.join(rows)}")
+        raise UsageError(f"--row: no row '{row}' with soft labels; known: {', '.join(rows)}")
     settings = rows[row]
     taken: dict[str, list[float]] = {"cached": [], "online": []}
     losses: dict[str, list[float]] = {"cached": [], "online": []}
